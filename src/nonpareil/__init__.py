@@ -1,0 +1,3 @@
+"""Nonpareil: one sample as good as the best of N."""
+
+__version__ = "0.1.0"

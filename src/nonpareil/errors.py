@@ -1,0 +1,21 @@
+"""Errors a user can mend. Each says what is wrong, the value seen, and the remedy."""
+
+
+class NonpareilError(Exception):
+    """Base of every error raised on purpose; the command line prints its message without a traceback."""
+
+
+class ConfigError(NonpareilError, ValueError):
+    """A setting, flag or argument that cannot work."""
+
+
+class DataError(NonpareilError, ValueError):
+    """Prompts, groups or files that are not what they must be."""
+
+
+class ModelError(NonpareilError, ValueError):
+    """A model, tokenizer or reward model that cannot be used as asked."""
+
+
+class RewardError(NonpareilError, RuntimeError):
+    """A reward that breaks its contract (as opposed to one that fails on a sample, which is a null)."""
