@@ -1,0 +1,106 @@
+"""Rewards: sequence-classification models and Python functions, alone or as a weighted sum."""
+
+import difflib
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nonpareil.errors import ConfigError
+from nonpareil.protocols import Reward
+from nonpareil.rewards.combine import CombinedReward
+from nonpareil.rewards.function import FunctionReward
+from nonpareil.rewards.load import is_function_path, load_function
+
+if TYPE_CHECKING:
+    from nonpareil.rewards.model import RewardModel
+
+__all__ = ["CombinedReward", "FunctionReward", "RewardModel", "load_function", "load_rewards"]
+
+RewardSpec = Reward | Callable[..., Any] | str | Path
+"""A reward, a function, a model in memory, or the name of a function or model."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only for those who score with a model; a function's worker process starts without it."""
+    if name == "RewardModel":
+        from nonpareil.rewards.model import RewardModel
+
+        return RewardModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def load_rewards(
+    specs: RewardSpec | Sequence[RewardSpec],
+    *,
+    tokenizers: Sequence[Any] | None = None,
+    weights: Sequence[float] | None = None,
+    timeout: float | None = None,
+    **model_options: Any,
+) -> CombinedReward:
+    """Rewards from what a user names, combined.
+
+    `file.py:fn` and `pkg.mod.fn` are functions; a directory or `org/name` is a reward model.
+
+    Args:
+        specs: one, or a list that mixes kinds.
+        tokenizers: one a spec (None for functions and for models that bring their own).
+        weights: one a reward; 1 each by default.
+        timeout: seconds a function may take a call.
+        **model_options: for every reward model, as `RewardModel` takes them: `dtype`, `append_eos`, ...
+
+    Raises:
+        ConfigError: a spec that names nothing, an unknown option, or lists of different lengths.
+        ModelError: a model that is no reward model.
+    """
+    listed = list(specs) if isinstance(specs, Sequence) and not isinstance(specs, str) else [specs]
+    own_tokenizers = list(tokenizers) if tokenizers is not None else [None] * len(listed)
+    if len(own_tokenizers) != len(listed):
+        raise ConfigError(
+            f"{len(own_tokenizers)} reward tokenizers for {len(listed)} rewards; give one each, or None"
+        )
+    _check_options(model_options)
+    pairs = zip(listed, own_tokenizers, strict=True)
+    return CombinedReward(
+        [_load(spec, tokenizer, timeout, model_options) for spec, tokenizer in pairs], weights
+    )
+
+
+def _load(spec: Any, tokenizer: Any, timeout: float | None, model_options: dict[str, Any]) -> Reward:
+    if isinstance(spec, Path):
+        spec = str(spec)
+    if isinstance(spec, str):
+        # A directory may be called what a module is: what exists is meant.
+        is_function = not Path(spec).expanduser().is_dir() and is_function_path(spec)
+        if is_function:
+            return FunctionReward(load_function(spec), timeout=timeout)
+    elif not _is_torch_module(spec):
+        if hasattr(spec, "score") and hasattr(spec, "describe"):
+            return spec
+        return FunctionReward(spec, timeout=timeout)
+    from nonpareil.rewards.model import RewardModel
+
+    return RewardModel(spec, tokenizer, **model_options)
+
+
+def _is_torch_module(spec: Any) -> bool:
+    torch = sys.modules.get("torch")  # whoever holds a module has imported it
+    return torch is not None and isinstance(spec, torch.nn.Module)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    if not options:
+        return
+    from nonpareil.rewards.model import RewardModel
+
+    known = [
+        name
+        for name in inspect.signature(RewardModel).parameters
+        if name not in ("model", "tokenizer", "name")
+    ]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            raise ConfigError(f"unknown reward model option {name!r}{hint}")

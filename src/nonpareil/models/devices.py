@@ -1,0 +1,59 @@
+"""Where tensors live and how wide they are, decided once for policies and reward models alike."""
+
+import difflib
+
+import torch
+
+from nonpareil.errors import ConfigError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def best_device() -> torch.device:
+    """The first accelerator of this machine (CUDA, then Apple's MPS), else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies it in hardware, else float32: emulation only slows down."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    if device.type == "cpu" and _cpu_has_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype meant by "auto", "bfloat16", "float16", "float32" or a torch dtype.
+
+    Raises:
+        ConfigError: any other name.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return fast_dtype(device)
+    if dtype not in DTYPES:
+        near = difflib.get_close_matches(str(dtype), [*DTYPES, "auto"], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"dtype={dtype!r} is none of 'auto', {', '.join(map(repr, DTYPES))}{hint}")
+    return DTYPES[dtype]
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the CPU has AMX tiles or AVX-512 BF16; asks /proc/cpuinfo where this torch cannot say."""
+    asked = [
+        getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    ]
+    if all(asked):
+        return any(question() for question in asked if question)
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = next((line.split() for line in file if line.startswith("flags")), [])
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags

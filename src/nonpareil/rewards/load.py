@@ -1,0 +1,107 @@
+"""Find a Python function by `pkg.mod.fn` or `path/to/file.py:fn`."""
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from nonpareil.errors import ConfigError
+from nonpareil.rewards.values import reason_of
+
+
+def is_function_path(spec: str) -> bool:
+    """Whether a string names a function (`file.py:fn`, `pkg.mod.fn`, `pkg.mod:fn`) rather than a model."""
+    file, colon, _ = spec.rpartition(":")
+    if colon and file.endswith(".py"):
+        return True
+    parts = spec.replace(":", ".").split(".")
+    return len(parts) > 1 and all(part.isidentifier() for part in parts)
+
+
+def load_function(spec: str) -> Callable[..., Any]:
+    """The function named by `pkg.mod.fn` (or `pkg.mod:fn`) or `path/to/file.py:fn`.
+
+    Modules are also looked for in the current directory, and a file's imports also in its own.
+
+    Raises:
+        ConfigError: no such file, module or function, its import fails, or it cannot be called.
+    """
+    file, colon, attribute = spec.rpartition(":")
+    if colon and file.endswith(".py"):
+        module = load_file(Path(file).expanduser())
+    elif is_function_path(spec):
+        module_name, _, attribute = spec.replace(":", ".").rpartition(".")
+        module = _import(module_name, spec)
+    else:
+        raise ConfigError(f"{spec!r} names no function; give pkg.mod.fn or path/to/file.py:fn")
+    function = getattr(module, attribute, None)
+    if function is None:
+        callables = [
+            name for name, value in vars(module).items() if callable(value) and not name.startswith("_")
+        ]
+        raise ConfigError(
+            f"{spec!r}: there is no {attribute!r} in {module.__file__}{_nearest(attribute, callables)}"
+        )
+    if not callable(function):
+        raise ConfigError(f"{spec!r} is a {type(function).__name__}, which cannot be called")
+    return function
+
+
+def load_file(path: Path, module_name: str | None = None) -> ModuleType:
+    """Import a Python file once a version, under a name that pickle can find it by.
+
+    Raises:
+        ConfigError: there is no such file, or its import fails.
+    """
+    if not path.is_file():
+        near = [str(other) for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise ConfigError(f"no such file: {path}{_nearest(str(path), near)}")
+    path = path.resolve()
+    if module_name is None:
+        version = f"{path} {path.stat().st_mtime_ns} {path.stat().st_size}"
+        module_name = f"nonpareil_reward_{path.stem}_{hashlib.sha256(version.encode()).hexdigest()[:8]}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    _look_in(str(path.parent))
+    module_spec = importlib.util.spec_from_file_location(module_name, path)
+    assert module_spec is not None  # it ends in .py
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise ConfigError(f"importing {path} failed: {reason_of(error)}") from error
+    return module
+
+
+def _import(module_name: str, spec: str) -> ModuleType:
+    _look_in(os.getcwd())  # a console script's path lacks it; `python -m` has it
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise ConfigError(
+                f"{spec!r}: there is no module {error.name!r}; give pkg.mod.fn of an installed package or of "
+                "the current directory, or path/to/file.py:fn"
+            ) from error
+        raise ConfigError(f"importing {module_name} failed: {reason_of(error)}") from error
+    except Exception as error:
+        raise ConfigError(f"importing {module_name} failed: {reason_of(error)}") from error
+
+
+def _look_in(directory: str) -> None:
+    if directory not in sys.path:
+        sys.path.append(directory)
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
