@@ -1,0 +1,98 @@
+"""Best-of-n for every n <= m at once, from m samples a prompt: unbiased, with all samples used."""
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from nonpareil.errors import ConfigError, DataError
+from nonpareil.maths.counts import count_among
+from nonpareil.maths.scalars import at_least_float32
+
+
+def best_of_n_curve(rewards: Float[Tensor, "b m"], max_n: int | None = None) -> Float[Tensor, "b max_n"]:
+    """Unbiased estimate of E[max of n rewards] of each prompt, for n = 1 .. max_n (default m).
+
+    `sum_{i=n..m} C(i-1, n-1) r_(i) / C(m, n)`, r_(i) ascending: the mean over all subsets of size n. NaN
+    rewards (failed) are excluded; where a prompt has fewer than n valid rewards, the entry is NaN. Worked out
+    in float64, returned in the rewards' dtype, float32 at least.
+
+    Raises:
+        ConfigError: max_n outside 1 .. m.
+        DataError: an infinite reward, whose mean is not a number to compare.
+    """
+    num_samples = rewards.shape[1]
+    max_n = num_samples if max_n is None else max_n
+    if not 1 <= max_n <= num_samples:
+        raise ConfigError(
+            f"max_n = {max_n}: must lie in 1 .. {num_samples}, the samples drawn for each prompt"
+        )
+    _refuse_infinite(rewards)
+    ascending = rewards.double().sort(-1).values  # NaN last
+    valid = rewards.isnan().logical_not().sum(-1)
+    curve = ascending.new_full((len(rewards), max_n), torch.nan)
+    # One weight matrix for each number of valid samples: usually one for all prompts, at most m + 1.
+    for count in valid.unique().tolist():
+        if count:
+            rows, reach = valid == count, min(count, max_n)
+            curve[rows, :reach] = ascending[rows, :count] @ _subset_weights(count, reach).to(ascending)
+    return curve.to(at_least_float32(rewards))
+
+
+def rank_weights(rewards: Float[Tensor, "b m"], n: int) -> Float[Tensor, "b m"]:
+    """The probability that each sample is the best of a random n of its prompt's m samples; rows sum to 1.
+
+    `C(i-1, n-1) / C(m, n)` at rank i (ascending), shared evenly among equal rewards. `(weights * x).sum(-1)`
+    is the unbiased estimate of E[x of the best of n] for any x; with x = -log pi it is the forward KL loss to
+    best-of-n with every sample used. NaN rewards weigh 0. A row with fewer than n valid rewards has no such
+    subset and is NaN throughout: drop and count it. Returned in the rewards' dtype, float32 at least.
+
+    Raises:
+        ConfigError: n outside 1 .. m.
+    """
+    num_samples = rewards.shape[1]
+    if not 1 <= n <= num_samples:
+        raise ConfigError(f"n = {n}: must lie in 1 .. {num_samples}, the samples drawn for each prompt")
+    below, at_or_below, valid = count_among(rewards, rewards)
+    # sum_{i<=k} C(i-1, n-1) = C(k, n), so a tie class of ranks below+1 .. at_or_below weighs a difference.
+    log_subsets = _log_binomial(valid, n)
+    class_weight = (_log_binomial(at_or_below, n) - log_subsets).exp() - (
+        _log_binomial(below, n) - log_subsets
+    ).exp()
+    weights = (class_weight / (at_or_below - below)).masked_fill(rewards.isnan(), 0.0)
+    return weights.masked_fill(valid < n, torch.nan).to(at_least_float32(rewards))
+
+
+def harmonic_log_quantile(
+    count_below: Shaped[Tensor, "*s"], m: int | Shaped[Tensor, "..."]
+) -> Float[Tensor, "*s"]:
+    """H_c - H_m, the log-quantile in nats of a sample with c of m reference rewards below it; always finite.
+
+    Unbiased for log p< up to the Taylor tail -sum_{k>m} (1 - p<)^k / k; and E[log u] of the sample ranked i
+    among its own m samples is this at c = i - 1. Pointwise regression after QRPO (arXiv:2507.08068) rests on
+    it. Counts may be integers or floats; float32 at least comes back, float64 for float64 counts.
+    """
+    count = count_below.double()
+    total = torch.as_tensor(m, device=count.device).double()
+    return (torch.digamma(count + 1) - torch.digamma(total + 1)).to(at_least_float32(count_below))
+
+
+def _subset_weights(num_samples: int, max_n: int) -> Float[Tensor, "m n"]:
+    """C(i-1, n-1) / C(m, n) in float64, for rank i = 1 .. m by n = 1 .. max_n; columns sum to 1."""
+    rank = torch.arange(1, num_samples + 1)[:, None]
+    n = torch.arange(1, max_n + 1)[None, :]
+    weights = (_log_binomial(rank - 1, n - 1) - _log_binomial(torch.tensor(num_samples), n)).exp()
+    return weights / weights.sum(0)
+
+
+def _log_binomial(total: Shaped[Tensor, "..."], chosen: int | Shaped[Tensor, "..."]) -> Tensor:
+    """Log of C(total, chosen) in float64; -inf where fewer than `chosen` are there."""
+    total = total.double()
+    chosen = torch.as_tensor(chosen, dtype=torch.float64, device=total.device)
+    rest = (total - chosen).clamp(min=0)
+    log_ways = torch.lgamma(total + 1) - torch.lgamma(chosen + 1) - torch.lgamma(rest + 1)
+    return log_ways.masked_fill(total < chosen, -torch.inf)
+
+
+def _refuse_infinite(rewards: Tensor) -> None:
+    if rewards.isinf().any():
+        raise DataError("rewards hold an infinity: bound the reward, or make failed samples NaN (null)")

@@ -1,0 +1,112 @@
+"""Estimators of a reward's log-quantile under the reference, from m reference rewards of the same prompt.
+
+All are nats, finite (never -inf) where defined, and NaN where the reward failed or no reference reward is
+left. NaN reference rewards are excluded row by row.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from nonpareil.errors import ConfigError
+from nonpareil.maths.counts import Counts, count_among
+from nonpareil.maths.order_statistics import harmonic_log_quantile
+from nonpareil.maths.scalars import at_least_float32
+
+QuantileEstimator = Literal["plug_in", "inclusive_plug_in", "harmonic", "two_sample"]
+
+TWO_SAMPLE_PENALTY = -math.log(16)
+"""J-BOND's reward below both anchors: its mean, -log 16 (1 - p<=)^2, equals log p<= at p<= = 1/2."""
+
+
+def log_quantile(
+    rewards: Float[Tensor, "b k"], reference_rewards: Float[Tensor, "b m"], estimator: QuantileEstimator
+) -> Float[Tensor, "b k"]:
+    """The log-quantile (nats) of k rewards a prompt among m reference rewards, by the estimator named.
+
+    `plug_in`, `harmonic`: log p<; `inclusive_plug_in`: log p<=; `two_sample`: J-BOND's stand-in, m = 2 only.
+
+    Raises:
+        ConfigError: an unknown estimator, or `two_sample` with m other than 2.
+    """
+    if estimator not in _ESTIMATORS:
+        raise ConfigError(f"estimator = {estimator!r}: must be one of {', '.join(_ESTIMATORS)}")
+    return _ESTIMATORS[estimator](rewards, reference_rewards)
+
+
+def strict_count(
+    rewards: Float[Tensor, "b k"], reference_rewards: Float[Tensor, "b m"]
+) -> Float[Tensor, "b k"]:
+    """How many valid reference rewards lie strictly below each reward; a float so that NaN stays NaN."""
+    counts = count_among(rewards, reference_rewards)
+    return counts.below.to(at_least_float32(rewards)).masked_fill(_undefined(rewards, counts), torch.nan)
+
+
+def plug_in(rewards: Float[Tensor, "b k"], reference_rewards: Float[Tensor, "b m"]) -> Float[Tensor, "b k"]:
+    """log((c + 1) / (m + 1)), c of m reference rewards strictly below. vBoN (arXiv:2407.06057), its code."""
+    counts = count_among(rewards, reference_rewards)
+    quantile = (counts.below + 1) / (counts.valid + 1).to(at_least_float32(rewards))
+    return quantile.log().masked_fill(_undefined(rewards, counts), torch.nan)
+
+
+def inclusive_plug_in(
+    rewards: Float[Tensor, "b k"], reference_rewards: Float[Tensor, "b m"]
+) -> Float[Tensor, "b k"]:
+    """log of the share of the m reference rewards at or below each reward. BOND (arXiv:2407.14622).
+
+    The paper does not say what happens when none is. Here none counts as half a reward: log(1 / (2 m)), never
+    -inf, and within .12 nats of the harmonic estimate -H_m for m >= 2.
+    """
+    counts = count_among(rewards, reference_rewards)
+    quantile = counts.at_or_below.to(at_least_float32(rewards)).clamp(min=0.5) / counts.valid
+    return quantile.log().masked_fill(_undefined(rewards, counts), torch.nan)
+
+
+def harmonic(rewards: Float[Tensor, "b k"], reference_rewards: Float[Tensor, "b m"]) -> Float[Tensor, "b k"]:
+    """H_c - H_m, c of m reference rewards strictly below; see `order_statistics.harmonic_log_quantile`."""
+    counts = count_among(rewards, reference_rewards)
+    estimate = harmonic_log_quantile(counts.below, counts.valid.expand_as(counts.below))
+    return estimate.to(at_least_float32(rewards)).masked_fill(_undefined(rewards, counts), torch.nan)
+
+
+def two_sample_log_quantile(
+    rewards: Float[Tensor, " b"], anchor_rewards: Float[Tensor, "b m"]
+) -> Float[Tensor, " b"]:
+    """-log 16 where the reward is strictly below both anchor rewards, else 0 (m = 2).
+
+    J-BOND (arXiv:2407.14622), Algorithm 2.
+
+    NaN where the reward or either anchor reward is: two draws are needed, so none can be left out.
+
+    Raises:
+        ConfigError: a number of anchor rewards other than 2.
+    """
+    if anchor_rewards.shape[-1] != 2:
+        raise ConfigError(
+            f"two_sample needs 2 reference rewards a prompt, got {anchor_rewards.shape[-1]}: "
+            "use harmonic or plug_in with any other number"
+        )
+    lowest = anchor_rewards.amin(-1)  # NaN if either is
+    estimate = torch.where(rewards < lowest, TWO_SAMPLE_PENALTY, 0.0).to(at_least_float32(rewards))
+    return estimate.masked_fill(rewards.isnan() | lowest.isnan(), torch.nan)
+
+
+def _two_sample(rewards: Tensor, reference_rewards: Tensor) -> Tensor:
+    anchors = reference_rewards.repeat_interleave(rewards.shape[1], dim=0)
+    return two_sample_log_quantile(rewards.flatten(), anchors).view_as(rewards)
+
+
+def _undefined(rewards: Tensor, counts: Counts) -> Bool[Tensor, "b k"]:
+    return rewards.isnan() | (counts.valid == 0)
+
+
+_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "plug_in": plug_in,
+    "inclusive_plug_in": inclusive_plug_in,
+    "harmonic": harmonic,
+    "two_sample": _two_sample,
+}

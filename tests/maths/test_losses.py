@@ -1,0 +1,116 @@
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from nonpareil.errors import ConfigError
+from nonpareil.maths import best_of_n, losses
+
+F64 = torch.float64
+REFERENCE = torch.tensor([0.30, 0.22, 0.18, 0.14, 0.10, 0.06], dtype=F64)
+N = 4
+BEST = best_of_n.distribution(REFERENCE, torch.arange(6.0), N)
+
+
+@pytest.fixture
+def logits():
+    return torch.tensor([0.3, -0.4, 1.2, 0.1, 0.0, -1.0], dtype=F64, requires_grad=True)
+
+
+def test_forward_loss_over_best_of_n_samples_has_the_forward_kls_gradient(logits):
+    loss = (BEST * losses.forward_kl_loss(logits.log_softmax(-1))).sum()
+    kl = (BEST * (BEST.log() - logits.log_softmax(-1))).sum()
+    torch.testing.assert_close(torch.autograd.grad(loss, logits), torch.autograd.grad(kl, logits))
+
+
+def test_policy_gradient_over_policy_samples_has_bonds_backward_kl_gradient(logits):
+    log_probs = logits.log_softmax(-1)
+    backward = (log_probs.exp() * (log_probs - BEST.log())).sum()
+    # BOND's return, (N-1) (r_BOND - log_ratio / (N-1)), minus any baseline.
+    advantages = best_of_n.log_tilt(REFERENCE.cumsum(0) - REFERENCE, REFERENCE.cumsum(0), N) - (
+        log_probs - REFERENCE.log()
+    )
+    loss = (log_probs.exp().detach() * losses.policy_gradient_loss(log_probs, advantages - 0.7)).sum()
+    (exact,) = torch.autograd.grad(backward, logits, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], exact)
+
+
+def test_policy_gradient_loss_by_hand_and_detached():
+    logprobs = torch.tensor([-2.0, -3.0], requires_grad=True)
+    advantages = torch.tensor([0.5, -1.0], requires_grad=True)
+    loss = losses.policy_gradient_loss(logprobs, advantages)
+    assert loss.tolist() == [1.0, -3.0]
+    loss.sum().backward()
+    assert logprobs.grad.tolist() == [-0.5, 1.0]
+    assert advantages.grad is None
+
+
+def test_leave_one_out_by_hand():
+    values = torch.tensor([1.0, 2.0, 6.0])
+    assert losses.leave_one_out_mean(values).tolist() == [4.0, 3.5, 1.5]
+    assert losses.leave_one_out_mean(torch.tensor([5.0])).tolist() == [0.0]
+    mask = torch.tensor([True, False, True])
+    failed = torch.tensor([1.0, math.nan, 6.0])
+    assert losses.leave_one_out_mean(failed, mask).tolist() == [6.0, 3.5, 1.0]
+    assert losses.leave_one_out_mean(failed, torch.zeros(3, dtype=torch.bool)).tolist() == [0.0, 0.0, 0.0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.floats(-100, 100), st.booleans()), min_size=1, max_size=8))
+def test_leave_one_out_is_the_mean_of_the_others(entries):
+    values = torch.tensor([value for value, _ in entries], dtype=F64)
+    mask = torch.tensor([valid for _, valid in entries])
+    got = losses.leave_one_out_mean(values, mask)
+    for i in range(len(entries)):
+        others = [v for j, (v, valid) in enumerate(entries) if j != i and valid]
+        assert got[i].item() == pytest.approx(sum(others) / len(others) if others else 0.0, abs=1e-10)
+
+
+def test_margin_loss_by_hand_and_gradient():
+    best = torch.tensor([2.0, 10.0], dtype=F64, requires_grad=True)
+    worst = torch.tensor([1.0, -8.15], dtype=F64, requires_grad=True)
+    # margin(2) = 1, margin(8) = 18.15.
+    assert losses.pairwise_margin_loss(best, worst, 2)[0].item() == pytest.approx(0, abs=1e-15)
+    assert losses.pairwise_margin_loss(best, worst, 8)[1].item() == pytest.approx(0, abs=1e-15)
+    assert losses.pairwise_margin_loss(best, worst, 8)[0].item() == pytest.approx(17.15**2)
+    assert torch.autograd.gradcheck(lambda b, w: losses.pairwise_margin_loss(b, w, 5), (best, worst))
+
+
+def test_margin_loss_of_the_exact_best_of_8_policy_is_about_74():
+    u = torch.rand(400_000, 8, generator=torch.Generator().manual_seed(0), dtype=F64)
+    quantile = torch.stack([u.amax(-1), u.amin(-1)])
+    log_ratio = best_of_n.log_tilt(quantile, quantile, 8)
+    loss = losses.pairwise_margin_loss(log_ratio[0], log_ratio[1], 8).mean().item()
+    # The gap is a sum of independent exponentials of means 1/j: variance 49 * sum_{j<8} 1/j^2 = 74.07.
+    assert 49 * sum(1 / j**2 for j in range(1, 8)) == pytest.approx(74.07, abs=0.02)
+    assert loss == pytest.approx(74.07, abs=1)
+
+
+def test_jeffreys_weighs_the_backward_term():
+    forward, backward = torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0])
+    assert losses.jeffreys(forward, backward, 0).tolist() == [1.0, 2.0]
+    assert losses.jeffreys(forward, backward, 1).tolist() == [10.0, 20.0]
+    torch.testing.assert_close(losses.jeffreys(forward, backward, 0.25), torch.tensor([3.25, 6.5]))
+
+
+def test_jeffreys_gradient_vanishes_at_best_of_n_only(logits):
+    def gradient(start):
+        start = start.detach().requires_grad_()
+        log_probs = start.log_softmax(-1)
+        probs = log_probs.exp().detach()
+        forward = (BEST * losses.forward_kl_loss(log_probs)).sum()
+        backward = (probs * losses.policy_gradient_loss(log_probs, BEST.log() - log_probs)).sum()
+        return torch.autograd.grad(losses.jeffreys(forward, backward, 0.5), start)[0].abs().max().item()
+
+    assert gradient(BEST.log()) < 1e-15
+    assert gradient(logits) > 0.01
+
+
+def test_bad_arguments_are_named():
+    zeros = torch.zeros(2)
+    with pytest.raises(ConfigError, match="n = 1: must be at least 2"):
+        losses.pairwise_margin_loss(zeros, zeros, 1)
+    with pytest.raises(ConfigError, match=r"jeffreys_weight = 1\.5"):
+        losses.jeffreys(zeros, zeros, 1.5)
