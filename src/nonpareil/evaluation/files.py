@@ -1,0 +1,49 @@
+"""Files that are whole or absent, and JSON without NaN."""
+
+import json
+import math
+import os
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+
+def jsonable(value: Any) -> Any:
+    """Dataclasses, named tuples, lists and mappings as plain JSON values; NaN and infinities become None.
+
+    Raises:
+        TypeError: a value that JSON has no form for.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: jsonable(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return jsonable(value._asdict())
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, int)):
+        return value
+    raise TypeError(f"{type(value).__name__} has no form in JSON: {value!r}")
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file in one step, so that a reader or a crash never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write `value` as indented JSON, NaN as null, in one step."""
+    text = json.dumps(jsonable(value), allow_nan=False, ensure_ascii=False, indent=2)
+    return write_bytes(path, (text + "\n").encode())

@@ -1,0 +1,263 @@
+"""The yardstick: what a policy gained over its reference, what it spent, and how near best-of-N it came."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nonpareil.errors import ConfigError, DataError
+from nonpareil.evaluation.files import jsonable
+from nonpareil.evaluation.groups import (
+    MatchedGroups,
+    distinct_ngrams,
+    group_size,
+    lengths_of,
+    match_groups,
+    rewards_of,
+    stopped_of,
+)
+from nonpareil.evaluation.intervals import Bootstrap
+from nonpareil.evaluation.target import backward_kl, forward_kl
+from nonpareil.maths.best_of_n import equivalent_n, kl_upper_bound, least_kl, win_rate
+from nonpareil.maths.win_rate import Interval, pairwise
+from nonpareil.records import Group
+
+KL_ESTIMATOR = "exact per token along sampled completions"
+LOG_RATIO_ESTIMATOR = "k1: mean sampled log-ratio, never clamped"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One reward on both sides. Over the prompts where each side has a reward that did not fail."""
+
+    reward: str
+    """The reward's name; `rewards` is the aggregate."""
+    num_prompts: int
+    policy_mean: Interval
+    reference_mean: Interval
+    difference: Interval
+    win_rate: Interval
+    """Share of all policy-reference pairs within a prompt that the policy wins, ties one half."""
+    wins: Interval
+    ties: Interval
+    losses: Interval
+    policy_failed: int
+    """Rewards that failed; left out of every figure, never a number."""
+    reference_failed: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """Distance to best-of-n of the reference, in nats."""
+
+    n: int
+    backward_kl: Interval
+    """KL(pi || pi_n); its bias is told by `evaluation.target.backward_kl`."""
+    forward_kl: Interval | None
+    """KL(pi_n || pi); None without `reference_log_ratio`, or with fewer than n reference completions."""
+    win_rate_ceiling: float
+    """n / (n+1)."""
+    kl_upper_bound: float
+    """log n - (n-1)/n, what best-of-n itself spends at most."""
+
+
+@dataclass(frozen=True)
+class Completions:
+    """How one side writes."""
+
+    num_completions: int
+    """A prompt."""
+    mean_length: Interval
+    """Tokens, the end token included."""
+    stopped_ratio: Interval
+    """Share that ended with an end token."""
+    clipped_ratio: Interval
+    """Share that was cut at the length limit."""
+    distinct: dict[str, Interval | None]
+    """Distinct 1-, 2- and 3-grams over all of them within a prompt; as many completions on both sides."""
+
+
+@dataclass(frozen=True)
+class LengthStratum:
+    """The pairs where the policy's completion is longer, equally long or shorter."""
+
+    policy_is: str
+    share: Interval | None
+    """Of all scored pairs."""
+    win_rate: Interval | None
+    """None where there is no such pair."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A policy against its reference; every interval is a paired bootstrap over prompts."""
+
+    num_prompts: int
+    comparison: Comparison
+    kl: Interval
+    """KL(policy || reference), nats a completion."""
+    kl_estimator: str
+    log_ratio: Interval
+    """The sampled log pi - log pi_ref on the policy's completions: the same KL, noisier; can be negative."""
+    log_ratio_estimator: str
+    equivalent_n: Interval
+    """The N whose best-of-N has this win rate."""
+    kl_efficiency: Interval | None
+    """Least KL that any policy needs for this win rate / KL spent; None where no KL was spent."""
+    targets: tuple[Target, ...]
+    policy: Completions
+    reference: Completions
+    length_strata: tuple[LengthStratum, ...]
+    unseen: Comparison | None
+    """A reward that was not trained on."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; what cannot be computed is null."""
+        return jsonable(self)
+
+
+def evaluate_groups(
+    policy_groups: Sequence[Group],
+    reference_groups: Sequence[Group],
+    *,
+    policy_kl: Tensor,
+    policy_log_ratio: Tensor,
+    reference_log_ratio: Tensor | None = None,
+    n: Sequence[int] = (2, 4, 8, 16),
+    unseen_reward: str | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Measure a policy against its reference on groups of the same prompts, drawn and scored.
+
+    Args:
+        policy_groups: b groups of k completions.
+        reference_groups: b groups of M completions, matched by prompt id, in any order.
+        policy_kl: [b, k], the exact per-token KL(policy || reference) summed along each policy completion.
+        policy_log_ratio: [b, k], log pi - log pi_ref summed over each policy completion, nats.
+        reference_log_ratio: [b, M], the same on the reference's completions; forward KL needs it.
+        n: the best-of-n targets to measure the distance to.
+        unseen_reward: a reward both sides hold under `rewards_by_name`, compared like the main one.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: prompt ids that do not match, ragged or unscored groups, a tensor whose shape is not the
+            groups' or that holds a number that is not finite, or no prompt scored on both sides.
+        ConfigError: an n below 1.
+    """
+    if any(target < 1 for target in n):
+        raise ConfigError(f"n must be at least 1, got {list(n)}.")
+    matched = match_groups(policy_groups, reference_groups)
+    kl = _rows_in_order("policy_kl", policy_kl, matched.policy, matched.policy_rows)
+    log_ratio = _rows_in_order("policy_log_ratio", policy_log_ratio, matched.policy, matched.policy_rows)
+    if reference_log_ratio is not None:
+        reference_log_ratio = _rows_in_order(
+            "reference_log_ratio", reference_log_ratio, matched.reference, matched.reference_rows
+        )
+    bootstrap = Bootstrap(seed)
+    comparison, win = _compare(matched, None, bootstrap)
+    return Evaluation(
+        num_prompts=len(matched.policy),
+        comparison=comparison,
+        kl=bootstrap.mean(kl.mean(1)),
+        kl_estimator=KL_ESTIMATOR,
+        log_ratio=bootstrap.mean(log_ratio.mean(1)),
+        log_ratio_estimator=LOG_RATIO_ESTIMATOR,
+        equivalent_n=bootstrap.of_means([win], lambda means: equivalent_n(means[:, 0].clamp(0, 1))),
+        kl_efficiency=_kl_efficiency(win, kl.mean(1), bootstrap),
+        targets=_targets(matched, kl, reference_log_ratio, n, bootstrap),
+        policy=_completions(matched.policy, matched, bootstrap),
+        reference=_completions(matched.reference, matched, bootstrap),
+        length_strata=_length_strata(matched, bootstrap),
+        unseen=None if unseen_reward is None else _compare(matched, unseen_reward, bootstrap)[0],
+    )
+
+
+def _rows_in_order(name: str, values: Tensor, groups: list[Group], rows: list[int]) -> Tensor:
+    """The caller's [b, m] in the order of the matched groups, float64; refused if it does not fit them."""
+    expected = (len(groups), group_size(groups))
+    if tuple(values.shape) != expected:
+        raise DataError(f"{name} must be {list(expected)} (prompts, completions), got {list(values.shape)}.")
+    if not values.isfinite().all():
+        raise DataError(f"{name} holds {int((~values.isfinite()).sum())} numbers that are not finite.")
+    return values.detach().to("cpu", torch.float64)[rows]
+
+
+def _compare(matched: MatchedGroups, name: str | None, bootstrap: Bootstrap) -> tuple[Comparison, Tensor]:
+    """One reward on both sides, and the win rate of each prompt [b]."""
+    policy, reference = rewards_of(matched.policy, name), rewards_of(matched.reference, name)
+    label = name or "rewards"
+    scored = policy.isfinite().any(1) & reference.isfinite().any(1)
+    if not scored.any():
+        raise DataError(f"No prompt has a reward {label!r} that did not fail on both sides.")
+    outcome = pairwise(policy, reference)
+    means = [torch.where(scored, x.nanmean(1), math.nan) for x in (policy, reference)]
+    comparison = Comparison(
+        reward=label,
+        num_prompts=int(scored.sum()),
+        policy_mean=bootstrap.mean(means[0]),
+        reference_mean=bootstrap.mean(means[1]),
+        difference=bootstrap.mean(means[0] - means[1]),
+        win_rate=bootstrap.mean(outcome.win_rate),
+        wins=bootstrap.mean(outcome.win),
+        ties=bootstrap.mean(outcome.tie),
+        losses=bootstrap.mean(outcome.loss),
+        policy_failed=int(policy.isnan().sum()),
+        reference_failed=int(reference.isnan().sum()),
+    )
+    return comparison, outcome.win_rate
+
+
+def _kl_efficiency(win: Tensor, kl: Tensor, bootstrap: Bootstrap) -> Interval | None:
+    """Least KL for the win rate / KL spent, resampled together; a win rate below one half buys nothing."""
+    if kl.mean() <= 0:
+        return None
+    return bootstrap.of_means([win, kl], lambda means: least_kl(means[:, 0].clamp(0, 1)) / means[:, 1])
+
+
+def _targets(
+    matched: MatchedGroups, kl: Tensor, log_ratio: Tensor | None, ns: Sequence[int], bootstrap: Bootstrap
+) -> tuple[Target, ...]:
+    policy, reference = rewards_of(matched.policy), rewards_of(matched.reference)
+    targets = []
+    for n in ns:
+        forward = None
+        if log_ratio is not None and n <= reference.shape[1]:
+            forward = bootstrap.mean_or_none(forward_kl(log_ratio, reference, n))
+        backward = bootstrap.mean(backward_kl(kl, policy, reference, n))
+        targets.append(Target(n, backward, forward, win_rate(n), kl_upper_bound(n)))
+    return tuple(targets)
+
+
+def _completions(groups: list[Group], matched: MatchedGroups, bootstrap: Bootstrap) -> Completions:
+    in_common = min(group_size(matched.policy), group_size(matched.reference))
+    stopped = stopped_of(groups).mean(1)
+    return Completions(
+        num_completions=group_size(groups),
+        mean_length=bootstrap.mean(lengths_of(groups).mean(1)),
+        stopped_ratio=bootstrap.mean(stopped),
+        clipped_ratio=bootstrap.mean(1 - stopped),
+        distinct={
+            str(size): bootstrap.mean_or_none(distinct_ngrams(groups, size, in_common)) for size in (1, 2, 3)
+        },
+    )
+
+
+def _length_strata(matched: MatchedGroups, bootstrap: Bootstrap) -> tuple[LengthStratum, ...]:
+    """The win rate apart for pairs where the policy's completion is longer, equal, shorter.
+
+    Pairs won over pairs, both summed over prompts: a prompt without such a pair adds nothing.
+    """
+    policy, reference = rewards_of(matched.policy)[:, :, None], rewards_of(matched.reference)[:, None, :]
+    longer = lengths_of(matched.policy)[:, :, None] - lengths_of(matched.reference)[:, None, :]
+    scored = policy.isfinite() & reference.isfinite()
+    won = (policy > reference).double() + (policy == reference).double() / 2
+    strata = []
+    for label, where in (("longer", longer > 0), ("equal", longer == 0), ("shorter", longer < 0)):
+        pairs = (where & scored).double().sum((1, 2))
+        wins = torch.where(where & scored, won, 0.0).sum((1, 2))
+        share = bootstrap.ratio(pairs, scored.double().sum((1, 2)))
+        strata.append(LengthStratum(label, share, bootstrap.ratio(wins, pairs)))
+    return tuple(strata)

@@ -1,0 +1,196 @@
+"""The report's pictures. Each function returns a figure; none touches pyplot's state or a display."""
+
+import io
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from nonpareil.evaluation.curve import CurveReport
+from nonpareil.evaluation.metrics import Evaluation
+from nonpareil.maths.best_of_n import kl_upper_bound, optimal_win_rate, win_rate
+from nonpareil.maths.win_rate import Interval
+
+# Okabe and Ito's palette: told apart with any colour vision, and in grey by lightness.
+REFERENCE, GREY = "#0072B2", "#8a8f98"
+POLICIES = ("#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+INK = "#22262b"
+_MARKED_N = (2, 4, 8, 16, 32)
+_STYLE: Any = {
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": "#b6bac0",
+    "axes.labelcolor": INK,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e9ebee",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#60666e",
+    "ytick.color": "#60666e",
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+
+
+@contextmanager
+def _figure(width: float = 6.4, height: float = 4.2, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
+    # The style is read when artists are made, so the caller draws inside the context.
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+        yield figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _spread(interval: Interval) -> list[list[float]]:
+    """Error bars below and above, none where the interval is not finite."""
+    sides = interval.estimate - interval.low, interval.high - interval.estimate
+    return [[max(side, 0.0) if math.isfinite(side) else 0.0] for side in sides]
+
+
+def frontier_figure(evaluations: Mapping[str, Evaluation]) -> Figure:
+    """KL spent against win rate, by label: the limit of any policy, best-of-N, and each policy measured.
+
+    A hollow marker is the same policy under the unseen reward.
+    """
+    largest = max((e.kl.high if math.isfinite(e.kl.high) else e.kl.estimate) for e in evaluations.values())
+    right = max(1.35, 1.15 * largest)
+    with _figure(6.4, 4.6) as (figure, (axes,)):
+        kl = torch.linspace(0, right**0.5, 400, dtype=torch.float64).square()  # steep at 0, so denser there
+        limit = optimal_win_rate(kl)
+        axes.fill_between(kl, limit, 1.02, color="#f1f2f4", linewidth=0)
+        axes.plot(kl, limit, color=INK, linewidth=1.4, label="best possible")
+        marked = [n for n in _MARKED_N if kl_upper_bound(n) <= right]
+        points = [kl_upper_bound(n) for n in marked], [win_rate(n) for n in marked]
+        axes.plot(*points, "o", color=REFERENCE, markersize=6, label="best-of-N", zorder=3)
+        for n, x, y in zip(marked, *points, strict=True):
+            axes.annotate(f"N={n}", (x, y), (7, -11), textcoords="offset points", color=REFERENCE, fontsize=9)
+        for index, (label, evaluation) in enumerate(evaluations.items()):
+            _policy_point(axes, label, evaluation, POLICIES[index % len(POLICIES)])
+        axes.set(xlim=(-0.02 * right, right), ylim=(_lowest_win_rate(evaluations) - 0.02, 1.0))
+        axes.set(xlabel="KL from the reference, nats", ylabel="win rate against the reference")
+        axes.set_title("What was gained, and what it cost")
+        axes.text(0.02 * right, 0.985, "out of any policy's reach", va="top", color="#70757d", fontsize=9)
+        axes.legend(loc="lower right")
+    return figure
+
+
+def _lowest_win_rate(evaluations: Mapping[str, Evaluation]) -> float:
+    compared = [c for e in evaluations.values() for c in (e.comparison, e.unseen) if c is not None]
+    ends = [end for c in compared for end in (c.win_rate.low, c.win_rate.estimate) if math.isfinite(end)]
+    return min(0.5, *ends)
+
+
+def _policy_point(axes: Axes, label: str, evaluation: Evaluation, colour: str) -> None:
+    bars: dict[str, Any] = {
+        "xerr": _spread(evaluation.kl),
+        "color": colour,
+        "capsize": 3,
+        "elinewidth": 1.3,
+        "zorder": 4,
+    }
+    rates = [(evaluation.comparison, label, colour)]
+    if evaluation.unseen is not None:
+        rates.append((evaluation.unseen, f"{label}, unseen reward", "white"))
+    for comparison, name, face in rates:
+        rate = comparison.win_rate
+        axes.errorbar(
+            [evaluation.kl.estimate],
+            [rate.estimate],
+            yerr=_spread(rate),
+            fmt="D",
+            markersize=7,
+            markerfacecolor=face,
+            label=name,
+            **bars,
+        )
+
+
+def curve_figure(curve: CurveReport) -> Figure:
+    """Best-of-N of the policy that drew the groups: reward, and win rate under its ceiling, by N."""
+    n = [point.n for point in curve.points]
+    with _figure(9.2, 3.8, columns=2) as (figure, (left, right)):
+        _band(left, n, [point.reward for point in curve.points], "expected reward of the best of N")
+        chosen = curve.recommended_n()
+        if chosen > 1:
+            reward = curve.points[chosen - 1].reward.estimate
+            left.plot([chosen], [reward], "o", color=POLICIES[0], markersize=7, zorder=4)
+            note: dict[str, Any] = {"textcoords": "offset points", "color": POLICIES[0], "fontsize": 9}
+            left.annotate(f"N={chosen}: 90% of the gain", (chosen, reward), (6, -14), **note)
+        left.set(xlabel="N, completions drawn", ylabel="reward", title="Reward of best-of-N")
+        ceiling = [point.win_rate_ceiling for point in curve.points]
+        right.plot(n, ceiling, color=GREY, linewidth=1.2, linestyle=(0, (4, 3)), label="ceiling N/(N+1)")
+        measured = [point for point in curve.points if point.win_rate is not None]
+        rates = [point.win_rate for point in measured if point.win_rate is not None]
+        _band(right, [point.n for point in measured], rates, "measured, ties one half")
+        right.set(xlabel="N, completions drawn", ylabel="win rate against one draw")
+        right.set_title("Win rate of best-of-N")
+        right.set_ylim(0.48, 1.0)
+        for axes in (left, right):
+            _count_axis(axes, n)
+            axes.legend(loc="lower right")
+    return figure
+
+
+def _band(axes: Axes, n: list[int], intervals: list[Interval], label: str) -> None:
+    estimate = [interval.estimate for interval in intervals]
+    low, high = [interval.low for interval in intervals], [interval.high for interval in intervals]
+    axes.fill_between(n, low, high, color=REFERENCE, alpha=0.18, linewidth=0)
+    axes.plot(n, estimate, color=REFERENCE, linewidth=1.6, marker="o", markersize=3.5, label=label)
+
+
+def _count_axis(axes: Axes, n: list[int]) -> None:
+    """A log axis with whole numbers: each doubling of N costs twice."""
+    axes.set_xscale("log", base=2)
+    ticks = [2**power for power in range(max(n).bit_length())]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+
+
+def reward_figure(policy: Tensor, reference: Tensor) -> Figure:
+    """Rewards of both sides [any shape], NaN left out, as shares of each side's completions."""
+    return _histograms(policy, reference, "reward", "Rewards")
+
+
+def length_figure(policy: Tensor, reference: Tensor) -> Figure:
+    """Completion lengths of both sides in tokens [any shape]."""
+    return _histograms(policy, reference, "tokens, end token included", "Lengths")
+
+
+def _histograms(policy: Tensor, reference: Tensor, label: str, title: str) -> Figure:
+    sides = [side[side.isfinite()].double() for side in (reference, policy)]
+    low, high = (float(bound) for bound in torch.cat(sides).aminmax())
+    edges = torch.linspace(low, high if high > low else low + 1, 41, dtype=torch.float64)
+    with _figure(5.2, 3.4) as (figure, (axes,)):
+        for values, colour, name in zip(
+            sides, (REFERENCE, POLICIES[0]), ("reference", "policy"), strict=True
+        ):
+            share = torch.histogram(values, edges).hist / max(len(values), 1)
+            axes.stairs(share, edges, fill=True, color=colour, alpha=0.22)
+            axes.stairs(share, edges, color=colour, linewidth=1.5, label=f"{name}, mean {values.mean():.3g}")
+            axes.axvline(float(values.mean()), color=colour, linewidth=1, linestyle=(0, (4, 3)))
+        axes.set(xlabel=label, ylabel="share of completions", title=title)
+        axes.set_ylim(bottom=0)
+        axes.set_ymargin(0.18)
+        axes.autoscale_view()
+        axes.legend(loc="upper left")
+    return figure

@@ -1,0 +1,146 @@
+"""An evaluation in words: one headline sentence, and the rows that the terminal and the report both show."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.markup import escape
+from rich.table import Table
+
+from nonpareil.evaluation.metrics import Comparison, Evaluation
+from nonpareil.maths.win_rate import Interval
+
+MISSING = "—"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number at fixed digits, no leading zero (`.78`, `-.05`); a dash for what cannot be computed."""
+    if value is None or math.isnan(value):
+        return MISSING
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    text = f"{value:.{digits}f}"
+    text = text.removeprefix("-") if float(text) == 0 else text
+    if digits and text.lstrip("-").startswith("0."):
+        text = text.replace("0.", ".", 1)
+    return text
+
+
+def bracket(interval: Interval | None, digits: int = 3) -> str:
+    """`[low, high]`, or a dash where there is no interval."""
+    if interval is None or math.isnan(interval.low):
+        return MISSING
+    return f"[{number(interval.low, digits)}, {number(interval.high, digits)}]"
+
+
+def headline(evaluation: Evaluation) -> str:
+    """The result in one sentence."""
+    win, efficiency = evaluation.comparison.win_rate, evaluation.kl_efficiency
+    sentence = (
+        f"Win rate {number(win.estimate, 2)} {bracket(win, 2)} at {number(evaluation.kl.estimate, 2)} nats: "
+        f"worth best-of-{number(evaluation.equivalent_n.estimate, 1)}"
+    )
+    return sentence if efficiency is None else f"{sentence}, KL efficiency {number(efficiency.estimate, 2)}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure; `interval` None where it cannot be computed."""
+
+    section: str
+    label: str
+    interval: Interval | None
+    note: str = ""
+    digits: int = 3
+
+    @property
+    def value(self) -> str:
+        """The estimate as text."""
+        return number(None if self.interval is None else self.interval.estimate, self.digits)
+
+    @property
+    def range(self) -> str:
+        """The 95% interval as text."""
+        return bracket(self.interval, self.digits)
+
+
+def summary_rows(evaluation: Evaluation) -> list[Row]:
+    """Every figure of the evaluation, in the order it is read."""
+    rows = [
+        *_comparison_rows("Reward", evaluation.comparison),
+        *_spent_rows(evaluation),
+        *_target_rows(evaluation),
+        *_drift_rows(evaluation),
+    ]
+    if evaluation.unseen is not None:
+        rows += _comparison_rows(f"Unseen reward: {evaluation.unseen.reward}", evaluation.unseen)
+    return rows
+
+
+def _comparison_rows(section: str, comparison: Comparison) -> Iterator[Row]:
+    failed = f"{comparison.policy_failed} failed", f"{comparison.reference_failed} failed"
+    outcome = " / ".join(
+        number(share.estimate) for share in (comparison.wins, comparison.ties, comparison.losses)
+    )
+    yield Row(section, "win rate", comparison.win_rate, f"win / tie / loss {outcome}")
+    yield Row(section, "mean, policy", comparison.policy_mean, failed[0])
+    yield Row(section, "mean, reference", comparison.reference_mean, failed[1])
+    yield Row(section, "difference", comparison.difference)
+
+
+def _spent_rows(evaluation: Evaluation) -> Iterator[Row]:
+    section = "Distance from the reference"
+    error = number(evaluation.kl.standard_error)
+    yield Row(section, "KL, nats", evaluation.kl, f"{evaluation.kl_estimator}; standard error {error}")
+    yield Row(section, "log-ratio, nats", evaluation.log_ratio, evaluation.log_ratio_estimator)
+    yield Row(
+        section, "KL efficiency", evaluation.kl_efficiency, "least KL for this win rate / KL; at most 1"
+    )
+    yield Row(section, "worth best-of-x", evaluation.equivalent_n, "the x with this win rate", 2)
+
+
+def _target_rows(evaluation: Evaluation) -> Iterator[Row]:
+    for target in evaluation.targets:
+        section = "Distance to best-of-N, nats"
+        limits = f"itself: win rate ≤ {number(target.win_rate_ceiling)}, KL ≤ {number(target.kl_upper_bound)}"
+        yield Row(section, f"N = {target.n}, backward KL(π‖π_N)", target.backward_kl, limits)
+        yield Row(section, f"N = {target.n}, forward KL(π_N‖π)", target.forward_kl)
+
+
+def _drift_rows(evaluation: Evaluation) -> Iterator[Row]:
+    policy, reference = evaluation.policy, evaluation.reference
+    section = "Drift"
+    for side, name in ((policy, "policy"), (reference, "reference")):
+        clipped = f"{number(side.clipped_ratio.estimate)} cut at the length limit"
+        yield Row(section, f"length, {name}", side.mean_length, "tokens, end token included", 1)
+        yield Row(section, f"ended by itself, {name}", side.stopped_ratio, clipped)
+    for size in policy.distinct:
+        for side, name in ((policy, "policy"), (reference, "reference")):
+            yield Row(section, f"distinct-{size}, {name}", side.distinct[size], "within a prompt")
+    for stratum in evaluation.length_strata:
+        share = number(None if stratum.share is None else stratum.share.estimate)
+        length = "equally long" if stratum.policy_is == "equal" else stratum.policy_is
+        yield Row(section, f"win rate where {length}", stratum.win_rate, f"{share} of pairs")
+
+
+def summary_table(evaluation: Evaluation) -> Table:
+    """The same rows for the terminal."""
+    table = Table(
+        title=escape(headline(evaluation)), title_justify="left", title_style="bold", caption_justify="left"
+    )
+    table.caption = (
+        f"{evaluation.num_prompts} prompts, {evaluation.policy.num_completions} policy and "
+        f"{evaluation.reference.num_completions} reference completions each; 95% intervals over prompts."
+    )
+    table.add_column("")
+    table.add_column("estimate", justify="right")
+    table.add_column("95% interval", justify="right", no_wrap=True)
+    table.add_column("", style="dim")
+    section = None
+    for row in summary_rows(evaluation):
+        if row.section != section:
+            section = row.section
+            table.add_section()
+            table.add_row(f"[bold]{escape(section)}[/bold]", "", "", "")
+        table.add_row(row.label, row.value, escape(row.range), escape(row.note))
+    return table

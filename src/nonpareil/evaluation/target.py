@@ -1,0 +1,77 @@
+"""How far a policy is from best-of-N of the reference, estimated from samples of both.
+
+The plain formulas (`log N + (N-1) log u`, `log N - (N-1)/N`) hold for rewards without ties. Where several
+completions of a prompt share a reward (verifiers, rubrics, a small space) they are not what best-of-N does,
+so both estimators here carry the tie term of the exact best-of-N distribution. It vanishes where no two
+rewards are equal, and there they are the plain formulas.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nonpareil.maths.best_of_n import kl_upper_bound, log_tilt
+from nonpareil.maths.counts import count_among
+from nonpareil.maths.order_statistics import harmonic_log_quantile, rank_weights
+
+
+def log_tilt_estimate(
+    rewards: Float[Tensor, "b k"], reference_rewards: Float[Tensor, "b m"], n: int
+) -> Float[Tensor, "b k"]:
+    """Estimate log(pi_n / pi_ref) in nats where rewards are these, from m reference rewards a prompt.
+
+    With p< and p<= the strict and the weak quantile, `log tilt = (n-1) log p<= + log((1 - s^n) / (1 - s))`,
+    `s = p< / p<=`. The first term takes harmonic ranks, `H_c - H_m`, whose only bias is the Taylor tail
+    `(n-1) sum_{j>m} (1 - p<=)^j / j` (the penalty is too small: by `(n-1) / (m+1)` nats on average on the
+    reference's own samples, by far less on a policy that wins). The second plugs in the counted s, O(1/m) of
+    bias; where no reference reward equals this one it is `log n`. NaN where the reward failed, or all of the
+    prompt's reference rewards did.
+    """
+    counts = count_among(rewards, reference_rewards)
+    below, at_or_below = counts.below.double(), counts.at_or_below.double()
+    log_weak_quantile = harmonic_log_quantile(at_or_below, counts.valid.expand_as(at_or_below))
+    within = log_tilt(_tie_ratio(below, at_or_below), torch.ones_like(below), n)
+    undefined = rewards.isnan() | (counts.valid == 0)
+    return ((n - 1) * log_weak_quantile + within).masked_fill(undefined, torch.nan)
+
+
+def backward_kl(
+    kl: Float[Tensor, "b k"], rewards: Float[Tensor, "b k"], reference_rewards: Float[Tensor, "b m"], n: int
+) -> Float[Tensor, " b"]:
+    """KL(pi || pi_n) of each prompt, nats: the KL to the reference less the mean log tilt.
+
+    `kl` is each policy completion's KL(pi || pi_ref). Biased as `log_tilt_estimate` is: low, by at most
+    `(n-1) / (m+1)` nats for a policy no worse than its reference. NaN where no reward of a side is left.
+    """
+    return kl.mean(1) - log_tilt_estimate(rewards, reference_rewards, n).nanmean(1)
+
+
+def forward_kl(
+    log_ratio: Float[Tensor, "b m"], reference_rewards: Float[Tensor, "b m"], n: int
+) -> Float[Tensor, " b"]:
+    """KL(pi_n || pi) of each prompt, nats: KL(pi_n || pi_ref) less best-of-n's mean log-ratio.
+
+    `log_ratio` is log pi - log pi_ref of the m reference completions. Each is weighted by its chance of being
+    the best of n, so all are used and the mean is unbiased. KL(pi_n || pi_ref) is exact without ties, and is
+    estimated with O(1/m) bias with them. NaN where fewer than n rewards of a prompt are left.
+    """
+    weights = rank_weights(reference_rewards, n)
+    return kl_upper_bound(n) - (weights * (log_ratio + _spread_within_ties(reference_rewards, n))).sum(1)
+
+
+def _tie_ratio(below: Tensor, at_or_below: Tensor) -> Tensor:
+    """p< / p<= from counts; 1 (no tie) where nothing is at or below."""
+    return torch.where(at_or_below > 0, below / at_or_below.clamp(min=1), 1.0)
+
+
+def _spread_within_ties(rewards: Tensor, n: int) -> Tensor:
+    """What `log n - (n-1)/n` overcounts at each draw [b, m], in nats, because its equals share the tilt.
+
+    Give each tie class a uniform tie-breaker: best-of-n then has the plain KL over (y, tie-breaker), and the
+    chain rule says how much of it lies within the class: KL(density ~ w^(n-1) on [s, 1] || uniform).
+    """
+    counts = count_among(rewards, rewards)
+    s = _tie_ratio(counts.below.double(), counts.at_or_below.double() - 1)  # the draw itself left out
+    mean_log_w = -torch.xlogy(s**n, s) / (1 - s**n) - 1 / n
+    spread = (n - 1) * mean_log_w - torch.log((1 - s**n) / (n * (1 - s)))
+    return torch.where(s < 1, spread, 0.0)
