@@ -57,7 +57,7 @@ def check_single_label(config: Any, name: str) -> None:
     if config.num_labels != 1:
         raise ModelError(
             f"reward model {name!r} has num_labels={config.num_labels}; a reward is one number, so "
-            "num_labels must be 1. To use one class of a classifier, score with a Python function that picks its logit"
+            "num_labels must be 1. To use one class of a classifier, write a function that picks its logit"
         )
 
 

@@ -21,14 +21,14 @@ ASYNC_RETRIES_AT_ONCE = 8
 class FunctionReward:
     """`f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or `async def`.
 
-    The function is called by keyword, with every dataset column if it takes **kwargs, else with those it names.
+    The function is called by keyword, with every dataset column if it takes **kwargs, else those it names.
     A call that raises is made again one completion at a time, so that only the failing completions are None.
 
     Args:
         function: or its path, as `load_function` takes it.
         name: of the reward's column; by default the function's.
         timeout: seconds a call may take. A sync function then runs in a process of its own, which is killed
-            when the time is up, so it must be importable there. An async function is cancelled where it awaits.
+            when the time is up, so it must be importable there. An async one is cancelled where it awaits.
 
     Raises:
         ConfigError: not callable, a timeout that is not positive, or no other process can import it.

@@ -104,14 +104,12 @@ class Worker:
                 )
             problem = self._connection.recv()
         except (EOFError, ConnectionError) as error:
-            problem = (
-                "its process ended while starting; a script that scores with a timeout must keep its own "
-                f'work under `if __name__ == "__main__":` ({type(error).__name__})'
-            )
-        if problem is not None:
             raise ConfigError(
-                f"reward function {self._name!r} cannot run in a worker process: {problem}; {REMEDY}"
-            )
+                f"the worker process of reward function {self._name!r} ended while starting; a script that scores "
+                'with a timeout must keep its own work under `if __name__ == "__main__":`'
+            ) from error
+        if problem is not None:
+            raise ConfigError(f"reward function {self._name!r} fails in a worker: {problem}; {REMEDY}")
         return self._connection
 
 

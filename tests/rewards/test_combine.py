@@ -1,0 +1,148 @@
+"""Weighted lists of rewards: names, nulls, and what a spec means."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nonpareil.errors import ConfigError, ModelError
+from nonpareil.rewards import CombinedReward, FunctionReward, RewardModel, load_rewards
+from tests.rewards.conftest import make_llama, make_tokenizer, request_of
+
+DATA = request_of(("the film was ", "good"), ("the film was ", "very bad"))
+
+
+def lengths(completions: list[str], **kwargs: Any) -> list[float]:
+    return [float(len(completion)) for completion in completions]
+
+
+def only_bad(completions: list[str], **kwargs: Any) -> list[float | None]:
+    return [1.0 if "bad" in completion else None for completion in completions]
+
+
+def test_aggregate_is_the_weighted_sum_and_null_where_any_is_null() -> None:
+    combined = CombinedReward([FunctionReward(lengths), FunctionReward(only_bad)], weights=[0.5, 0.0])
+    assert combined.aggregate({"lengths": [1.0, 4.0], "only_bad": [2.0, None]}) == [0.5, None]
+    assert combined.aggregate({"only_bad": [], "lengths": []}) == []
+
+
+def test_every_reward_keeps_its_own_scores_and_reasons() -> None:
+    combined = CombinedReward([FunctionReward(lengths), FunctionReward(only_bad)], weights=[0.5, 10])
+    each = combined.score_each(DATA)
+    assert list(each) == ["lengths", "only_bad"]
+    assert each["lengths"].values == [4, 8]
+    assert each["only_bad"].failures == ["returned None", None]
+    scores = combined.score(DATA)
+    assert scores.values == [None, 14]
+    assert scores.failures == ["only_bad: returned None", None]
+
+
+def test_equal_names_are_numbered() -> None:
+    def other() -> None: ...
+
+    named = [FunctionReward(lengths, name=name) for name in ("a", "a", "a_2", "b", "a")]
+    combined = CombinedReward(named)
+    assert combined.names == ["a", "a_2", "a_2_2", "b", "a_3"]
+    assert list(combined.score_each(DATA)) == combined.names
+    assert [reward["name"] for reward in combined.describe()["rewards"]] == combined.names
+
+
+def test_async_rewards_wait_together() -> None:
+    started: list[str] = []
+
+    def waiting(name: str) -> FunctionReward:
+        async def reward(completions: list[str]) -> list[float]:
+            started.append(name)
+            while len(started) < 2:  # ends only if the other one starts meanwhile
+                await asyncio.sleep(0.001)
+            return [1.0] * len(completions)
+
+        return FunctionReward(reward, name=name, timeout=10)
+
+    combined = CombinedReward([waiting("a"), FunctionReward(lengths), waiting("b")])
+    each = combined.score_each(DATA)
+    assert list(each) == ["a", "lengths", "b"]
+    assert each["b"].values == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"), [([1.0], "has 1 values for 2 rewards"), ([1.0, float("nan")], "finite")]
+)
+def test_bad_weights(weights: list[float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CombinedReward([FunctionReward(lengths), FunctionReward(only_bad)], weights)
+
+
+def test_no_rewards_and_missing_scores() -> None:
+    with pytest.raises(ConfigError, match="no reward"):
+        CombinedReward([])
+    with pytest.raises(ConfigError, match="no scores of lengths; there are: other"):
+        CombinedReward([FunctionReward(lengths)]).aggregate({"other": [1.0]})
+
+
+def test_load_rewards_takes_every_kind_of_spec(llama_rm: str, tmp_path: Path) -> None:
+    (tmp_path / "grader.py").write_text("def grade(completions, **kwargs): return [2.0] * len(completions)\n")
+    combined = load_rewards(
+        [
+            llama_rm,
+            f"{tmp_path}/grader.py:grade",
+            lengths,
+            FunctionReward(only_bad),
+            make_llama(),
+            Path(llama_rm),
+        ],
+        tokenizers=[None, None, None, None, make_tokenizer(), make_tokenizer()],
+        weights=[1, 2, 3, 4, 5, 6],
+        dtype="float32",
+        device="cpu",
+    )
+    kinds = [type(reward).__name__ for reward in combined.rewards]
+    assert kinds == ["RewardModel", *["FunctionReward"] * 3, *["RewardModel"] * 2]
+    assert combined.names == ["rm", "grade", "lengths", "only_bad", "LlamaForSequenceClassification", "rm_2"]
+    each = combined.score_each(DATA)
+    assert each["grade"].values == [2, 2]
+    assert each["rm"] == each["rm_2"] == each["LlamaForSequenceClassification"]
+
+
+def test_one_spec_needs_no_list_and_timeout_reaches_functions() -> None:
+    combined = load_rewards("math.sqrt", timeout=3)
+    assert combined.names == ["sqrt"]
+    assert combined.rewards[0].describe()["timeout"] == 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        ("./no/such/model", ModelError, "no such directory"),
+        ("no_such_package_here.fn", ConfigError, "there is no module"),
+        ("nowhere.py:fn", ConfigError, "no such file"),
+        (3, ConfigError, "must be callable; got a int"),
+    ],
+)
+def test_specs_that_name_nothing(spec: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        load_rewards([spec])
+
+
+def test_unknown_options_and_lists_of_other_lengths() -> None:
+    with pytest.raises(ConfigError, match="'append_eso'; did you mean 'append_eos'"):
+        load_rewards([lengths], append_eso=True)
+    with pytest.raises(ConfigError, match="2 reward tokenizers for 1 rewards"):
+        load_rewards([lengths], tokenizers=[None, None])
+
+
+def test_release_reaches_every_reward(llama_rm: str) -> None:
+    combined = load_rewards([llama_rm, lengths], device="cpu")
+    combined.release()
+    model = combined.rewards[0]
+    assert isinstance(model, RewardModel)
+    assert model._model is None
+
+
+def test_importing_rewards_does_not_import_torch() -> None:
+    """A killable worker starts in a fraction of a second because of it."""
+    code = "import sys, nonpareil.rewards; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -1,0 +1,342 @@
+"""A function reward: TRL's call, and every failure a counted null on its own sample only."""
+
+import asyncio
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nonpareil.errors import ConfigError, RewardError
+from nonpareil.records import Group, ScoreRequest
+from nonpareil.rewards import FunctionReward, load_function
+from tests.rewards.conftest import request_of
+
+DATA = request_of(("p1", "a"), ("p1", "bb"), ("p2", "ccc"), answer=["x", "x", "y"], level=[1, 1, 2])
+
+
+def lengths(completions: list[str], **kwargs: Any) -> list[float]:
+    return [float(len(completion)) for completion in completions]
+
+
+def test_called_by_keyword_with_columns_repeated_per_completion() -> None:
+    calls: list[dict[str, Any]] = []
+
+    def reward(**kwargs: Any) -> list[float]:
+        calls.append(kwargs)
+        return [1.0] * len(kwargs["prompts"])
+
+    groups = [
+        Group(p, p, [1], ["a", "b"], [[5], [6]], ["stop"] * 2, [[0.0]] * 2, columns={"answer": p.upper()})
+        for p in ("p", "q")
+    ]
+    FunctionReward(reward).score(ScoreRequest.of(groups))
+    assert calls == [
+        {
+            "prompts": ["p", "p", "q", "q"],
+            "completions": ["a", "b", "a", "b"],
+            "completion_ids": [[5], [6], [5], [6]],
+            "answer": ["P", "P", "Q", "Q"],
+        }
+    ]
+
+
+def test_only_the_named_parameters_without_kwargs() -> None:
+    def reward(completions: list[str], answer: list[str], unknown: str = "default") -> list[float]:
+        return [float(len(c + a + unknown)) for c, a in zip(completions, answer, strict=True)]
+
+    assert FunctionReward(reward).score(DATA).values == [9, 10, 11]
+
+
+def test_trl_trainer_arguments_are_there_for_a_function_that_names_them() -> None:
+    def reward(completions: list[str], trainer_state: Any, log_extra: Any, log_metric: Any) -> list[float]:
+        log_extra("column", completions)
+        log_metric("metric", 1.0)
+        assert trainer_state is None
+        return [0.0] * len(completions)
+
+    assert FunctionReward(reward).score(DATA).values == [0, 0, 0]
+
+
+def test_a_missing_column_is_an_error_not_a_failure_of_every_sample() -> None:
+    def reward(completions: list[str], solution: list[str]) -> list[float]:
+        return [0.0]
+
+    with pytest.raises(ConfigError, match=r"'solution'.*\(here: answer, level\)"):
+        FunctionReward(reward).score(DATA)
+
+
+def test_sync_and_async_agree() -> None:
+    async def async_lengths(completions: list[str], **kwargs: Any) -> list[float]:
+        await asyncio.sleep(0)
+        return lengths(completions)
+
+    class Callable:
+        async def __call__(self, completions: list[str]) -> list[float]:
+            return lengths(completions)
+
+    expected = FunctionReward(lengths).score(DATA)
+    assert expected.values == [1, 2, 3]
+    for function in (async_lengths, Callable(), functools.partial(async_lengths, extra=1)):
+        reward = FunctionReward(function)
+        assert reward.is_async
+        assert reward.score(DATA) == expected
+    assert FunctionReward(lambda **kwargs: async_lengths(**kwargs)).score(DATA) == expected
+
+
+def test_async_inside_a_running_loop_as_in_a_notebook() -> None:
+    async def one(completions: list[str]) -> list[float]:
+        return [1.0] * len(completions)
+
+    async def cell() -> list[float | None]:
+        return FunctionReward(one).score(DATA).values
+
+    assert asyncio.run(cell()) == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        np.array([1, 2, 3], dtype=np.float32),
+        torch.tensor([1.0, 2.0, 3.0]),
+        [np.float32(1), torch.tensor(2.0), True + 2],
+        (value for value in (1, 2, 3)),
+    ],
+    ids=["numpy", "torch", "scalars", "generator"],
+)
+def test_numbers_of_any_make_become_floats(returned: Any) -> None:
+    values = FunctionReward(lambda **kwargs: returned).score(DATA).values
+    assert values == [1.0, 2.0, 3.0]
+    assert {type(value) for value in values} == {float}
+
+
+@pytest.mark.parametrize("returned", [[1.0], [1.0] * 4, 1.0, None, "abc", {"a": 1, "b": 2, "c": 3}])
+def test_anything_but_one_value_a_completion_is_an_error(returned: Any) -> None:
+    def grader(**kwargs: Any) -> Any:
+        return returned
+
+    with pytest.raises(RewardError, match=r"'grader' returned .* 3 "):
+        FunctionReward(grader).score(DATA)
+
+
+def test_none_nan_and_infinity_are_nulls_with_reasons() -> None:
+    values = [None, float("nan"), float("-inf"), np.float32("nan"), "1.0", torch.ones(2), 10**400, 0.5]
+    data = request_of(*[("p", "c")] * len(values))
+    scores = FunctionReward(lambda **kwargs: values).score(data)
+    assert scores.values == [None] * 7 + [0.5]
+    assert scores.failures == [
+        "returned None",
+        "returned nan",
+        "returned -inf",
+        "returned nan",
+        "returned a str, not a number",
+        "returned a Tensor, not a number",
+        "returned inf",
+        None,
+    ]
+
+
+def fragile(completions: list[str], **kwargs: Any) -> list[float]:
+    return [1 / (len(completion) - 2) for completion in completions]
+
+
+async def async_fragile(completions: list[str], **kwargs: Any) -> list[float]:
+    return fragile(completions)
+
+
+@pytest.mark.parametrize("function", [fragile, async_fragile])
+def test_an_exception_costs_only_its_own_sample(function: Any) -> None:
+    scores = FunctionReward(function).score(DATA)
+    assert scores.values == [-1, None, 1]
+    assert scores.failures == [None, "ZeroDivisionError: division by zero", None]
+
+
+def test_keyboard_interrupt_passes() -> None:
+    def interrupted(**kwargs: Any) -> list[float]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        FunctionReward(interrupted).score(DATA)
+
+
+def test_an_async_function_is_cancelled_at_the_timeout() -> None:
+    async def slow(completions: list[str]) -> list[float]:
+        if "bb" in completions:
+            await asyncio.sleep(60)
+        return [1.0] * len(completions)
+
+    async def own_timeout(completions: list[str]) -> list[float]:
+        raise TimeoutError("the service did not answer")
+
+    scores = FunctionReward(slow, timeout=0.2).score(DATA)
+    assert scores.values == [1, None, 1]
+    assert scores.failures[1] == "timed out after 0.2 s"
+    # A TimeoutError of the function's own is told apart from ours.
+    own = FunctionReward(own_timeout, timeout=5).score(DATA)
+    assert own.failures == ["TimeoutError: the service did not answer"] * 3
+
+
+HANGING = """
+import os
+
+def grade(completions, answer, **kwargs):
+    while "bb" in completions:
+        pass
+    if "ccc" in completions and len(completions) == 1:
+        raise ValueError("bad answer " + answer[0])
+    return [len(c) for c in completions]
+
+def dies(completions, **kwargs):
+    if "bb" in completions:
+        os._exit(3)
+    return [os.getpid()] * len(completions)
+
+def short(completions, **kwargs):
+    return [1.0]
+"""
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> str:
+    (tmp_path / "hanging.py").write_text(HANGING)
+    return str(tmp_path / "hanging.py")
+
+
+def test_while_true_is_killed_and_the_job_completes(hanging: str) -> None:
+    reward = FunctionReward(f"{hanging}:grade", timeout=1.0)
+    start = time.monotonic()
+    scores = reward.score(DATA)
+    assert scores.values == [1, None, None]
+    assert scores.failures == [None, "timed out after 1 s", "ValueError: bad answer y"]
+    assert reward.score(DATA.select([0])).values == [1]  # the fresh worker answers the next call
+    assert time.monotonic() - start < 30
+    process = reward._worker._process  # type: ignore[union-attr]
+    reward.release()
+    assert process.exitcode is not None
+
+
+def test_a_worker_that_dies_costs_only_its_own_sample(hanging: str) -> None:
+    reward = FunctionReward(f"{hanging}:dies", timeout=30)
+    scores = reward.score(DATA)
+    assert scores.failures == [None, "the worker process died (exit code 3)", None]
+    first = reward.score(DATA.select([0])).values[0]
+    assert first == scores.values[2]  # one process serves many calls
+    reward.release()
+
+
+def test_a_broken_contract_in_the_worker_is_the_same_error(hanging: str) -> None:
+    reward = FunctionReward(f"{hanging}:short", timeout=30)
+    with pytest.raises(RewardError, match="'short' returned 1 values for 3 completions"):
+        reward.score(DATA)
+    reward.release()
+
+
+def test_a_function_of_an_imported_module_runs_in_the_worker() -> None:
+    reward = FunctionReward(fragile, timeout=30)
+    assert reward.score(DATA.select([0, 2])).values == [-1, 1]
+    reward.release()
+
+
+def test_a_script_without_main_guard_is_told_so(hanging: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "from nonpareil.rewards import FunctionReward\n"
+        "from nonpareil.records import ScoreRequest\n"
+        f"reward = FunctionReward({hanging + ':short'!r}, timeout=30)\n"
+        "print(reward.score(ScoreRequest(['p'], ['c'], [[1]], {})))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "ConfigError: the worker process of reward function 'short' ended while starting" in done.stderr
+
+
+def test_ctrl_c_reaches_the_caller_and_leaves_no_worker(hanging: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "from nonpareil.rewards import FunctionReward\n"
+        "from nonpareil.records import ScoreRequest\n"
+        "if __name__ == '__main__':\n"
+        f"    reward = FunctionReward({hanging + ':grade'!r}, timeout=60)\n"
+        "    reward.score(ScoreRequest(['p'], ['c'], [[1]], {'answer': ['x']}))\n"
+        "    print(reward._worker._process.pid, flush=True)\n"
+        "    reward.score(ScoreRequest(['p'], ['bb'], [[1]], {'answer': ['x']}))\n"
+    )
+    script = subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert script.stdout is not None
+    worker = int(script.stdout.readline())
+    time.sleep(0.3)  # it is now in its `while True`
+    os.killpg(script.pid, signal.SIGINT)  # as a terminal does: to parent and worker
+    _, errors = script.communicate(timeout=30)
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+
+
+def test_a_function_no_other_process_can_import_needs_a_path() -> None:
+    with pytest.raises(ConfigError, match=r"path/to/file\.py:fn"):
+        FunctionReward(lambda **kwargs: [1.0], timeout=1)
+
+
+def test_describe_notices_a_changed_source(tmp_path: Path) -> None:
+    hashes = set()
+    for body in ("return [1.0]", "return [2.0]"):
+        (tmp_path / "grader.py").write_text(f"def grade(**kwargs):\n    {body}  # {body}\n")
+        settings = FunctionReward(f"{tmp_path}/grader.py:grade").describe()
+        assert (settings["name"], settings["kind"]) == ("grade", "function")
+        hashes.add(settings["source"])
+    assert len(hashes) == 2
+    assert None not in hashes
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
+def test_a_timeout_must_be_positive(timeout: float) -> None:
+    with pytest.raises(ConfigError, match="positive number of seconds"):
+        FunctionReward(lengths, timeout=timeout)
+
+
+def test_load_by_dotted_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_function("math.sqrt")(4) == 2
+    assert load_function("os.path:basename")("a/b") == "b"
+    (tmp_path / "mine_for_this_test.py").write_text("def grade(**kwargs): return [3.0]\n")
+    monkeypatch.chdir(tmp_path)  # a user's module in the current directory
+    monkeypatch.setattr("sys.path", [entry for entry in __import__("sys").path if entry])
+    assert load_function("mine_for_this_test.grade")() == [3.0]
+
+
+def test_load_by_file_with_an_import_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    (tmp_path / "helper_beside.py").write_text("VALUE = 4.0\n")
+    (tmp_path / "grader.py").write_text("from helper_beside import VALUE\ndef grade(**kw): return [VALUE]\n")
+    assert load_function(f"{tmp_path}/grader.py:grade")() == [4.0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("{dir}/grader.py:grad", "no 'grad' in .*did you mean 'grade'"),
+        ("{dir}/grade.py:grade", "no such file: .*did you mean '.*grader.py'"),
+        ("{dir}/grader.py:CONSTANT", "is a int, which cannot be called"),
+        ("{dir}/broken.py:grade", "importing .*broken.py failed: ZeroDivisionError"),
+        ("no_such_package_here.fn", "there is no module 'no_such_package_here'"),
+        ("math.sqrtt", "did you mean 'sqrt'"),
+        ("not a function", "names no function"),
+    ],
+)
+def test_what_cannot_be_loaded_says_why(tmp_path: Path, spec: str, message: str) -> None:
+    (tmp_path / "grader.py").write_text("CONSTANT = 3\ndef grade(**kwargs): return [1.0]\n")
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    with pytest.raises(ConfigError, match=message):
+        load_function(spec.format(dir=tmp_path))
