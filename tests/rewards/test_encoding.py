@@ -37,6 +37,15 @@ def test_a_chat_has_one_bos_when_both_template_and_tokenizer_would_write_it(llam
     assert ids.count(BOS) == 1
 
 
+def test_a_chat_gets_no_other_special_token_than_its_templates(save: Callable[..., str]) -> None:
+    tokenizer = make_tokenizer(bert=True)  # to a plain text it adds <s> and </s>
+    tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {% endfor %}"
+    path = save(make_llama(), tokenizer)
+    ids = RewardModel(path, **CPU32).inspect(request_of((CHAT, answer("very good")), ("the ", "film")))
+    assert words(path, ids[0]) == "<user> was the film good <assistant> very good"
+    assert words(path, ids[1]) == "<s> the film </s>"
+
+
 def test_a_prompt_that_already_begins_with_the_bos_gets_no_second(llama_rm: str) -> None:
     (ids,) = RewardModel(llama_rm, **CPU32).inspect(request_of(("<s> the film was ", "good")))
     assert ids.count(BOS) == 1

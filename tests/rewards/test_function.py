@@ -2,11 +2,6 @@
 
 import asyncio
 import functools
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -181,113 +176,6 @@ def test_an_async_function_is_cancelled_at_the_timeout() -> None:
     # A TimeoutError of the function's own is told apart from ours.
     own = FunctionReward(own_timeout, timeout=5).score(DATA)
     assert own.failures == ["TimeoutError: the service did not answer"] * 3
-
-
-HANGING = """
-import os
-
-def grade(completions, answer, **kwargs):
-    while "bb" in completions:
-        pass
-    if "ccc" in completions and len(completions) == 1:
-        raise ValueError("bad answer " + answer[0])
-    return [len(c) for c in completions]
-
-def dies(completions, **kwargs):
-    if "bb" in completions:
-        os._exit(3)
-    return [os.getpid()] * len(completions)
-
-def short(completions, **kwargs):
-    return [1.0]
-"""
-
-
-@pytest.fixture
-def hanging(tmp_path: Path) -> str:
-    (tmp_path / "hanging.py").write_text(HANGING)
-    return str(tmp_path / "hanging.py")
-
-
-def test_while_true_is_killed_and_the_job_completes(hanging: str) -> None:
-    reward = FunctionReward(f"{hanging}:grade", timeout=1.0)
-    start = time.monotonic()
-    scores = reward.score(DATA)
-    assert scores.values == [1, None, None]
-    assert scores.failures == [None, "timed out after 1 s", "ValueError: bad answer y"]
-    assert reward.score(DATA.select([0])).values == [1]  # the fresh worker answers the next call
-    assert time.monotonic() - start < 30
-    process = reward._worker._process  # type: ignore[union-attr]
-    reward.release()
-    assert process.exitcode is not None
-
-
-def test_a_worker_that_dies_costs_only_its_own_sample(hanging: str) -> None:
-    reward = FunctionReward(f"{hanging}:dies", timeout=30)
-    scores = reward.score(DATA)
-    assert scores.failures == [None, "the worker process died (exit code 3)", None]
-    first = reward.score(DATA.select([0])).values[0]
-    assert first == scores.values[2]  # one process serves many calls
-    reward.release()
-
-
-def test_a_broken_contract_in_the_worker_is_the_same_error(hanging: str) -> None:
-    reward = FunctionReward(f"{hanging}:short", timeout=30)
-    with pytest.raises(RewardError, match="'short' returned 1 values for 3 completions"):
-        reward.score(DATA)
-    reward.release()
-
-
-def test_a_function_of_an_imported_module_runs_in_the_worker() -> None:
-    reward = FunctionReward(fragile, timeout=30)
-    assert reward.score(DATA.select([0, 2])).values == [-1, 1]
-    reward.release()
-
-
-def test_a_script_without_main_guard_is_told_so(hanging: str, tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(
-        "from nonpareil.rewards import FunctionReward\n"
-        "from nonpareil.records import ScoreRequest\n"
-        f"reward = FunctionReward({hanging + ':short'!r}, timeout=30)\n"
-        "print(reward.score(ScoreRequest(['p'], ['c'], [[1]], {})))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 1
-    assert "ConfigError: the worker process of reward function 'short' ended while starting" in done.stderr
-
-
-def test_ctrl_c_reaches_the_caller_and_leaves_no_worker(hanging: str, tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(
-        "from nonpareil.rewards import FunctionReward\n"
-        "from nonpareil.records import ScoreRequest\n"
-        "if __name__ == '__main__':\n"
-        f"    reward = FunctionReward({hanging + ':grade'!r}, timeout=60)\n"
-        "    reward.score(ScoreRequest(['p'], ['c'], [[1]], {'answer': ['x']}))\n"
-        "    print(reward._worker._process.pid, flush=True)\n"
-        "    reward.score(ScoreRequest(['p'], ['bb'], [[1]], {'answer': ['x']}))\n"
-    )
-    script = subprocess.Popen(
-        [sys.executable, str(tmp_path / "script.py")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert script.stdout is not None
-    worker = int(script.stdout.readline())
-    time.sleep(0.3)  # it is now in its `while True`
-    os.killpg(script.pid, signal.SIGINT)  # as a terminal does: to parent and worker
-    _, errors = script.communicate(timeout=30)
-    assert errors.rstrip().endswith("KeyboardInterrupt")
-    with pytest.raises(ProcessLookupError):
-        os.kill(worker, 0)
-
-
-def test_a_function_no_other_process_can_import_needs_a_path() -> None:
-    with pytest.raises(ConfigError, match=r"path/to/file\.py:fn"):
-        FunctionReward(lambda **kwargs: [1.0], timeout=1)
 
 
 def test_describe_notices_a_changed_source(tmp_path: Path) -> None:

@@ -105,8 +105,8 @@ class Worker:
             problem = self._connection.recv()
         except (EOFError, ConnectionError) as error:
             raise ConfigError(
-                f"the worker process of reward function {self._name!r} ended while starting; a script that scores "
-                'with a timeout must keep its own work under `if __name__ == "__main__":`'
+                f"the worker process of reward function {self._name!r} ended while starting; a script that "
+                'scores with a timeout must keep its own work under `if __name__ == "__main__":`'
             ) from error
         if problem is not None:
             raise ConfigError(f"reward function {self._name!r} fails in a worker: {problem}; {REMEDY}")
