@@ -25,7 +25,7 @@ Draw = Callable[..., Side]
 
 @pytest.fixture
 def draw() -> Draw:
-    """`draw(probs [b, y], rewards [b, y], m, seed)`: outcome i is the completion `y<i>`, tokens `[i, END]`."""
+    """`draw(probs [b, y], rewards [b, y], m, seed)`: outcome i is completion `y<i>`, tokens `[i, END]`."""
 
     def drawn(probs: Tensor, rewards: Tensor, m: int, seed: int) -> Side:
         outcomes = torch.multinomial(

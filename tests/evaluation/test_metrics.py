@@ -1,4 +1,5 @@
 import json
+import math
 import random
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.evaluation import evaluate_groups
 from nonpareil.evaluation.summary import headline, number, summary_table
+from nonpareil.evaluation.target import backward_kl
 from nonpareil.maths import best_of_n
 
 
@@ -119,6 +121,15 @@ def test_a_policy_against_itself(draw):
     assert same.to_dict()["kl_efficiency"] is None
     assert same.targets[0].forward_kl is None
     assert "efficiency" not in headline(same)
+
+
+def test_backward_kl_is_low_by_the_taylor_tail():
+    """On the reference's own draws the truth is n - 1 - log n, and the bias (n-1) / (m+1)."""
+    generator, n, m = torch.Generator().manual_seed(0), 8, 15
+    rewards = torch.rand(4000, 4 + m, generator=generator, dtype=torch.float64)
+    values = backward_kl(torch.zeros(4000, 4, dtype=torch.float64), rewards[:, :4], rewards[:, 4:], n)
+    expected = n - 1 - math.log(n) - (n - 1) / (m + 1)
+    assert values.mean().item() == pytest.approx(expected, abs=4 * values.std().item() / 4000**0.5)
 
 
 def small(draw, b=4, k=3, m=4):
@@ -267,7 +278,7 @@ def test_the_terminal_table_shows_every_figure(draw):
     for label in (
         "Win rate",
         "KL efficiency",
-        "N = 4, backward KL",
+        "N = 4, backward",
         "distinct-3, policy",
         "win rate where longer",
     ):

@@ -109,7 +109,7 @@ def test_pictures_take_several_policies_and_are_reproducible(written):
     both = {"step 100": evaluation, "step 200": evaluation}
     pictures = [plots.png(plots.frontier_figure(both)) for _ in range(2)]
     assert pictures[0] == pictures[1]
-    labels = [text.get_text() for text in plots.frontier_figure(both).axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in plots.frontier_figure(both).legends[0].get_texts()]
     assert labels == ["best possible", "best-of-N", "step 100", "step 200"]
     flat = plots.reward_figure(torch.ones(3, 2), torch.full((3, 2), math.nan))
     assert plots.png(flat).startswith(b"\x89PNG")

@@ -18,9 +18,10 @@ from nonpareil.maths.best_of_n import kl_upper_bound, optimal_win_rate, win_rate
 from nonpareil.maths.win_rate import Interval
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey by lightness.
-REFERENCE, GREY = "#0072B2", "#8a8f98"
+REFERENCE, PALE = "#0072B2", "#d5d9de"
 POLICIES = ("#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 INK = "#22262b"
+_NUM_BINS = 40
 _MARKED_N = (2, 4, 8, 16, 32)
 _STYLE: Any = {
     "font.size": 10,
@@ -90,7 +91,7 @@ def frontier_figure(evaluations: Mapping[str, Evaluation]) -> Figure:
         axes.set(xlabel="KL from the reference, nats", ylabel="win rate against the reference")
         axes.set_title("What was gained, and what it cost")
         axes.text(0.02 * right, 0.985, "out of any policy's reach", va="top", color="#70757d", fontsize=9)
-        axes.legend(loc="lower right")
+        figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 
@@ -101,28 +102,14 @@ def _lowest_win_rate(evaluations: Mapping[str, Evaluation]) -> float:
 
 
 def _policy_point(axes: Axes, label: str, evaluation: Evaluation, colour: str) -> None:
-    bars: dict[str, Any] = {
-        "xerr": _spread(evaluation.kl),
-        "color": colour,
-        "capsize": 3,
-        "elinewidth": 1.3,
-        "zorder": 4,
-    }
-    rates = [(evaluation.comparison, label, colour)]
+    rates = [(evaluation.comparison.win_rate, label, colour)]
     if evaluation.unseen is not None:
-        rates.append((evaluation.unseen, f"{label}, unseen reward", "white"))
-    for comparison, name, face in rates:
-        rate = comparison.win_rate
-        axes.errorbar(
-            [evaluation.kl.estimate],
-            [rate.estimate],
-            yerr=_spread(rate),
-            fmt="D",
-            markersize=7,
-            markerfacecolor=face,
-            label=name,
-            **bars,
-        )
+        rates.append((evaluation.unseen.win_rate, f"{label}, unseen reward", "white"))
+    for rate, name, face in rates:
+        x, y = [evaluation.kl.estimate], [rate.estimate]
+        bars: dict[str, Any] = {"xerr": _spread(evaluation.kl), "yerr": _spread(rate)}
+        axes.errorbar(x, y, fmt="none", ecolor=colour, capsize=3, elinewidth=1.3, zorder=4, **bars)
+        axes.plot(x, y, "D", color=colour, markersize=7, markerfacecolor=face, label=name, zorder=5)
 
 
 def curve_figure(curve: CurveReport) -> Figure:
@@ -130,15 +117,10 @@ def curve_figure(curve: CurveReport) -> Figure:
     n = [point.n for point in curve.points]
     with _figure(9.2, 3.8, columns=2) as (figure, (left, right)):
         _band(left, n, [point.reward for point in curve.points], "expected reward of the best of N")
-        chosen = curve.recommended_n()
-        if chosen > 1:
-            reward = curve.points[chosen - 1].reward.estimate
-            left.plot([chosen], [reward], "o", color=POLICIES[0], markersize=7, zorder=4)
-            note: dict[str, Any] = {"textcoords": "offset points", "color": POLICIES[0], "fontsize": 9}
-            left.annotate(f"N={chosen}: 90% of the gain", (chosen, reward), (6, -14), **note)
+        _mark_recommended(left, curve)
         left.set(xlabel="N, completions drawn", ylabel="reward", title="Reward of best-of-N")
         ceiling = [point.win_rate_ceiling for point in curve.points]
-        right.plot(n, ceiling, color=GREY, linewidth=1.2, linestyle=(0, (4, 3)), label="ceiling N/(N+1)")
+        right.plot(n, ceiling, color=PALE, linewidth=6, solid_capstyle="round", label="ceiling N/(N+1)")
         measured = [point for point in curve.points if point.win_rate is not None]
         rates = [point.win_rate for point in measured if point.win_rate is not None]
         _band(right, [point.n for point in measured], rates, "measured, ties one half")
@@ -151,11 +133,28 @@ def curve_figure(curve: CurveReport) -> Figure:
     return figure
 
 
+def _mark_recommended(axes: Axes, curve: CurveReport) -> None:
+    chosen = curve.recommended_n()
+    if chosen == 1:
+        return
+    reward = curve.points[chosen - 1].reward.estimate
+    axes.plot([chosen], [reward], "o", color=POLICIES[0], markersize=7, zorder=4)
+    # The curve rises: there is room above it in its right half, below it in its left half.
+    in_right_half = chosen**2 > curve.points[-1].n
+    offset, side = ((-7, 5), "right") if in_right_half else ((7, -13), "left")
+    text = f"N={chosen}: 90% of the gain"
+    axes.annotate(
+        text, (chosen, reward), offset, textcoords="offset points", ha=side, color=POLICIES[0], fontsize=9
+    )
+
+
 def _band(axes: Axes, n: list[int], intervals: list[Interval], label: str) -> None:
     estimate = [interval.estimate for interval in intervals]
     low, high = [interval.low for interval in intervals], [interval.high for interval in intervals]
     axes.fill_between(n, low, high, color=REFERENCE, alpha=0.18, linewidth=0)
-    axes.plot(n, estimate, color=REFERENCE, linewidth=1.6, marker="o", markersize=3.5, label=label)
+    axes.plot(n, estimate, color=REFERENCE, linewidth=1.6, label=label)
+    doubled = [i for i, count in enumerate(n) if count.bit_count() == 1]
+    axes.plot([n[i] for i in doubled], [estimate[i] for i in doubled], "o", color=REFERENCE, markersize=4.5)
 
 
 def _count_axis(axes: Axes, n: list[int]) -> None:
@@ -168,29 +167,29 @@ def _count_axis(axes: Axes, n: list[int]) -> None:
 
 def reward_figure(policy: Tensor, reference: Tensor) -> Figure:
     """Rewards of both sides [any shape], NaN left out, as shares of each side's completions."""
-    return _histograms(policy, reference, "reward", "Rewards")
+    sides = reference[reference.isfinite()].double(), policy[policy.isfinite()].double()
+    low, high = (float(bound) for bound in torch.cat(sides).aminmax())
+    edges = torch.linspace(low, high if high > low else low + 1, _NUM_BINS + 1, dtype=torch.float64)
+    return _histograms(*sides, edges, "reward", "Rewards")
 
 
 def length_figure(policy: Tensor, reference: Tensor) -> Figure:
     """Completion lengths of both sides in tokens [any shape]."""
-    return _histograms(policy, reference, "tokens, end token included", "Lengths")
-
-
-def _histograms(policy: Tensor, reference: Tensor, label: str, title: str) -> Figure:
-    sides = [side[side.isfinite()].double() for side in (reference, policy)]
+    sides = reference.flatten().double(), policy.flatten().double()
     low, high = (float(bound) for bound in torch.cat(sides).aminmax())
-    edges = torch.linspace(low, high if high > low else low + 1, 41, dtype=torch.float64)
-    with _figure(5.2, 3.4) as (figure, (axes,)):
-        for values, colour, name in zip(
-            sides, (REFERENCE, POLICIES[0]), ("reference", "policy"), strict=True
-        ):
+    step = math.ceil((high - low + 1) / _NUM_BINS)  # whole tokens, or some bins would hold more lengths
+    edges = torch.arange(low - 0.5, high + step, step, dtype=torch.float64)
+    return _histograms(*sides, edges, "tokens, end token included", "Lengths")
+
+
+def _histograms(reference: Tensor, policy: Tensor, edges: Tensor, label: str, title: str) -> Figure:
+    with _figure(4.7, 3.5) as (figure, (axes,)):
+        for values, colour, name in (reference, REFERENCE, "reference"), (policy, POLICIES[0], "policy"):
             share = torch.histogram(values, edges).hist / max(len(values), 1)
             axes.stairs(share, edges, fill=True, color=colour, alpha=0.22)
             axes.stairs(share, edges, color=colour, linewidth=1.5, label=f"{name}, mean {values.mean():.3g}")
             axes.axvline(float(values.mean()), color=colour, linewidth=1, linestyle=(0, (4, 3)))
         axes.set(xlabel=label, ylabel="share of completions", title=title)
         axes.set_ylim(bottom=0)
-        axes.set_ymargin(0.18)
-        axes.autoscale_view()
-        axes.legend(loc="upper left")
+        figure.legend(loc="outside lower center", ncols=2)
     return figure

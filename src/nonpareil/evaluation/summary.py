@@ -101,10 +101,11 @@ def _spent_rows(evaluation: Evaluation) -> Iterator[Row]:
 
 def _target_rows(evaluation: Evaluation) -> Iterator[Row]:
     for target in evaluation.targets:
-        section = "Distance to best-of-N, nats"
-        limits = f"itself: win rate ≤ {number(target.win_rate_ceiling)}, KL ≤ {number(target.kl_upper_bound)}"
-        yield Row(section, f"N = {target.n}, backward KL(π‖π_N)", target.backward_kl, limits)
-        yield Row(section, f"N = {target.n}, forward KL(π_N‖π)", target.forward_kl)
+        section, best = "KL to best-of-N, nats", f"best-of-{target.n}"
+        limits = f"win rate ≤ {number(target.win_rate_ceiling)}, KL ≤ {number(target.kl_upper_bound)}"
+        yield Row(section, f"N = {target.n}, backward", target.backward_kl, f"KL(policy ‖ {best})")
+        forward = f"KL({best} ‖ policy); {best} itself: {limits}"
+        yield Row(section, f"N = {target.n}, forward", target.forward_kl, forward)
 
 
 def _drift_rows(evaluation: Evaluation) -> Iterator[Row]:
@@ -116,7 +117,9 @@ def _drift_rows(evaluation: Evaluation) -> Iterator[Row]:
         yield Row(section, f"ended by itself, {name}", side.stopped_ratio, clipped)
     for size in policy.distinct:
         for side, name in ((policy, "policy"), (reference, "reference")):
-            yield Row(section, f"distinct-{size}, {name}", side.distinct[size], "within a prompt")
+            yield Row(
+                section, f"distinct-{size}, {name}", side.distinct[size], "share of n-grams within a prompt"
+            )
     for stratum in evaluation.length_strata:
         share = number(None if stratum.share is None else stratum.share.estimate)
         length = "equally long" if stratum.policy_is == "equal" else stratum.policy_is
