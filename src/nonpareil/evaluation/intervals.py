@@ -10,7 +10,7 @@ from torch import Tensor
 from nonpareil.maths.win_rate import Interval, Statistic, bootstrap_interval
 
 _MOST_RESAMPLES, _FEWEST_RESAMPLES = 2000, 200
-_INDICES_A_FIGURE = 2**24  # 2,000 resamples up to 8,000 prompts; beyond, the bounds are steady with fewer
+_INDICES_A_FIGURE = 2**23  # 2,000 resamples up to 4,000 prompts; beyond, the bounds are steady with fewer
 
 
 @dataclass(frozen=True)

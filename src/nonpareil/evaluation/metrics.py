@@ -147,15 +147,9 @@ def evaluate_groups(
             groups' or that holds a number that is not finite, or no prompt scored on both sides.
         ConfigError: an n below 1.
     """
-    if any(target < 1 for target in n):
-        raise ConfigError(f"n must be at least 1, got {list(n)}.")
     matched = match_groups(policy_groups, reference_groups)
     kl = _rows_in_order("policy_kl", policy_kl, matched.policy, matched.policy_rows)
     log_ratio = _rows_in_order("policy_log_ratio", policy_log_ratio, matched.policy, matched.policy_rows)
-    if reference_log_ratio is not None:
-        reference_log_ratio = _rows_in_order(
-            "reference_log_ratio", reference_log_ratio, matched.reference, matched.reference_rows
-        )
     bootstrap = Bootstrap(seed)
     comparison, win = _compare(matched, None, bootstrap)
     return Evaluation(
@@ -220,6 +214,12 @@ def _kl_efficiency(win: Tensor, kl: Tensor, bootstrap: Bootstrap) -> Interval | 
 def _targets(
     matched: MatchedGroups, kl: Tensor, log_ratio: Tensor | None, ns: Sequence[int], bootstrap: Bootstrap
 ) -> tuple[Target, ...]:
+    if any(n < 1 for n in ns):
+        raise ConfigError(f"n must be at least 1, got {list(ns)}.")
+    if log_ratio is not None:
+        log_ratio = _rows_in_order(
+            "reference_log_ratio", log_ratio, matched.reference, matched.reference_rows
+        )
     policy, reference = rewards_of(matched.policy), rewards_of(matched.reference)
     targets = []
     for n in ns:
