@@ -114,3 +114,23 @@ def test_bad_arguments_are_named():
         losses.pairwise_margin_loss(zeros, zeros, 1)
     with pytest.raises(ConfigError, match=r"jeffreys_weight = 1\.5"):
         losses.jeffreys(zeros, zeros, 1.5)
+
+
+def test_margin_loss_alone_does_not_recover_best_of_8():
+    # PAPERS.md section 2: its population minimiser has win rate .814 and KL .879 in place of .889 and 1.204.
+    size, n = 150, 8
+    u = (torch.arange(size, dtype=F64) + 0.5) / size
+    best, worst = torch.tril_indices(size, size, offset=-1)
+    weight = (u[best] - u[worst]) ** (n - 2)  # density of (best, worst) of n uniforms
+    log_ratio = torch.zeros(size, dtype=F64, requires_grad=True)
+
+    def gradient(at):
+        loss = losses.pairwise_margin_loss(at[best], at[worst], n)
+        return torch.autograd.grad((weight * loss).sum() / weight.sum(), at, create_graph=True)[0]
+
+    # The loss is quadratic: one Newton step from anywhere lands on its minimum (flat along the constant).
+    hessian = torch.autograd.functional.jacobian(gradient, log_ratio)
+    step = torch.linalg.lstsq(hessian + 1 / size, gradient(log_ratio).detach()[:, None]).solution[:, 0]
+    policy = (log_ratio.detach() - step).softmax(-1)
+    assert (policy * u).sum().item() == pytest.approx(0.814, abs=1e-3)
+    assert (policy * (policy * size).log()).sum().item() == pytest.approx(0.879, abs=3e-3)

@@ -197,9 +197,9 @@ def _harmonic_number(x: Tensor) -> Tensor:
 
 
 # The exponential tilt pi_ref * exp(c u), u uniform. Below _SMALL the closed forms cancel; their series are
-# sum_k B_2k c^(2k-j) a_k / (2k)!, B_2k the Bernoulli numbers, five terms exact to float64 there.
-_SMALL = 0.2
-_BERNOULLI = [(2, 1 / 6), (4, -1 / 30), (6, 1 / 42), (8, -1 / 30), (10, 5 / 66)]
+# sum_k B_2k c^(2k-j) a_k / (2k)!, B_2k the Bernoulli numbers, six terms leave 1e-15 there.
+_SMALL = 0.5
+_BERNOULLI = [(2, 1 / 6), (4, -1 / 30), (6, 1 / 42), (8, -1 / 30), (10, 5 / 66), (12, -691 / 2730)]
 
 
 def _tilt_excess(c: Tensor) -> Tensor:
