@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from nonpareil.evaluation import best_of_n_report, evaluate_groups, plots
-from nonpareil.evaluation.files import jsonable, write_bytes, write_json
 from nonpareil.evaluation.report import sample_pairs, write_curve, write_report
+from nonpareil.files import jsonable, write_bytes, write_json
 
 HOSTILE = "<script>alert('x')</script> </td> & \"quotes\" {{ 7 * 7 }}"
 VOID = {"meta", "img", "br", "link", "input", "hr"}

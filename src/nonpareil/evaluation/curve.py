@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nonpareil.errors import ConfigError, DataError
-from nonpareil.evaluation.files import jsonable
 from nonpareil.evaluation.groups import group_size, lengths_of, rewards_of
 from nonpareil.evaluation.intervals import Bootstrap
+from nonpareil.files import jsonable
 from nonpareil.maths.best_of_n import kl_upper_bound, win_rate
 from nonpareil.maths.counts import count_among
 from nonpareil.maths.order_statistics import best_of_n_curve

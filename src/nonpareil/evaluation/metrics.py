@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from nonpareil.errors import ConfigError, DataError
-from nonpareil.evaluation.files import jsonable
 from nonpareil.evaluation.groups import (
     MatchedGroups,
     distinct_ngrams,
@@ -21,6 +20,7 @@ from nonpareil.evaluation.groups import (
 )
 from nonpareil.evaluation.intervals import Bootstrap
 from nonpareil.evaluation.target import backward_kl, forward_kl
+from nonpareil.files import jsonable
 from nonpareil.maths.best_of_n import equivalent_n, kl_upper_bound, least_kl, win_rate
 from nonpareil.maths.win_rate import Interval, pairwise
 from nonpareil.records import Group

@@ -11,10 +11,10 @@ import jinja2
 
 from nonpareil.evaluation import plots
 from nonpareil.evaluation.curve import CurveReport
-from nonpareil.evaluation.files import jsonable, write_bytes, write_json
 from nonpareil.evaluation.groups import lengths_of, match_groups, rewards_of
 from nonpareil.evaluation.metrics import Evaluation
 from nonpareil.evaluation.summary import bracket, headline, number, summary_rows
+from nonpareil.files import jsonable, write_bytes, write_json
 from nonpareil.records import Group, PromptText
 
 NUM_SAMPLES = 12

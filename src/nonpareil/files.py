@@ -32,11 +32,17 @@ def jsonable(value: Any) -> Any:
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file in one step, so that a reader or a crash never sees half of it."""
+    """Write a file in one step, so that a reader, a crash or a power cut never leaves half of it.
+
+    A kill can leave `.<name>.<pid>.tmp` beside it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())  # else the name may reach the disk before the content
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
