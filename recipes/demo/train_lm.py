@@ -26,7 +26,8 @@ class Windows(Dataset):
     def __init__(self, stream: np.ndarray, passes: int, seed: int):
         rng = np.random.default_rng(seed)
         starts = [
-            rng.permutation(np.arange(rng.integers(WINDOW), len(stream) - WINDOW, WINDOW)) for _ in range(passes)
+            rng.permutation(np.arange(rng.integers(WINDOW), len(stream) - WINDOW, WINDOW))
+            for _ in range(passes)
         ]
         self.stream, self.starts = stream, np.concatenate(starts)
 
@@ -58,7 +59,9 @@ def test_loss(model: LlamaForCausalLM, stream: np.ndarray, windows: int) -> floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--passes", type=float, default=0.8)

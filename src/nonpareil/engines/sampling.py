@@ -1,0 +1,83 @@
+"""Draw tokens so that a completion depends on its own key alone, never on the batch it was drawn in."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nonpareil.records import SamplingParams
+
+BLOCK = 64
+"""Vocabulary entries that are first drawn together; about the square root of common vocabulary sizes."""
+
+
+def sample_keys(prompt_id: str, samples: Sequence[int], seed: int) -> np.ndarray:
+    """One 64-bit key a sample: the hash of seed, prompt id and the sample's index within its group."""
+    digests = (hashlib.blake2b(f"{seed}/{prompt_id}/{i}".encode(), digest_size=8) for i in samples)
+    return np.array([int.from_bytes(d.digest(), "little") for d in digests], dtype=np.uint64)
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser: every input bit moves every output bit."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def gumbel_noise(keys: np.ndarray, step: int, count: int) -> Float[Tensor, "r n"]:
+    """`count` standard Gumbel numbers a key, for its `step`-th token, from a counter-based generator.
+
+    Without state there is nothing to save for a resume, and retiring a row moves no other row's numbers.
+    """
+    with np.errstate(over="ignore"):
+        row = _mix(keys + np.uint64(step + 1) * np.uint64(0x9E3779B97F4A7C15))
+        counter = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03)
+        bits = _mix(row[:, None] + counter[None])
+    uniform = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    return torch.from_numpy(-np.log(-np.log(uniform))).float()
+
+
+def sampling_logits(logits: Float[Tensor, "r v"], sampling: SamplingParams) -> Float[Tensor, "r v"]:
+    """The float32 logits of the sampling policy: temperature applied, tokens outside the kept set at -inf."""
+    logits = logits.float()
+    if sampling.temperature != 1.0:
+        logits = logits / sampling.temperature
+    if sampling.keeps_whole_vocabulary:
+        return logits
+    if 0 < sampling.top_k < logits.shape[-1]:
+        threshold = logits.topk(sampling.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    if sampling.top_p < 1.0:
+        ordered, order = logits.sort(descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= sampling.top_p)
+        logits = logits.masked_fill(dropped, -torch.inf)
+    if sampling.min_p > 0.0:
+        floor = logits.max(-1, keepdim=True).values + float(np.log(sampling.min_p))
+        logits = logits.masked_fill(logits < floor, -torch.inf)
+    return logits
+
+
+def draw_tokens(
+    logits: Float[Tensor, "r v"], keys: np.ndarray, step: int
+) -> tuple[Int[Tensor, " r"], Float[Tensor, " r"]]:
+    """One token a row, and its log-prob in nats; exact draws from softmax(logits).
+
+    The Gumbel trick, first over blocks of the vocabulary by their mass, then over the tokens of the block
+    drawn: a few hundred random numbers a token in place of one for each entry. Where another batch shape
+    moves the probabilities by a rounding error, the draw changes with about that probability; inverting the
+    distribution function would multiply it by the size of the vocabulary.
+    """
+    rows, vocab = logits.shape
+    num_blocks = -(-vocab // BLOCK)
+    lse = logits.logsumexp(-1, keepdim=True)
+    probs = torch.nn.functional.pad((logits - lse).exp_(), (0, num_blocks * BLOCK - vocab))
+    probs = probs.view(rows, num_blocks, BLOCK)
+    noise = gumbel_noise(keys, step, num_blocks + BLOCK).to(logits.device)
+    block = (probs.sum(-1).log() + noise[:, :num_blocks]).argmax(-1)
+    within = probs[torch.arange(rows, device=logits.device), block]
+    tokens = block * BLOCK + (within.log() + noise[:, num_blocks:]).argmax(-1)
+    return tokens, (logits.gather(-1, tokens[:, None]) - lse)[:, 0]

@@ -1,0 +1,78 @@
+"""The moving anchor of J-BOND, and the working copy that draws from policy and anchor in turn."""
+
+import copy
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from nonpareil.errors import DataError
+
+ANCHOR_FILE = "anchor.safetensors"
+
+
+class EMAAnchor:
+    """An exponential moving average of the policy, `anchor <- (1 - rate) * anchor + rate * policy`.
+
+    Kept in float32 whatever the policy is in: in bfloat16 an increment below about 2^-9 of a weight rounds
+    away, and the anchor would stand still (PAPERS.md section 1).
+    """
+
+    def __init__(self, policy: PreTrainedModel, rate: float):
+        self.rate = rate
+        self.module = copy.deepcopy(policy).float().eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, policy: nn.Module) -> None:
+        """Move towards the policy; call once after each optimizer step."""
+        ours = list(self.module.parameters())
+        theirs = [p.detach().to(torch.float32) for p in policy.parameters()]
+        torch._foreach_lerp_(ours, theirs, self.rate)
+        for mine, other in zip(self.module.buffers(), policy.buffers(), strict=True):
+            mine.copy_(other)
+
+    def save(self, directory: Path) -> None:
+        """Write the anchor's weights beside a checkpoint."""
+        # named_parameters names a tied weight once, where safetensors would refuse the second name.
+        tensors = {name: p.contiguous() for name, p in self.module.named_parameters()}
+        partial = directory / f"{ANCHOR_FILE}.tmp"
+        save_file(tensors, partial)
+        os.replace(partial, directory / ANCHOR_FILE)
+
+    def load(self, directory: Path) -> None:
+        """Read the anchor back on resume.
+
+        Raises:
+            DataError: the checkpoint holds no anchor; starting it anew would silently change the method.
+        """
+        path = directory / ANCHOR_FILE
+        if not path.is_file():
+            raise DataError(
+                f"{path} is missing: the checkpoint cannot be resumed exactly; resume from another one"
+            )
+        tensors = load_file(path)
+        with torch.no_grad():
+            for name, parameter in self.module.named_parameters():
+                parameter.copy_(tensors[name])
+
+
+class WorkingCopy:
+    """One model in the compute type that takes on the weights of policy or anchor to draw and score.
+
+    Drawing token by token from float32 weights under autocast would cast them, and the key cache, at every
+    token; this casts once a step, and holds one copy for both models.
+    """
+
+    def __init__(self, policy: PreTrainedModel, dtype: torch.dtype):
+        self.model: PreTrainedModel = copy.deepcopy(policy).to(dtype).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def load(self, source: nn.Module) -> PreTrainedModel:
+        """Take on the weights of `source`, cast to the compute type."""
+        torch._foreach_copy_(list(self.model.parameters()), [p.detach() for p in source.parameters()])
+        for mine, other in zip(self.model.buffers(), source.buffers(), strict=True):
+            mine.copy_(other)
+        return self.model

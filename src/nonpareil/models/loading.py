@@ -1,0 +1,91 @@
+"""Load a causal language model with its tokenizer, or say plainly why that cannot be done."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from nonpareil.errors import ModelError
+from nonpareil.models.devices import best_device, resolve_dtype
+
+
+def check_local_path(name_or_path: str, field: str) -> None:
+    """Refuse a name that is a path to nowhere before a hub is asked for it.
+
+    Raises:
+        ModelError: the name looks like a path and no directory is there, or the directory has no config.json.
+    """
+    path = Path(name_or_path)
+    looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") != 1
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"{field}={name_or_path!r} has no config.json; give a Hugging Face model directory"
+            )
+    elif path.exists() or (looks_like_path and "/" in name_or_path):
+        raise ModelError(f"{field}={name_or_path!r}: no such directory; give a model directory or a hub name")
+
+
+def load_tokenizer(name_or_path: str, revision: str | None = None) -> Tokenizer:
+    """The tokenizer that lies beside a model.
+
+    Raises:
+        ModelError: there is none.
+    """
+    check_local_path(name_or_path, "model_name_or_path")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"no tokenizer could be loaded from {name_or_path!r} ({error}); "
+            "save one there with tokenizer.save_pretrained(...)"
+        ) from error
+    if len(tokenizer) == 0:  # what AutoTokenizer answers for some directories that hold none
+        raise ModelError(
+            f"no tokenizer in {name_or_path!r}; save one there with tokenizer.save_pretrained(...)"
+        )
+    return tokenizer
+
+
+def load_policy(
+    name_or_path: str, *, dtype: str = "auto", revision: str | None = None, device: torch.device | None = None
+) -> tuple[PreTrainedModel, Tokenizer]:
+    """A causal language model in evaluation mode, and its tokenizer.
+
+    `dtype="auto"` is bfloat16 where the machine gains from it, else float32.
+
+    Raises:
+        ModelError: no such model, no tokenizer, or weights that the checkpoint does not hold.
+    """
+    device = device or best_device()
+    tokenizer = load_tokenizer(name_or_path, revision)
+    try:
+        AutoConfig.from_pretrained(name_or_path, revision=revision)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name_or_path, revision=revision, dtype=resolve_dtype(dtype, device), output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model_name_or_path={name_or_path!r} could not be loaded: {error}") from error
+    fresh = sorted({*info["missing_keys"], *(str(k) for k in info["mismatched_keys"])})
+    if fresh:
+        raise ModelError(
+            f"{name_or_path!r} does not hold {len(fresh)} weights of its own architecture (first: {fresh[0]}); "
+            "they would be random. Is it a causal language model?"
+        )
+    return model.to(device).eval(), tokenizer
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> frozenset[int]:
+    """Every id that ends a completion: the generation config's, else the model's, else the tokenizer's."""
+    generation_config = getattr(model, "generation_config", None)
+    for owner in (generation_config, model.config, tokenizer):
+        ids = getattr(owner, "eos_token_id", None)
+        if ids is not None:
+            return frozenset(ids if isinstance(ids, list | tuple) else [ids])
+    return frozenset()
+
+
+def context_window(model: PreTrainedModel) -> int | None:
+    """Most tokens of prompt and completion together, or None where the model states no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -1,0 +1,157 @@
+"""Log-probabilities of completions, in chunks, so that memory does not grow with tokens x vocabulary."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from nonpareil.maths.kl import token_kl
+
+CHUNK_ELEMENTS = 2**24
+"""Logits held at once: tokens x vocabulary of one chunk (64 MiB in float32)."""
+
+
+@dataclass(frozen=True)
+class TokenSequences:
+    """Prompts with the completions that were sampled for them; plain ids, padded only inside a forward pass."""
+
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids)
+
+    def select(self, rows: Sequence[int]) -> "TokenSequences":
+        """Some of the sequences, in the order given."""
+        return TokenSequences([self.prompt_ids[i] for i in rows], [self.completion_ids[i] for i in rows])
+
+    def lengths(self) -> list[int]:
+        """Tokens of prompt and completion together, one number a sequence."""
+        return [len(p) + len(c) for p, c in zip(self.prompt_ids, self.completion_ids, strict=True)]
+
+
+def token_budget_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Rows in batches of about one length: rows x longest stays within `max_tokens` (one row may exceed it)."""
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        # Longest first, so the first row of a batch is its width and an out-of-memory shows at once.
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def completion_logprobs(
+    model: PreTrainedModel, sequences: TokenSequences, temperature: float = 1.0
+) -> Float[Tensor, " b"]:
+    """log pi(completion | prompt) of each sequence, nats, summed over its tokens, the end token included.
+
+    One forward pass; gradients flow where grad mode is on. Logits are upcast to float32 before the softmax,
+    `CHUNK_ELEMENTS` of them at a time, and computed anew in the backward pass.
+    """
+    hidden, targets, owner, logits_of = _predicting_states(model, sequences)
+    summed = torch.zeros(len(sequences), device=hidden.device)
+    for chunk in _chunks(hidden.shape[0], model.config.get_text_config().vocab_size):
+        arguments = (logits_of, hidden[chunk], targets[chunk], temperature)
+        if torch.is_grad_enabled():
+            logprobs = checkpoint(_target_logprobs, *arguments, use_reentrant=False)
+        else:
+            logprobs = _target_logprobs(*arguments)
+        summed = summed.index_add(0, owner[chunk], logprobs)
+    return summed
+
+
+@torch.no_grad()
+def completion_divergence(
+    policy: PreTrainedModel, reference: PreTrainedModel, sequences: TokenSequences, temperature: float = 1.0
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Exact per-token KL(policy || reference), and log pi - log pi_ref, summed along each completion, nats.
+
+    Averaged over completions that the policy drew, both estimate the sequence-level KL; the first with far
+    less variance, since each step's expectation is exact.
+    """
+    states, targets, owner, policy_logits = _predicting_states(policy, sequences)
+    reference_states, _, _, reference_logits = _predicting_states(reference, sequences)
+    kl = torch.zeros(len(sequences), device=states.device)
+    log_ratio = torch.zeros_like(kl)
+    for chunk in _chunks(states.shape[0], 2 * policy.config.get_text_config().vocab_size):
+        ours = policy_logits(states[chunk]).float() / temperature
+        theirs = reference_logits(reference_states[chunk]).float() / temperature
+        kl.index_add_(0, owner[chunk], token_kl(ours, theirs))
+        ratio = _gather(ours, targets[chunk]) - _gather(theirs, targets[chunk])
+        log_ratio.index_add_(0, owner[chunk], ratio)
+    return kl, log_ratio
+
+
+def _predicting_states(
+    model: PreTrainedModel, sequences: TokenSequences
+) -> tuple[Float[Tensor, "t d"], Int[Tensor, " t"], Int[Tensor, " t"], Callable[[Tensor], Tensor]]:
+    """The states that predict each completion token, those tokens, the sequence of each, and the output head."""
+    device = model.get_input_embeddings().weight.device
+    width = max(sequences.lengths())
+    # Right padding needs no attention mask: under causal attention no real token sees what comes behind it.
+    input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    positions, owners, targets = [], [], []
+    for row, (prompt, completion) in enumerate(
+        zip(sequences.prompt_ids, sequences.completion_ids, strict=True)
+    ):
+        input_ids[row, : len(prompt) + len(completion)] = torch.tensor(prompt + completion)
+        first = row * width + len(prompt) - 1
+        positions.append(torch.arange(first, first + len(completion)))
+        owners.append(torch.full((len(completion),), row))
+        targets.append(torch.tensor(completion, dtype=torch.long))
+    flat, target_ids = torch.cat(positions).to(device), torch.cat(targets).to(device)
+    owner, input_ids = torch.cat(owners).to(device), input_ids.to(device)
+    if output_head_is_plain(model):
+        states = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return states.flatten(0, 1)[flat], target_ids, owner, model.get_output_embeddings()
+    logits = model(input_ids=input_ids, use_cache=False).logits
+    return logits.flatten(0, 1)[flat], target_ids, owner, nn.Identity()
+
+
+_PLAIN_HEADS: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def output_head_is_plain(model: PreTrainedModel) -> bool:
+    """Whether the logits are the output embedding applied to the last hidden state, and nothing more.
+
+    Some models scale or cap their logits behind the head. This asks the model itself, once, on three tokens;
+    where the answer is no, the whole logits are formed (right, but memory grows with tokens x vocabulary).
+    """
+    if model not in _PLAIN_HEADS:
+        training = model.training
+        model.eval()
+        head = model.get_output_embeddings()
+        ids = torch.arange(3, device=model.get_input_embeddings().weight.device)[None]
+        plain = head is not None
+        if plain:
+            whole = model(input_ids=ids, use_cache=False).logits.float()
+            states = model.base_model(input_ids=ids, use_cache=False)
+            ours = head(states.last_hidden_state).float()
+            plain = ours.shape == whole.shape and bool(torch.allclose(ours, whole, rtol=1e-3, atol=1e-3))
+        _PLAIN_HEADS[model] = plain
+        model.train(training)
+    return _PLAIN_HEADS[model]
+
+
+def _chunks(tokens: int, vocab_size: int) -> Iterator[slice]:
+    size = max(1, CHUNK_ELEMENTS // vocab_size)
+    return (slice(start, start + size) for start in range(0, tokens, size))
+
+
+def _target_logprobs(
+    logits_of: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor, temperature: float
+) -> Float[Tensor, " t"]:
+    return _gather(logits_of(states).float() / temperature, targets)
+
+
+def _gather(logits: Float[Tensor, "t v"], targets: Int[Tensor, " t"]) -> Float[Tensor, " t"]:
+    # Not log_softmax: logsumexp keeps one vocabulary-wide tensor fewer alive.
+    return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)

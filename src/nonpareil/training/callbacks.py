@@ -1,0 +1,106 @@
+"""What happens around a step: the anchor moves and is saved, metrics go to disk, Ctrl-C ends cleanly."""
+
+import json
+import math
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from nonpareil.models.anchors import ANCHOR_FILE, EMAAnchor
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class AnchorCallback(TrainerCallback):
+    """Moves the anchor after each optimizer step and saves it with each checkpoint."""
+
+    def __init__(self, anchor: EMAAnchor):
+        self.anchor = anchor
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Algorithm 2, step 5."""
+        self.anchor.update(kwargs["model"])
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Last of a checkpoint's files, so that a checkpoint with an anchor is a whole one."""
+        if state.is_world_process_zero:
+            self.anchor.save(Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log line to `metrics.jsonl`; on resume, lines behind the checkpoint are dropped."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget what a run that is taken up again had logged after its checkpoint."""
+        path = Path(str(args.output_dir)) / METRICS_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if path.is_file() and state.global_step:
+            lines = path.read_text().splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+        partial = path.with_suffix(".tmp")
+        partial.write_text("".join(line + "\n" for line in kept))
+        os.replace(partial, path)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """One JSON object a line; what is not a finite number is null."""
+        logs = {k: v for k, v in kwargs["logs"].items() if k != "total_flos"}
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in logs.items()}
+        with (Path(str(args.output_dir)) / METRICS_FILE).open("a") as file:
+            file.write(json.dumps({"step": state.global_step, **finite}) + "\n")
+
+
+class StopCleanly(TrainerCallback):
+    """The first Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and stops; a second one interrupts."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._previous: dict[int, Any] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Python delivers signals to the main thread only; elsewhere Ctrl-C stays as it is."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._stop)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Between steps the state is whole, and can be saved."""
+        if self.stopped:
+            control.should_save = control.should_training_stop = True
+
+    def restore(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _stop(self, number: int, frame: Any) -> None:
+        self.stopped = True
+        signal.signal(number, self._previous[number])
+
+
+def last_whole_checkpoint(output_dir: Path) -> Path | None:
+    """The newest checkpoint with all its files, the anchor among them."""
+    found = [
+        path
+        for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if path.name.rsplit("-", 1)[1].isdigit() and (path / ANCHOR_FILE).is_file()
+    ]
+    return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
