@@ -1,0 +1,88 @@
+"""How far a long run is: a bar with rates and the time left, or a line every tenth where nobody watches."""
+
+import sys
+import time
+from typing import Protocol, Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+
+class Progress(Protocol):
+    """What `draw_and_score` reports to."""
+
+    def start(self, phase: str, total: int) -> None:
+        """Begin "draw" or "score" with `total` groups still to do."""
+        ...
+
+    def update(self, groups: int, tokens: int) -> None:
+        """So many groups and completion tokens more are done."""
+        ...
+
+
+class ProgressBar:
+    """Groups done, groups/s, tokens/s and time left, on stderr; a context manager.
+
+    A terminal gets a bar; anything else gets one line every 10 percent.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        """`stream` is stderr by default."""
+        self._stream = stream or sys.stderr
+        self._bar: RichProgress | None = None
+        self._task = TaskID(0)
+        if self._stream.isatty():
+            self._bar = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rates]}"),
+                TimeRemainingColumn(),
+                console=Console(file=self._stream),
+            )
+        self.start("", 0)
+
+    def __enter__(self) -> Self:
+        """Show the bar."""
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def start(self, phase: str, total: int) -> None:
+        """Begin a phase; rates are of this phase alone."""
+        self._phase, self._total = phase, total
+        self._groups = self._tokens = self._tenths = 0
+        self._began = time.monotonic()
+        if self._bar is not None and total:
+            self._task = self._bar.add_task(phase, total=total, rates="")
+
+    def update(self, groups: int, tokens: int) -> None:
+        """So many groups and tokens more are done."""
+        self._groups += groups
+        self._tokens += tokens
+        if self._bar is not None:
+            self._bar.update(self._task, advance=groups, rates=self._rates())
+        elif (tenths := 10 * self._groups // max(self._total, 1)) > self._tenths:
+            self._tenths = tenths
+            left = self._elapsed() / self._groups * (self._total - self._groups)
+            done = f"{self._phase} {self._groups}/{self._total} groups, {self._rates()}"
+            print(f"{done}, {_clock(left)} left", file=self._stream, flush=True)
+
+    def _rates(self) -> str:
+        groups = f"{self._groups / self._elapsed():.3g} groups/s"
+        return f"{groups}, {self._tokens / self._elapsed():,.0f} tokens/s" if self._tokens else groups
+
+    def _elapsed(self) -> float:
+        return max(time.monotonic() - self._began, 1e-6)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,0 +1,236 @@
+"""Draw groups and score them, shard by shard, so that a kill at any moment costs one shard at most."""
+
+import gc
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nonpareil.errors import ConfigError, DataError
+from nonpareil.files import jsonable, write_json
+from nonpareil.protocols import Engine
+from nonpareil.records import Group, Prompt, SamplingParams
+from nonpareil.rollouts.folder import MANIFEST, locked_folder
+from nonpareil.rollouts.manifest import Counts, check_same, draw_settings, read_manifest, versions
+from nonpareil.rollouts.progress import Progress
+from nonpareil.rollouts.scoring import RewardSum, is_scored, reward_settings, score_shard
+from nonpareil.rollouts.store import (
+    column_types,
+    notes_of,
+    read_groups,
+    read_table,
+    shard_path,
+    write_shard,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """What a run left behind."""
+
+    output_dir: Path
+    manifest: dict[str, Any]
+    shards_drawn: int
+    """By this call; the others were there."""
+    shards_scored: int
+
+    def groups(self) -> list[Group]:
+        """All groups, in the order of the prompts, read from disk."""
+        return read_groups(self.output_dir)
+
+
+def draw_and_score(
+    prompts: Sequence[Prompt],
+    engine: Engine | Callable[[], Engine],
+    reward: RewardSum | Callable[[], RewardSum] | None,
+    sampling: SamplingParams,
+    num_generations: int,
+    output_dir: str | Path,
+    *,
+    model_info: Mapping[str, Any],
+    shard_size: int = 64,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+) -> RolloutResult:
+    """Fill a folder with scored groups; call it again to go on where it stopped.
+
+    First every missing shard is drawn, then every shard is scored that lacks these rewards. What is
+    committed is never drawn again; other rewards' columns stay, and `rewards` becomes the aggregate of
+    those asked for.
+
+    Args:
+        prompts: whose ids must differ.
+        engine: or a function that makes it, called only if something is to be drawn; what it made is let
+            go before the reward is made, so that one large model is in memory at a time.
+        reward: or a function that makes it, called after drawing; None draws only.
+        sampling: its seed decides the draws, together with each prompt's id.
+        num_generations: completions a prompt, at least 2.
+        output_dir: new, empty, or of an earlier call with the same settings.
+        model_info: what decides the policy: `fingerprint`, `revision`, `adapter`, ... ; `path` is a label.
+        shard_size: prompts a file; an earlier call's stays.
+        progress: told of groups and tokens as they come.
+        overwrite: delete the folder's shards and manifest first; other files stay.
+
+    Raises:
+        ConfigError: num_generations < 2, settings other than those of the folder (each is named), a folder
+            of other things, or another process at work in it.
+        DataError: no prompts, prompts with equal ids, or a broken shard.
+    """
+    if num_generations < 2:
+        raise ConfigError(
+            f"num_generations={num_generations} must be at least 2: best-of-N compares draws of one prompt"
+        )
+    if shard_size < 1:
+        raise ConfigError(f"shard_size={shard_size} must be at least 1")
+    _check_distinct(prompts)
+    folder = Path(output_dir)
+    with locked_folder(folder, overwrite=overwrite):
+        draw = draw_settings(prompts, sampling, num_generations, model_info)
+        run = _Run(folder, prompts, sampling, num_generations, draw, shard_size, progress or _Silent())
+        drawn = run.draw_missing(engine)
+        scored = 0 if reward is None else run.score_missing(reward)
+        return RolloutResult(folder, run.finish(), drawn, scored)
+
+
+@dataclass
+class _Run:
+    folder: Path
+    prompts: Sequence[Prompt]
+    sampling: SamplingParams
+    num_generations: int
+    settings: dict[str, Any]
+    shard_size: int
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.manifest: dict[str, Any] = {}
+        stored = read_manifest(self.folder)
+        if stored is not None and any(self.folder.glob("data/shard-*.parquet")):
+            check_same({k: v for k, v in stored["draw"].items() if k != "engine"}, self.settings, self.folder)
+            self.manifest = stored
+            self.shard_size = stored["shard_size"]
+        starts = range(0, len(self.prompts), self.shard_size)
+        self.shards = [self.prompts[start : start + self.shard_size] for start in starts]
+        self.paths = [shard_path(self.folder, index) for index in range(len(self.shards))]
+
+    def draw_missing(self, engine: Engine | Callable[[], Engine]) -> int:
+        missing = []
+        for i, path in enumerate(self.paths):
+            if path.is_file():
+                _check_prompts_of(path, read_table(path), self.shards[i])
+            else:
+                missing.append(i)
+        if not missing:
+            return 0
+        types = column_types([prompt.columns for prompt in self.prompts])
+        made = not hasattr(engine, "draw")
+        drawer = _resolve(engine, "draw")
+        self._begin(drawer)
+        self.progress.start("draw", sum(len(self.shards[i]) for i in missing))
+        for i in missing:
+            draws = drawer.draw(self.shards[i], self.num_generations, self.sampling, self.progress.update)
+            groups = [Group.of(p, d) for p, d in zip(self.shards[i], draws, strict=True)]
+            write_shard(self.paths[i], groups, types)
+        if made:
+            _release(drawer)
+            del drawer
+            _free_memory()
+        return len(missing)
+
+    def _begin(self, engine: Engine) -> None:
+        """Check the engine against the folder's, or write the manifest of a new folder."""
+        description = jsonable(engine.describe())
+        if self.manifest:
+            check_same({"engine": self.manifest["draw"]["engine"]}, {"engine": description}, self.folder)
+            return
+        self.manifest = {
+            "format": 1,
+            "complete": False,
+            "draw": {**self.settings, "engine": description},
+            "shard_size": self.shard_size,
+            "versions": versions(),
+        }
+        # Before the first shard: no shard is ever without the settings it was drawn with.
+        write_json(self.folder / MANIFEST, self.manifest)
+
+    def score_missing(self, reward: RewardSum | Callable[[], RewardSum]) -> int:
+        made = not hasattr(reward, "score_each")
+        scorer = _resolve(reward, "score_each")
+        settings = reward_settings(scorer)
+        weights = dict(zip(scorer.names, scorer.weights, strict=True))
+        self.manifest["rewards"] = jsonable(scorer.describe())
+        todo = [
+            i
+            for i, path in enumerate(self.paths)
+            if not is_scored(notes_of(pq.read_schema(path)), settings, weights)
+        ]
+        if todo:
+            self.manifest["complete"] = False
+            write_json(self.folder / MANIFEST, self.manifest)
+            self.progress.start("score", sum(len(self.shards[i]) for i in todo))
+        try:
+            for i in todo:
+                self.progress.update(score_shard(self.paths[i], scorer, settings), 0)
+        finally:
+            if made:
+                _release(scorer)
+        return len(todo)
+
+    def finish(self) -> dict[str, Any]:
+        counts = Counts()
+        for path in self.paths:
+            counts.add(read_table(path))
+        self.manifest |= {"complete": True, "counts": counts.to_dict()}
+        write_json(self.folder / MANIFEST, self.manifest)
+        return self.manifest
+
+
+class _Silent:
+    def start(self, phase: str, total: int) -> None:
+        """Tell nobody."""
+
+    def update(self, groups: int, tokens: int) -> None:
+        """Tell nobody."""
+
+
+def _check_distinct(prompts: Sequence[Prompt]) -> None:
+    if not prompts:
+        raise DataError("there are no prompts to draw for")
+    ids = {prompt.prompt_id for prompt in prompts}
+    if len(ids) < len(prompts):
+        raise DataError(
+            f"{len(prompts) - len(ids)} prompts repeat another's prompt_id; give each its own "
+            "(records.prompt_id_of, from content and position)"
+        )
+
+
+def _check_prompts_of(path: Path, table: pa.Table, prompts: Sequence[Prompt]) -> None:
+    if table["prompt_id"].to_pylist() != [prompt.prompt_id for prompt in prompts]:
+        raise DataError(
+            f"{path} holds other prompts than its place in the run; delete it and rerun: only that shard is "
+            "drawn anew"
+        )
+
+
+def _resolve(given: T | Callable[[], T], method: str) -> T:
+    """The thing itself, which has `method`, or what the function makes."""
+    return cast(T, given) if hasattr(given, method) else cast(Callable[[], T], given)()
+
+
+def _release(made: Any) -> None:
+    release = getattr(made, "release", None)
+    if release is not None:
+        release()
+
+
+def _free_memory() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,145 @@
+"""Score a shard that is already on disk: only the rewards it lacks, and the aggregate anew."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from nonpareil.errors import RewardError
+from nonpareil.files import jsonable
+from nonpareil.protocols import Reward
+from nonpareil.records import ScoreRequest, Scores
+from nonpareil.rollouts.store import (
+    REWARD_PREFIX,
+    ShardNotes,
+    notes_of,
+    read_table,
+    to_groups,
+    with_notes,
+    write_table,
+)
+
+_REWARDS = pa.list_(pa.float32())
+
+
+class RewardSum(Protocol):
+    """Several rewards and how they make one; `nonpareil.rewards.CombinedReward` is one."""
+
+    rewards: list[Reward]
+    names: list[str]
+    """Of the columns, one a reward."""
+    weights: list[float]
+
+    def score_each(self, request: ScoreRequest) -> dict[str, Scores]:
+        """Every reward's scores by name."""
+        ...
+
+    def aggregate(self, by_name: Mapping[str, Sequence[float | None]]) -> list[float | None]:
+        """One value a completion; None where a reward is None."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Every reward's settings, for the manifest."""
+        ...
+
+
+def reward_settings(reward: RewardSum) -> dict[str, Any]:
+    """What each column would be scored with, by name, as it reads back from JSON."""
+    return {n: jsonable(one.describe()) for n, one in zip(reward.names, reward.rewards, strict=True)}
+
+
+def is_scored(notes: ShardNotes, settings: Mapping[str, Any], weights: Mapping[str, float]) -> bool:
+    """Whether a shard already has these rewards, scored so and weighted so."""
+    return not stale_names(notes, settings) and notes.aggregate == weights
+
+
+def stale_names(notes: ShardNotes, settings: Mapping[str, Any]) -> list[str]:
+    """The rewards that a shard lacks or has from other settings."""
+    return [name for name, asked in settings.items() if notes.rewards.get(name) != asked]
+
+
+def score_shard(path: Path, reward: RewardSum, settings: Mapping[str, Any]) -> int:
+    """Give a shard its missing reward columns and the aggregate of the rewards asked for.
+
+    Columns of other rewards stay. Returns how many groups the shard holds.
+
+    Raises:
+        DataError: a broken shard.
+        RewardError: a reward that returns another number of scores than there are completions.
+    """
+    table = read_table(path)
+    notes = notes_of(table.schema)
+    groups = to_groups(table)
+    stale = stale_names(notes, settings)
+    sizes = [len(group) for group in groups]
+    if stale:
+        scores = _score(reward, stale, ScoreRequest.of(groups))
+        for name, values in scores.items():
+            table = _with_column(table, REWARD_PREFIX + name, values.values, sizes)
+            failures = Counter(reason for reason in values.failures if reason is not None)
+            notes.rewards[name] = settings[name]
+            notes.failures[name] = dict(failures)
+    # Of the stored values, not of those just scored: a later change of weights starts from these.
+    stored = {name: _flat(table[REWARD_PREFIX + name].to_pylist()) for name in reward.names}
+    table = _with_column(table, "rewards", reward.aggregate(stored), sizes)
+    notes = replace(notes, aggregate=dict(zip(reward.names, reward.weights, strict=True)))
+    write_table(path, with_notes(table, notes))
+    return len(groups)
+
+
+def _score(reward: RewardSum, stale: list[str], request: ScoreRequest) -> dict[str, Scores]:
+    if stale == list(reward.names):
+        scores = reward.score_each(request)  # all at once, so that the async ones are awaited together
+    else:
+        by_name = dict(zip(reward.names, reward.rewards, strict=True))
+        scores = {name: by_name[name].score(request) for name in stale}
+    for name, one in scores.items():
+        if not len(one.values) == len(one.failures) == len(request):
+            raise RewardError(
+                f"reward {name!r} returned {len(one.values)} scores for {len(request)} completions; one each"
+            )
+    return {name: _as_float32(one) for name, one in scores.items()}
+
+
+def _as_float32(scores: Scores) -> Scores:
+    """The scores as they read back, and a reason for each that does not."""
+    values: list[float | None] = []
+    failures: list[str | None] = []
+    for value, failure in zip(scores.values, scores.failures, strict=True):
+        if value is None:
+            values.append(None)
+            failures.append(failure or "no reason given")
+            continue
+        with np.errstate(over="ignore"):
+            single = float(np.float32(value))
+        finite = math.isfinite(single)
+        values.append(single if finite else None)
+        failures.append(None if finite else f"{value!r} is not finite in float32")
+    return Scores(values, failures)
+
+
+def _with_column(
+    table: pa.Table, name: str, values: Sequence[float | None], sizes: Sequence[int]
+) -> pa.Table:
+    rows, flat = [], iter(values)
+    for size in sizes:
+        rows.append([next(flat) for _ in range(size)])
+    column = pa.array(rows, _REWARDS)
+    if name in table.column_names:
+        return table.set_column(table.column_names.index(name), name, column)
+    # Reward columns stand together, the aggregate last of them.
+    own = [
+        i
+        for i, known in enumerate(table.column_names)
+        if known == "logprobs" or known.startswith(REWARD_PREFIX)
+    ]
+    return table.add_column(own[-1] + 1, name, column)
+
+
+def _flat(lists: list[list[Any]]) -> list[Any]:
+    return [value for values in lists for value in values]

@@ -1,0 +1,135 @@
+"""Where prompts come from: a file, a saved dataset or the hub, read into rows."""
+
+import csv
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from nonpareil.errors import DataError
+
+FILE_TYPES = (".parquet", ".json", ".jsonl", ".csv", ".txt")
+
+
+def read_rows(
+    source: str, split: str, dataset_config: str | None, prompt_column: str
+) -> list[Mapping[str, Any]]:
+    """Every row of a source; see `load_prompts`.
+
+    Raises:
+        DataError: no such source, one that cannot be read, or an unknown split.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return _read_file(path, prompt_column)
+    if path.is_dir():
+        saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+        return _from_disk(path, split) if saved else _from_hub(str(path), split, dataset_config)
+    if path.suffix in FILE_TYPES or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        beside = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"dataset_name={source!r}: no such file or directory{nearest(str(path), beside)}")
+    return _from_hub(source, split, dataset_config)
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """ "; did you mean ...?", or nothing where nothing is near."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _read_file(path: Path, prompt_column: str) -> list[Mapping[str, Any]]:
+    readers = {
+        ".parquet": lambda: pyarrow.parquet.ParquetFile(path).read().to_pylist(),
+        ".json": lambda: _json_rows(path),
+        ".jsonl": lambda: _json_lines(path),
+        ".csv": lambda: _csv_rows(path, prompt_column),
+        ".txt": lambda: [{prompt_column: line} for line in path.read_text(encoding="utf-8").splitlines()],
+    }
+    if path.suffix not in readers:
+        raise DataError(
+            f"dataset_name={str(path)!r}: a file of type {path.suffix or 'none'!r} is not read; give one of "
+            f"{', '.join(FILE_TYPES)}"
+        )
+    try:
+        return readers[path.suffix]()
+    except (pa.ArrowException, UnicodeDecodeError, OSError, csv.Error) as error:
+        raise DataError(f"dataset_name={str(path)!r} cannot be read as {path.suffix[1:]}: {error}") from error
+
+
+def _json_rows(path: Path) -> list[Mapping[str, Any]]:
+    text = path.read_text(encoding="utf-8")
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        if "\n" in text.strip():  # many write JSON lines under this name
+            return _json_lines(path)
+        raise DataError(f"{path} is not JSON: {error}") from error
+    if isinstance(rows, dict) and len(rows) == 1:
+        rows = next(iter(rows.values()))  # {"data": [...]}
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path} must hold a list of objects, or one object a line")
+    return rows
+
+
+def _json_lines(path: Path) -> list[Mapping[str, Any]]:
+    rows: list[Mapping[str, Any]] = []
+    # Not splitlines(): U+2028 and its like may stand inside a JSON string.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number} is a {type(row).__name__}; each line must be an object")
+        rows.append(row)
+    return rows
+
+
+def _csv_rows(path: Path, prompt_column: str) -> list[Mapping[str, Any]]:
+    # Numbers become numbers, but a prompt such as "2024" stays text.
+    convert = pyarrow.csv.ConvertOptions(column_types={prompt_column: pa.string()})
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    return pyarrow.csv.read_csv(path, parse_options=parse, convert_options=convert).to_pylist()
+
+
+def _from_disk(path: Path, split: str) -> list[Mapping[str, Any]]:
+    import datasets  # slow to import, and files do without
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"dataset_name={str(path)!r} cannot be read: {error}") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            raise DataError(_unknown_split(str(path), split, list(loaded)))
+        loaded = loaded[split]
+    return loaded.to_list()
+
+
+def _from_hub(name: str, split: str, dataset_config: str | None) -> list[Mapping[str, Any]]:
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, dataset_config, split=split).to_list()
+    except (OSError, ValueError, RuntimeError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+        reason = str(error)
+        if "split" not in reason.lower():
+            raise DataError(
+                f"dataset_name={name!r} is no file here and could not be loaded: {reason}"
+            ) from error
+    try:
+        splits = list(datasets.get_dataset_split_names(name, dataset_config))
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError):
+        raise DataError(f"dataset_name={name!r}, split={split!r}: {reason}") from None
+    raise DataError(_unknown_split(name, split, splits))
+
+
+def _unknown_split(source: str, split: str, splits: list[str]) -> str:
+    return f"{source!r} has no split {split!r}; it has: {', '.join(splits)}{nearest(split, splits)}"
