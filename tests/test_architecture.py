@@ -1,0 +1,315 @@
+"""The house rules that no linter checks: floors, light imports, short files, options that are read."""
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import nonpareil
+from nonpareil.assets import demo_path
+from nonpareil.errors import DataError
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(nonpareil.__file__).parent
+
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 50  # the docstring not counted
+LONG_FUNCTIONS = {  # why each is one thing
+    "training/trainer.py:DistillationTrainer.__init__": "TRL's arguments, one a line, then the parts",
+}
+
+# Dataclasses that a user sets, wherever they live; in jobs and training, also those of a config module.
+SETTINGS_NAME = re.compile(r"(Config|Params|Settings|Arguments)$")
+
+FOREIGN_TEXT = {
+    "a path of one machine": re.compile(r"(?<![\w.$}])/(root|tmp|work|home|Users)/\w"),
+    "a package registry's or mirror's host": re.compile(
+        r"https?://(files\.|registry\.|deb\.|[\w.-]*(pyp|mirror))"
+    ),
+}
+
+
+# --- Floors
+
+
+def test_imports_go_down_a_floor():
+    pytest.importorskip("importlinter", reason="the import contract needs the dev extra")
+    code = "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
+    done = python(code, "--no-cache", "--no-logo", cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"Contracts: [1-9]\d* kept, 0 broken", done.stdout), done.stdout
+
+
+# --- Light imports
+
+HEAVY = "sorted({'torch', 'transformers', 'datasets', 'pandas', 'matplotlib'} & set(sys.modules))"
+
+
+def test_import_is_light():
+    done = python(f"import sys, nonpareil; print({HEAVY})")
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stdout + done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("nonpareil.cli.main") is None, reason="no command line yet")
+def test_help_is_light():
+    code = f"""
+import sys
+from nonpareil.cli.main import main
+try:
+    code = main(["--help"])
+except SystemExit as stop:
+    code = stop.code
+print({HEAVY}, code or 0)
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert "distill" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[] 0"
+
+
+# --- Short files, documented names
+
+
+def test_files_and_functions_are_short():
+    sources = dict(parsed(PACKAGE))
+    assert len(sources) > 20
+    long_files = [
+        f"{relative}: {lines} lines"
+        for relative in sources
+        if (lines := len((PACKAGE / relative).read_text().splitlines())) > MAX_FILE_LINES
+    ]
+    lengths = {
+        f"{relative}:{name}": code_lines(node)
+        for relative, tree in sources.items()
+        for name, node in definitions(tree)
+        if not isinstance(node, ast.ClassDef)
+    }
+    assert len(lengths) > 50
+    too_long = {name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES}
+    assert not long_files
+    assert not {name: lines for name, lines in too_long.items() if name not in LONG_FUNCTIONS}
+    assert not set(LONG_FUNCTIONS) - set(too_long), "no longer long: take them off the list"
+
+
+def test_public_names_are_documented():
+    documented, bare = [], []
+    for relative, tree in parsed(PACKAGE):
+        for name, node in definitions(tree):
+            if not any(part.startswith("_") for part in name.split(".")) and not is_overload(node):
+                (documented if ast.get_docstring(node) else bare).append(f"{relative}:{name}")
+    assert not bare
+    assert len(documented) > 50
+
+
+def definitions(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
+    """Classes, their methods and functions, by dotted name; those inside functions and branches too."""
+    for child in ast.iter_child_nodes(node):
+        named = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        if named:
+            yield prefix + child.name, child
+        inside = child.name if isinstance(child, ast.ClassDef) else f"_{child.name}" if named else ""
+        yield from definitions(child, f"{prefix}{inside}." if named else prefix)
+
+
+def code_lines(node: ast.AST) -> int:
+    """Lines of a function, signature and comments included, docstring left out."""
+    first = node.body[0]
+    docstring = first.end_lineno - first.lineno + 1 if ast.get_docstring(node) is not None else 0
+    return node.end_lineno - node.lineno + 1 - docstring
+
+
+def is_overload(node: ast.AST) -> bool:
+    """Whether a function only states a type."""
+    return any("overload" in ast.unparse(decorator) for decorator in node.decorator_list)
+
+
+# --- Every option is read
+
+
+def test_every_setting_is_read():
+    settings = list(settings_dataclasses())
+    assert "SamplingParams" in {cls.__name__ for cls in settings}
+    for cls in settings:
+        assert_fields_are_read(cls, PACKAGE)
+
+
+@dataclasses.dataclass
+class ExampleConfig:
+    used: int = 1
+    checked: int = 2
+    stored: int = 3
+
+    def __post_init__(self):
+        if self.checked < 0:
+            raise ValueError(f"checked={self.checked}")
+
+
+def test_a_setting_nobody_reads_is_found(tmp_path):
+    (tmp_path / "use.py").write_text("def f(config):\n    config.stored = 2\n    return config.used\n")
+    own = ast.unparse(class_definition(ExampleConfig))
+    (tmp_path / "config.py").write_text(f"import dataclasses\n@dataclasses.dataclass\n{own}\n")
+    with pytest.raises(AssertionError, match=r"ExampleConfig: nobody reads \['checked', 'stored'\]"):
+        assert_fields_are_read(ExampleConfig, tmp_path)
+
+
+def assert_fields_are_read(cls: type, package_dir: Path) -> None:
+    """Each field the class adds is read as `.field`, or by `getattr` with its name, somewhere in the package.
+
+    Assigning to it is not reading it, and neither is a check in `__post_init__` that only refuses values:
+    an option that is validated and then ignored is what this looks for.
+    """
+    inherited = {
+        field.name
+        for base in cls.__bases__
+        if dataclasses.is_dataclass(base)
+        for field in dataclasses.fields(base)
+    }
+    own = {field.name for field in dataclasses.fields(cls)} - inherited
+    read = {name for _, tree in parsed(package_dir) for name in names_read(tree)}
+    unread = sorted(own - read)
+    assert not unread, f"{cls.__name__}: nobody reads {unread}"
+
+
+def names_read(node: ast.AST, in_post_init: bool = False) -> Iterator[str]:
+    """Attribute names that are loaded below a node."""
+    if isinstance(node, ast.FunctionDef):
+        in_post_init = node.name == "__post_init__"
+    if in_post_init and isinstance(node, ast.If) and isinstance(node.body[-1], ast.Raise) and not node.orelse:
+        return
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+        yield node.attr
+    if (
+        isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "getattr"
+        and isinstance(node.args[1], ast.Constant)
+    ):
+        yield node.args[1].value
+    for child in ast.iter_child_nodes(node):
+        yield from names_read(child, in_post_init)
+
+
+def settings_dataclasses() -> Iterator[type]:
+    """The dataclasses that hold what a user sets; only their modules are imported."""
+    for relative, tree in parsed(PACKAGE):
+        config_module = relative.parts[0] in ("jobs", "training") and "config" in relative.stem
+        for node in tree.body:
+            if not isinstance(node, ast.ClassDef) or not (config_module or SETTINGS_NAME.search(node.name)):
+                continue
+            parts = relative.with_suffix("").parts
+            module = ".".join(["nonpareil", *(parts[:-1] if parts[-1] == "__init__" else parts)])
+            cls = getattr(importlib.import_module(module), node.name)
+            if dataclasses.is_dataclass(cls):
+                yield cls
+
+
+# --- Files that work elsewhere
+
+
+def test_tracked_files_name_no_machine_and_no_registry():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    texts = {
+        name: text
+        for name in listed.stdout.split("\0")
+        if name and (text := text_of(ROOT / name)) is not None
+    }
+    assert len(texts) > 50
+    assert not [
+        f"{name}:{number}: {what}: {line.strip()[:100]}"
+        for name, text in texts.items()
+        for number, line in enumerate(text.splitlines(), 1)
+        for what, pattern in FOREIGN_TEXT.items()
+        if pattern.search(line)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("see " + "/ro" + "ot/model", ["a path of one machine"]),
+        ("index-url = https" + "://pyp" + "i.org/simple", ["a package registry's or mirror's host"]),
+        ("https://example.org/wo" + "rk/paper", []),
+        ("out/t" + "mp/x, ./home/x, $HOME/wo" + "rk/x, /dev/null", []),
+    ],
+)
+def test_what_a_foreign_text_is(line, found):
+    assert [what for what, pattern in FOREIGN_TEXT.items() if pattern.search(line)] == found
+
+
+def text_of(path: Path) -> str | None:
+    """A file's text; None where it is binary, or was removed and not yet committed."""
+    if not path.is_file() or b"\0" in (raw := path.read_bytes()):
+        return None
+    return raw.decode("utf-8", errors="replace")
+
+
+def test_constraints_pin_every_dependency_within_its_bounds():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert not [line for line in lines if not re.fullmatch(r"[a-z0-9-]+==\d[\w.]*", line)]
+    pins = dict(line.split("==") for line in lines)
+    assert len(pins) == len(lines)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [Requirement(text) for text in [*project["dependencies"], *extras["test"], *extras["dev"]]]
+    assert len(wanted) > 15
+    for requirement in wanted:
+        if requirement.name != project["name"]:
+            name = canonicalize_name(requirement.name)
+            assert name in pins, f"{name} is not in constraints.txt"
+            assert pins[name] in requirement.specifier, f"{name}=={pins[name]} is outside {requirement}"
+
+
+def test_ci_runs_the_readmes_commands():
+    readme = (ROOT / "README.md").read_text()
+    if "pip install" not in readme:
+        pytest.skip("the README has no commands yet")
+    install, tests = re.findall(
+        r"^(?:install|tests)='(.+)'$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE
+    )
+    assert f"{install} && {tests}" in readme
+
+
+# --- The embedded demo
+
+
+def test_a_missing_demo_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr("nonpareil.assets.__file__", str(tmp_path / "__init__.py"))
+    (tmp_path / "demo-lm").mkdir()
+    assert demo_path("policy") == tmp_path / "demo-lm"
+    with pytest.raises(DataError, match=r"reward is missing .*demo-rm.*reinstall nonpareil.*recipes/demo"):
+        demo_path("reward")
+    with pytest.raises(DataError, match=r"no part 'rewards'; it has policy, reward, prompts"):
+        demo_path("rewards")
+
+
+# --- Helpers
+
+
+def parsed(package_dir: Path) -> Iterator[tuple[Path, ast.Module]]:
+    """Each source file's path within the package, and its syntax tree."""
+    for path in sorted(package_dir.rglob("*.py")):
+        yield path.relative_to(package_dir), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def class_definition(cls: type) -> ast.ClassDef:
+    """The syntax tree of a class of this file."""
+    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+    return next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
+
+
+def python(code: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
