@@ -14,7 +14,7 @@ from nonpareil.records import Group, Prompt, SamplingParams
 from nonpareil.rewards import CombinedReward, FunctionReward
 from nonpareil.rollouts import RolloutResult, draw_and_score, tokenize_prompts
 
-WORDS = "a the film was good bad great dull long short very not and but".split()
+WORDS = ["a", "the", "film", "was", "good", "bad", "great", "dull", "long", "short", "very", "not", "and"]
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"

@@ -1,0 +1,187 @@
+import json
+from collections import Counter
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+
+from nonpareil.errors import ConfigError, DataError
+from nonpareil.rollouts import best, export, worst
+from tests.rollouts.conftest import group_of
+
+CHAT = [{"role": "user", "content": "the film"}]
+
+
+def rows_of(path):
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# --- Selection
+
+
+def test_the_highest_and_the_lowest_and_never_a_null():
+    group = group_of([None, 1.0, 3.0, -2.0, None])
+    assert (best(group), worst(group)) == (2, 3)
+    assert (best(group, 2), worst(group, 2)) == (1, 1)
+    assert best(group, 1) is None
+    assert worst(group_of([None, None])) is None
+
+
+def test_ties_are_drawn_evenly_and_repeatably():
+    def pick(i: int) -> int | None:
+        return best(group_of([0.0, 1.0, 1.0, 1.0], prompt_id=f"p-{i}"), seed=5)
+
+    picks = Counter(pick(i) for i in range(600))
+    assert set(picks) == {1, 2, 3}
+    assert min(picks.values()) > 150  # 200 expected, standard deviation 12
+    assert [pick(i) for i in range(20)] == [pick(i) for i in range(20)]
+    other = [best(group_of([1.0, 1.0, 1.0, 1.0], prompt_id=f"p-{i}"), seed=6) for i in range(20)]
+    assert other != [best(group_of([1.0, 1.0, 1.0, 1.0], prompt_id=f"p-{i}"), seed=5) for i in range(20)]
+
+
+def test_cut_completions_can_be_left_out():
+    group = group_of([3.0, 1.0, 2.0], finish_reasons=["length", "stop", "stop"])
+    assert best(group) == 0
+    assert best(group, truncated="exclude") == 2
+    assert best(group_of([1.0], finish_reasons=["length"]), truncated="exclude") is None
+
+
+def test_selection_refuses_what_it_cannot_do():
+    with pytest.raises(DataError, match="'p-0' has no rewards; score the groups first"):
+        best(group_of(None, ["a", "b"]))
+    for n in (0, 3):
+        with pytest.raises(ConfigError, match=rf"n={n} must be between 1 and the 2"):
+            best(group_of([1.0, 2.0]), n)
+    with pytest.raises(ConfigError, match="truncated='drop' must be one of allow, exclude"):
+        best(group_of([1.0]), truncated="drop")  # type: ignore[arg-type]
+
+
+# --- Export
+
+GROUP = group_of([1.0, 3.0, 2.0], ["a", "b", "c"], answer=4)
+EXPECTED = {
+    "preference": [{"prompt": "the film was", "chosen": "b", "rejected": "a", "answer": 4}],
+    "sft": [{"prompt": "the film was", "completion": "b", "answer": 4}],
+    "unpaired": [
+        {"prompt": "the film was", "completion": "b", "label": True, "answer": 4},
+        {"prompt": "the film was", "completion": "a", "label": False, "answer": 4},
+    ],
+}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("format", EXPECTED)
+def test_trl_s_columns_exactly(tmp_path, format, suffix):
+    report = export([GROUP], tmp_path / f"a{suffix}", format)
+    assert rows_of(report.path) == EXPECTED[format]
+    assert [list(row) for row in rows_of(report.path)] == [list(row) for row in EXPECTED[format]]
+    assert (report.groups, report.rows, report.skipped) == (1, len(EXPECTED[format]), {})
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_conversations_stay_messages(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    export([group_of([1.0, 3.0], ["a", "b"], prompt=CHAT)], path, "preference")
+    loader = {".jsonl": "json", ".parquet": "parquet"}[suffix]
+    [row] = datasets.load_dataset(
+        loader, data_files=str(path), split="train", cache_dir=str(tmp_path / "c")
+    ).to_list()
+    assert row == {
+        "prompt": CHAT,
+        "chosen": [{"role": "assistant", "content": "b"}],
+        "rejected": [{"role": "assistant", "content": "a"}],
+    }
+
+
+def test_words_the_assistant_began_with_join_its_completion(tmp_path):
+    prefilled = [*CHAT, {"role": "assistant", "content": "It was"}]
+    report = export([group_of([1.0, 3.0], [" bad", " good"], prompt=prefilled)], tmp_path / "a.jsonl", "sft")
+    assert rows_of(report.path) == [
+        {"prompt": CHAT, "completion": [{"role": "assistant", "content": "It was good"}]}
+    ]
+
+
+def test_pairs_are_never_the_same_and_every_skip_is_counted(tmp_path):
+    groups = [
+        group_of([1.0, 1.0, 1.0], ["a", "b", "c"]),
+        group_of([1.0, 2.0], ["same", "same"]),
+        group_of([None, None], ["a", "b"]),
+        group_of([None, 2.0], ["a", "b"]),
+        GROUP,
+    ]
+    skipped = {
+        "with all rewards equal": 1,
+        "whose best and worst have the same text": 1,
+        "without a completion that may be chosen": 1,
+        "with a single completion that may be chosen": 1,
+    }
+    for format in ("preference", "unpaired"):
+        report = export(groups, tmp_path / f"{format}.jsonl", format)  # type: ignore[arg-type]
+        assert report.skipped == skipped
+        assert rows_of(report.path) == EXPECTED[format]
+    sft = export(groups, tmp_path / "sft.jsonl", "sft")
+    assert (sft.rows, sft.skipped) == (4, {"without a completion that may be chosen": 1})
+
+
+def test_all_tie_groups_give_no_preferences_at_all(tmp_path):
+    ties = [group_of([1.0] * 4, prompt_id=f"p-{i}") for i in range(30)]
+    with pytest.raises(
+        DataError, match="none of the 30 groups gives a row of preference: 30 with all rewards equal"
+    ):
+        export(ties, tmp_path / "a.jsonl", "preference")
+    assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_several_n_out_of_one_pass(tmp_path):
+    group = group_of([1.0, 2.0, 0.0, 5.0], ["a", "b", "c", "d"])
+    chosen = {}
+    for n in (2, 3, 4):
+        [row] = rows_of(export([group], tmp_path / f"{n}.jsonl", "preference", n=n).path)
+        chosen[n] = row["chosen"] + row["rejected"]
+    assert chosen == {2: "ba", 3: "bc", 4: "dc"}
+
+
+def test_cut_completions_are_not_exported_where_excluded(tmp_path):
+    group = group_of([1.0, 3.0, 2.0], ["a", "b", "c"], finish_reasons=["stop", "length", "stop"])
+    [row] = rows_of(export([group], tmp_path / "a.jsonl", "preference", truncated="exclude").path)
+    assert (row["chosen"], row["rejected"]) == ("c", "a")
+
+
+def test_a_dataset_column_named_like_a_field_keeps_apart(tmp_path):
+    group = group_of([1.0, 3.0], ["a", "b"], chosen="theirs", label=1)
+    [row] = rows_of(export([group], tmp_path / "a.jsonl", "preference").path)
+    assert row == {
+        "prompt": "the film was",
+        "chosen": "b",
+        "rejected": "a",
+        "columns/chosen": "theirs",
+        "label": 1,
+    }
+
+
+BAD_EXPORTS = {
+    "format": ({"format": "dpo"}, "format='dpo' must be one of preference, sft, unpaired"),
+    "suffix": ({"path": "a.csv"}, "must end in .jsonl or .parquet"),
+    "n for pairs": ({"n": 1}, "n=1 is too small for preference; it takes at least 2"),
+    "n for sft": ({"n": 0, "format": "sft"}, "n=0 is too small for sft"),
+    "n above m": ({"n": 4}, "n=4 must be between 1 and the 3"),
+    "exists": ({"path": "there.jsonl"}, r"there.jsonl' exists; give another path"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_EXPORTS)
+def test_bad_exports(tmp_path, case):
+    changes, message = BAD_EXPORTS[case]
+    (tmp_path / "there.jsonl").write_text("x")
+    settings = {"path": "a.jsonl", "format": "preference", **changes}
+    with pytest.raises(ConfigError, match=message):
+        export([GROUP], tmp_path / settings.pop("path"), **settings)
+    assert (tmp_path / "there.jsonl").read_text() == "x"
+
+
+def test_overwriting_an_export(tmp_path):
+    (tmp_path / "a.jsonl").write_text("x")
+    report = export([GROUP], tmp_path / "a.jsonl", "sft", overwrite=True)
+    assert rows_of(report.path) == EXPECTED["sft"]
