@@ -14,7 +14,7 @@ _NAMES: dict[DemoPart, str] = {"policy": "demo-lm", "reward": "demo-rm", "prompt
 
 
 def demo_path(name: DemoPart) -> Path:
-    """Where a part of the demo lies: a model directory, or for the prompts a folder with train.parquet and test.parquet.
+    """Where a part of the demo lies: a model directory, or for the prompts a folder of two Parquet files.
 
     Raises:
         DataError: the part is not known, or this installation lacks it.

@@ -1,0 +1,1 @@
+"""Floor 2: loading, log-probabilities, anchors, devices."""

@@ -80,7 +80,7 @@ def draw_and_score(
     Raises:
         ConfigError: num_generations < 2, settings other than those of the folder (each is named), a folder
             of other things, or another process at work in it.
-        DataError: no prompts, prompts with equal ids, or a broken shard.
+        DataError: no prompts, prompts with equal ids or of both kinds, or a broken shard.
     """
     if num_generations < 2:
         raise ConfigError(
@@ -88,7 +88,7 @@ def draw_and_score(
         )
     if shard_size < 1:
         raise ConfigError(f"shard_size={shard_size} must be at least 1")
-    _check_distinct(prompts)
+    _check_prompts(prompts)
     folder = Path(output_dir)
     with locked_folder(folder, overwrite=overwrite):
         draw = draw_settings(prompts, sampling, num_generations, model_info)
@@ -199,7 +199,7 @@ class _Silent:
         """Tell nobody."""
 
 
-def _check_distinct(prompts: Sequence[Prompt]) -> None:
+def _check_prompts(prompts: Sequence[Prompt]) -> None:
     if not prompts:
         raise DataError("there are no prompts to draw for")
     ids = {prompt.prompt_id for prompt in prompts}
@@ -208,6 +208,8 @@ def _check_distinct(prompts: Sequence[Prompt]) -> None:
             f"{len(prompts) - len(ids)} prompts repeat another's prompt_id; give each its own "
             "(records.prompt_id_of, from content and position)"
         )
+    if len({isinstance(prompt.prompt, str) for prompt in prompts}) > 1:
+        raise DataError("string prompts and conversations are mixed; make all of them conversations")
 
 
 def _check_prompts_of(path: Path, table: pa.Table, prompts: Sequence[Prompt]) -> None:

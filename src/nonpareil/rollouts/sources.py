@@ -119,16 +119,20 @@ def _from_hub(name: str, split: str, dataset_config: str | None) -> list[Mapping
     try:
         return datasets.load_dataset(name, dataset_config, split=split).to_list()
     except (OSError, ValueError, RuntimeError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
-        reason = str(error)
-        if "split" not in reason.lower():
-            raise DataError(
-                f"dataset_name={name!r} is no file here and could not be loaded: {reason}"
-            ) from error
+        splits = _splits(name, dataset_config) if "split" in str(error) else []
+        if splits and split not in splits:
+            raise DataError(_unknown_split(name, split, splits)) from error
+        raise DataError(f"dataset_name={name!r} is no file here and could not be loaded: {error}") from error
+
+
+def _splits(name: str, dataset_config: str | None) -> list[str]:
+    """Of a dataset that loads; none where even that fails."""
+    import datasets
+
     try:
-        splits = list(datasets.get_dataset_split_names(name, dataset_config))
+        return list(datasets.get_dataset_split_names(name, dataset_config))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError):
-        raise DataError(f"dataset_name={name!r}, split={split!r}: {reason}") from None
-    raise DataError(_unknown_split(name, split, splits))
+        return []
 
 
 def _unknown_split(source: str, split: str, splits: list[str]) -> str:

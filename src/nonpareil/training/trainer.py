@@ -21,7 +21,7 @@ from nonpareil.methods.jbond import JBOND
 from nonpareil.models.anchors import EMAAnchor, WorkingCopy
 from nonpareil.models.loading import context_window, load_policy
 from nonpareil.models.logprobs import TokenSequences, completion_logprobs, token_budget_batches
-from nonpareil.records import Group, Prompt
+from nonpareil.records import Prompt
 from nonpareil.rewards import CombinedReward, load_rewards
 from nonpareil.training.callbacks import AnchorCallback, MetricsFile, StopCleanly, last_whole_checkpoint
 from nonpareil.training.config import DistillationConfig

@@ -1,0 +1,64 @@
+"""nonpareil distill."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from nonpareil.assets import demo_path
+from nonpareil.cli.evaluate import as_figures, show
+from nonpareil.cli.parsing import parse
+from nonpareil.cli.result import CommandResult
+from nonpareil.jobs import distill
+from nonpareil.jobs.options import demo_defaults, uses_demo
+from nonpareil.models.memory import keep_freed_memory
+from nonpareil.training.config import DistillationConfig
+
+EXAMPLE = (
+    "nonpareil distill --model_name_or_path ./my-model --dataset_name my-prompts \\\n"
+    "      --reward_model_name_or_path ./my-reward-model --output_dir distilled --max_steps 500"
+)
+
+
+def run(argv: Sequence[str]) -> CommandResult:
+    """Parse, train, evaluate, print before and after."""
+
+    def parsed(defaults: dict[str, Any]) -> tuple:
+        return parse(
+            "distill",
+            [distill.DistillOptions, DistillationConfig],
+            argv,
+            description=distill.__doc__ or "",
+            example=EXAMPLE,
+            defaults=defaults,
+        )
+
+    keep_freed_memory()
+    instances, given, as_json = parsed({"output_dir": "nonpareil-distilled"})
+    if uses_demo(given):
+        instances, _, as_json = parsed(demo_settings())
+    figures = distill.run(*instances)
+    console = Console(stderr=True)
+    if figures["interrupted"]:
+        console.print(
+            f"Stopped at step {figures['steps']} with a checkpoint in {figures['output_dir']}. "
+            "Go on with the same command and --resume_from_checkpoint true --output_dir "
+            f"{figures['output_dir']}"
+        )
+        return CommandResult(figures if as_json else None, status=130)
+    if "evaluation" in figures:
+        show(figures)
+        figures = as_figures(figures) if as_json else figures
+    console.print(f"Model: {figures['output_dir']}")
+    return CommandResult(figures if as_json else None)
+
+
+def demo_settings() -> dict[str, Any]:
+    """The demo's options: its models and prompts, and the settings of `assets/demo.yaml`."""
+    settings = yaml.safe_load((demo_path("policy").parent / "demo.yaml").read_text())
+    return {
+        **demo_defaults("train"),
+        "eval_dataset_name": str(demo_path("prompts") / "test.parquet"),
+        **settings,
+    }

@@ -1,0 +1,74 @@
+"""`nonpareil <command>`: parse, call the job, print. Heavy imports wait until a command needs them."""
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+
+from nonpareil import __version__
+from nonpareil.errors import ConfigError, NonpareilError
+
+COMMANDS = {
+    "sample": "Draw m completions a prompt, score them, keep the groups.",
+    "curve": "Say what best-of-N is worth for every N, from those groups.",
+    "distill": "Distil best-of-N into the policy, and evaluate the result.",
+    "evaluate": "Measure how near a policy is to best-of-N of its reference.",
+    "export": "Turn groups into TRL's preference, SFT or unpaired datasets.",
+}
+
+USAGE = (
+    f"""nonpareil {__version__}: one sample as good as the best of N.
+
+usage: nonpareil <command> [--config FILE.yaml] [--flag value ...] [--json]
+
+commands:
+"""
+    + "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
+    + """
+
+nonpareil distill                  runs the embedded demo
+nonpareil <command> --help         lists a command's options, with an example
+"""
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    if arguments[0] in ("--version", "-V"):
+        print(__version__)
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        return _complain(_unknown(command), status=2)
+    try:
+        result = importlib.import_module(f"nonpareil.cli.{command}").run(rest)
+    except ConfigError as error:
+        return _complain(str(error), status=2)
+    except NonpareilError as error:
+        return _complain(str(error), status=1)
+    except KeyboardInterrupt:
+        return _complain("interrupted", status=130)
+    if result.json is not None:
+        print(json.dumps(result.json))
+    return result.status
+
+
+def _unknown(command: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(command, COMMANDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+    return f"unknown command {command!r}; {hint}"
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"nonpareil: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

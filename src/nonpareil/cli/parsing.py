@@ -1,0 +1,88 @@
+"""Flags and YAML into option dataclasses: flags override YAML, unknown keys name the nearest one."""
+
+import argparse
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from nonpareil.errors import ConfigError
+
+
+def parse(
+    command: str,
+    dataclasses: Sequence[type],
+    argv: Sequence[str],
+    *,
+    description: str,
+    example: str,
+    defaults: Mapping[str, Any] | None = None,
+) -> tuple[list[Any], dict[str, Any], bool]:
+    """The dataclass instances, what the user gave (YAML and flags), and whether `--json` was among the flags.
+
+    `defaults` replace the dataclasses' own; YAML replaces them, and flags replace YAML.
+
+    Raises:
+        ConfigError: a file that cannot be read, or a key that no dataclass has, with the nearest one.
+    """
+    parser = HfArgumentParser(
+        list(dataclasses),
+        prog=f"nonpareil {command}",
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="Options from a YAML file; flags override it.")
+    parser.add_argument(
+        "--json", action="store_true", help="Print one JSON object as the last line of stdout."
+    )
+    names = sorted({f.name for dataclass in dataclasses for f in fields(dataclass) if f.init})
+    _refuse_unknown_flags(argv, parser, names)
+    config_file = parser.parse_known_args([*argv], argparse.Namespace())[0].config
+    from_file = _read(config_file, names) if config_file else {}
+    parser.set_defaults(**{key: _as_text(value) for key, value in {**(defaults or {}), **from_file}.items()})
+    *instances, rest = parser.parse_args_into_dataclasses(list(argv), look_for_args_file=False)
+    flags = {name for name in names if any(a == f"--{name}" or a.startswith(f"--{name}=") for a in argv)}
+    given = {**from_file, **dict.fromkeys(flags, True)}
+    return instances, given, rest.json
+
+
+def _read(path: str, names: list[str]) -> dict[str, Any]:
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"config={path!r}: no such file")
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config={path!r} is not YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"config={path!r} must hold keys and values, not a {type(content).__name__}")
+    for key in content:
+        if key not in names:
+            raise ConfigError(f"config={path!r}: unknown key {key!r}{_nearest(str(key), names)}")
+    return content
+
+
+def _refuse_unknown_flags(argv: Sequence[str], parser: argparse.ArgumentParser, names: list[str]) -> None:
+    known = {option for action in parser._actions for option in action.option_strings}
+    for word in argv:
+        flag = word.split("=", 1)[0]
+        if flag.startswith("--") and flag not in known:
+            raise ConfigError(f"unknown flag {flag}{_nearest(flag.removeprefix('--'), names, '--')}")
+
+
+def _nearest(key: str, names: list[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
+
+
+def _as_text(value: Any) -> Any:
+    """Scalars as argparse would see them on the command line, so that YAML's `1e-6` (a string) is a number."""
+    return str(value) if isinstance(value, bool | int | float) else value

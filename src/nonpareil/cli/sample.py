@@ -1,0 +1,39 @@
+"""nonpareil sample."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from nonpareil.cli.parsing import parse
+from nonpareil.cli.result import CommandResult
+from nonpareil.jobs import sample
+from nonpareil.jobs.options import demo_defaults, uses_demo
+
+EXAMPLE = (
+    "nonpareil sample --model_name_or_path ./my-model --dataset_name prompts.jsonl \\\n"
+    "      --reward_model_name_or_path ./my-reward-model --num_generations 16 --output_dir groups"
+)
+
+
+def run(argv: Sequence[str]) -> CommandResult:
+    """Parse, draw, say where the groups are."""
+
+    def parsed(defaults: dict) -> tuple:
+        return parse(
+            "sample",
+            [sample.SampleOptions],
+            argv,
+            description=sample.__doc__ or "",
+            example=EXAMPLE,
+            defaults=defaults,
+        )
+
+    (options,), given, as_json = parsed({})
+    if uses_demo(given):
+        (options,), _, _ = parsed({**demo_defaults("test"), "max_prompts": 128})
+    figures = sample.run(options)
+    Console(stderr=True).print(
+        f"{figures['prompts']} groups of {options.num_generations} in [bold]{figures['output_dir']}[/] "
+        f"({figures['shards_drawn']} shards drawn now). Next: nonpareil curve --groups {figures['output_dir']}"
+    )
+    return CommandResult(figures if as_json else None)

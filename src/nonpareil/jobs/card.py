@@ -1,0 +1,87 @@
+"""The model card of a distilled policy: what was done, with what, how near it came, how to load it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nonpareil import __version__
+from nonpareil.files import write_bytes
+
+if TYPE_CHECKING:
+    from nonpareil.evaluation.metrics import Evaluation
+
+CARD = """---
+library_name: transformers
+tags: [best-of-n, j-bond, nonpareil]
+---
+# {name}
+
+Best-of-N distilled into the weights with J-BOND (arXiv:2407.14622) by nonpareil {version}: one sample of this
+model is meant to be as good as the best of several samples of the model it came from.
+
+| | |
+|---|---|
+| policy and reference | `{model}` |
+| prompts | `{prompts}`, split `{split}` |
+| reward | {reward} |
+| steps | {steps}, {batch} prompts each |
+| learning rate | {learning_rate} |
+| jeffreys_weight, kl_coef, anchor_ema_rate | {jeffreys_weight}, {kl_coef}, {anchor_ema_rate} |
+| temperature, max_completion_length | {temperature}, {max_completion_length} |
+| seed | {seed} |
+
+## How near to best-of-N
+{figures}
+
+## Use
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+```
+Draw at temperature {temperature}, the whole vocabulary kept: that is the policy that was trained.
+"""
+
+
+def write_model_card(
+    output_dir: Path, options: Any, config: Any, steps: int, evaluation: "Evaluation | None"
+) -> Path:
+    """Write README.md beside the weights."""
+    figures = "Not evaluated; run `nonpareil evaluate`."
+    if evaluation is not None:
+        from nonpareil.evaluation.summary import headline
+
+        figures = (
+            f"{headline(evaluation)}. Measured on {evaluation.num_prompts} held-out prompts, 95% intervals "
+            "over prompts; the whole report is in `evaluation/report.html`."
+        )
+    rewards = [options.reward_model_name_or_path, *(options.reward_funcs or [])]
+    text = CARD.format(
+        name=output_dir.name,
+        version=__version__,
+        model=_label(options.model_name_or_path),
+        prompts=_label(options.dataset_name),
+        split=options.dataset_train_split,
+        reward=", ".join(f"`{_label(reward)}`" for reward in rewards if reward),
+        steps=steps,
+        batch=config.per_device_train_batch_size * config.gradient_accumulation_steps,
+        figures=figures,
+        **{
+            name: getattr(config, name)
+            for name in (
+                "learning_rate",
+                "jeffreys_weight",
+                "kl_coef",
+                "anchor_ema_rate",
+                "temperature",
+                "max_completion_length",
+                "seed",
+            )
+        },
+    )
+    return write_bytes(output_dir / "README.md", text.encode())
+
+
+def _label(name: str) -> str:
+    """A local path's last part: a card travels, and must not carry a machine's folders."""
+    return Path(name).name if Path(name).exists() else name

@@ -1,0 +1,168 @@
+"""Distil best-of-N into the policy, save it as a plain Hugging Face checkpoint, and evaluate it."""
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nonpareil.errors import ConfigError
+from nonpareil.jobs import evaluate
+from nonpareil.jobs.card import write_model_card
+from nonpareil.jobs.evaluate import EvaluateOptions
+from nonpareil.jobs.options import (
+    PromptOptions,
+    RewardInputOptions,
+    _help,
+    load_prompt_records,
+    load_reward,
+    require_all,
+)
+
+if TYPE_CHECKING:
+    from nonpareil.training.config import DistillationConfig
+    from nonpareil.training.trainer import DistillationTrainer
+
+
+@dataclass
+class DistillOptions(PromptOptions, RewardInputOptions):
+    """Options of `nonpareil distill`, besides those of `DistillationConfig`."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata=_help("The policy to train, also the reference. Default: the embedded demo.")
+    )
+    model_revision: str | None = field(default=None, metadata=_help("Branch, tag or commit of a hub model."))
+    dataset_train_split: str = field(default="train", metadata=_help("Prompts to train on."))
+    dataset_test_split: str = field(default="test", metadata=_help("Held-out prompts to evaluate on."))
+    eval_dataset_name: str | None = field(
+        default=None, metadata=_help("Held-out prompts, where dataset_name has no test split.")
+    )
+    max_train_prompts: int | None = field(default=None, metadata=_help("The first ones only."))
+    max_eval_prompts: int | None = field(default=256, metadata=_help("The first ones only."))
+    evaluate_after: bool = field(
+        default=True, metadata=_help("Measure win rate and KL against the reference after training.")
+    )
+    num_generations_eval: int = field(
+        default=8, metadata=_help("Completions of the policy a held-out prompt.")
+    )
+    num_reference_samples: int = field(default=16, metadata=_help("Completions of the reference, M."))
+    unseen_reward: str | None = field(
+        default=None, metadata=_help("A second reward to evaluate with: a model or a function.")
+    )
+    overwrite: bool = field(default=False, metadata=_help("Delete an earlier run in output_dir first."))
+
+
+def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]:
+    """Train, save, evaluate; returns the figures and where everything lies.
+
+    `interrupted` is True after Ctrl-C; a checkpoint was saved then, and nothing was evaluated.
+
+    Raises:
+        NonpareilError: whatever cannot work, before any model is loaded where that can be known.
+    """
+    require_all(options)
+    output_dir = Path(str(config.output_dir))
+    eval_source = _eval_source(options)
+    _prepare(output_dir, options.overwrite, bool(config.resume_from_checkpoint))
+    trainer = _trainer(options, config, eval_source)
+    resume = config.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
+    result: dict[str, Any] = {"output_dir": str(output_dir), "steps": trainer.state.global_step}
+    if trainer.stopper.stopped:
+        return {**result, "interrupted": True}
+    trainer.save_model()
+    del trainer
+    evaluated = None
+    if options.evaluate_after:
+        evaluated = evaluate.run(_evaluation(options, config, eval_source))
+        result |= evaluated
+    write_model_card(
+        output_dir, options, config, result["steps"], evaluated["evaluation"] if evaluated else None
+    )
+    return {**result, "interrupted": False}
+
+
+def _eval_source(options: DistillOptions) -> str:
+    """Where held-out prompts come from; never the training prompts by default."""
+    train = options.dataset_name or ""
+    if options.eval_dataset_name is None and options.evaluate_after and Path(train).is_file():
+        raise ConfigError(
+            f"dataset_name={train!r} is one file, without a test split, and evaluation needs held-out prompts; "
+            "give eval_dataset_name, or evaluate_after=false"
+        )
+    return options.eval_dataset_name or train
+
+
+def _prepare(output_dir: Path, overwrite: bool, resume: bool) -> None:
+    """Refuse a directory that holds something, unless it is to be continued or overwritten."""
+    if not output_dir.exists():
+        return
+    if not output_dir.is_dir():
+        raise ConfigError(f"output_dir={str(output_dir)!r} is a file; name a directory")
+    if overwrite and not resume:
+        ours = ("metrics.jsonl", "trainer_state.json", "model.safetensors", "config.json")
+        if any(output_dir.iterdir()) and not any((output_dir / name).exists() for name in ours):
+            raise ConfigError(
+                f"output_dir={str(output_dir)!r} holds no earlier run, and overwrite would delete all of it; "
+                "name another directory"
+            )
+        shutil.rmtree(output_dir)
+    elif any(output_dir.iterdir()) and not resume:
+        raise ConfigError(
+            f"output_dir={str(output_dir)!r} exists; give --resume_from_checkpoint true to go on, "
+            "--overwrite to start anew, or another output_dir"
+        )
+
+
+def _trainer(
+    options: DistillOptions, config: "DistillationConfig", eval_source: str
+) -> "DistillationTrainer":
+    from nonpareil.jobs.policy import PolicySource
+    from nonpareil.training.trainer import DistillationTrainer
+
+    policy = PolicySource(options.model_name_or_path or "", options.model_revision, "float32")
+    prompts = load_prompt_records(
+        options,
+        policy.tokenizer,
+        source=options.dataset_name or "",
+        split=options.dataset_train_split,
+        limit=options.max_train_prompts,
+    )
+    policy.check(prompts, config.sampling(config.seed))
+    held_out = None
+    if options.evaluate_after or config.eval_strategy != "no":
+        held_out = load_prompt_records(
+            options,
+            policy.tokenizer,
+            source=eval_source,
+            split=options.dataset_test_split,
+            limit=options.max_eval_prompts,
+        )
+        policy.check(held_out, config.sampling(config.seed))
+    reward = load_reward(options, config.reward_weights, config.reward_timeout)
+    return DistillationTrainer(
+        policy.load(), reward, config, prompts, eval_dataset=held_out, processing_class=policy.tokenizer
+    )
+
+
+def _evaluation(options: DistillOptions, config: "DistillationConfig", eval_source: str) -> EvaluateOptions:
+    shared = {name: getattr(options, name) for name in PromptOptions.__dataclass_fields__}
+    shared |= {name: getattr(options, name) for name in RewardInputOptions.__dataclass_fields__}
+    return EvaluateOptions(
+        **{**shared, "dataset_name": eval_source},
+        reward_weights=config.reward_weights,
+        reward_timeout=config.reward_timeout,
+        model_name_or_path=str(config.output_dir),
+        reference_model_name_or_path=options.model_name_or_path,
+        reference_model_revision=options.model_revision,
+        dataset_split=options.dataset_test_split,
+        max_prompts=options.max_eval_prompts,
+        num_generations=options.num_generations_eval,
+        num_reference_samples=options.num_reference_samples,
+        unseen_reward=options.unseen_reward,
+        max_completion_length=config.max_completion_length,
+        temperature=config.temperature,
+        seed=config.seed,
+        output_dir=str(Path(str(config.output_dir)) / "evaluation"),
+        title=f"J-BOND after {Path(str(config.output_dir)).name}",
+        overwrite=True,
+    )

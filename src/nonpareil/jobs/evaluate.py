@@ -1,0 +1,226 @@
+"""Draw policy and reference on held-out prompts, measure how near the policy is to best-of-N, write the report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nonpareil.errors import ConfigError
+from nonpareil.jobs.options import (
+    ModelOptions,
+    PromptOptions,
+    RewardOptions,
+    SamplingOptions,
+    _help,
+    load_prompt_records,
+    load_reward,
+    require_all,
+)
+from nonpareil.records import Group, Prompt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nonpareil.jobs.policy import PolicySource
+    from nonpareil.rewards import CombinedReward
+
+
+@dataclass
+class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions):
+    """Options of `nonpareil evaluate`."""
+
+    reference_model_name_or_path: str | None = field(
+        default=None,
+        metadata=_help("What the policy was before. Default: the embedded demo's policy, in the demo."),
+    )
+    reference_model_revision: str | None = field(default=None, metadata=_help("Branch, tag or commit."))
+    dataset_split: str = field(default="test", metadata=_help("Of a dataset that has splits."))
+    max_prompts: int | None = field(default=None, metadata=_help("The first ones only."))
+    num_generations: int = field(default=8, metadata=_help("Completions of the policy a prompt."))
+    num_reference_samples: int = field(
+        default=16, metadata=_help("Completions of the reference a prompt, M.")
+    )
+    n: list[int] = field(
+        default_factory=lambda: [2, 4, 8, 16], metadata=_help("The N whose best-of-N is compared with.")
+    )
+    unseen_reward: str | None = field(
+        default=None, metadata=_help("A second reward, not trained on: a model or a function.")
+    )
+    kl_dtype: str = field(
+        default="float32",
+        metadata=_help("Both models' dtype for the KL; bfloat16 halves memory and adds noise."),
+    )
+    output_dir: str = field(default="nonpareil-evaluation", metadata=_help("Where groups and report go."))
+    title: str = field(default="How near to best-of-N?", metadata=_help("The report's heading."))
+    overwrite: bool = field(default=False, metadata=_help("Delete groups of an earlier evaluation first."))
+
+
+def run(options: EvaluateOptions) -> dict[str, Any]:
+    """Write report.json, report.html and PNGs; returns the figures and the report's path.
+
+    Raises:
+        NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
+    """
+    require_all(options)
+    if options.reference_model_name_or_path is None:
+        raise ConfigError(
+            "reference_model_name_or_path is missing; name the model that the policy was before it was trained"
+        )
+    if not options.sampling().keeps_whole_vocabulary:
+        raise ConfigError(
+            "top_p, top_k and min_p draw from a part of the vocabulary; the KL would be that of another policy. "
+            "Evaluate without them"
+        )
+    if not options.n or min(options.n) < 2:
+        raise ConfigError(f"n={options.n} must be whole numbers of at least 2")
+    from nonpareil.evaluation import best_of_n_report, evaluate_groups
+    from nonpareil.evaluation.report import write_report
+    from nonpareil.jobs.policy import PolicySource
+
+    policy = PolicySource(options.model_name_or_path or "", options.model_revision, options.dtype)
+    reference = PolicySource(
+        options.reference_model_name_or_path, options.reference_model_revision, options.dtype
+    )
+    prompts = load_prompt_records(
+        options,
+        reference.tokenizer,
+        source=options.dataset_name or "",
+        split=options.dataset_split,
+        limit=options.max_prompts,
+    )
+    _check_same_ids(options, prompts, policy)
+    for side in (policy, reference):
+        side.check(prompts, options.sampling())
+    ours = _groups(options, prompts, policy, "policy", options.num_generations)
+    theirs = _groups(options, prompts, reference, "reference", options.num_reference_samples)
+    kl, log_ratio, reference_log_ratio = _divergence(options, policy, reference, ours, theirs)
+    evaluation = evaluate_groups(
+        ours,
+        theirs,
+        policy_kl=kl,
+        policy_log_ratio=log_ratio,
+        reference_log_ratio=reference_log_ratio,
+        n=tuple(options.n),
+        unseen_reward=_load_unseen(options).names[0] if options.unseen_reward else None,
+        seed=options.seed,
+    )
+    curve = best_of_n_report(theirs, seed=options.seed)
+    report = write_report(
+        evaluation,
+        curve,
+        ours,
+        theirs,
+        options.output_dir,
+        options.title,
+        _context(options, policy, reference, len(prompts)),
+        seed=options.seed,
+    )
+    return {"report": str(report), "evaluation": evaluation}
+
+
+def _check_same_ids(options: EvaluateOptions, prompts: Sequence[Prompt], policy: "PolicySource") -> None:
+    """The KL compares token by token, so both models must read the same ids."""
+    theirs = load_prompt_records(
+        options,
+        policy.tokenizer,
+        source=options.dataset_name or "",
+        split=options.dataset_split,
+        limit=options.max_prompts,
+    )
+    for mine, other in zip(prompts, theirs, strict=True):
+        if mine.token_ids != other.token_ids:
+            raise ConfigError(
+                f"model_name_or_path={options.model_name_or_path!r} and reference_model_name_or_path="
+                f"{options.reference_model_name_or_path!r} tokenise prompt {mine.prompt_id} differently; "
+                "a KL between them needs one tokenizer"
+            )
+
+
+def _groups(
+    options: EvaluateOptions, prompts: Sequence[Prompt], source: "PolicySource", role: str, m: int
+) -> list[Group]:
+    """Scored groups of one side, kept under the output directory and taken up from there."""
+    from nonpareil.engines.transformers import TransformersEngine
+    from nonpareil.rollouts.progress import ProgressBar
+    from nonpareil.rollouts.run import draw_and_score
+
+    # Reference and policy must not share their random numbers, or a policy near the reference would look paired.
+    sampling = replace(options.sampling(), seed=options.seed * 2 + (role == "reference"))
+    rewards = [load_reward(options, options.reward_weights, options.reward_timeout)]
+    if options.unseen_reward:
+        rewards.insert(0, _load_unseen(options))
+    with ProgressBar() as progress:
+        for position, reward in enumerate(rewards):
+            result = draw_and_score(
+                prompts,
+                lambda: TransformersEngine(
+                    source.load(), source.tokenizer, max_tokens_per_batch=options.max_tokens_per_batch
+                ),
+                reward,
+                sampling,
+                max(m, 2),
+                Path(options.output_dir) / role,
+                model_info=source.info(),
+                progress=progress,
+                overwrite=options.overwrite and position == 0,
+            )
+    return result.groups()
+
+
+def _load_unseen(options: EvaluateOptions) -> "CombinedReward":
+    from nonpareil.rewards import load_rewards
+
+    return load_rewards(options.unseen_reward, timeout=options.reward_timeout, dtype=options.reward_dtype)
+
+
+def _divergence(
+    options: EvaluateOptions,
+    policy: "PolicySource",
+    reference: "PolicySource",
+    ours: Sequence[Group],
+    theirs: Sequence[Group],
+) -> "tuple[Tensor, Tensor, Tensor]":
+    """Exact per-token KL and log-ratio on the policy's completions, and log-ratio on the reference's."""
+    import torch
+
+    from nonpareil.models.logprobs import TokenSequences, completion_divergence, token_budget_batches
+
+    models = policy.load(options.kl_dtype), reference.load(options.kl_dtype)
+
+    def measure(groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Tensor]:
+        sequences = TokenSequences(
+            [group.prompt_token_ids for group in groups for _ in group.completion_token_ids],
+            [ids for group in groups for ids in group.completion_token_ids],
+        )
+        kl, ratio = torch.empty(len(sequences)), torch.empty(len(sequences))
+        for rows in token_budget_batches(sequences.lengths(), options.max_tokens_per_batch):
+            values = completion_divergence(*models, sequences.select(rows), options.temperature)
+            kl[rows], ratio[rows] = values[0].cpu(), values[1].cpu()
+        return kl.view(len(groups), -1), ratio.view(len(groups), -1)
+
+    kl, log_ratio = measure(ours)
+    return kl, log_ratio, measure(theirs)[1]
+
+
+def _context(
+    options: EvaluateOptions, policy: "PolicySource", reference: "PolicySource", num_prompts: int
+) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    return {
+        "policy": policy.info(),
+        "reference": reference.info(),
+        "prompts": {"source": options.dataset_name, "split": options.dataset_split, "count": num_prompts},
+        "reward": {
+            "model": options.reward_model_name_or_path,
+            "functions": options.reward_funcs,
+            "weights": options.reward_weights,
+            "unseen": options.unseen_reward,
+        },
+        "sampling": vars(options.sampling()),
+        "completions a prompt": {
+            "policy": options.num_generations,
+            "reference": options.num_reference_samples,
+        },
+        "versions": {name: version(name) for name in ("nonpareil", "torch", "transformers")},
+    }

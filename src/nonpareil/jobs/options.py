@@ -1,0 +1,183 @@
+"""The options that commands share. Plain dataclasses, read without importing torch."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nonpareil.assets import demo_path
+from nonpareil.errors import ConfigError
+from nonpareil.records import Prompt, SamplingParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    from nonpareil.rewards import CombinedReward
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class ModelOptions:
+    """Which policy."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata=_help("Model directory or hub name. Default: the embedded demo.")
+    )
+    model_revision: str | None = field(default=None, metadata=_help("Branch, tag or commit of a hub model."))
+    dtype: str = field(
+        default="auto",
+        metadata=_help("auto (bfloat16 where this machine gains from it), bfloat16, float16 or float32."),
+    )
+
+
+@dataclass
+class PromptOptions:
+    """Which prompts."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata=_help(
+            "Prompts: a .parquet, .json, .jsonl, .csv or .txt file, a directory, or a hub dataset."
+        ),
+    )
+    dataset_config: str | None = field(default=None, metadata=_help("Of a hub dataset that has several."))
+    prompt_column: str = field(default="prompt", metadata=_help("The column that holds the prompt."))
+
+
+@dataclass
+class RewardInputOptions:
+    """Which rewards, and how reward models read their input."""
+
+    reward_model_name_or_path: str | None = field(
+        default=None,
+        metadata=_help("A sequence-classification model with one label; its logit is the reward."),
+    )
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata=_help(
+            "Python rewards with TRL's signature: path/to/file.py:function or package.module.function."
+        ),
+    )
+    reward_dtype: str = field(
+        default="auto", metadata=_help("Of the reward model's body; its head is float32.")
+    )
+    reward_append_eos: bool = field(
+        default=False,
+        metadata=_help("End the text with the end token, where the reward model was trained so."),
+    )
+    reward_prepend_bos: bool = field(
+        default=False,
+        metadata=_help(
+            "Begin with the begin token, where the reward model was trained so and its tokenizer does not."
+        ),
+    )
+    reward_overlong: str = field(
+        default="error", metadata=_help("error, or truncate: cut the prompt from its left to fit the window.")
+    )
+
+
+@dataclass
+class RewardOptions(RewardInputOptions):
+    """The same with weights and timeout, which `DistillationConfig` holds for `nonpareil distill`."""
+
+    reward_weights: list[float] | None = field(
+        default=None, metadata=_help("One a reward, the model's first. Default: 1 each.")
+    )
+    reward_timeout: float | None = field(
+        default=None, metadata=_help("Seconds a Python reward may take; then its rewards are null.")
+    )
+
+
+@dataclass
+class SamplingOptions:
+    """How completions are drawn."""
+
+    max_completion_length: int = field(default=256, metadata=_help("Most tokens drawn a completion."))
+    temperature: float = field(default=1.0, metadata=_help("Divides the logits."))
+    top_p: float = field(default=1.0, metadata=_help("Keep the likeliest tokens up to this mass."))
+    top_k: int = field(default=0, metadata=_help("Keep this many tokens; 0 keeps all."))
+    min_p: float = field(default=0.0, metadata=_help("Keep tokens at least this share of the likeliest one."))
+    seed: int = field(default=0, metadata=_help("The same seed draws the same groups."))
+    max_tokens_per_batch: int = field(
+        default=32768, metadata=_help("Tokens, padding included, of one batch; bounds memory.")
+    )
+
+    def sampling(self) -> SamplingParams:
+        """These options as the engines take them."""
+        return SamplingParams(
+            self.max_completion_length, self.temperature, self.top_p, self.top_k, self.min_p, self.seed
+        )
+
+
+DEMO_FIELDS = ("model_name_or_path", "dataset_name", "reward_model_name_or_path", "reward_funcs")
+
+
+def uses_demo(given: dict[str, Any]) -> bool:
+    """Whether the embedded demo is meant: none of policy, prompts and rewards was named."""
+    return not any(given.get(name) for name in DEMO_FIELDS)
+
+
+def demo_defaults(split: str) -> dict[str, Any]:
+    """The demo's policy, prompts and reward, as options."""
+    return {
+        "model_name_or_path": str(demo_path("policy")),
+        "dataset_name": str(demo_path("prompts") / f"{split}.parquet"),
+        "reward_model_name_or_path": str(demo_path("reward")),
+        "max_completion_length": 40,
+    }
+
+
+def require_all(options: Any) -> None:
+    """Policy, prompts and a reward, or a clear refusal before anything is loaded.
+
+    Raises:
+        ConfigError: naming the option that is missing.
+    """
+    if options.model_name_or_path is None:
+        raise ConfigError("model_name_or_path is missing; name the policy (or name nothing, for the demo)")
+    if options.dataset_name is None:
+        raise ConfigError("dataset_name is missing; name a file or dataset of prompts")
+    if not (options.reward_model_name_or_path or options.reward_funcs):
+        raise ConfigError("no reward: give reward_model_name_or_path, reward_funcs, or both")
+
+
+def load_reward(
+    options: RewardInputOptions, weights: list[float] | None, timeout: float | None
+) -> "CombinedReward":
+    """The rewards of the options: the model first, then the functions."""
+    from nonpareil.rewards import load_rewards
+
+    specs = [options.reward_model_name_or_path, *(options.reward_funcs or [])]
+    return load_rewards(
+        [spec for spec in specs if spec],
+        weights=weights,
+        timeout=timeout,
+        dtype=options.reward_dtype,
+        append_eos=options.reward_append_eos,
+        prepend_bos=options.reward_prepend_bos,
+        overlong=options.reward_overlong,
+    )
+
+
+def load_prompt_records(
+    options: PromptOptions,
+    tokenizer: "Tokenizer",
+    *,
+    source: str,
+    split: str,
+    limit: int | None,
+    seed: int | None = None,
+) -> list[Prompt]:
+    """Prompts, checked and tokenised as the policy sees them."""
+    from nonpareil.rollouts.prompts import load_prompts, tokenize_prompts
+
+    rows = load_prompts(
+        source,
+        split=split,
+        prompt_column=options.prompt_column,
+        dataset_config=options.dataset_config,
+        limit=limit,
+        seed=seed,
+    )
+    return tokenize_prompts(rows, tokenizer)

@@ -1,0 +1,95 @@
+"""Draw m completions a prompt, score them, and keep the groups."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nonpareil.jobs.options import (
+    ModelOptions,
+    PromptOptions,
+    RewardOptions,
+    SamplingOptions,
+    _help,
+    load_prompt_records,
+    load_reward,
+    require_all,
+)
+from nonpareil.records import Group, ScoreRequest
+
+
+@dataclass
+class SampleOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions):
+    """Options of `nonpareil sample`."""
+
+    output_dir: str = field(
+        default="nonpareil-groups", metadata=_help("Where the groups go; run again to go on.")
+    )
+    dataset_split: str = field(default="train", metadata=_help("Of a dataset that has splits."))
+    max_prompts: int | None = field(default=None, metadata=_help("The first ones only."))
+    num_generations: int = field(default=8, metadata=_help("Completions a prompt, m."))
+    shard_size: int = field(default=64, metadata=_help("Prompts a file: what a kill can cost."))
+    overwrite: bool = field(default=False, metadata=_help("Delete groups of an earlier run first."))
+    inspect: bool = field(
+        default=False,
+        metadata=_help("Print the exact ids the policy and the reward model see of two prompts."),
+    )
+
+
+def run(options: SampleOptions) -> dict[str, Any]:
+    """Draw and score; returns the figures of the manifest.
+
+    Raises:
+        NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
+    """
+    require_all(options)
+    from nonpareil.engines.transformers import TransformersEngine
+    from nonpareil.jobs.policy import PolicySource
+    from nonpareil.rollouts.progress import ProgressBar
+    from nonpareil.rollouts.run import draw_and_score
+
+    policy = PolicySource(options.model_name_or_path or "", options.model_revision, options.dtype)
+    prompts = load_prompt_records(
+        options,
+        policy.tokenizer,
+        source=options.dataset_name or "",
+        split=options.dataset_split,
+        limit=options.max_prompts,
+    )
+    policy.check(prompts, options.sampling())
+    reward = load_reward(options, options.reward_weights, options.reward_timeout)
+    with ProgressBar() as progress:
+        result = draw_and_score(
+            prompts,
+            lambda: TransformersEngine(
+                policy.load(), policy.tokenizer, max_tokens_per_batch=options.max_tokens_per_batch
+            ),
+            reward,
+            options.sampling(),
+            options.num_generations,
+            options.output_dir,
+            model_info=policy.info(),
+            shard_size=options.shard_size,
+            progress=progress,
+            overwrite=options.overwrite,
+        )
+    if options.inspect:
+        _inspect(result.groups()[:2], reward, policy.tokenizer)
+    return {
+        "output_dir": str(Path(options.output_dir)),
+        "shards_drawn": result.shards_drawn,
+        "shards_scored": result.shards_scored,
+        **result.manifest["counts"],
+    }
+
+
+def _inspect(groups: list[Group], reward: Any, tokenizer: Any) -> None:
+    """What policy and reward models really read, for the first completion of each group."""
+    from rich import print as show
+
+    for group in groups:
+        show("[bold]policy reads[/]", group.prompt_token_ids, tokenizer.decode(group.prompt_token_ids))
+        show("[bold]policy drew[/]", group.completion_token_ids[0], f"({group.finish_reasons[0]})")
+        for name, part in zip(reward.names, reward.rewards, strict=True):
+            if hasattr(part, "inspect"):
+                request = ScoreRequest.of([group]).select([0])
+                show(f"[bold]reward {name} reads[/]", part.inspect(request)[0])
