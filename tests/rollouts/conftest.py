@@ -100,6 +100,15 @@ def roll(output_dir: Path, **changes: Any) -> RolloutResult:
     return draw_and_score(**{**settings, **changes})
 
 
+def shards(folder: Path) -> list[Path]:
+    return sorted((folder / "data").glob("*.parquet"))
+
+
+def state(paths: list[Path]) -> list[tuple[bytes, int]]:
+    """Content and time of writing: equal where a file was left alone."""
+    return [(path.read_bytes(), path.stat().st_mtime_ns) for path in paths]
+
+
 def group_of(
     rewards: Sequence[float | None] | None,
     completions: Sequence[str] | None = None,
