@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import importlib
-import importlib.util
 import re
 import subprocess
 import sys
@@ -60,7 +59,6 @@ def test_import_is_light():
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stdout + done.stderr
 
 
-@pytest.mark.skipif(importlib.util.find_spec("nonpareil.cli.main") is None, reason="no command line yet")
 def test_help_is_light():
     code = f"""
 import sys
