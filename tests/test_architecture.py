@@ -270,8 +270,6 @@ def test_constraints_pin_every_dependency_within_its_bounds():
 
 def test_ci_runs_the_readmes_commands():
     readme = (ROOT / "README.md").read_text()
-    if "pip install" not in readme:
-        pytest.skip("the README has no commands yet")
     install, tests = re.findall(
         r"^(?:install|tests)='(.+)'$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE
     )
