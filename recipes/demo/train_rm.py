@@ -89,7 +89,7 @@ def start_from(lm: Path, layers: int) -> LlamaForSequenceClassification:
     config.num_hidden_layers, config.num_labels = layers, 1
     config.id2label, config.label2id = {0: "sentiment"}, {"sentiment": 0}
     model = LlamaForSequenceClassification(config)
-    body = {k: v for k, v in language_model.model.state_dict().items()}
+    body = language_model.model.state_dict()
     model.model.load_state_dict({k: body[k] for k in model.model.state_dict()})
     torch.nn.init.zeros_(model.score.weight)
     return model
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--labelled_passes", type=int, default=2)
-    parser.add_argument("--unlabelled", type=int, default=30000)
+    parser.add_argument("--unlabelled", type=int, default=16000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     set_seed(args.seed)

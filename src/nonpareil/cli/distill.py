@@ -1,19 +1,23 @@
 """nonpareil distill."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
+from rich.table import Table
 
 from nonpareil.assets import demo_path
-from nonpareil.cli.evaluate import as_figures, show
+from nonpareil.cli.evaluate import as_figures
 from nonpareil.cli.parsing import parse
 from nonpareil.cli.result import CommandResult
 from nonpareil.jobs import distill
 from nonpareil.jobs.options import demo_defaults, uses_demo
 from nonpareil.models.memory import keep_freed_memory
 from nonpareil.training.config import DistillationConfig
+
+if TYPE_CHECKING:
+    from nonpareil.evaluation.metrics import Evaluation
 
 EXAMPLE = (
     "nonpareil distill --model_name_or_path ./my-model --dataset_name my-prompts \\\n"
@@ -48,10 +52,36 @@ def run(argv: Sequence[str]) -> CommandResult:
         )
         return CommandResult(figures if as_json else None, status=130)
     if "evaluation" in figures:
-        show(figures)
+        console.print(before_and_after(figures["evaluation"]))
+        console.print(f"Report: {figures['report']}")
         figures = as_figures(figures) if as_json else figures
-    console.print(f"Model: {figures['output_dir']}")
+    console.print(f"Model:  {figures['output_dir']}")
     return CommandResult(figures if as_json else None)
+
+
+def before_and_after(evaluation: "Evaluation") -> Table:
+    """The figures that matter, of the reference and of the distilled policy, with 95% intervals."""
+    from nonpareil.evaluation.summary import bracket, number
+
+    table = Table(title=f"One sample a prompt, {evaluation.num_prompts} held-out prompts")
+    for name in ("", "before", "after", "95%"):
+        table.add_column(name, justify="left" if not name else "right")
+    compared = evaluation.comparison
+    rows = [
+        ("reward", number(compared.reference_mean.estimate), compared.policy_mean),
+        ("win rate against before", ".500", compared.win_rate),
+        ("KL from before, nats", ".000", evaluation.kl),
+        ("KL efficiency (1 is the limit)", "", evaluation.kl_efficiency),
+        ("worth best-of-", "1.00", evaluation.equivalent_n),
+        (
+            "tokens a completion",
+            number(evaluation.reference.mean_length.estimate, 1),
+            evaluation.policy.mean_length,
+        ),
+    ]
+    for label, before, after in rows:
+        table.add_row(label, before, number(after.estimate if after else None), bracket(after))
+    return table
 
 
 def demo_settings() -> dict[str, Any]:

@@ -30,7 +30,7 @@ def parse(
         ConfigError: a file that cannot be read, or a key that no dataclass has, with the nearest one.
     """
     parser = HfArgumentParser(
-        list(dataclasses),
+        list[Any](dataclasses),
         prog=f"nonpareil {command}",
         description=description,
         epilog=f"example:\n  {example}",

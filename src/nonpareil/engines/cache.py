@@ -9,6 +9,9 @@ from transformers.cache_utils import DynamicLayer
 class InPlaceLayer(DynamicLayer):
     """Keys and values in buffers with room to spare; `keys` and `values` are views of the filled part."""
 
+    keys: Tensor
+    values: Tensor
+
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
@@ -63,4 +66,4 @@ def expand_cache(cache: DynamicCache, rows: Tensor, capacity: int) -> None:
         if isinstance(layer, InPlaceLayer):
             layer.expand(rows, capacity)
         else:
-            layer.batch_select_indices(rows)
+            layer.batch_select_indices(rows)  # type: ignore[union-attr]

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from nonpareil.engines.cache import expand_cache, in_place_cache
 from nonpareil.engines.sampling import draw_tokens, sample_keys, sampling_logits
 from nonpareil.errors import ConfigError, DataError
+from nonpareil.models.devices import device_of
 from nonpareil.models.loading import context_window, end_token_ids
 from nonpareil.records import Draws, FinishReason, Prompt, SamplingParams
 
@@ -93,7 +94,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _draw_batch(self, units: list[tuple[Prompt, range]], sampling: SamplingParams) -> "list[_Completion]":
-        device = self.model.get_input_embeddings().weight.device
+        device = device_of(self.model)
         input_ids, lengths = _left_pad([prompt.token_ids for prompt, _ in units], device)
         width, budget = input_ids.shape[1], sampling.max_completion_length
         padded = bool((lengths < width).any())

@@ -61,25 +61,14 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     Raises:
         NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
     """
-    require_all(options)
-    if options.reference_model_name_or_path is None:
-        raise ConfigError(
-            "reference_model_name_or_path is missing; name the model that the policy was before it was trained"
-        )
-    if not options.sampling().keeps_whole_vocabulary:
-        raise ConfigError(
-            "top_p, top_k and min_p draw from a part of the vocabulary; the KL would be that of another policy. "
-            "Evaluate without them"
-        )
-    if not options.n or min(options.n) < 2:
-        raise ConfigError(f"n={options.n} must be whole numbers of at least 2")
+    _check(options)
     from nonpareil.evaluation import best_of_n_report, evaluate_groups
     from nonpareil.evaluation.report import write_report
     from nonpareil.jobs.policy import PolicySource
 
     policy = PolicySource(options.model_name_or_path or "", options.model_revision, options.dtype)
     reference = PolicySource(
-        options.reference_model_name_or_path, options.reference_model_revision, options.dtype
+        options.reference_model_name_or_path or "", options.reference_model_revision, options.dtype
     )
     prompts = load_prompt_records(
         options,
@@ -118,6 +107,22 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     return {"report": str(report), "evaluation": evaluation}
 
 
+def _check(options: EvaluateOptions) -> None:
+    """What can be refused before anything is read."""
+    require_all(options)
+    if options.reference_model_name_or_path is None:
+        raise ConfigError(
+            "reference_model_name_or_path is missing; name the model that the policy was before it was trained"
+        )
+    if not options.sampling().keeps_whole_vocabulary:
+        raise ConfigError(
+            "top_p, top_k and min_p draw from a part of the vocabulary; the KL would be that of another policy. "
+            "Evaluate without them"
+        )
+    if not options.n or min(options.n) < 2:
+        raise ConfigError(f"n={options.n} must be whole numbers of at least 2")
+
+
 def _check_same_ids(options: EvaluateOptions, prompts: Sequence[Prompt], policy: "PolicySource") -> None:
     """The KL compares token by token, so both models must read the same ids."""
     theirs = load_prompt_records(
@@ -149,6 +154,8 @@ def _groups(
     rewards = [load_reward(options, options.reward_weights, options.reward_timeout)]
     if options.unseen_reward:
         rewards.insert(0, _load_unseen(options))
+    for reward in rewards:
+        reward.release()  # checked before drawing, in memory only after it
     with ProgressBar() as progress:
         for position, reward in enumerate(rewards):
             result = draw_and_score(
@@ -170,7 +177,9 @@ def _groups(
 def _load_unseen(options: EvaluateOptions) -> "CombinedReward":
     from nonpareil.rewards import load_rewards
 
-    return load_rewards(options.unseen_reward, timeout=options.reward_timeout, dtype=options.reward_dtype)
+    return load_rewards(
+        options.unseen_reward or "", timeout=options.reward_timeout, dtype=options.reward_dtype
+    )
 
 
 def _divergence(

@@ -57,6 +57,7 @@ def run(options: SampleOptions) -> dict[str, Any]:
     )
     policy.check(prompts, options.sampling())
     reward = load_reward(options, options.reward_weights, options.reward_timeout)
+    reward.release()  # checked before drawing, in memory only after it
     with ProgressBar() as progress:
         result = draw_and_score(
             prompts,

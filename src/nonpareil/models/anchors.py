@@ -3,6 +3,7 @@
 import copy
 import os
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -67,7 +68,8 @@ class WorkingCopy:
     """
 
     def __init__(self, policy: PreTrainedModel, dtype: torch.dtype):
-        self.model: PreTrainedModel = copy.deepcopy(policy).to(dtype).eval().requires_grad_(False)
+        module: nn.Module = copy.deepcopy(policy)
+        self.model = cast(PreTrainedModel, module.to(dtype).eval().requires_grad_(False))
 
     @torch.no_grad()
     def load(self, source: nn.Module) -> PreTrainedModel:

@@ -3,6 +3,7 @@
 import difflib
 
 import torch
+from torch import nn
 
 from nonpareil.errors import ConfigError
 
@@ -16,6 +17,11 @@ def best_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's first weights lie: where its inputs go."""
+    return next(model.parameters()).device
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:

@@ -1,6 +1,7 @@
 """Load a causal language model with its tokenizer, or say plainly why that cannot be done."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -62,9 +63,10 @@ def load_policy(
     tokenizer = load_tokenizer(name_or_path, revision)
     try:
         AutoConfig.from_pretrained(name_or_path, revision=revision)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name_or_path, revision=revision, dtype=resolve_dtype(dtype, device), output_loading_info=True
         )
+        model, info = loaded
     except (OSError, ValueError) as error:
         raise ModelError(f"model_name_or_path={name_or_path!r} could not be loaded: {error}") from error
     fresh = sorted({*info["missing_keys"], *(str(k) for k in info["mismatched_keys"])})

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from nonpareil.maths.kl import token_kl
+from nonpareil.models.devices import device_of
 
 CHUNK_ELEMENTS = 2**24
 """Logits held at once: tokens x vocabulary of one chunk (64 MiB in float32)."""
@@ -93,7 +94,7 @@ def _predicting_states(
     model: PreTrainedModel, sequences: TokenSequences
 ) -> tuple[Float[Tensor, "t d"], Int[Tensor, " t"], Int[Tensor, " t"], Callable[[Tensor], Tensor]]:
     """The states that predict each completion token, those tokens, the sequence of each, and the output head."""
-    device = model.get_input_embeddings().weight.device
+    device = device_of(model)
     width = max(sequences.lengths())
     # Right padding needs no attention mask: under causal attention no real token sees what comes behind it.
     input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
@@ -129,7 +130,7 @@ def output_head_is_plain(model: PreTrainedModel) -> bool:
         training = model.training
         model.eval()
         head = model.get_output_embeddings()
-        ids = torch.arange(3, device=model.get_input_embeddings().weight.device)[None]
+        ids = torch.arange(3, device=device_of(model))[None]
         plain = head is not None
         if plain:
             whole = model(input_ids=ids, use_cache=False).logits.float()

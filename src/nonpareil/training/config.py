@@ -27,7 +27,7 @@ class DistillationConfig(TrainingArguments):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Reward functions receive dataset columns, so none is removed."}
     )
-    bf16: bool | None = field(
+    bf16: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Compute in bfloat16. Default: where this machine gains from it."}
     )
     max_completion_length: int = field(default=256, metadata={"help": "Most tokens drawn a completion."})

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.trainer_utils import TrainOutput
 
 from nonpareil.engines.transformers import TransformersEngine, check_prompts
 from nonpareil.errors import ConfigError, DataError
-from nonpareil.methods.base import Targets
+from nonpareil.methods.base import Method, Targets
 from nonpareil.methods.jbond import JBOND
 from nonpareil.models.anchors import EMAAnchor, WorkingCopy
 from nonpareil.models.loading import context_window, load_policy
@@ -83,7 +84,7 @@ class DistillationTrainer(Trainer):
             )
         )
         disable_dropout(model)
-        self.method = JBOND(args.jeffreys_weight, args.kl_coef)
+        self.method: Method = JBOND(args.jeffreys_weight, args.kl_coef)
         self.stopper = StopCleanly()
         super().__init__(
             model=model,
@@ -91,7 +92,7 @@ class DistillationTrainer(Trainer):
             train_dataset=list(train_dataset),
             eval_dataset=None if eval_dataset is None else list(eval_dataset),
             processing_class=processing_class,
-            data_collator=list,
+            data_collator=_as_they_are,
             callbacks=[MetricsFile(), self.stopper, *(callbacks or [])],
             optimizers=optimizers,
         )
@@ -106,7 +107,9 @@ class DistillationTrainer(Trainer):
         self.drawer = StepDrawer(engine, working, self.method, self.reward, args)
         self._figures: dict[str, list[float]] = defaultdict(list)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(  # type: ignore[override]
+        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
+    ) -> TrainOutput:
         """Train; `resume_from_checkpoint` is a checkpoint's path, or True for the last whole one.
 
         Raises:
@@ -127,7 +130,9 @@ class DistillationTrainer(Trainer):
         finally:
             self.stopper.restore()
 
-    def training_step(self, model: nn.Module, inputs: list[Prompt], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(  # type: ignore[override]
+        self, model: nn.Module, inputs: list[Prompt], num_items_in_batch: Any = None
+    ) -> Tensor:
         """Draw, score, and accumulate the gradient of one batch of prompts; returns its mean loss, nats."""
         start = time.perf_counter()
         drawn = self.drawer.draw(model, self.anchor, inputs, self.state.global_step)
@@ -234,7 +239,7 @@ class DistillationTrainer(Trainer):
             self._figures.clear()
         super().log(logs, start_time)
 
-    def evaluate(
+    def evaluate(  # type: ignore[override]
         self,
         eval_dataset: Sequence[Prompt] | None = None,
         ignore_keys: list[str] | None = None,
@@ -244,12 +249,12 @@ class DistillationTrainer(Trainer):
 
         The yardstick (win rate, KL, frontier) is `nonpareil evaluate`; this is a cheap look during training.
         """
-        prompts = eval_dataset if eval_dataset is not None else self.eval_dataset
+        prompts: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
         if not prompts:
             raise ConfigError(
                 "eval_dataset is empty, but evaluation was asked for; give prompts or eval_strategy=no"
             )
-        groups = self.drawer.draw_policy(self.model, prompts, seed=self.args.seed)
+        groups = self.drawer.draw_policy(self._plain(self.model_wrapped), prompts, seed=self.args.seed)
         lengths = [len(group.completion_token_ids[0]) for group in groups]
         metrics = {
             f"{metric_key_prefix}_reward": reward_tensor(groups).nanmean().item(),
@@ -258,6 +263,11 @@ class DistillationTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _as_they_are(prompts: list[Prompt]) -> Any:
+    """A batch of prompts stays a list: engines pad, each in its own way."""
+    return prompts
 
 
 def disable_dropout(model: nn.Module) -> None:
