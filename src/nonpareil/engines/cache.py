@@ -29,9 +29,9 @@ class InPlaceLayer(DynamicLayer):
         self._set_length(end)
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep (or repeat) some rows."""
-        self._reallocate(indices, self._buffers[0].shape[-2])
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep (or repeat) some rows; of transformers' names for it, the one that every kind of layer has."""
+        self._reallocate(beam_idx, self._buffers[0].shape[-2])
 
     def expand(self, rows: Tensor, capacity: int) -> None:
         """Repeat rows and make room for `capacity` tokens in all, in one copy."""
@@ -66,4 +66,4 @@ def expand_cache(cache: DynamicCache, rows: Tensor, capacity: int) -> None:
         if isinstance(layer, InPlaceLayer):
             layer.expand(rows, capacity)
         else:
-            layer.batch_select_indices(rows)  # type: ignore[union-attr]
+            layer.reorder_cache(rows)

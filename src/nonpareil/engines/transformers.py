@@ -129,7 +129,7 @@ class TransformersEngine:
             if rows.all_done() or step == budget - 1:
                 break
             if (alive := rows.retire()) is not None:
-                cache.batch_select_indices(alive)
+                cache.reorder_cache(alive)
                 tokens = tokens[alive]
             logits = self.model(
                 input_ids=tokens[:, None],
@@ -219,19 +219,22 @@ def generation_mode(model: PreTrainedModel) -> Iterator[None]:
 
     Drawing with checkpointing on silently turns the cache off in some models, and dropout changes the policy.
     """
-    training, use_cache = model.training, model.config.use_cache
-    checkpointing = bool(getattr(model, "is_gradient_checkpointing", False))
+    use_cache = model.config.use_cache
+    training = [(module, module.training) for module in model.modules()]
+    # Flags, not gradient_checkpointing_enable: that would forget how checkpointing had been set up.
+    checkpointing = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     model.eval()
     model.config.use_cache = True
-    if checkpointing:
-        model.gradient_checkpointing_disable()
+    for module in checkpointing:
+        module.gradient_checkpointing = False  # type: ignore[assignment]
     try:
         yield
     finally:
-        if checkpointing:
-            model.gradient_checkpointing_enable()
+        for module in checkpointing:
+            module.gradient_checkpointing = True  # type: ignore[assignment]
+        for module, was in training:
+            module.training = was
         model.config.use_cache = use_cache
-        model.train(training)
 
 
 def check_prompts(prompts: Sequence[Prompt], max_completion_length: int, window: int | None) -> None:

@@ -84,4 +84,5 @@ def write_model_card(
 
 def _label(name: str) -> str:
     """A local path's last part: a card travels, and must not carry a machine's folders."""
-    return Path(name).name if Path(name).exists() else name
+    path, colon, function = name.partition(":")
+    return f"{Path(path).name}{colon}{function}" if Path(path).exists() else name

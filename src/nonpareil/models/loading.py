@@ -39,7 +39,7 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> Tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"no tokenizer could be loaded from {name_or_path!r} ({error}); "
+            f"no tokenizer could be loaded from {name_or_path!r} ({str(error).splitlines()[0]}); "
             "save one there with tokenizer.save_pretrained(...)"
         ) from error
     if len(tokenizer) == 0:  # what AutoTokenizer answers for some directories that hold none

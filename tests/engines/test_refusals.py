@@ -1,0 +1,57 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nonpareil.errors import ConfigError, DataError
+from nonpareil.records import Prompt, SamplingParams
+from tests.tiny import UNEVEN, make_engine, make_model, prompts_of
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "remedy"),
+    [
+        ("max_completion_length", 0, "at least 1"),
+        ("temperature", 0.0, "above 0"),
+        ("temperature", -1.0, "above 0"),
+        ("temperature", float("nan"), "above 0"),
+        ("top_p", 0.0, "in (0, 1]"),
+        ("top_p", 1.5, "in (0, 1]"),
+        ("top_k", -1, "0 (whole vocabulary) or more"),
+        ("min_p", 1.0, "in [0, 1)"),
+        ("min_p", -0.1, "in [0, 1)"),
+    ],
+)
+def test_sampling_out_of_range_names_field_value_and_range(field: str, value: Any, remedy: str) -> None:
+    sampling = replace(SamplingParams(max_completion_length=4), **{field: value})
+    with pytest.raises(ConfigError) as caught:
+        make_engine().draw(UNEVEN, 2, sampling)
+    assert f"{field}={value}" in str(caught.value)
+    assert remedy in str(caught.value)
+
+
+def test_an_empty_prompt_is_refused_before_any_compute() -> None:
+    model = make_model()
+    calls: list[int] = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    prompts = [*UNEVEN, Prompt("empty-9", "", [])]
+    with pytest.raises(DataError, match=r"prompt empty-9 is empty.*remove it or give"):
+        make_engine(model).draw(prompts, 2, SamplingParams(max_completion_length=4))
+    assert not calls
+
+
+def test_a_prompt_over_the_window_names_lengths_and_remedy() -> None:
+    engine = make_engine()
+    fits = prompts_of([1] + [7] * 59)
+    engine.draw(fits, 1, SamplingParams(max_completion_length=4))
+    with pytest.raises(DataError) as caught:
+        engine.draw(fits, 1, SamplingParams(max_completion_length=5))
+    for part in ("p0-60", "60 tokens", "max_completion_length=5", "65", "window of 64", "lower"):
+        assert part in str(caught.value)
+
+
+def test_a_model_without_a_window_takes_any_length() -> None:
+    drawn = make_engine(make_model("mamba")).draw(
+        prompts_of([7] * 100), 1, SamplingParams(max_completion_length=3)
+    )
+    assert len(drawn[0].completion_token_ids[0]) <= 3
