@@ -8,10 +8,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
     Gemma2Config,
     GPT2Config,
     LlamaConfig,
-    MambaConfig,
     MistralConfig,
     OPTConfig,
     PreTrainedModel,
@@ -81,11 +81,11 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         pad_token_id=PAD,
         init_std=0.2,
     ),
-    "mamba": lambda: MambaConfig(
+    "bloom_without_window": lambda: BloomConfig(
         vocab_size=len(VOCABULARY),
         hidden_size=32,
-        state_size=4,
-        num_hidden_layers=2,
+        n_layer=2,
+        n_head=4,
         bos_token_id=BOS,
         eos_token_id=END,
         pad_token_id=PAD,

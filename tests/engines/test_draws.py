@@ -70,7 +70,8 @@ def test_seed_prompt_and_sample_each_change_the_draws() -> None:
 
 
 @pytest.mark.parametrize(
-    "truncation", [{"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.2}, {"top_k": 6, "top_p": 0.8, "temperature": 0.6}]
+    "truncation",
+    [{"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.2}, {"top_k": 6, "top_p": 0.8, "temperature": 0.6}],
 )
 def test_a_truncated_vocabulary_is_renormalised_and_alone_drawn_from(truncation: dict[str, float]) -> None:
     model = make_model()
@@ -144,7 +145,9 @@ def test_progress_counts_every_group_and_token_once() -> None:
 def test_batches_stay_within_the_budget() -> None:
     model = make_model()
     rows: list[int] = []
-    hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[0]))
+    hook = model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, args: rows.append(args[0].shape[0])
+    )
     budget = 80
     TransformersEngine(model, make_engine().tokenizer, max_tokens_per_batch=budget).draw(UNEVEN, 7, SAMPLING)
     hook.remove()

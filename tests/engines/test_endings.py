@@ -22,7 +22,7 @@ def completions(drawn: list[Draws]) -> list[tuple[list[int], str, str]]:
 
 
 def test_every_end_id_of_the_generation_config_ends_a_completion() -> None:
-    model = favour(make_model(), USER, 2.0)
+    model = favour(make_model(), USER, 1.0)
     model.generation_config.eos_token_id = [END, USER]
     found = completions(make_engine(model).draw(UNEVEN, 12, SAMPLING))
     ends = {END, USER}
@@ -84,7 +84,7 @@ def test_the_tokenizers_padding_side_is_of_no_account(side: str) -> None:
 
 @pytest.mark.parametrize("kind", ["llama_grouped_heads", "mistral_sliding", "linear_and_full_attention"])
 def test_rows_that_leave_do_not_disturb_those_that_stay(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = favour(make_model(kind), END, 3.0)
+    model = favour(make_model(kind), END, 1.5)
     model.generation_config.eos_token_id = END
     sampling = SamplingParams(max_completion_length=24, seed=0)
     drawn = make_engine(model).draw(UNEVEN, 12, sampling)

@@ -2,8 +2,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM, MambaConfig
 
-from nonpareil.errors import ConfigError, DataError
+from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.records import Prompt, SamplingParams
 from tests.tiny import UNEVEN, make_engine, make_model, prompts_of
 
@@ -51,7 +52,15 @@ def test_a_prompt_over_the_window_names_lengths_and_remedy() -> None:
 
 
 def test_a_model_without_a_window_takes_any_length() -> None:
-    drawn = make_engine(make_model("mamba")).draw(
+    drawn = make_engine(make_model("bloom_without_window")).draw(
         prompts_of([7] * 100), 1, SamplingParams(max_completion_length=3)
     )
-    assert len(drawn[0].completion_token_ids[0]) <= 3
+    assert 1 <= len(drawn[0].completion_token_ids[0]) <= 3
+
+
+def test_a_model_that_would_ignore_the_cache_is_refused() -> None:
+    config = MambaConfig(vocab_size=20, hidden_size=16, state_size=4, num_hidden_layers=1)
+    with pytest.raises(
+        ModelError, match=r"MambaForCausalLM takes its state as cache_params.*use a model with"
+    ):
+        make_engine(AutoModelForCausalLM.from_config(config))

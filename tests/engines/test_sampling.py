@@ -61,9 +61,7 @@ def test_noise_is_standard_gumbel() -> None:
 
 
 def test_keys_are_distinct_and_known() -> None:
-    keys = {
-        int(key) for seed in (0, 1) for name in ("a", "b") for key in sample_keys(name, range(100), seed)
-    }
+    keys = {int(key) for seed in (0, 1) for name in ("a", "b") for key in sample_keys(name, range(100), seed)}
     assert len(keys) == 400
     assert sample_keys("p", [5], 2)[0] == sample_keys("p", range(10), 2)[5]
     # Stored groups are drawn anew from these on another machine: a change here is a new format.

@@ -4,6 +4,7 @@ The prompt is prefilled once for all samples of its group, the cache is written 
 completions leave the batch.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.engines.cache import expand_cache, in_place_cache
 from nonpareil.engines.sampling import draw_tokens, sample_keys, sampling_logits
-from nonpareil.errors import ConfigError, DataError
+from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.models.devices import device_of
 from nonpareil.models.loading import context_window, end_token_ids
 from nonpareil.records import Draws, FinishReason, Prompt, SamplingParams
@@ -31,7 +32,16 @@ class TransformersEngine:
     """An engine over a model in this process."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, *, max_tokens_per_batch: int = 32768):
-        """`max_tokens_per_batch` bounds rows x (longest prompt + max_completion_length) of one batch."""
+        """`max_tokens_per_batch` bounds rows x (longest prompt + max_completion_length) of one batch.
+
+        Raises:
+            ModelError: a model that keeps its state in another way than transformers' `past_key_values`.
+        """
+        if "cache_params" in inspect.signature(model.forward).parameters:
+            raise ModelError(
+                f"{type(model).__name__} takes its state as cache_params and would ignore past_key_values, "
+                "drawing each token without its past; use a model with attention, a hybrid one included"
+            )
         self.model = model
         self.tokenizer = tokenizer
         self.max_tokens_per_batch = max_tokens_per_batch
