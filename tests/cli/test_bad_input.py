@@ -1,4 +1,4 @@
-"""Each wrong input gets one clear message that names the field, the value and the remedy; nothing is left behind."""
+"""Each wrong input gets one clear message that names the field, the value and the remedy."""
 
 import json
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.utils import logging
 
 from nonpareil.errors import ConfigError
 
@@ -29,6 +30,7 @@ def parse(
     Raises:
         ConfigError: a file that cannot be read, or a key that no dataclass has, with the nearest one.
     """
+    logging.disable_progress_bar()  # of loading and writing weights; ours and the trainer's stay
     parser = HfArgumentParser(
         list[Any](dataclasses),
         prog=f"nonpareil {command}",

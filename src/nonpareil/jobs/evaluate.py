@@ -193,6 +193,7 @@ def _divergence(
     import torch
 
     from nonpareil.models.logprobs import TokenSequences, completion_divergence, token_budget_batches
+    from nonpareil.rollouts.progress import ProgressBar
 
     models = policy.load(options.kl_dtype), reference.load(options.kl_dtype)
 
@@ -202,13 +203,18 @@ def _divergence(
             [ids for group in groups for ids in group.completion_token_ids],
         )
         kl, ratio = torch.empty(len(sequences)), torch.empty(len(sequences))
-        for rows in token_budget_batches(sequences.lengths(), options.max_tokens_per_batch):
+        lengths = sequences.lengths()
+        for rows in token_budget_batches(lengths, options.max_tokens_per_batch):
             values = completion_divergence(*models, sequences.select(rows), options.temperature)
             kl[rows], ratio[rows] = values[0].cpu(), values[1].cpu()
+            progress.update(len(rows), sum(lengths[row] for row in rows))
         return kl.view(len(groups), -1), ratio.view(len(groups), -1)
 
-    kl, log_ratio = measure(ours)
-    return kl, log_ratio, measure(theirs)[1]
+    with ProgressBar() as progress:
+        total = sum(len(group) for side in (ours, theirs) for group in side)
+        progress.start("compare", total, unit="completions")
+        kl, log_ratio = measure(ours)
+        return kl, log_ratio, measure(theirs)[1]
 
 
 def _context(

@@ -135,7 +135,7 @@ def require_all(options: Any) -> None:
         ConfigError: naming the option that is missing.
     """
     if options.model_name_or_path is None:
-        raise ConfigError("model_name_or_path is missing; name the policy (or name nothing, for the demo)")
+        raise ConfigError("model_name_or_path is missing; name the policy")
     if options.dataset_name is None:
         raise ConfigError("dataset_name is missing; name a file or dataset of prompts")
     if not (options.reward_model_name_or_path or options.reward_funcs):

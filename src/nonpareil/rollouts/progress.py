@@ -54,8 +54,9 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.stop()
 
-    def start(self, phase: str, total: int) -> None:
-        """Begin a phase; rates are of this phase alone."""
+    def start(self, phase: str, total: int, unit: str = "groups") -> None:
+        """Begin a phase of so many units; rates are of this phase alone."""
+        self._unit = unit
         self._phase, self._total = phase, total
         self._groups = self._tokens = self._tenths = 0
         self._began = time.monotonic()
@@ -71,11 +72,11 @@ class ProgressBar:
         elif (tenths := 10 * self._groups // max(self._total, 1)) > self._tenths:
             self._tenths = tenths
             left = self._elapsed() / self._groups * (self._total - self._groups)
-            done = f"{self._phase} {self._groups}/{self._total} groups, {self._rates()}"
+            done = f"{self._phase} {self._groups}/{self._total} {self._unit}, {self._rates()}"
             print(f"{done}, {_clock(left)} left", file=self._stream, flush=True)
 
     def _rates(self) -> str:
-        groups = f"{self._groups / self._elapsed():.3g} groups/s"
+        groups = f"{self._groups / self._elapsed():.3g} {self._unit}/s"
         return f"{groups}, {self._tokens / self._elapsed():,.0f} tokens/s" if self._tokens else groups
 
     def _elapsed(self) -> float:

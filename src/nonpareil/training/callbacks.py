@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from nonpareil.models.anchors import ANCHOR_FILE, EMAAnchor
@@ -61,6 +62,20 @@ class MetricsFile(TrainerCallback):
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in logs.items()}
         with (Path(str(args.output_dir)) / METRICS_FILE).open("a") as file:
             file.write(json.dumps({"step": state.global_step, **finite}) + "\n")
+
+
+class CompactProgress(ProgressCallback):
+    """transformers' progress bar, with the figures that matter beside it in place of a dictionary above it."""
+
+    SHOWN = ("reward", "kl", "entropy", "step_time")
+
+    def on_log(  # type: ignore[override]
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """All figures are in `metrics.jsonl`."""
+        if self.training_bar is not None:
+            logs = kwargs["logs"]
+            self.training_bar.set_postfix({k: f"{logs[k]:.3g}" for k in self.SHOWN if k in logs})
 
 
 class StopCleanly(TrainerCallback):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from nonpareil.engines.transformers import TransformersEngine, check_prompts
@@ -24,7 +25,13 @@ from nonpareil.models.loading import context_window, load_policy
 from nonpareil.models.logprobs import TokenSequences, completion_logprobs, token_budget_batches
 from nonpareil.records import Prompt
 from nonpareil.rewards import CombinedReward, load_rewards
-from nonpareil.training.callbacks import AnchorCallback, MetricsFile, StopCleanly, last_whole_checkpoint
+from nonpareil.training.callbacks import (
+    AnchorCallback,
+    CompactProgress,
+    MetricsFile,
+    StopCleanly,
+    last_whole_checkpoint,
+)
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.steps import StepDrawer, StepDraws, reward_tensor
 
@@ -96,6 +103,8 @@ class DistillationTrainer(Trainer):
             callbacks=[MetricsFile(), self.stopper, *(callbacks or [])],
             optimizers=optimizers,
         )
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(CompactProgress())
         # A step's loss is a mean over its own prompts, whatever the model's forward accepts.
         self.model_accepts_loss_kwargs = False
         self.anchor = EMAAnchor(model, args.anchor_ema_rate)
