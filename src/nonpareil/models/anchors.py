@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -47,16 +48,27 @@ class EMAAnchor:
         """Read the anchor back on resume.
 
         Raises:
-            DataError: the checkpoint holds no anchor; starting it anew would silently change the method.
+            DataError: the checkpoint holds no anchor of this model; starting it anew would silently change
+                the method.
         """
         path = directory / ANCHOR_FILE
         if not path.is_file():
             raise DataError(
                 f"{path} is missing: the checkpoint cannot be resumed exactly; resume from another one"
             )
-        tensors = load_file(path)
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise DataError(f"{path} cannot be read ({error}); resume from another checkpoint") from error
+        parameters = dict(self.module.named_parameters())
+        unlike = [n for n, p in parameters.items() if n not in tensors or tensors[n].shape != p.shape]
+        if unlike or len(tensors) != len(parameters):
+            raise DataError(
+                f"{path} is the anchor of another model (first difference: {(unlike or ['more weights'])[0]}); "
+                "resume with the model it was trained from"
+            )
         with torch.no_grad():
-            for name, parameter in self.module.named_parameters():
+            for name, parameter in parameters.items():
                 parameter.copy_(tensors[name])
 
 
@@ -68,8 +80,10 @@ class WorkingCopy:
     """
 
     def __init__(self, policy: PreTrainedModel, dtype: torch.dtype):
-        module: nn.Module = copy.deepcopy(policy)
-        self.model = cast(PreTrainedModel, module.to(dtype).eval().requires_grad_(False))
+        self.model = cast(PreTrainedModel, copy.deepcopy(policy).eval().requires_grad_(False))
+        for parameter in self.model.parameters():
+            # Weights only: model.to(dtype) would round the rotary frequencies too, which from_pretrained does not.
+            parameter.data = parameter.data.to(dtype)
 
     @torch.no_grad()
     def load(self, source: nn.Module) -> PreTrainedModel:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -64,12 +65,16 @@ def load_policy(
     try:
         AutoConfig.from_pretrained(name_or_path, revision=revision)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name_or_path, revision=revision, dtype=resolve_dtype(dtype, device), output_loading_info=True
+            name_or_path,
+            revision=revision,
+            dtype=resolve_dtype(dtype, device),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
         )
         model, info = loaded
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"model_name_or_path={name_or_path!r} could not be loaded: {error}") from error
-    fresh = sorted({*info["missing_keys"], *(str(k) for k in info["mismatched_keys"])})
+    fresh = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
     if fresh:
         raise ModelError(
             f"{name_or_path!r} does not hold {len(fresh)} weights of its own architecture (first: {fresh[0]}); "
