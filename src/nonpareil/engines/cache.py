@@ -66,4 +66,4 @@ def expand_cache(cache: DynamicCache, rows: Tensor, capacity: int) -> None:
         if isinstance(layer, InPlaceLayer):
             layer.expand(rows, capacity)
         else:
-            layer.reorder_cache(rows)
+            layer.reorder_cache(rows)  # type: ignore[arg-type]

@@ -139,7 +139,7 @@ class TransformersEngine:
             if rows.all_done() or step == budget - 1:
                 break
             if (alive := rows.retire()) is not None:
-                cache.reorder_cache(alive)
+                cache.reorder_cache(alive)  # type: ignore[arg-type]
                 tokens = tokens[alive]
             logits = self.model(
                 input_ids=tokens[:, None],

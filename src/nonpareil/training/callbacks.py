@@ -15,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from nonpareil.models.anchors import ANCHOR_FILE, EMAAnchor
 
 METRICS_FILE = "metrics.jsonl"
+RESUMED_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", ANCHOR_FILE)
 
 
 class AnchorCallback(TrainerCallback):
@@ -49,7 +50,9 @@ class MetricsFile(TrainerCallback):
         kept = []
         if path.is_file() and state.global_step:
             lines = path.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+            kept = [
+                line for line in lines if _is_whole(line) and json.loads(line)["step"] <= state.global_step
+            ]
         partial = path.with_suffix(".tmp")
         partial.write_text("".join(line + "\n" for line in kept))
         os.replace(partial, path)
@@ -62,6 +65,14 @@ class MetricsFile(TrainerCallback):
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in logs.items()}
         with (Path(str(args.output_dir)) / METRICS_FILE).open("a") as file:
             file.write(json.dumps({"step": state.global_step, **finite}) + "\n")
+
+
+def _is_whole(line: str) -> bool:
+    """False for a last line that a kill cut short; every other is followed by its checkpoint."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 class CompactProgress(ProgressCallback):
@@ -89,6 +100,7 @@ class StopCleanly(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Python delivers signals to the main thread only; elsewhere Ctrl-C stays as it is."""
+        self.stopped = False
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._stop)
@@ -116,6 +128,7 @@ def last_whole_checkpoint(output_dir: Path) -> Path | None:
     found = [
         path
         for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if path.name.rsplit("-", 1)[1].isdigit() and (path / ANCHOR_FILE).is_file()
+        # transformers resumes without an optimizer state, silently, where that is missing.
+        if path.name.rsplit("-", 1)[1].isdigit() and all((path / name).is_file() for name in RESUMED_FILES)
     ]
     return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)

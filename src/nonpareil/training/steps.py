@@ -59,12 +59,11 @@ class StepDrawer:
         groups = [
             Group.of(p, _join(mine, other)) for p, mine, other in zip(prompts, ours, theirs, strict=True)
         ]
-        score_groups(groups, self.reward)
+        failures = score_groups(groups, self.reward)
         rewards = reward_tensor(groups)
         if rewards.isnan().all():
-            raise RewardError(
-                f"every reward of step {step} failed; the first reason: {self._first_failure(groups)}"
-            )
+            reason = next(reason for reasons in failures.values() for reason in reasons if reason)
+            raise RewardError(f"every reward of step {step} failed; the first reason: {reason}")
         k = self.method.policy_draws
         numbers = ScoredDraws(
             policy_rewards=rewards[:, :k],
@@ -108,10 +107,6 @@ class StepDrawer:
         m = self.method.anchor_draws
         keys = [sample_keys(f"{p.prompt_id}/tie/{step}", range(m), self.config.seed) for p in prompts]
         return torch.tensor([[float(key) / 2**64 for key in row] for row in keys])
-
-    def _first_failure(self, groups: Sequence[Group]) -> str:
-        scores = self.reward.score(ScoreRequest.of(groups[:1]))
-        return next((reason for reason in scores.failures if reason), "none given")
 
 
 def score_groups(groups: Sequence[Group], reward: CombinedReward) -> dict[str, list[str | None]]:

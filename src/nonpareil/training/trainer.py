@@ -115,6 +115,7 @@ class DistillationTrainer(Trainer):
         engine = TransformersEngine(working.model, processing_class)
         self.drawer = StepDrawer(engine, working, self.method, self.reward, args)
         self._figures: dict[str, list[float]] = defaultdict(list)
+        self._completions: dict[int, list[dict[str, Any]]] = {}
 
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
@@ -219,7 +220,7 @@ class DistillationTrainer(Trainer):
         for name, value in figures.items():
             self._figures[name].append(value)
         step = self.state.global_step + 1
-        if self.args.log_completions and step % max(1, int(self.args.logging_steps)) == 0:
+        if self.args.log_completions and step % max(1, int(self.state.logging_steps)) == 0:
             advantages = getattr(targets, "advantages", torch.full((len(drawn.groups),), torch.nan))
             self._write_completions(step, drawn, advantages.tolist())
 
@@ -236,9 +237,12 @@ class DistillationTrainer(Trainer):
             for g, advantage in zip(drawn.groups, advantages, strict=True)
             for j in range(len(g))
         ]
+        # A step's earlier micro-batches, under gradient accumulation, belong to the same file.
+        self._completions = {step: [*self._completions.get(step, []), *rows]}
         directory = Path(str(self.args.output_dir)) / "completions"
         directory.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows), directory / f"completions_{step:05d}.parquet")
+        path = directory / f"completions_{step:05d}.parquet"
+        pq.write_table(pa.Table.from_pylist(self._completions[step]), path)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the figures gathered since the last log."""
@@ -284,8 +288,9 @@ def disable_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+        for name, value in vars(module).items():  # rates handed to functional.dropout, as OPT does
+            if isinstance(value, float) and any(part in name for part in ("dropout", "pdrop", "layerdrop")):
+                setattr(module, name, 0.0)
 
 
 def _to_device(targets: Targets, device: torch.device) -> Targets:
