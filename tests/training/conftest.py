@@ -1,0 +1,100 @@
+"""A trainer of a tiny policy on real prompts, and rewards; also imported by the subprocess of the Ctrl-C test."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel, TrainerCallback
+
+from nonpareil.records import Prompt
+from nonpareil.training import DistillationConfig, DistillationTrainer
+from tests.tiny import GOOD, favour, make_model, make_tokenizer, prompts_of
+
+PROMPTS = prompts_of([1, 7, 8], [1, 7], [1, 9, 8, 7, 12], [1, 17], [1, 16, 6], [1, 8, 8, 8])
+TIMES = {"step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Bit-for-bit tests must add in one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def goodness(completion_ids: list[list[int]], **columns: Any) -> list[float]:
+    """How often "good" is said, and a little for length, so that ties are rare."""
+    return [ids.count(GOOD) + 0.1 * len(ids) + 0.01 * ids[0] for ids in completion_ids]
+
+
+def slow_goodness(completion_ids: list[list[int]], **columns: Any) -> list[float]:
+    time.sleep(0.2)
+    return goodness(completion_ids)
+
+
+def ending_model(seed: int = 0) -> PreTrainedModel:
+    """One that draws the end token often."""
+    return favour(make_model(seed=seed), 2, 1.0)
+
+
+def make_trainer(
+    output_dir: Path,
+    *,
+    model: PreTrainedModel | None = None,
+    reward: Any = goodness,
+    prompts: list[Prompt] | None = None,
+    tokenizer: Any = None,
+    callbacks: list[TrainerCallback] | None = None,
+    eval_dataset: list[Prompt] | None = None,
+    **changes: Any,
+) -> DistillationTrainer:
+    settings: dict[str, Any] = {
+        "output_dir": str(output_dir),
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "max_completion_length": 6,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "anchor_ema_rate": 0.1,
+        "kl_coef": 0.1,
+        "disable_tqdm": True,
+        "seed": 7,
+    }
+    return DistillationTrainer(
+        model=model or ending_model(),
+        reward_funcs=reward,
+        args=DistillationConfig(**{**settings, **changes}),
+        train_dataset=PROMPTS if prompts is None else prompts,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer or make_tokenizer(),
+        callbacks=callbacks,
+    )
+
+
+def metrics(output_dir: Path) -> list[dict[str, Any]]:
+    """The lines of the steps, without what depends on the clock."""
+    lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines if "loss" in line]
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], **tolerance: float) -> None:
+    assert ours.keys() == theirs.keys()
+    assert ours
+    for name, value in ours.items():
+        if tolerance:
+            torch.testing.assert_close(value, theirs[name], **tolerance)
+        else:
+            assert torch.equal(value, theirs[name]), name
