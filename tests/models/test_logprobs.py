@@ -102,12 +102,16 @@ def test_heads_that_are_more_than_a_matrix_are_found(kind: str) -> None:
     assert output_head_is_plain(make_model(kind)) == (kind != "gemma2_capped")
 
 
-def test_a_cap_is_found_even_where_the_logits_are_still_small() -> None:
-    """30 tanh(x / 30) differs from x by 4e-4 at x = 1: nothing to see before training, much after it."""
-    config = Gemma2Config(**{**LLAMA, "initializer_range": 0.01}, head_dim=8, final_logit_softcapping=30.0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cap_is_found_even_where_the_logits_are_still_small(dtype: torch.dtype) -> None:
+    """32 tanh(x / 32) is x to the last bit at x = 0.01: nothing to see before training, much after it."""
+    config = Gemma2Config(**{**LLAMA, "initializer_range": 1e-4}, head_dim=8, final_logit_softcapping=32.0)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).float().eval()
+    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    assert 0 < model(input_ids=torch.arange(3)[None]).logits.abs().max() < 0.05
     assert not output_head_is_plain(model)
+    config.final_logit_softcapping = None
+    assert output_head_is_plain(AutoModelForCausalLM.from_config(config).to(dtype).eval())
 
 
 def test_a_head_with_a_bias_is_still_plain_and_right() -> None:
@@ -147,8 +151,14 @@ def test_no_tensor_grows_with_tokens_times_vocabulary(monkeypatch: pytest.Monkey
     model = AutoModelForCausalLM.from_config(LlamaConfig(**{**LLAMA, "vocab_size": vocab}))
     sequences = TokenSequences([[1]] * 8, torch.randint(6, vocab, (8, 50)).tolist())
     output_head_is_plain(model)
-    with Largest() as forward:
+    kept: list[torch.Size] = []
+    record = torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.shape), t)[1], lambda t: t)
+    with Largest() as forward, record:
         summed = completion_logprobs(model, sequences).sum()
+    assert kept
+    assert not [shape for shape in kept if shape[-1:] == (vocab,)], (
+        "chunks of logits kept for the backward pass"
+    )
     with Largest() as backward:
         summed.backward()
     with Largest() as plain:

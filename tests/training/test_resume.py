@@ -105,7 +105,7 @@ def test_ctrl_c_leaves_a_whole_checkpoint_from_which_the_same_end_is_reached(
 
 def test_a_second_training_of_one_trainer_is_not_stopped_by_the_first_ones_signal(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, max_steps=3)
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
     class Interrupt(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -116,10 +116,11 @@ def test_a_second_training_of_one_trainer_is_not_stopped_by_the_first_ones_signa
     trainer.train()
     assert trainer.state.global_step == 1
     assert trainer.stopper.stopped
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     trainer.remove_callback(interrupt)
     trainer.train()
     assert trainer.state.global_step == 3
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
 @pytest.fixture

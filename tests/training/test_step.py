@@ -128,7 +128,8 @@ def test_policy_and_anchor_steps_and_prompts_draw_anew(tmp_path: Path) -> None:
     assert ids[0] == ids[1]
     assert torch.equal(first.numbers.tie_breaker, again.numbers.tie_breaker)
     assert not torch.equal(first.numbers.tie_breaker, later.numbers.tie_breaker)
-    assert ids[0] != ids[2]
+    for drawn_by in (slice(0, 1), slice(1, 3)):
+        assert [group[drawn_by] for group in ids[0]] != [group[drawn_by] for group in ids[2]]
     # The same model draws for policy and anchor here: with one seed for both, the first draws would agree.
     assert any(group[0] != group[1] for group in ids[0])
 
@@ -146,7 +147,8 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
 def test_accumulated_micro_batches_are_one_step_of_all_their_prompts(tmp_path: Path) -> None:
     """With the forward KL alone a prompt's loss does not depend on its batch."""
     # Plain descent: Adam would blow up the rounding of gradients near zero.
-    settings = {"jeffreys_weight": 0.0, "kl_coef": 0.0, "max_steps": 2, "optim": "sgd"}
+    settings = {"jeffreys_weight": 0.0, "kl_coef": 0.0, "max_steps": 2}
+    settings |= {"optim": "sgd", "learning_rate": 1e-3, "max_grad_norm": 1e9}
     whole = make_trainer(tmp_path / "a", per_device_train_batch_size=6, **settings)
     split = make_trainer(
         tmp_path / "b", per_device_train_batch_size=3, gradient_accumulation_steps=2, **settings
@@ -203,3 +205,13 @@ def test_without_dropout_training_mode_is_evaluation_mode(kind: str) -> None:
         assert not torch.equal(noisy, want), "the yardstick itself"
         disable_dropout(model)
         assert torch.equal(completion_logprobs(model.train(), sequences), want)
+
+
+def test_a_policy_with_dropout_is_trained_without(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, model=make_model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+    )
+    (loss, gradients), (again, same) = one_step(trainer), one_step(trainer)
+    assert trainer.model.training
+    assert loss == again
+    assert_same(gradients, same)
