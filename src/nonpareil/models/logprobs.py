@@ -137,13 +137,14 @@ def output_head_is_plain(model: PreTrainedModel) -> bool:
 def _logits_are_the_heads(model: PreTrainedModel, head: nn.Module) -> bool:
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def enlarge(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def replace(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         # A cap shows on large logits only, and those of an untrained model are small.
-        seen.append((inputs[0], 1000 * output))
-        return seen[-1][1]
+        large = torch.linspace(-1e4, 1e4, output.numel()).to(output).view_as(output)
+        seen.append((inputs[0], large))
+        return large
 
     training = [(module, module.training) for module in model.modules()]
-    hook = head.register_forward_hook(enlarge)
+    hook = head.register_forward_hook(replace)
     model.eval()
     try:
         ids = torch.arange(3, device=device_of(model))[None]
