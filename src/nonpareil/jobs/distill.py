@@ -48,6 +48,9 @@ class DistillOptions(PromptOptions, RewardInputOptions):
     unseen_reward: str | None = field(
         default=None, metadata=_help("A second reward to evaluate with: a model or a function.")
     )
+    kl_dtype: str = field(
+        default="float32", metadata=_help("Both models' dtype for the KL; bfloat16 is faster and adds noise.")
+    )
     overwrite: bool = field(default=False, metadata=_help("Delete an earlier run in output_dir first."))
 
 
@@ -159,6 +162,7 @@ def _evaluation(options: DistillOptions, config: "DistillationConfig", eval_sour
         num_generations=options.num_generations_eval,
         num_reference_samples=options.num_reference_samples,
         unseen_reward=options.unseen_reward,
+        kl_dtype=options.kl_dtype,
         max_completion_length=config.max_completion_length,
         temperature=config.temperature,
         seed=config.seed,

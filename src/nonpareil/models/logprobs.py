@@ -13,8 +13,10 @@ from transformers import PreTrainedModel
 from nonpareil.maths.kl import token_kl
 from nonpareil.models.devices import device_of
 
-CHUNK_ELEMENTS = 2**24
-"""Logits held at once: tokens x vocabulary of one chunk (64 MiB in float32)."""
+CHUNK_ELEMENTS = 2**22
+"""Logits held at once, tokens x vocabulary of one chunk: 16 MiB in float32, which a CPU's cache still helps with."""
+ACCELERATOR_CHUNKS = 16
+"""An accelerator takes so many times as much, to keep its matrix units busy."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def completion_logprobs(
     """
     hidden, targets, owner, logits_of = _predicting_states(model, sequences)
     summed = torch.zeros(len(sequences), device=hidden.device)
-    for chunk in _chunks(hidden.shape[0], model.config.get_text_config().vocab_size):
+    for chunk in _chunks(hidden, model.config.get_text_config().vocab_size):
         arguments = (logits_of, hidden[chunk], targets[chunk], temperature)
         if torch.is_grad_enabled():
             logprobs = checkpoint(_target_logprobs, *arguments, use_reentrant=False)
@@ -81,7 +83,7 @@ def completion_divergence(
     reference_states, _, _, reference_logits = _predicting_states(reference, sequences)
     kl = torch.zeros(len(sequences), device=states.device)
     log_ratio = torch.zeros_like(kl)
-    for chunk in _chunks(states.shape[0], 2 * policy.config.get_text_config().vocab_size):
+    for chunk in _chunks(states, 2 * policy.config.get_text_config().vocab_size):
         ours = policy_logits(states[chunk]).float() / temperature
         theirs = reference_logits(reference_states[chunk]).float() / temperature
         kl.index_add_(0, owner[chunk], token_kl(ours, theirs))
@@ -160,9 +162,10 @@ def _logits_are_the_heads(model: PreTrainedModel, head: nn.Module) -> bool:
     return same_states and torch.equal(seen[0][1].float(), logits.float())
 
 
-def _chunks(tokens: int, vocab_size: int) -> Iterator[slice]:
-    size = max(1, CHUNK_ELEMENTS // vocab_size)
-    return (slice(start, start + size) for start in range(0, tokens, size))
+def _chunks(states: Float[Tensor, "t d"], vocab_size: int) -> Iterator[slice]:
+    elements = CHUNK_ELEMENTS * (1 if states.device.type == "cpu" else ACCELERATOR_CHUNKS)
+    size = max(1, elements // vocab_size)
+    return (slice(start, start + size) for start in range(0, len(states), size))
 
 
 def _target_logprobs(
