@@ -25,7 +25,9 @@ def one_side(keep: bool) -> float:
 
     if keep:
         assert keep_freed_memory()
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(demo_path("policy")), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.from_pretrained(demo_path("policy")), dtype=torch.float32
+    )
     ids = torch.randint(8192, (24, 256), generator=torch.Generator().manual_seed(0))
 
     def step() -> None:
@@ -42,7 +44,9 @@ def one_side(keep: bool) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side", choices=["keep", "default"], help=argparse.SUPPRESS)
     args = parser.parse_args()

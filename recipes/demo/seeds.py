@@ -1,6 +1,6 @@
 """Run the demo with several seeds and print one row a seed, and the spread.
 
-    python recipes/demo/seeds.py --output_dir runs --seeds 0 1 2
+python recipes/demo/seeds.py --output_dir runs --seeds 0 1 2
 """
 
 import argparse
@@ -33,12 +33,16 @@ def run(seed: int, folder: Path, extra: list[str]) -> dict[str, float]:
     evaluation = json.loads(done.stdout.splitlines()[-1])["evaluation"]
     figures = {name: read(evaluation) for name, read in FIGURES.items()}
     win = evaluation["comparison"]["win_rate"]
-    print(f"seed {seed}: win rate {win['estimate']:.3f} [{win['low']:.3f}, {win['high']:.3f}]", file=sys.stderr)
+    print(
+        f"seed {seed}: win rate {win['estimate']:.3f} [{win['low']:.3f}, {win['high']:.3f}]", file=sys.stderr
+    )
     return {**figures, "seconds": time.perf_counter() - start}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args, extra = parser.parse_known_args()

@@ -10,7 +10,7 @@ def keep_freed_memory() -> bool:
     """Stop the C allocator from handing every large tensor's memory back to the system; True where it could.
 
     By default glibc maps each allocation over 32 MiB anew and unmaps it when freed, so that every large
-    temporary (logits above all) is paid for again in page faults: about half of a training step here.
+    temporary (logits above all) is paid for again in page faults (`benchmarks/allocator.py`).
     The process keeps its peak memory until it ends.
     """
     if not sys.platform.startswith("linux"):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+from nonpareil.engines.transformers import check_sampling
 from nonpareil.errors import ConfigError
 from nonpareil.models.devices import best_device, fast_dtype
 from nonpareil.records import SamplingParams
@@ -82,6 +83,7 @@ class DistillationConfig(TrainingArguments):
             )
         if self.max_tokens_per_batch < 1:
             raise ConfigError(f"max_tokens_per_batch={self.max_tokens_per_batch} must be at least 1")
+        check_sampling(self.sampling(self.seed))
         super().__post_init__()
 
     def sampling(self, seed: int) -> SamplingParams:

@@ -112,7 +112,9 @@ class DistillationTrainer(Trainer):
         working = WorkingCopy(
             model, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.dtype
         )
-        engine = TransformersEngine(working.model, processing_class)
+        engine = TransformersEngine(
+            working.model, processing_class, max_tokens_per_batch=args.max_tokens_per_batch
+        )
         self.drawer = StepDrawer(engine, working, self.method, self.reward, args)
         self._figures: dict[str, list[float]] = defaultdict(list)
         self._completions: dict[int, list[dict[str, Any]]] = {}
