@@ -14,7 +14,7 @@ from nonpareil.maths.kl import token_kl
 from nonpareil.models.devices import device_of
 
 CHUNK_ELEMENTS = 2**22
-"""Logits held at once, tokens x vocabulary of one chunk: 16 MiB in float32, which a CPU's cache still helps with."""
+"""Logits held at once, tokens x vocabulary of one chunk: 16 MiB in float32, which a CPU's cache helps with."""
 ACCELERATOR_CHUNKS = 16
 """An accelerator takes so many times as much, to keep its matrix units busy."""
 
