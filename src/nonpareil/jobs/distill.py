@@ -167,6 +167,6 @@ def _evaluation(options: DistillOptions, config: "DistillationConfig", eval_sour
         temperature=config.temperature,
         seed=config.seed,
         output_dir=str(Path(str(config.output_dir)) / "evaluation"),
-        title=f"J-BOND after {Path(str(config.output_dir)).name}",
+        title=f"{Path(str(config.output_dir)).name}: distilled with J-BOND",
         overwrite=True,
     )
