@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> CommandResult:
         return CommandResult(figures if as_json else None, status=130)
     if "evaluation" in figures:
         console.print(before_and_after(figures["evaluation"]))
-        console.print(f"Report: {figures['report']}")
+        console.print(f"Report: {figures['report']}", soft_wrap=True)
         figures = as_figures(figures) if as_json else figures
     console.print(f"Model:  {figures['output_dir']}")
     return CommandResult(figures if as_json else None)

@@ -32,7 +32,7 @@ def show(figures: dict[str, Any]) -> None:
     console = Console(stderr=True)
     console.print(summary_table(figures["evaluation"]))
     console.print(f"[bold]{headline(figures['evaluation'])}[/]")
-    console.print(f"Report: {figures['report']}")
+    console.print(f"Report: {figures['report']}", soft_wrap=True)
 
 
 def as_figures(figures: dict[str, Any]) -> dict[str, Any]:

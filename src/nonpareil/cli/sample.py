@@ -34,6 +34,7 @@ def run(argv: Sequence[str]) -> CommandResult:
     figures = sample.run(options)
     Console(stderr=True).print(
         f"{figures['prompts']} groups of {options.num_generations} in [bold]{figures['output_dir']}[/] "
-        f"({figures['shards_drawn']} shards drawn now). Next: nonpareil curve --groups {figures['output_dir']}"
+        f"({figures['shards_drawn']} shards drawn now). Next: nonpareil curve --groups {figures['output_dir']}",
+        soft_wrap=True,
     )
     return CommandResult(figures if as_json else None)

@@ -60,7 +60,7 @@ def _show(curve: Any) -> None:
 
     table = Table(title=f"What best-of-N is worth ({curve.num_prompts} prompts)")
     for name in ("N", "reward", "95%", "win rate", "ceiling", "KL bound (nats)", "tokens a prompt"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=name == "95%")
     for point in curve.points:
         win = None if point.win_rate is None else point.win_rate.estimate
         table.add_row(
@@ -74,4 +74,4 @@ def _show(curve: Any) -> None:
         )
     console = Console(stderr=True)
     console.print(table)
-    console.print(curve.recommendation())
+    console.print(curve.recommendation(), soft_wrap=True)

@@ -85,12 +85,10 @@ def run(options: SampleOptions) -> dict[str, Any]:
 
 def _inspect(groups: list[Group], reward: Any, tokenizer: Any) -> None:
     """What policy and reward models really read, for the first completion of each group."""
-    from rich import print as show
-
     for group in groups:
-        show("[bold]policy reads[/]", group.prompt_token_ids, tokenizer.decode(group.prompt_token_ids))
-        show("[bold]policy drew[/]", group.completion_token_ids[0], f"({group.finish_reasons[0]})")
+        print("policy reads", group.prompt_token_ids, repr(tokenizer.decode(group.prompt_token_ids)))
+        print("policy drew", group.completion_token_ids[0], f"({group.finish_reasons[0]})")
         for name, part in zip(reward.names, reward.rewards, strict=True):
             if hasattr(part, "inspect"):
                 request = ScoreRequest.of([group]).select([0])
-                show(f"[bold]reward {name} reads[/]", part.inspect(request)[0])
+                print(f"reward {name} reads", part.inspect(request)[0])
