@@ -29,20 +29,19 @@ from nonpareil.records import Group, Prompt, SamplingParams, ScoreRequest
 from nonpareil.rewards import RewardModel
 
 WINDOW = 1024
-PEER_ROWS = 128  # what the peer's batch holds: more made it slower here
 
 
 class Peer:
     """What a user writes in an afternoon, done with care: batched, inference mode, the same dtype."""
 
-    def __init__(self, model, tokenizer, reward_model, new_tokens, m):
+    def __init__(self, model, tokenizer, reward_model, new_tokens, m, rows):
         self.model, self.tokenizer, self.reward_model = model, tokenizer, reward_model
-        self.new_tokens, self.m = new_tokens, m
+        self.new_tokens, self.m, self.rows = new_tokens, m, rows
 
     @torch.inference_mode()
     def run(self, prompts: list[Prompt]) -> int:
         count = 0
-        size = max(1, PEER_ROWS // self.m)
+        size = max(1, self.rows // self.m)
         for start in range(0, len(prompts), size):
             batch = prompts[start : start + size]
             width = max(len(p.token_ids) for p in batch)
@@ -99,7 +98,7 @@ def seconds(side, prompts: list[Prompt]) -> float:
 def measure(model, tokenizer, reward, length: int, new_tokens: int, args) -> dict:
     prompts = random_prompts(tokenizer, length, args.groups)
     ours = Ours(model, tokenizer, reward, new_tokens, args.m)
-    peer = Peer(model, tokenizer, args.reward_model, new_tokens, args.m)
+    peer = Peer(model, tokenizer, args.reward_model, new_tokens, args.m, args.peer_rows)
     seconds(ours, prompts[:4]), seconds(peer, prompts[:4])
     pairs = [(seconds(ours, prompts), seconds(peer, prompts)) for _ in range(args.rounds)]
     ratios = sorted(theirs / mine for mine, theirs in pairs)
@@ -108,6 +107,7 @@ def measure(model, tokenizer, reward, length: int, new_tokens: int, args) -> dic
         "new_tokens": new_tokens,
         "m": args.m,
         "groups": args.groups,
+        "peer_rows": args.peer_rows,
         "groups_per_second": round(args.groups / statistics.median(mine for mine, _ in pairs), 2),
         "peer_groups_per_second": round(args.groups / statistics.median(theirs for _, theirs in pairs), 2),
         "ratio_median": round(statistics.median(ratios), 2),
@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--groups", type=int, default=32)
     parser.add_argument("--m", type=int, default=16)
+    parser.add_argument("--peer_rows", type=int, default=128, help="completions in one batch of the peer")
     parser.add_argument("--new_tokens", type=int, default=40)
     parser.add_argument("--write", type=Path)
     args = parser.parse_args()
