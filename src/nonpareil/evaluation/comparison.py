@@ -1,0 +1,258 @@
+"""Several methods, several seeds each, under one protocol: means, spreads, and who is on the Pareto front."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nonpareil.errors import DataError
+from nonpareil.files import jsonable
+
+Figures = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a run took. None where a run does not say."""
+
+    completions_drawn: int | None
+    """By the run itself, and the stored pool where it learnt from one."""
+    tokens_trained: int | None
+    steps: int | None
+    seconds: float | None
+    """Wall clock of the whole process, loading included, and of drawing the pool it used."""
+    peak_memory_bytes: int | None
+    """Largest resident memory of the process."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A policy on the way."""
+
+    step: int
+    evaluation: dict[str, Any]
+    """As `Evaluation.to_dict`; perhaps on fewer prompts than the final one."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One method trained with one seed, and evaluated."""
+
+    name: str
+    seed: int
+    evaluation: dict[str, Any]
+    """As `Evaluation.to_dict`."""
+    checkpoints: tuple[Checkpoint, ...]
+    spent: Spent
+    protocol: dict[str, Any]
+    """What must be equal for figures to be comparable: prompts, sampling, rewards, reference."""
+    folder: str = ""
+    """Relative to the comparison's."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A figure over the seeds that have it."""
+
+    mean: float
+    sd: float | None
+    """Of the sample; None with one seed."""
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class PathPoint:
+    """One checkpoint, averaged over the seeds that have one at this place."""
+
+    step: float
+    kl: float
+    win_rate: float
+    gold_win_rate: float | None
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One method over its seeds."""
+
+    name: str
+    seeds: tuple[int, ...]
+    figures: dict[str, Statistic | None]
+    """By the keys of `figures_of`."""
+    path: tuple[PathPoint, ...]
+    dominated_by: tuple[str, ...]
+    """Methods with no lower mean win rate and no higher mean KL, one of them better; none: on the front."""
+
+
+@dataclass(frozen=True)
+class ComparisonReport:
+    """All methods, and what they are held against."""
+
+    methods: tuple[MethodRow, ...]
+    runs: tuple[RunRecord, ...]
+    num_prompts: int
+    n: tuple[int, ...]
+    """The best-of-N targets."""
+    reference: Figures
+    """reward, mean_length."""
+    best_of_n: tuple[dict[str, Any], ...]
+    """Measured points of `CurveReport` at these N, as JSON has them."""
+    gold: str | None
+    """The unseen reward's name."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; what cannot be computed is null."""
+        return jsonable(self)
+
+
+def compare_runs(runs: Sequence[RunRecord], curve: Mapping[str, Any]) -> ComparisonReport:
+    """Aggregate runs of one protocol; `curve` is the reference's `CurveReport.to_dict`.
+
+    Methods keep the order of their first run.
+
+    Raises:
+        DataError: no runs, two of one method and seed, or runs whose protocols differ (each difference is
+            named).
+    """
+    if not runs:
+        raise DataError("there is no finished run to compare")
+    labels = [f"{run.name}, seed {run.seed}" for run in runs]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise DataError(f"these runs are there twice: {'; '.join(twice)}")
+    refuse_mixed(dict(zip(labels, (run.protocol for run in runs), strict=True)))
+    by_name: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        by_name.setdefault(run.name, []).append(run)
+    figures = {
+        name: _over_seeds([figures_of(r.evaluation, r.spent) for r in rs]) for name, rs in by_name.items()
+    }
+    dominated = dominators({name: (_mean(f, "kl"), _mean(f, "win_rate")) for name, f in figures.items()})
+    first = runs[0].evaluation
+    n = tuple(target["n"] for target in first["targets"])
+    return ComparisonReport(
+        methods=tuple(
+            MethodRow(name, tuple(r.seed for r in rs), figures[name], _path(rs), dominated[name])
+            for name, rs in by_name.items()
+        ),
+        runs=tuple(runs),
+        num_prompts=first["num_prompts"],
+        n=n,
+        reference={
+            "reward": _estimate(first["comparison"]["reference_mean"]),
+            "mean_length": _estimate(first["reference"]["mean_length"]),
+        },
+        best_of_n=tuple(point for point in curve["points"] if point["n"] in n),
+        gold=first["unseen"]["reward"] if first["unseen"] else None,
+    )
+
+
+def figures_of(evaluation: Mapping[str, Any], spent: Spent) -> Figures:
+    """The table's figures of one evaluation, by name; None for what it could not compute."""
+    compared, unseen = evaluation["comparison"], evaluation["unseen"]
+    length = _estimate(evaluation["policy"]["mean_length"])
+    before = _estimate(evaluation["reference"]["mean_length"])
+    drift = None if length is None or before is None else length - before
+    figures: Figures = {
+        "win_rate": _estimate(compared["win_rate"]),
+        "gold_win_rate": _estimate(unseen["win_rate"]) if unseen else None,
+        "reward": _estimate(compared["policy_mean"]),
+        "gold_reward": _estimate(unseen["policy_mean"]) if unseen else None,
+        "kl": _estimate(evaluation["kl"]),
+        "kl_efficiency": _estimate(evaluation["kl_efficiency"]),
+        "equivalent_n": _estimate(evaluation["equivalent_n"]),
+        "length_drift": drift,
+        "length_drift_percent": 100 * drift / before if drift is not None and before else None,
+    }
+    for target in evaluation["targets"]:
+        for direction in ("backward", "forward"):
+            figures[f"{direction}_kl_{target['n']}"] = _estimate(target[f"{direction}_kl"])
+    return {**figures, **vars(spent)}
+
+
+def dominators(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[str, ...]]:
+    """By name, the others that are no worse in both of (KL, win rate) and better in one.
+
+    A NaN coordinate dominates nothing and is dominated by nothing.
+    """
+    return {
+        name: tuple(
+            other
+            for other, (other_kl, other_rate) in points.items()
+            if other_kl <= kl and other_rate >= rate and (other_kl < kl or other_rate > rate)
+        )
+        for name, (kl, rate) in points.items()
+    }
+
+
+def refuse_mixed(protocols: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse runs that were not measured alike; each run's protocol is held against the first one's.
+
+    Raises:
+        DataError: naming the runs and every setting that differs, with both values.
+    """
+    (first, expected), *others = protocols.items()
+    lines = [
+        f"  {name}: {difference}" for name, protocol in others for difference in differing(expected, protocol)
+    ]
+    if lines:
+        raise DataError(
+            f"these runs were not measured as {first!r} was, so their figures cannot be compared:\n"
+            + "\n".join(lines)
+            + "\nEvaluate them anew under one protocol (--overwrite)."
+        )
+
+
+def differing(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Every setting that differs, by dotted name, as `key: <found> instead of <expected>`."""
+    old, new = _flat(expected), _flat(found)
+    return [
+        f"{key}: {new.get(key)!r} instead of {old.get(key)!r}"
+        for key in dict.fromkeys((*old, *new))
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _estimate(interval: Mapping[str, Any] | None) -> float | None:
+    return None if interval is None else interval["estimate"]
+
+
+def _over_seeds(figures: Sequence[Figures]) -> dict[str, Statistic | None]:
+    return {key: _statistic([f[key] for f in figures]) for key in figures[0]}
+
+
+def _statistic(values: Sequence[float | None]) -> Statistic | None:
+    known = tuple(value for value in values if value is not None and math.isfinite(value))
+    if not known:
+        return None
+    return Statistic(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, known)
+
+
+def _mean(figures: Mapping[str, Statistic | None], key: str) -> float:
+    statistic = figures[key]
+    return math.nan if statistic is None else statistic.mean
+
+
+def _path(runs: Sequence[RunRecord]) -> tuple[PathPoint, ...]:
+    """The seeds' first checkpoints averaged, then their second ones, ...; steps may differ under a time budget."""
+    points = []
+    for place in range(max(len(run.checkpoints) for run in runs)):
+        there = [run.checkpoints[place] for run in runs if place < len(run.checkpoints)]
+        nothing = Spent(None, None, None, None, None)
+        figures = _over_seeds([figures_of(checkpoint.evaluation, nothing) for checkpoint in there])
+        gold = figures["gold_win_rate"]
+        points.append(
+            PathPoint(
+                step=statistics.fmean(checkpoint.step for checkpoint in there),
+                kl=_mean(figures, "kl"),
+                win_rate=_mean(figures, "win_rate"),
+                gold_win_rate=gold.mean if gold else None,
+            )
+        )
+    return tuple(points)

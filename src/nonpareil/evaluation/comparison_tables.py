@@ -1,0 +1,131 @@
+"""The comparison's tables: one content for the terminal, the page and the documentation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nonpareil.evaluation.comparison import ComparisonReport, MethodRow, Statistic
+from nonpareil.evaluation.summary import MISSING, number
+from nonpareil.maths.best_of_n import kl_upper_bound
+
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading, a note below it, and cells of text; the first column is the method's name."""
+
+    title: str
+    note: str
+    header: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """As GitHub reads it, numbers to the right."""
+        ruler = [":--"] + ["--:"] * (len(self.header) - 1)
+        lines = [self.header, ruler, *([_escape(cell) for cell in row] for row in self.rows)]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+@dataclass(frozen=True)
+class _Column:
+    label: str
+    key: str
+    digits: int = 3
+    unit: float = 1.0
+    """What one of the shown is worth."""
+
+
+def tables(report: ComparisonReport) -> list[Table]:
+    """What was gained and what it cost; how near best-of-N it came; what it took."""
+    return [_gain(report), _targets(report), _effort(report)]
+
+
+def cell(statistic: Statistic | None, digits: int = 3, unit: float = 1.0) -> str:
+    """`mean ± sd`, the mean alone with one seed, a dash for what cannot be computed."""
+    if statistic is None:
+        return MISSING
+    mean = _grouped(statistic.mean / unit, digits)
+    return mean if statistic.sd is None else f"{mean} ± {_grouped(statistic.sd / unit, digits)}"
+
+
+def front(row: MethodRow) -> str:
+    """Whether a method is on the Pareto front, or what dominates it."""
+    return "yes" if not row.dominated_by else f"no: {', '.join(row.dominated_by)}"
+
+
+def _gain(report: ComparisonReport) -> Table:
+    columns = [
+        _Column("win rate", "win_rate"),
+        *([_Column("gold win rate", "gold_win_rate")] if report.gold else []),
+        _Column("reward", "reward"),
+        _Column("KL, nats", "kl"),
+        _Column("KL efficiency", "kl_efficiency", 2),
+        _Column("worth best-of-", "equivalent_n", 2),
+        _Column("length, tokens", "length_drift", 1),
+        _Column("length, %", "length_drift_percent", 1),
+    ]
+    rows = [[*_cells(row, columns), front(row)] for row in report.methods]
+    rows.append(_baseline("reference", {"win_rate": 0.5, "kl": 0.0, **report.reference}, columns))
+    for point in report.best_of_n:
+        best = {
+            "win_rate": point["win_rate"] and point["win_rate"]["estimate"],
+            "reward": point["reward"]["estimate"],
+            "kl": kl_upper_bound(point["n"]),
+            "equivalent_n": float(point["n"]),
+        }
+        rows.append(_baseline(f"best-of-{point['n']} (N draws an answer)", best, columns))
+    note = (
+        f"One sample a prompt against the reference on {report.num_prompts} held-out prompts, ties one half; "
+        "mean ± standard deviation over seeds. KL efficiency: least KL that any policy needs for this win rate "
+        "over the KL spent, at most 1. Length: change from the reference. On the front: no other method has a "
+        "mean win rate as high at a mean KL as low. Best-of-N's KL is its upper bound."
+    )
+    return Table("Gain and cost", note, ["method", *(c.label for c in columns), "on the front"], rows)
+
+
+def _targets(report: ComparisonReport) -> Table:
+    columns = [
+        _Column(f"{direction}, N={n}", f"{direction}_kl_{n}", 2)
+        for n in report.n
+        for direction in ("backward", "forward")
+    ]
+    note = (
+        "Backward: KL(policy ‖ best-of-N), low by at most (N-1)/(M+1) nats for M reference completions a prompt. "
+        "Forward: KL(best-of-N ‖ policy), unbiased where rewards do not tie."
+    )
+    rows = [_cells(row, columns) for row in report.methods]
+    return Table("KL to best-of-N, nats", note, ["method", *(c.label for c in columns)], rows)
+
+
+def _effort(report: ComparisonReport) -> Table:
+    columns = [
+        _Column("completions drawn", "completions_drawn", 0),
+        _Column("tokens trained", "tokens_trained", 0),
+        _Column("steps", "steps", 0),
+        _Column("seconds", "seconds", 0),
+        _Column("peak memory, MiB", "peak_memory_bytes", 0, _MIB),
+    ]
+    note = (
+        "The stored pool counts in full, completions and seconds, for every method that learns from it. "
+        "Seconds: wall clock of the process, loading included, evaluation left out. Memory: the process's largest "
+        "resident set."
+    )
+    rows = [[*_cells(row, columns), str(len(row.seeds))] for row in report.methods]
+    return Table("What it took, a run", note, ["method", *(c.label for c in columns), "seeds"], rows)
+
+
+def _cells(row: MethodRow, columns: Sequence[_Column]) -> list[str]:
+    return [row.name, *(cell(row.figures.get(c.key), c.digits, c.unit) for c in columns)]
+
+
+def _baseline(name: str, figures: dict[str, Any], columns: Sequence[_Column]) -> list[str]:
+    return [name, *(number(figures.get(c.key), c.digits) for c in columns), ""]
+
+
+def _grouped(value: float, digits: int) -> str:
+    return f"{value:,.0f}" if digits == 0 else number(value, digits)
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|")
