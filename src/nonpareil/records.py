@@ -95,6 +95,11 @@ class Group:
         return len(self.completions)
 
 
+def prompt_of(group: Group) -> Prompt:
+    """The prompt that a group was drawn for."""
+    return Prompt(group.prompt_id, group.prompt, group.prompt_token_ids, group.columns)
+
+
 @dataclass(frozen=True)
 class ScoreRequest:
     """Completions to score, flattened over groups: every list has one entry a completion."""

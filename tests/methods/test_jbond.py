@@ -10,26 +10,37 @@ from nonpareil.errors import ConfigError
 from nonpareil.maths.best_of_n import distribution
 from nonpareil.methods.base import ScoredDraws, best_draw
 from nonpareil.methods.jbond import JBOND
+from tests.methods import tabular
 
 REFERENCE = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 LOGITS = torch.tensor([0.3, -0.2, 0.4], dtype=torch.float64)
 STRICT = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
 
 
-def draws(rows, rewards, log_pi, log_anchor, tie_breaker=None):
-    """`ScoredDraws` of (policy draw, anchor draw, anchor draw) rows of outcomes."""
-    y, y1, y2 = (torch.tensor(column) for column in zip(*rows, strict=True))
-    ties = torch.tensor([[0.2, 0.7]] * len(rows)) if tie_breaker is None else tie_breaker
-    anchors = torch.stack([rewards[y1], rewards[y2]], 1)
-    return ScoredDraws(rewards[y][:, None], anchors, (log_pi - log_anchor)[y][:, None].detach(), ties)
+def columns(rows):
+    """(policy draw, anchor draw, anchor draw) rows as own [b, 1] and anchors [b, 2]."""
+    table = torch.tensor(rows)
+    return table[:, :1], table[:, 1:]
 
 
 def losses(method, rows, logits, rewards, anchor, tie_breaker=None):
     log_pi = logits.log_softmax(-1)
-    batch = draws(rows, rewards, log_pi, anchor.log(), tie_breaker)
-    y, y1, y2 = (torch.tensor(column) for column in zip(*rows, strict=True))
-    pairs = torch.stack([log_pi[y1], log_pi[y2]], 1)
-    return method.loss(log_pi[y][:, None], pairs, method.targets(batch))
+    own, anchors = columns(rows)
+    batch = tabular.draws_of(own, anchors, rewards, log_pi, anchor.log(), tie_breaker)
+    return tabular.losses(method, own, anchors, log_pi, batch)
+
+
+def numbers(rewards, anchors, log_ratio):
+    """`ScoredDraws` from rewards and log-ratios alone."""
+    return ScoredDraws(
+        policy_rewards=rewards,
+        anchor_rewards=anchors,
+        policy_token_logprobs=log_ratio[..., None],
+        completion_mask=torch.ones(*log_ratio.shape, 1, dtype=torch.bool),
+        anchor_logprobs_of_policy=torch.zeros_like(log_ratio),
+        anchor_logprobs=torch.zeros_like(anchors),
+        tie_breaker=torch.full_like(anchors, 0.5),
+    )
 
 
 def objective(method, logits, rewards, anchor):
@@ -137,7 +148,7 @@ def test_a_following_anchor_goes_beyond_best_of_2():
 def test_penalty_fires_a_third_of_the_time_at_the_start():
     generator = torch.Generator().manual_seed(0)
     rewards = torch.randn(100_000, 3, generator=generator)
-    batch = ScoredDraws(rewards[:, :1], rewards[:, 1:], torch.zeros(100_000, 1), torch.rand(100_000, 2))
+    batch = numbers(rewards[:, :1], rewards[:, 1:], torch.zeros(100_000, 1))
     assert JBOND().metrics(batch)["jbond/penalty_rate"] == pytest.approx(1 / 3, abs=0.005)
 
 
@@ -149,9 +160,8 @@ def test_failed_rewards_take_no_part():
     def batch(extra):
         rewards = [[0.5], [2.0], *([[r[0]] for r in extra])]
         anchors = [[1.0, 3.0], [0.0, 1.0], *([r[1:] for r in extra])]
-        b = len(rewards)
         ratio = torch.tensor([[0.1], [-0.4], *[[9.0]] * len(extra)])
-        return ScoredDraws(torch.tensor(rewards), torch.tensor(anchors), ratio, torch.full((b, 2), 0.5))
+        return numbers(torch.tensor(rewards), torch.tensor(anchors), ratio)
 
     whole = method.targets(batch([]))
     extra = method.targets(batch([[nan, 1.0, 2.0], [1.0, nan, 2.0], [1.0, 2.0, nan]]))
@@ -160,7 +170,8 @@ def test_failed_rewards_take_no_part():
     assert not extra.train_policy[2:].any()
     assert not extra.train_anchor[2:].any()
     logprobs = torch.full((5, 3), -3.0, requires_grad=True)
-    lost = method.loss(logprobs[:, :1] * extra.train_policy, logprobs[:, 1:] * extra.train_anchor, extra)
+    own, anchors = logprobs[:, :1] * extra.train_policy, logprobs[:, 1:] * extra.train_anchor
+    lost = method.loss(own[..., None], anchors[..., None], extra)
     assert lost[2:].tolist() == [0, 0, 0]
     assert lost[:2].abs().sum() > 0
 
@@ -180,7 +191,7 @@ def test_a_monotone_transform_of_the_reward_changes_nothing():
 
 
 def test_settings_out_of_range_are_refused():
-    with pytest.raises(ConfigError, match=r"jeffreys_weight=1.5"):
+    with pytest.raises(ConfigError, match="jeffreys_weight=1.5"):
         JBOND(1.5)
     with pytest.raises(ConfigError, match="kl_coef=-1"):
         JBOND(kl_coef=-1)

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from nonpareil.errors import DataError
-from nonpareil.models.anchors import ANCHOR_FILE, EMAAnchor, WorkingCopy
+from nonpareil.models.anchors import ANCHOR_FILE, Anchor, WorkingCopy
 from tests.tiny import make_model
 
 IDS = torch.tensor([[1, 7, 8, 9, 2]])
@@ -30,10 +30,10 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("rate", [0.02, 0.7, 1.0])
 def test_each_update_moves_by_rate_of_the_distance(kind: str, rate: float) -> None:
     policy = make_model(kind)
-    anchor = EMAAnchor(policy, rate)
+    anchor = Anchor(policy, rate)
     start, moved = weights(policy), shifted(policy, 0.5)
-    anchor.update(moved)
-    anchor.update(moved)
+    anchor.after_step(moved, 1)
+    anchor.after_step(moved, 2)
     for name, parameter in anchor.module.named_parameters():
         want = start[name] + (weights(moved)[name] - start[name]) * (1 - (1 - rate) ** 2)
         torch.testing.assert_close(parameter.detach(), want, rtol=1e-6, atol=1e-6)
@@ -42,7 +42,7 @@ def test_each_update_moves_by_rate_of_the_distance(kind: str, rate: float) -> No
 
 def test_the_anchor_starts_as_the_policy_and_takes_no_gradient() -> None:
     policy = make_model().train()
-    anchor = EMAAnchor(policy, 0.1)
+    anchor = Anchor(policy, 0.1)
     assert torch.equal(anchor.module(IDS).logits, policy.eval()(IDS).logits)
     assert not anchor.module.training
     assert not any(p.requires_grad for p in anchor.module.parameters())
@@ -53,11 +53,11 @@ def test_small_steps_of_a_bfloat16_policy_are_not_lost() -> None:
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.fill_(1.0)
-    anchor = EMAAnchor(policy, 0.001)
+    anchor = Anchor(policy, 0.001)
     in_bfloat16 = torch.ones((), dtype=torch.bfloat16)
     moved = shifted(policy, 0.5)
     for _ in range(100):
-        anchor.update(moved)
+        anchor.after_step(moved, 1)
         in_bfloat16.lerp_(torch.tensor(1.5, dtype=torch.bfloat16), 0.001)
     assert in_bfloat16 == 1.0, "the average that this class is there to avoid"
     for parameter in anchor.module.parameters():
@@ -69,11 +69,11 @@ def test_small_steps_of_a_bfloat16_policy_are_not_lost() -> None:
 @pytest.mark.parametrize("kind", ["llama_grouped_heads", "tied"])
 def test_saved_and_loaded_weights_are_the_same_bits(kind: str, tmp_path: Path) -> None:
     policy = make_model(kind)
-    anchor = EMAAnchor(policy, 0.3)
-    anchor.update(shifted(policy, 0.1))
+    anchor = Anchor(policy, 0.3)
+    anchor.after_step(shifted(policy, 0.1), 1)
     anchor.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [ANCHOR_FILE]
-    other = EMAAnchor(make_model(kind, seed=1), 0.3)
+    other = Anchor(make_model(kind, seed=1), 0.3)
     other.load(tmp_path)
     for name, parameter in weights(anchor.module).items():
         assert torch.equal(parameter, weights(other.module)[name])
@@ -85,13 +85,13 @@ def test_saved_and_loaded_weights_are_the_same_bits(kind: str, tmp_path: Path) -
 
 def test_a_checkpoint_without_anchor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"anchor\.safetensors is missing: .*resume from another"):
-        EMAAnchor(make_model(), 0.1).load(tmp_path)
+        Anchor(make_model(), 0.1).load(tmp_path)
 
 
 @pytest.mark.parametrize("harm", ["truncated", "another model"])
 def test_an_anchor_file_that_does_not_fit_is_refused(harm: str, tmp_path: Path) -> None:
-    EMAAnchor(make_model(), 0.1).save(tmp_path)
-    target = EMAAnchor(make_model("gpt2" if harm == "another model" else "llama_grouped_heads"), 0.1)
+    Anchor(make_model(), 0.1).save(tmp_path)
+    target = Anchor(make_model("gpt2" if harm == "another model" else "llama_grouped_heads"), 0.1)
     if harm == "truncated":
         path = tmp_path / ANCHOR_FILE
         path.write_bytes(path.read_bytes()[:-100])

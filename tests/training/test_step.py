@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from nonpareil.errors import RewardError
 from nonpareil.maths.quantiles import two_sample_log_quantile
+from nonpareil.models.loading import disable_dropout
 from nonpareil.models.logprobs import TokenSequences, completion_logprobs
 from nonpareil.training.steps import StepDraws
-from nonpareil.training.trainer import DistillationTrainer, disable_dropout
+from nonpareil.training.trainer import DistillationTrainer
 from tests.tiny import END, make_model, make_tokenizer
 from tests.training.conftest import PROMPTS, assert_same, ending_model, goodness, make_trainer, weights
 

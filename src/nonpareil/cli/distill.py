@@ -41,9 +41,12 @@ def run(argv: Sequence[str]) -> CommandResult:
     keep_freed_memory()
     instances, given, as_json = parsed({"output_dir": "nonpareil-distilled"})
     if uses_demo(given):
-        instances, _, as_json = parsed(demo_settings())
+        instances, _, as_json = parsed(demo_settings(instances[1].method))
     figures = distill.run(*instances)
     console = Console(stderr=True)
+    if "dry_run" in figures:
+        console.print_json(data=figures)
+        return CommandResult(figures if as_json else None)
     if figures["interrupted"]:
         console.print(
             f"Stopped at step {figures['steps']} with a checkpoint in {figures['output_dir']}. "
@@ -84,9 +87,11 @@ def before_and_after(evaluation: "Evaluation") -> Table:
     return table
 
 
-def demo_settings() -> dict[str, Any]:
+def demo_settings(method: str = "jbond") -> dict[str, Any]:
     """The demo's options: its models and prompts, and the settings of `assets/demo.yaml`."""
     settings = yaml.safe_load((demo_path("policy").parent / "demo.yaml").read_text())
+    if method != "jbond":
+        settings.pop("anchor_ema_rate")  # J-BOND's
     return {
         **demo_defaults("train"),
         "eval_dataset_name": str(demo_path("prompts") / "test.parquet"),

@@ -10,29 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nonpareil.maths.best_of_n import kl_upper_bound, log_tilt
+from nonpareil.maths.best_of_n import kl_upper_bound
 from nonpareil.maths.counts import count_among
-from nonpareil.maths.order_statistics import harmonic_log_quantile, rank_weights
-
-
-def log_tilt_estimate(
-    rewards: Float[Tensor, "b k"], reference_rewards: Float[Tensor, "b m"], n: int
-) -> Float[Tensor, "b k"]:
-    """Estimate log(pi_n / pi_ref) in nats where rewards are these, from m reference rewards a prompt.
-
-    With p< and p<= the strict and the weak quantile, `log tilt = (n-1) log p<= + log((1 - s^n) / (1 - s))`,
-    `s = p< / p<=`. The first term takes harmonic ranks, `H_c - H_m`, whose only bias is the Taylor tail
-    `(n-1) sum_{j>m} (1 - p<=)^j / j` (the penalty is too small: by `(n-1) / (m+1)` nats on average on the
-    reference's own samples, by far less on a policy that wins). The second plugs in the counted s, O(1/m) of
-    bias; where no reference reward equals this one it is `log n`. NaN where the reward failed, or all of the
-    prompt's reference rewards did.
-    """
-    counts = count_among(rewards, reference_rewards)
-    below, at_or_below = counts.below.double(), counts.at_or_below.double()
-    log_weak_quantile = harmonic_log_quantile(at_or_below, counts.valid.expand_as(at_or_below))
-    within = log_tilt(_tie_ratio(below, at_or_below), torch.ones_like(below), n)
-    undefined = rewards.isnan() | (counts.valid == 0)
-    return ((n - 1) * log_weak_quantile + within).masked_fill(undefined, torch.nan)
+from nonpareil.maths.order_statistics import rank_weights
+from nonpareil.maths.quantiles import log_tilt_estimate
 
 
 def backward_kl(
@@ -43,7 +24,7 @@ def backward_kl(
     `kl` is each policy completion's KL(pi || pi_ref). Biased as `log_tilt_estimate` is: low, by at most
     `(n-1) / (m+1)` nats for a policy no worse than its reference. NaN where no reward of a side is left.
     """
-    return kl.mean(1) - log_tilt_estimate(rewards, reference_rewards, n).nanmean(1)
+    return kl.mean(1) - log_tilt_estimate(rewards.double(), reference_rewards.double(), n).nanmean(1)
 
 
 def forward_kl(

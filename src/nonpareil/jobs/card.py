@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 CARD = """---
 library_name: transformers
-tags: [best-of-n, j-bond, nonpareil]
+tags: [best-of-n, {method}, nonpareil]
 ---
 # {name}
 
-Best-of-N distilled into the weights with J-BOND (arXiv:2407.14622) by nonpareil {version}: one sample of this
+Best-of-N distilled into the weights with `{method}` by nonpareil {version}: one sample of this
 model is meant to be as good as the best of several samples of the model it came from.
 
 | | |
@@ -25,7 +25,8 @@ model is meant to be as good as the best of several samples of the model it came
 | reward | {reward} |
 | steps | {steps}, {batch} prompts each |
 | learning rate | {learning_rate} |
-| jeffreys_weight, kl_coef, anchor_ema_rate | {jeffreys_weight}, {kl_coef}, {anchor_ema_rate} |
+| method | {method}: {settings} |
+| anchor | {anchor} |
 | temperature, max_completion_length | {temperature}, {max_completion_length} |
 | seed | {seed} |
 
@@ -44,7 +45,7 @@ Draw at temperature {temperature}, the whole vocabulary kept: that is the policy
 
 
 def write_model_card(
-    output_dir: Path, options: Any, config: Any, steps: int, evaluation: "Evaluation | None"
+    output_dir: Path, options: Any, config: Any, method: Any, steps: int, evaluation: "Evaluation | None"
 ) -> Path:
     """Write README.md beside the weights."""
     figures = "Not evaluated; run `nonpareil evaluate`."
@@ -60,19 +61,19 @@ def write_model_card(
         name=output_dir.name,
         version=__version__,
         model=_label(options.model_name_or_path),
-        prompts=_label(options.dataset_name),
+        prompts=_label(options.groups or options.dataset_name),
         split=options.dataset_train_split,
         reward=", ".join(f"`{_label(reward)}`" for reward in rewards if reward),
         steps=steps,
         batch=config.per_device_train_batch_size * config.gradient_accumulation_steps,
         figures=figures,
+        method=Path(config.method).name,
+        settings=", ".join(f"{name}={value}" for name, value in vars(method).items()) or "no settings",
+        anchor=_anchor(config, method),
         **{
             name: getattr(config, name)
             for name in (
                 "learning_rate",
-                "jeffreys_weight",
-                "kl_coef",
-                "anchor_ema_rate",
                 "temperature",
                 "max_completion_length",
                 "seed",
@@ -80,6 +81,15 @@ def write_model_card(
         },
     )
     return write_bytes(output_dir / "README.md", text.encode())
+
+
+def _anchor(config: Any, method: Any) -> str:
+    from nonpareil.training.method import anchor_motion
+
+    rate, refresh_steps = anchor_motion(config, method)
+    if refresh_steps:
+        return f"a copy of the policy every {refresh_steps} steps"
+    return f"follows the policy, EMA rate {rate}" if rate else "the reference, fixed"
 
 
 def _label(name: str) -> str:

@@ -17,8 +17,11 @@ from nonpareil.jobs.options import (
     load_reward,
     require_all,
 )
+from nonpareil.records import Prompt, prompt_of
 
 if TYPE_CHECKING:
+    from nonpareil.jobs.policy import PolicySource
+    from nonpareil.methods.base import Method
     from nonpareil.training.config import DistillationConfig
     from nonpareil.training.trainer import DistillationTrainer
 
@@ -51,6 +54,16 @@ class DistillOptions(PromptOptions, RewardInputOptions):
     kl_dtype: str = field(
         default="float32", metadata=_help("Both models' dtype for the KL; bfloat16 is faster and adds noise.")
     )
+    groups: str | None = field(
+        default=None,
+        metadata=_help(
+            "Stored groups to train on: a folder of `nonpareil sample`; for vbon also its JSON lines of cached "
+            "rewards. The training prompts are then theirs."
+        ),
+    )
+    dry_run: bool = field(
+        default=False, metadata=_help("Resolve settings, model class, prompts and memory; train nothing.")
+    )
     overwrite: bool = field(default=False, metadata=_help("Delete an earlier run in output_dir first."))
 
 
@@ -62,11 +75,16 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     Raises:
         NonpareilError: whatever cannot work, before any model is loaded where that can be known.
     """
-    require_all(options)
+    require_all(options, prompts_from_groups=options.groups is not None)
     output_dir = Path(str(config.output_dir))
     eval_source = _eval_source(options)
+    from nonpareil.training.method import method_of
+
+    method = method_of(config, stored=options.groups is not None)
+    if options.dry_run:
+        return _dry_run(options, config, method)
     _prepare(output_dir, options.overwrite, bool(config.resume_from_checkpoint))
-    trainer = _trainer(options, config, eval_source)
+    trainer = _trainer(options, config, method, eval_source)
     resume = config.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
     result: dict[str, Any] = {"output_dir": str(output_dir), "steps": trainer.state.global_step}
@@ -79,7 +97,7 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
         evaluated = evaluate.run(_evaluation(options, config, eval_source))
         result |= evaluated
     write_model_card(
-        output_dir, options, config, result["steps"], evaluated["evaluation"] if evaluated else None
+        output_dir, options, config, method, result["steps"], evaluated["evaluation"] if evaluated else None
     )
     return {**result, "interrupted": False}
 
@@ -87,6 +105,11 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
 def _eval_source(options: DistillOptions) -> str:
     """Where held-out prompts come from; never the training prompts by default."""
     train = options.dataset_name or ""
+    if not train and options.eval_dataset_name is None and options.evaluate_after:
+        raise ConfigError(
+            "eval_dataset_name is missing: groups hold training prompts only; give held-out prompts, or "
+            "evaluate_after=false"
+        )
     if options.eval_dataset_name is None and options.evaluate_after and Path(train).is_file():
         raise ConfigError(
             f"dataset_name={train!r} is one file, without a test split, and evaluation needs held-out prompts; "
@@ -117,34 +140,69 @@ def _prepare(output_dir: Path, overwrite: bool, resume: bool) -> None:
 
 
 def _trainer(
-    options: DistillOptions, config: "DistillationConfig", eval_source: str
+    options: DistillOptions, config: "DistillationConfig", method: "Method", eval_source: str
 ) -> "DistillationTrainer":
     from nonpareil.jobs.policy import PolicySource
+    from nonpareil.jobs.stored import load_groups
     from nonpareil.training.trainer import DistillationTrainer
 
     policy = PolicySource(options.model_name_or_path or "", options.model_revision, "float32")
-    prompts = load_prompt_records(
-        options,
-        policy.tokenizer,
-        source=options.dataset_name or "",
-        split=options.dataset_train_split,
-        limit=options.max_train_prompts,
-    )
-    policy.check(prompts, config.sampling(config.seed))
-    held_out = None
-    if options.evaluate_after or config.eval_strategy != "no":
-        held_out = load_prompt_records(
-            options,
-            policy.tokenizer,
-            source=eval_source,
-            split=options.dataset_test_split,
-            limit=options.max_eval_prompts,
-        )
-        policy.check(held_out, config.sampling(config.seed))
     reward = load_reward(options, config.reward_weights, config.reward_timeout)
+    groups = prompts = held_out = None
+    if options.groups is not None:
+        groups = load_groups(options.groups, policy, config, reward, options.max_train_prompts)
+    else:
+        prompts = _prompts(options, policy, options.dataset_name or "", options.dataset_train_split)
+        policy.check(prompts, config.sampling(config.seed))
+    if options.evaluate_after or config.eval_strategy != "no":
+        held_out = _prompts(options, policy, eval_source, options.dataset_test_split, held_out=True)
+        policy.check(held_out, config.sampling(config.seed))
     return DistillationTrainer(
-        policy.load(), reward, config, prompts, eval_dataset=held_out, processing_class=policy.tokenizer
+        policy.load(),
+        reward,
+        config,
+        prompts,
+        eval_dataset=held_out,
+        processing_class=policy.tokenizer,
+        groups=groups,
+        method=method,
     )
+
+
+def _prompts(
+    options: DistillOptions, policy: "PolicySource", source: str, split: str, held_out: bool = False
+) -> list[Prompt]:
+    limit = options.max_eval_prompts if held_out else options.max_train_prompts
+    return load_prompt_records(options, policy.tokenizer, source=source, split=split, limit=limit)
+
+
+def _dry_run(options: DistillOptions, config: "DistillationConfig", method: "Method") -> dict[str, Any]:
+    """What would be trained on what, from configs and data alone; checks all that a training would check."""
+    from nonpareil.files import jsonable
+    from nonpareil.jobs.dry_run import memory_estimate
+    from nonpareil.jobs.policy import PolicySource
+    from nonpareil.jobs.stored import load_groups
+
+    policy = PolicySource(options.model_name_or_path or "", options.model_revision, "float32")
+    if options.groups is not None:
+        reward = load_reward(options, config.reward_weights, config.reward_timeout)
+        groups = load_groups(options.groups, policy, config, reward, options.max_train_prompts)
+        prompts = [prompt_of(group) for group in groups]
+    else:
+        prompts = _prompts(options, policy, options.dataset_name or "", options.dataset_train_split)
+    policy.check(prompts, config.sampling(config.seed))
+    return {
+        "dry_run": True,
+        "method": config.method,
+        "settings": jsonable(vars(method)),
+        **memory_estimate(options.model_name_or_path or "", config, method),
+        "prompts": len(prompts),
+        "columns": sorted({name for prompt in prompts for name in prompt.columns}),
+        "completions_a_step": (method.policy_draws + method.anchor_draws)
+        * config.per_device_train_batch_size
+        * config.gradient_accumulation_steps,
+        "output_dir": str(config.output_dir),
+    }
 
 
 def _evaluation(options: DistillOptions, config: "DistillationConfig", eval_source: str) -> EvaluateOptions:
@@ -167,6 +225,6 @@ def _evaluation(options: DistillOptions, config: "DistillationConfig", eval_sour
         temperature=config.temperature,
         seed=config.seed,
         output_dir=str(Path(str(config.output_dir)) / "evaluation"),
-        title=f"{Path(str(config.output_dir)).name}: distilled with J-BOND",
+        title=f"{Path(str(config.output_dir)).name}: trained with {config.method}",
         overwrite=True,
     )

@@ -51,6 +51,10 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
         metadata=_help("Both models' dtype for the KL; bfloat16 halves memory and adds noise."),
     )
     output_dir: str = field(default="nonpareil-evaluation", metadata=_help("Where groups and report go."))
+    reference_dir: str | None = field(
+        default=None,
+        metadata=_help("The reference's groups, shared by evaluations. Default: <output_dir>/reference."),
+    )
     title: str = field(default="How near to best-of-N?", metadata=_help("The report's heading."))
     overwrite: bool = field(default=False, metadata=_help("Delete groups of an earlier evaluation first."))
 
@@ -80,8 +84,10 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     _check_same_ids(options, prompts, policy)
     for side in (policy, reference):
         side.check(prompts, options.sampling())
-    ours = _groups(options, prompts, policy, "policy", options.num_generations)
-    theirs = _groups(options, prompts, reference, "reference", options.num_reference_samples)
+    output_dir = Path(options.output_dir)
+    shared = Path(options.reference_dir) if options.reference_dir else output_dir / "reference"
+    ours = _groups(options, prompts, policy, output_dir / "policy", options.num_generations)
+    theirs = _groups(options, prompts, reference, shared, options.num_reference_samples, is_reference=True)
     kl, log_ratio, reference_log_ratio = _divergence(options, policy, reference, ours, theirs)
     evaluation = evaluate_groups(
         ours,
@@ -142,15 +148,20 @@ def _check_same_ids(options: EvaluateOptions, prompts: Sequence[Prompt], policy:
 
 
 def _groups(
-    options: EvaluateOptions, prompts: Sequence[Prompt], source: "PolicySource", role: str, m: int
+    options: EvaluateOptions,
+    prompts: Sequence[Prompt],
+    source: "PolicySource",
+    folder: Path,
+    m: int,
+    is_reference: bool = False,
 ) -> list[Group]:
-    """Scored groups of one side, kept under the output directory and taken up from there."""
+    """Scored groups of one side, kept in a folder and taken up from there. A shared folder is never deleted."""
     from nonpareil.engines.transformers import TransformersEngine
     from nonpareil.rollouts.progress import ProgressBar
     from nonpareil.rollouts.run import draw_and_score
 
     # Reference and policy must not share their random numbers, or a policy near the reference would look paired.
-    sampling = replace(options.sampling(), seed=options.seed * 2 + (role == "reference"))
+    sampling = replace(options.sampling(), seed=options.seed * 2 + is_reference)
     rewards = [load_reward(options, options.reward_weights, options.reward_timeout)]
     if options.unseen_reward:
         rewards.insert(0, _load_unseen(options))
@@ -166,10 +177,12 @@ def _groups(
                 reward,
                 sampling,
                 max(m, 2),
-                Path(options.output_dir) / role,
+                folder,
                 model_info=source.info(),
                 progress=progress,
-                overwrite=options.overwrite and position == 0,
+                overwrite=options.overwrite
+                and position == 0
+                and not (is_reference and options.reference_dir is not None),
             )
     return result.groups()
 

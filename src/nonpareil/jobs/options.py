@@ -128,7 +128,7 @@ def demo_defaults(split: str) -> dict[str, Any]:
     }
 
 
-def require_all(options: Any) -> None:
+def require_all(options: Any, *, prompts_from_groups: bool = False) -> None:
     """Policy, prompts and a reward, or a clear refusal before anything is loaded.
 
     Raises:
@@ -136,7 +136,7 @@ def require_all(options: Any) -> None:
     """
     if options.model_name_or_path is None:
         raise ConfigError("model_name_or_path is missing; name the policy")
-    if options.dataset_name is None:
+    if options.dataset_name is None and not prompts_from_groups:
         raise ConfigError("dataset_name is missing; name a file or dataset of prompts")
     if not (options.reward_model_name_or_path or options.reward_funcs):
         raise ConfigError("no reward: give reward_model_name_or_path, reward_funcs, or both")

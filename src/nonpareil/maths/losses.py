@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nonpareil.errors import ConfigError
-from nonpareil.maths.best_of_n import margin
+from nonpareil.maths.best_of_n import ipo_beta, margin
 
 
 def forward_kl_loss(best_logprobs: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -28,6 +28,51 @@ def policy_gradient_loss(
     BOND (arXiv:2407.14622).
     """
     return -advantages.detach() * logprobs
+
+
+def clipped_policy_gradient_loss(
+    token_logprobs: Float[Tensor, "*b t"],
+    sampled_token_logprobs: Float[Tensor, "*b t"],
+    advantages: Float[Tensor, "*b"],
+    epsilon: float,
+    completion_mask: Bool[Tensor, "*b t"],
+) -> Float[Tensor, "*b"]:
+    """PPO's clipped surrogate, summed over the completion's tokens: vBoN (arXiv:2407.06057), its PPO updates.
+
+    -sum_t min(rho_t A, clip(rho_t, 1 - epsilon, 1 + epsilon) A) with rho_t the ratio of the token's probability
+    now to that it was drawn with, `exp(token_logprobs - sampled_token_logprobs)`. At rho = 1 its gradient is
+    `policy_gradient_loss`'s. A is the completion's advantage, detached; True in the mask keeps a token.
+    """
+    ratio = (token_logprobs - sampled_token_logprobs.detach()).exp()
+    weight = advantages.detach()[..., None]
+    surrogate = torch.minimum(ratio * weight, ratio.clamp(1 - epsilon, 1 + epsilon) * weight)
+    return -torch.where(completion_mask, surrogate, 0.0).sum(-1)
+
+
+def pairwise_logistic_loss(
+    best_log_ratio: Float[Tensor, " b"], worst_log_ratio: Float[Tensor, " b"], n: int
+) -> Float[Tensor, " b"]:
+    """DPO's -log sigmoid(ipo_beta(n) * (best - worst log-ratio)): what BoNBoN's released code runs in IPO's place.
+
+    arXiv:2406.00832 prints `pairwise_margin_loss`; its code computes this. Log-ratios are log pi - log pi_ref,
+    nats, summed over the completion, end token included. No margin satisfies it: it has no finite minimiser.
+
+    Raises:
+        ConfigError: n < 2, where best and worst are one sample.
+    """
+    _refuse_one(n)
+    return -torch.nn.functional.logsigmoid(ipo_beta(n) * (best_log_ratio - worst_log_ratio))
+
+
+def log_ratio_regression_loss(
+    log_ratio: Float[Tensor, "*b"], target: Float[Tensor, "*b"]
+) -> Float[Tensor, "*b"]:
+    """(log pi / pi_ref - target)^2 / 2, pointwise; after QRPO (arXiv:2507.08068).
+
+    With the target log(pi_n / pi_ref) its minimiser is best-of-n under any positive weighting of completions.
+    On the policy's own draws its gradient is that of the backward KL without a baseline. Nats.
+    """
+    return (log_ratio - target.detach()).square() / 2
 
 
 def leave_one_out_mean(
@@ -57,8 +102,7 @@ def pairwise_margin_loss(
     Raises:
         ConfigError: n < 2, where best and worst are one sample.
     """
-    if n < 2:
-        raise ConfigError(f"n = {n}: must be at least 2, so that best and worst are two samples")
+    _refuse_one(n)
     return (best_log_ratio - worst_log_ratio - margin(n)).square()
 
 
@@ -75,3 +119,8 @@ def jeffreys(
             f"jeffreys_weight = {jeffreys_weight}: must lie in [0, 1]; 0 is forward KL alone, 1 backward"
         )
     return (1 - jeffreys_weight) * forward + jeffreys_weight * backward
+
+
+def _refuse_one(n: int) -> None:
+    if n < 2:
+        raise ConfigError(f"n = {n}: must be at least 2, so that best and worst are two samples")

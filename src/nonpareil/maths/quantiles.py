@@ -13,9 +13,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nonpareil.errors import ConfigError
+from nonpareil.maths.best_of_n import log_tilt
 from nonpareil.maths.counts import Counts, count_among
 from nonpareil.maths.order_statistics import harmonic_log_quantile
-from nonpareil.maths.scalars import at_least_float32
+from nonpareil.maths.scalars import Real, at_least_float32
 
 QuantileEstimator = Literal["plug_in", "inclusive_plug_in", "harmonic", "two_sample"]
 
@@ -93,6 +94,60 @@ def two_sample_log_quantile(
     lowest = anchor_rewards.amin(-1)  # NaN if either is
     estimate = torch.where(rewards < lowest, TWO_SAMPLE_PENALTY, 0.0).to(at_least_float32(rewards))
     return estimate.masked_fill(rewards.isnan() | lowest.isnan(), torch.nan)
+
+
+def log_tilt_estimate(
+    rewards: Float[Tensor, "b k"],
+    reference_rewards: Float[Tensor, "b m"],
+    n: Real,
+    estimator: QuantileEstimator = "harmonic",
+) -> Float[Tensor, "b k"]:
+    """Estimate log(pi_n / pi_ref) in nats where rewards are these, from m reference rewards a prompt.
+
+    With p< and p<= the strict and the weak quantile, `log tilt = (n-1) log p<= + log((1 - s^n) / (1 - s))`,
+    `s = p< / p<=` (`best_of_n.log_tilt`). The first term takes the estimator named, on the count at or below.
+    `harmonic` has as its only bias the Taylor tail `(n-1) sum_{j>m} (1 - p<=)^j / j`: the penalty is too small,
+    by `(n-1) / (m+1)` nats on average on the reference's own samples, by far less on a policy that wins. The
+    second term plugs in the counted s, O(1/m) of bias; where no reference reward equals this one it is
+    `log n`. NaN where the reward failed, or all of the prompt's reference rewards did.
+
+    Raises:
+        ConfigError: an unknown estimator, or `two_sample` with m other than 2.
+    """
+    if estimator not in _ESTIMATORS:
+        raise ConfigError(f"estimator = {estimator!r}: must be one of {', '.join(_ESTIMATORS)}")
+    counts = count_among(rewards, reference_rewards)
+    below, at_or_below = counts.below.double(), counts.at_or_below.double()
+    if estimator == "two_sample":
+        log_weak_quantile = _two_sample(rewards, reference_rewards)
+    elif estimator == "inclusive_plug_in":
+        log_weak_quantile = inclusive_plug_in(rewards, reference_rewards)
+    elif estimator == "plug_in":
+        log_weak_quantile = ((at_or_below + 1) / (counts.valid + 1)).log()
+    else:
+        log_weak_quantile = harmonic_log_quantile(at_or_below, counts.valid.expand_as(at_or_below))
+    estimate = (n - 1) * log_weak_quantile.double() + _log_tie_sum(below, at_or_below, n)
+    return estimate.to(at_least_float32(rewards)).masked_fill(_undefined(rewards, counts), torch.nan)
+
+
+def group_log_tilt(rewards: Float[Tensor, "b m"], n: Real) -> Float[Tensor, "b m"]:
+    """The same for the m reference samples themselves, each ranked in its own group.
+
+    `log n + (n-1) (H_{i-1} - H_m)` at rank i without ties (PAPERS.md section 4, after QRPO, arXiv:2507.08068):
+    E[log u_(i)] = H_{i-1} - H_m, and best-of-n's partition function is known, so any n goes with any m. Equal
+    rewards share one value, the tie term of `log_tilt` included. NaN where the reward failed.
+    """
+    counts = count_among(rewards, rewards)
+    below, others = counts.below.double(), counts.at_or_below.double() - 1
+    log_weak_quantile = harmonic_log_quantile(others, counts.valid.expand_as(others))
+    estimate = (n - 1) * log_weak_quantile + _log_tie_sum(below, others, n)
+    return estimate.to(at_least_float32(rewards)).masked_fill(rewards.isnan(), torch.nan)
+
+
+def _log_tie_sum(below: Tensor, at_or_below: Tensor, n: Real) -> Tensor:
+    """log((1 - s^n) / (1 - s)), s = p< / p<= from counts; log n (no tie) where nothing is at or below."""
+    s = torch.where(at_or_below > 0, below / at_or_below.clamp(min=1), 1.0)
+    return log_tilt(s, torch.ones_like(s), n)
 
 
 def _two_sample(rewards: Tensor, reference_rewards: Tensor) -> Tensor:

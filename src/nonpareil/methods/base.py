@@ -1,24 +1,40 @@
 """What a method is: which draws it needs, what it makes of their rewards, and its loss. Numbers only, no models."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from nonpareil.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class ScoredDraws:
-    """One training step's draws for b prompts: k of the policy, m of the anchor."""
+    """One training step's draws for b prompts: k of the policy, m of the anchor (or of a stored group).
+
+    Log-probabilities are nats under the distribution that was drawn from, temperature applied.
+    """
 
     policy_rewards: Float[Tensor, "b k"]
     """NaN where the reward failed."""
     anchor_rewards: Float[Tensor, "b m"]
-    log_ratio: Float[Tensor, "b k"]
-    """log pi - log anchor of the policy's draws, nats, summed over the completion; no gradient."""
+    policy_token_logprobs: Float[Tensor, "b k t"]
+    """log pi of each token as it was drawn; 0 behind the completion's end."""
+    completion_mask: Bool[Tensor, "b k t"]
+    """True on the tokens of the policy's completions, the end token included."""
+    anchor_logprobs_of_policy: Float[Tensor, "b k"]
+    """log anchor of the policy's draws, summed over the completion."""
+    anchor_logprobs: Float[Tensor, "b m"]
+    """log anchor of the anchor's own draws, summed over the completion."""
     tie_breaker: Float[Tensor, "b m"]
     """Independent uniform numbers: equal anchor rewards are ordered by them."""
+
+    @property
+    def log_ratio(self) -> Float[Tensor, "b k"]:
+        """log pi - log anchor of the policy's draws, summed over the completion; no gradient."""
+        return self.policy_token_logprobs.sum(-1) - self.anchor_logprobs_of_policy
 
 
 @dataclass(frozen=True)
@@ -35,19 +51,29 @@ class Targets:
 
 
 class Method(Protocol):
-    """A way to move the policy towards best-of-N of the anchor."""
+    """A way to move the policy towards best-of-N of the anchor. Its settings are its dataclass fields."""
 
-    policy_draws: int
-    anchor_draws: int
+    anchor_ema_rate: ClassVar[float | None]
+    """The anchor's default EMA rate; None: the anchor is the fixed reference, and may not be set to move."""
+
+    @property
+    def policy_draws(self) -> int:
+        """k, completions drawn of the policy for each prompt and step."""
+        ...
+
+    @property
+    def anchor_draws(self) -> int:
+        """m, completions drawn of the anchor; 0 where stored groups take their place."""
+        ...
 
     def targets(self, draws: ScoredDraws) -> Any:
         """The `Targets` (of a subclass of the method's own) of one batch."""
         ...
 
     def loss(
-        self, policy_logprobs: Float[Tensor, "b k"], anchor_logprobs: Float[Tensor, "b m"], targets: Any
+        self, policy_logprobs: Float[Tensor, "b k t"], anchor_logprobs: Float[Tensor, "b m t"], targets: Any
     ) -> Float[Tensor, " b"]:
-        """One number a prompt. Log-probs are nats, summed over the completion; 0 where not trained on."""
+        """One number a prompt. Log-probs are nats of each token; 0 behind the end and where not trained on."""
         ...
 
     def metrics(self, draws: ScoredDraws) -> dict[str, float]:
@@ -55,7 +81,7 @@ class Method(Protocol):
         ...
 
 
-def best_draw(rewards: Float[Tensor, "b m"], tie_breaker: Float[Tensor, "b m"]) -> Bool[Tensor, "b m"]:
+def best_draw(rewards: Float[Tensor, "*b m"], tie_breaker: Float[Tensor, "*b m"]) -> Bool[Tensor, "*b m"]:
     """True at one draw a row: the best, ties broken by the larger `tie_breaker`; failed (NaN) never.
 
     A row without any valid reward is all False.
@@ -64,3 +90,30 @@ def best_draw(rewards: Float[Tensor, "b m"], tie_breaker: Float[Tensor, "b m"]) 
     candidates = torch.where(rewards == highest, tie_breaker, -1.0)
     best = torch.zeros_like(rewards, dtype=torch.bool).scatter(-1, candidates.argmax(-1, keepdim=True), True)
     return best & ~rewards.isnan()
+
+
+def first_valid(rewards: Float[Tensor, "b m"], n: int) -> Bool[Tensor, "b m"]:
+    """True at the first n draws of each row whose reward did not fail; a row that has fewer is all False."""
+    valid = ~rewards.isnan()
+    return valid & (valid.cumsum(-1) <= n) & (valid.sum(-1, keepdim=True) >= n)
+
+
+def check_range(name: str, value: float, low: float, high: float, remedy: str = "") -> None:
+    """Refuse a setting outside [low, high].
+
+    Raises:
+        ConfigError: naming the setting, the value and the range.
+    """
+    if not low <= value <= high:
+        upper = "" if high == float("inf") else f" and at most {high:g}"
+        raise ConfigError(f"{name}={value} must be at least {low:g}{upper}{'; ' + remedy if remedy else ''}")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a word that is not among the choices.
+
+    Raises:
+        ConfigError: naming the setting, the value and the choices.
+    """
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r} must be one of {', '.join(choices)}")

@@ -1,15 +1,16 @@
 """J-BOND (arXiv:2407.14622, Algorithm 2): Jeffreys divergence to best-of-2 of a moving anchor."""
 
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nonpareil.errors import ConfigError
 from nonpareil.maths.losses import forward_kl_loss, jeffreys, leave_one_out_mean, policy_gradient_loss
 from nonpareil.maths.quantiles import two_sample_log_quantile
-from nonpareil.methods.base import ScoredDraws, Targets, best_draw
+from nonpareil.methods.base import ScoredDraws, Targets, best_draw, check_range
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,13 @@ class JBOND:
     jeffreys_weight: float = 0.5
     kl_coef: float = 0.0
 
-    policy_draws = 1
-    anchor_draws = 2
+    policy_draws: ClassVar = 1
+    anchor_draws: ClassVar = 2
+    anchor_ema_rate: ClassVar = 0.02
 
     def __post_init__(self) -> None:
-        if not 0 <= self.jeffreys_weight <= 1:
-            raise ConfigError(f"jeffreys_weight={self.jeffreys_weight} must lie in [0, 1]")
-        if self.kl_coef < 0:
-            raise ConfigError(
-                f"kl_coef={self.kl_coef} must not be negative: it would reward leaving the anchor"
-            )
+        check_range("jeffreys_weight", self.jeffreys_weight, 0, 1)
+        check_range("kl_coef", self.kl_coef, 0, math.inf, "below 0 it would reward leaving the anchor")
 
     def targets(self, draws: ScoredDraws) -> JBONDTargets:
         """Steps 1 to 3 of Algorithm 2, without gradients. A prompt with a failed reward takes no part."""
@@ -67,13 +65,13 @@ class JBOND:
 
     def loss(
         self,
-        policy_logprobs: Float[Tensor, "b 1"],
-        anchor_logprobs: Float[Tensor, "b 2"],
+        policy_logprobs: Float[Tensor, "b 1 t"],
+        anchor_logprobs: Float[Tensor, "b 2 t"],
         targets: JBONDTargets,
     ) -> Float[Tensor, " b"]:
         """Step 4 of Algorithm 2: (1 - w) forward + w backward + gamma KL(pi || anchor), one number a prompt."""
-        own = policy_logprobs[:, 0]
-        forward = forward_kl_loss((anchor_logprobs * targets.train_anchor).sum(-1))
+        own = policy_logprobs[:, 0].sum(-1)
+        forward = forward_kl_loss((anchor_logprobs.sum(-1) * targets.train_anchor).sum(-1))
         backward = policy_gradient_loss(own, targets.advantages)
         kl_to_anchor = policy_gradient_loss(own, -targets.kl_advantages)
         return jeffreys(forward, backward, self.jeffreys_weight) + self.kl_coef * kl_to_anchor

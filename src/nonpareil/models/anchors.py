@@ -1,4 +1,4 @@
-"""The moving anchor of J-BOND, and the working copy that draws from policy and anchor in turn."""
+"""The anchor that a policy is compared with, and the working copy that draws from policy and anchor in turn."""
 
 import copy
 import os
@@ -16,23 +16,37 @@ from nonpareil.errors import DataError
 ANCHOR_FILE = "anchor.safetensors"
 
 
-class EMAAnchor:
-    """An exponential moving average of the policy, `anchor <- (1 - rate) * anchor + rate * policy`.
+class Anchor:
+    """What the policy is compared with: the reference it was, a copy refreshed now and then, or a moving average.
+
+    `rate`: `anchor <- (1 - rate) * anchor + rate * policy` after each step (J-BOND); `refresh_steps`: a copy of
+    the policy every so many steps (iterative BOND); neither: the reference, for good.
 
     Kept in float32 whatever the policy is in: in bfloat16 an increment below about 2^-9 of a weight rounds
     away, and the anchor would stand still (PAPERS.md section 1).
     """
 
-    def __init__(self, policy: PreTrainedModel, rate: float):
-        self.rate = rate
+    def __init__(self, policy: PreTrainedModel, rate: float = 0.0, refresh_steps: int = 0):
+        self.rate, self.refresh_steps = rate, refresh_steps
         self.module = copy.deepcopy(policy).float().eval().requires_grad_(False)
 
+    @property
+    def moves(self) -> bool:
+        """Whether its weights change, and so belong to a checkpoint."""
+        return bool(self.rate or self.refresh_steps)
+
+    def after_step(self, policy: nn.Module, step: int) -> None:
+        """Move, where this is a step after which the anchor moves; `step` optimizer steps are done."""
+        if self.rate:
+            self._move(policy, self.rate)
+        elif self.refresh_steps and step % self.refresh_steps == 0:
+            self._move(policy, 1.0)
+
     @torch.no_grad()
-    def update(self, policy: nn.Module) -> None:
-        """Move towards the policy; call once after each optimizer step."""
+    def _move(self, policy: nn.Module, rate: float) -> None:
         ours = list(self.module.parameters())
         theirs = [p.detach().to(torch.float32) for p in policy.parameters()]
-        torch._foreach_lerp_(ours, theirs, self.rate)
+        torch._foreach_lerp_(ours, theirs, rate)
         for mine, other in zip(self.module.buffers(), policy.buffers(), strict=True):
             mine.copy_(other)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -96,3 +97,13 @@ def end_token_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> frozenset[int
 def context_window(model: PreTrainedModel) -> int | None:
     """Most tokens of prompt and completion together, or None where the model states no limit."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Dropout off for good: the policy that is trained must be the one that draws."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():  # rates handed to functional.dropout, as OPT does
+            if isinstance(value, float) and any(part in name for part in ("dropout", "pdrop", "layerdrop")):
+                setattr(module, name, 0.0)

@@ -55,19 +55,31 @@ def completion_logprobs(
 ) -> Float[Tensor, " b"]:
     """log pi(completion | prompt) of each sequence, nats, summed over its tokens, the end token included.
 
-    One forward pass; gradients flow where grad mode is on. Logits are upcast to float32 before the softmax,
-    `CHUNK_ELEMENTS` of them at a time, and computed anew in the backward pass.
+    See `completion_token_logprobs`.
+    """
+    return completion_token_logprobs(model, sequences, temperature).sum(-1)
+
+
+def completion_token_logprobs(
+    model: PreTrainedModel, sequences: TokenSequences, temperature: float = 1.0
+) -> Float[Tensor, "b t"]:
+    """log pi of each completion token, nats, the end token included; 0 behind the completion's end.
+
+    t is the longest completion. One forward pass; gradients flow where grad mode is on. Logits are upcast to
+    float32 before the softmax, `CHUNK_ELEMENTS` of them at a time, and computed anew in the backward pass.
     """
     hidden, targets, owner, logits_of = _predicting_states(model, sequences)
-    summed = torch.zeros(len(sequences), device=hidden.device)
+    values = []
     for chunk in _chunks(hidden, model.config.get_text_config().vocab_size):
         arguments = (logits_of, hidden[chunk], targets[chunk], temperature)
         if torch.is_grad_enabled():
-            logprobs = checkpoint(_target_logprobs, *arguments, use_reentrant=False)
+            values.append(checkpoint(_target_logprobs, *arguments, use_reentrant=False))
         else:
-            logprobs = _target_logprobs(*arguments)
-        summed = summed.index_add(0, owner[chunk], logprobs)
-    return summed
+            values.append(_target_logprobs(*arguments))
+    lengths = [len(ids) for ids in sequences.completion_ids]
+    column = torch.cat([torch.arange(length) for length in lengths]).to(owner.device)
+    padded = torch.zeros(len(sequences), max(lengths), device=hidden.device)
+    return padded.index_put((owner, column), torch.cat(values)) if values else padded
 
 
 @torch.no_grad()

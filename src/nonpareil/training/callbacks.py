@@ -12,30 +12,23 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from nonpareil.models.anchors import ANCHOR_FILE, EMAAnchor
+from nonpareil.models.anchors import ANCHOR_FILE, Anchor
 
 METRICS_FILE = "metrics.jsonl"
-RESUMED_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", ANCHOR_FILE)
+RESUMED_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 
 class AnchorCallback(TrainerCallback):
-    """Moves the anchor after each optimizer step and saves it with each checkpoint."""
+    """Moves the anchor after each optimizer step."""
 
-    def __init__(self, anchor: EMAAnchor):
+    def __init__(self, anchor: Anchor):
         self.anchor = anchor
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Algorithm 2, step 5."""
-        self.anchor.update(kwargs["model"])
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Last of a checkpoint's files, so that a checkpoint with an anchor is a whole one."""
-        if state.is_world_process_zero:
-            self.anchor.save(Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+        """J-BOND's Algorithm 2, step 5; iterative BOND's refresh."""
+        self.anchor.after_step(kwargs["model"], state.global_step)
 
 
 class MetricsFile(TrainerCallback):
@@ -90,10 +83,14 @@ class CompactProgress(ProgressCallback):
 
 
 class StopCleanly(TrainerCallback):
-    """The first Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and stops; a second one interrupts."""
+    """The first Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and stops; a second one interrupts.
 
-    def __init__(self) -> None:
+    `every`: steps between states that can be resumed; those in between share one batch of draws.
+    """
+
+    def __init__(self, every: int = 1) -> None:
         self.stopped = False
+        self.every = every
         self._previous: dict[int, Any] = {}
 
     def on_train_begin(
@@ -109,7 +106,7 @@ class StopCleanly(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Between steps the state is whole, and can be saved."""
-        if self.stopped:
+        if self.stopped and state.global_step % self.every == 0:
             control.should_save = control.should_training_stop = True
 
     def restore(self) -> None:
@@ -123,12 +120,13 @@ class StopCleanly(TrainerCallback):
         signal.signal(number, self._previous[number])
 
 
-def last_whole_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint with all its files, the anchor among them."""
+def last_whole_checkpoint(output_dir: Path, with_anchor: bool = True) -> Path | None:
+    """The newest checkpoint with all its files, the anchor among them where it moves."""
+    files = (*RESUMED_FILES, ANCHOR_FILE) if with_anchor else RESUMED_FILES
     found = [
         path
         for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
         # transformers resumes without an optimizer state, silently, where that is missing.
-        if path.name.rsplit("-", 1)[1].isdigit() and all((path / name).is_file() for name in RESUMED_FILES)
+        if path.name.rsplit("-", 1)[1].isdigit() and all((path / name).is_file() for name in files)
     ]
     return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)

@@ -1,6 +1,7 @@
 """Settings of `DistillationTrainer`: transformers' own, TRL's names for drawing, and the method's."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -9,6 +10,11 @@ from nonpareil.engines.transformers import check_sampling
 from nonpareil.errors import ConfigError
 from nonpareil.models.devices import best_device, fast_dtype
 from nonpareil.records import SamplingParams
+
+
+def _setting(text: str) -> Any:
+    """A setting of the method; None is the method's own default."""
+    return field(default=None, metadata={"help": text, "method": True})
 
 
 @dataclass
@@ -40,14 +46,33 @@ class DistillationConfig(TrainingArguments):
     )
     top_k: int = field(default=0, metadata={"help": "Refused above 0, for the same reason."})
     min_p: float = field(default=0.0, metadata={"help": "Refused above 0, for the same reason."})
-    jeffreys_weight: float = field(
-        default=0.5, metadata={"help": "Weight of the backward KL; the forward KL has the rest."}
+    method: str = field(
+        default="jbond",
+        metadata={"help": "jbond, bond, vbon, bonbon, sft_bon, regression, rloo, or path/to/file.py:Class."},
     )
-    kl_coef: float = field(
-        default=0.0, metadata={"help": "Weight of KL(policy || anchor): the paper's gamma."}
+    n: int | None = _setting("The N whose best-of-N is the target (all but jbond and rloo).")
+    num_generations: int | None = _setting("Completions of the policy a prompt and step.")
+    num_reference_samples: int | None = _setting("Fresh completions of the anchor a prompt and step.")
+    quantile_estimator: str | None = _setting("harmonic, plug_in, inclusive_plug_in or two_sample.")
+    jeffreys_weight: float | None = _setting("Weight of the backward KL; the forward KL has the rest.")
+    kl_coef: float | None = _setting("Weight of KL(policy || anchor): J-BOND's gamma; RLOO's penalty.")
+    imitate: str | None = _setting("winner of n draws, or all draws with their rank weights.")
+    bound: str | None = _setting("vBoN's: exact or l1.")
+    contrast: str | None = _setting("BoNBoN's: ipo (the paper's) or dpo (its code's).")
+    sft_weight: float | None = _setting("BoNBoN's weight of the SFT term.")
+    weighting: str | None = _setting("Regression's, of stored draws: tilt, sqrt_tilt or uniform.")
+    baseline: str | None = _setting("Mean return of the other draws of the batch, or of the prompt.")
+    num_iterations: int | None = _setting("vBoN's PPO: optimizer steps on one batch of draws.")
+    epsilon: float | None = _setting("vBoN's PPO: clip range of the per-token ratios.")
+    anchor_ema_rate: float | None = field(
+        default=None,
+        metadata={"help": "Share of the policy that the anchor takes on after each step. jbond: 0.02."},
     )
-    anchor_ema_rate: float = field(
-        default=0.02, metadata={"help": "Share of the policy that the anchor takes on after each step."}
+    anchor_refresh_steps: int | None = field(
+        default=None, metadata={"help": "Make the anchor a copy of the policy every so many steps (BOND)."}
+    )
+    max_train_seconds: float | None = field(
+        default=None, metadata={"help": "Stop after so many seconds of training steps, resumes included."}
     )
     max_tokens_per_batch: int = field(
         default=16384, metadata={"help": "Tokens, padding included, of one forward pass; bounds memory."}
@@ -77,14 +102,23 @@ class DistillationConfig(TrainingArguments):
                     "the policy's: the KL and the policy gradient would be wrong without an error. "
                     f"Remove {name}; use temperature to sharpen"
                 )
-        if not 0 < self.anchor_ema_rate <= 1:
+        if self.anchor_ema_rate is not None and not 0 < self.anchor_ema_rate <= 1:
             raise ConfigError(
                 f"anchor_ema_rate={self.anchor_ema_rate} must lie in (0, 1]; 1 makes the anchor the last policy"
             )
+        if self.anchor_refresh_steps is not None and self.anchor_refresh_steps < 1:
+            raise ConfigError(f"anchor_refresh_steps={self.anchor_refresh_steps} must be at least 1")
+        if self.anchor_ema_rate is not None and self.anchor_refresh_steps is not None:
+            raise ConfigError("anchor_ema_rate and anchor_refresh_steps: an anchor moves one way; give one")
         if self.max_tokens_per_batch < 1:
             raise ConfigError(f"max_tokens_per_batch={self.max_tokens_per_batch} must be at least 1")
         check_sampling(self.sampling(self.seed))
         super().__post_init__()
+
+    def method_settings(self) -> dict[str, Any]:
+        """The settings of the method that were given."""
+        named = [f.name for f in fields(self) if f.metadata.get("method")]
+        return {name: value for name in named if (value := getattr(self, name)) is not None}
 
     def sampling(self, seed: int) -> SamplingParams:
         """How completions are drawn."""

@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
@@ -16,14 +14,13 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
-from nonpareil.engines.transformers import TransformersEngine, check_prompts
+from nonpareil.engines.transformers import check_prompts
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.methods.base import Method, Targets
-from nonpareil.methods.jbond import JBOND
-from nonpareil.models.anchors import EMAAnchor, WorkingCopy
-from nonpareil.models.loading import context_window, load_policy
-from nonpareil.models.logprobs import TokenSequences, completion_logprobs, token_budget_batches
-from nonpareil.records import Prompt
+from nonpareil.models.anchors import Anchor
+from nonpareil.models.loading import context_window, disable_dropout, load_policy
+from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs, token_budget_batches
+from nonpareil.records import Group, Prompt, prompt_of
 from nonpareil.rewards import CombinedReward, load_rewards
 from nonpareil.training.callbacks import (
     AnchorCallback,
@@ -33,22 +30,29 @@ from nonpareil.training.callbacks import (
     last_whole_checkpoint,
 )
 from nonpareil.training.config import DistillationConfig
+from nonpareil.training.figures import completion_rows, step_figures, write_completions
+from nonpareil.training.method import anchor_motion, method_of
+from nonpareil.training.sampler import RepeatedBatches
+from nonpareil.training.spent import Spent
 from nonpareil.training.steps import StepDrawer, StepDraws, reward_tensor
+from nonpareil.training.stored import check_stored
 
 
 class DistillationTrainer(Trainer):
-    """Distils best-of-N into the policy with J-BOND (arXiv:2407.14622).
+    """Distils best-of-N into the policy, by the method that `args.method` names (J-BOND unless told otherwise).
 
-    Each step draws one completion of the policy and two of the anchor for every prompt of the batch, scores
-    them, and descends the Jeffreys divergence to best-of-2 of the anchor, which follows the policy.
+    Each step draws what the method asks for of the policy and of the anchor for every prompt of the batch, scores
+    it, and descends the method's loss; or it takes stored groups in the anchor's place.
 
     Arguments follow TRL. `train_dataset` and `eval_dataset` hold tokenised prompts (`list[Prompt]`, from
     `rollouts.prompts.tokenize_prompts`). `reward_funcs` is a reward, or a list of model paths, functions and
-    reward objects. The policy should be in float32: bfloat16 weights lose small updates.
+    reward objects. The policy should be in float32: bfloat16 weights lose small updates. `groups`: stored, drawn
+    from this policy as it is now at the same temperature; then `train_dataset` follows from them. `method`: an
+    object, in place of the one that `args` describes.
 
     Raises:
-        ConfigError: several processes or an empty train_dataset.
-        DataError: a prompt that does not fit the model's window.
+        ConfigError: several processes, an empty train_dataset, or settings the method does not read.
+        DataError: a prompt that does not fit the model's window, or groups that cannot be trained on.
         ModelError: a model or reward model that cannot be used.
     """
 
@@ -59,18 +63,24 @@ class DistillationTrainer(Trainer):
         model: PreTrainedModel | str,
         reward_funcs: Any,
         args: DistillationConfig,
-        train_dataset: Sequence[Prompt],
+        train_dataset: Sequence[Prompt] | None = None,
         eval_dataset: Sequence[Prompt] | None = None,
         processing_class: Tokenizer | None = None,
         reward_processing_classes: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        groups: Sequence[Group] | None = None,
+        method: Method | None = None,
     ):
         if args.world_size > 1:
             raise ConfigError(
                 f"{args.world_size} processes were started, but this version trains in one; start it without "
                 "torchrun or accelerate launch"
             )
+        self.method: Method = method or method_of(args, stored=groups is not None)
+        if groups is not None:
+            check_stored(groups, self.method)
+            train_dataset = [prompt_of(group) for group in groups]
         if not train_dataset:
             raise ConfigError("train_dataset is empty; give at least one prompt")
         if isinstance(model, str):
@@ -91,8 +101,8 @@ class DistillationTrainer(Trainer):
             )
         )
         disable_dropout(model)
-        self.method: Method = JBOND(args.jeffreys_weight, args.kl_coef)
-        self.stopper = StopCleanly()
+        self.repeats: int = getattr(self.method, "num_iterations", 1)
+        self.stopper, self.spent = StopCleanly(self.repeats), Spent(args.max_train_seconds)
         super().__init__(
             model=model,
             args=args,
@@ -100,24 +110,44 @@ class DistillationTrainer(Trainer):
             eval_dataset=None if eval_dataset is None else list(eval_dataset),
             processing_class=processing_class,
             data_collator=_as_they_are,
-            callbacks=[MetricsFile(), self.stopper, *(callbacks or [])],
+            callbacks=[MetricsFile(), self.stopper, self.spent, *(callbacks or [])],
             optimizers=optimizers,
         )
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(CompactProgress())
         # A step's loss is a mean over its own prompts, whatever the model's forward accepts.
         self.model_accepts_loss_kwargs = False
-        self.anchor = EMAAnchor(model, args.anchor_ema_rate)
-        self.add_callback(AnchorCallback(self.anchor))
-        working = WorkingCopy(
-            model, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.dtype
-        )
-        engine = TransformersEngine(
-            working.model, processing_class, max_tokens_per_batch=args.max_tokens_per_batch
-        )
-        self.drawer = StepDrawer(engine, working, self.method, self.reward, args)
+        self.anchor = self._make_anchor(model)
+        stored = {group.prompt_id: group for group in groups or ()}
+        self.drawer = StepDrawer(model, processing_class, self.method, self.reward, args, stored)
+        self._last_draw: tuple[int, StepDraws] | None = None
         self._figures: dict[str, list[float]] = defaultdict(list)
         self._completions: dict[int, list[dict[str, Any]]] = {}
+
+    def _make_anchor(self, model: PreTrainedModel) -> Anchor | None:
+        """None where nothing is compared with it: stored groups hold their reference log-probs."""
+        if not self.method.policy_draws + self.method.anchor_draws:
+            return None
+        anchor = Anchor(model, *anchor_motion(self.args, self.method))
+        self.add_callback(AnchorCallback(anchor))
+        return anchor
+
+    @property
+    def _moving_anchor(self) -> Anchor | None:
+        return self.anchor if self.anchor is not None and self.anchor.moves else None
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The usual order, or each batch several times where it serves several steps."""
+        if self.repeats == 1:
+            return super()._get_train_sampler(train_dataset)
+        data: Any = self.train_dataset if train_dataset is None else train_dataset
+        return RepeatedBatches(len(data), self._train_batch_size, self.repeats, self.args.seed)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """The anchor is saved with them, before transformers deletes an older checkpoint."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._moving_anchor is not None and self.args.should_save:
+            self._moving_anchor.save(Path(output_dir))
 
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
@@ -128,15 +158,15 @@ class DistillationTrainer(Trainer):
             DataError: there is no checkpoint to resume from, or it lacks its anchor.
         """
         if resume_from_checkpoint is True:
-            last = last_whole_checkpoint(Path(str(self.args.output_dir)))
+            last = last_whole_checkpoint(Path(str(self.args.output_dir)), self._moving_anchor is not None)
             if last is None:
                 raise DataError(
                     f"resume_from_checkpoint=true, but {self.args.output_dir} holds no whole checkpoint; "
                     "start without it"
                 )
             resume_from_checkpoint = str(last)
-        if resume_from_checkpoint:
-            self.anchor.load(Path(resume_from_checkpoint))
+        if resume_from_checkpoint and self._moving_anchor is not None:
+            self._moving_anchor.load(Path(resume_from_checkpoint))
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         finally:
@@ -147,12 +177,28 @@ class DistillationTrainer(Trainer):
     ) -> Tensor:
         """Draw, score, and accumulate the gradient of one batch of prompts; returns its mean loss, nats."""
         start = time.perf_counter()
-        drawn = self.drawer.draw(model, self.anchor, inputs, self.state.global_step)
+        drawn = self._draw(model, inputs)
         targets = self.method.targets(drawn.numbers)
         model.train()
         loss = self._accumulate(model, drawn, targets)
         self._record(drawn, targets, time.perf_counter() - start)
         return loss
+
+    def _draw(self, model: nn.Module, prompts: list[Prompt]) -> StepDraws:
+        """This step's draws; those of the step before where one batch of draws serves several steps."""
+        step = self.state.global_step
+        if self.repeats > 1 and self._last_draw is not None and self._last_draw[0] == step // self.repeats:
+            return self._last_draw[1]
+        drawn = self.drawer.draw(model, self.anchor, prompts, step)
+        fresh = self.method.policy_draws + self.method.anchor_draws
+        self.spent.completions_drawn += fresh * len(prompts)
+        tokens = sum(
+            len(g.prompt_token_ids) + len(ids) for g in drawn.groups for ids in g.completion_token_ids[:fresh]
+        )
+        self.spent.tokens_drawn += tokens
+        self.state.num_input_tokens_seen += tokens
+        self._last_draw = (step // self.repeats, drawn) if self.repeats > 1 else None
+        return drawn
 
     def _accumulate(self, model: nn.Module, drawn: StepDraws, targets: Targets) -> Tensor:
         """Backward passes within the token budget; their sum is the gradient of the whole batch's mean."""
@@ -171,6 +217,7 @@ class DistillationTrainer(Trainer):
             for row, mine in zip(used, slots, strict=True)
         ]
         total = torch.zeros((), device=self.args.device)
+        width = max(len(ids) for group in drawn.groups for ids in group.completion_token_ids)
         for batch in token_budget_batches(costs, self.args.max_tokens_per_batch):
             rows = [used[i] for i in batch]
             places = [(i, j) for i, b in enumerate(batch) for j in slots[b]]
@@ -179,9 +226,11 @@ class DistillationTrainer(Trainer):
                 [drawn.groups[rows[i]].completion_token_ids[j] for i, j in places],
             )
             with self.compute_loss_context_manager():
-                values = completion_logprobs(self._plain(model), sequences, self.args.temperature)
+                values = completion_token_logprobs(self._plain(model), sequences, self.args.temperature)
+            self.spent.tokens_trained += sum(sequences.lengths())
             index = tuple(torch.tensor(places, device=values.device).T)
-            logprobs = values.new_zeros(len(rows), wanted.shape[1]).index_put(index, values)
+            values = nn.functional.pad(values, (0, width - values.shape[1]))
+            logprobs = values.new_zeros(len(rows), wanted.shape[1], width).index_put(index, values)
             k = drawn.num_policy
             here = _to_device(targets.select(rows), values.device)
             loss = self.method.loss(logprobs[:, :k], logprobs[:, k:], here).sum() / len(used)
@@ -193,58 +242,16 @@ class DistillationTrainer(Trainer):
         return self.accelerator.unwrap_model(model)
 
     def _record(self, drawn: StepDraws, targets: Targets, seconds: float) -> None:
-        """Gather the step's figures, under TRL's names; they are logged as means over `logging_steps`."""
-        k = drawn.num_policy
-        rewards, log_ratio = drawn.numbers.policy_rewards, drawn.numbers.log_ratio
-        lengths = torch.tensor([float(len(ids)) for g in drawn.groups for ids in g.completion_token_ids[:k]])
-        clipped = [reason == "length" for g in drawn.groups for reason in g.finish_reasons[:k]]
-        sampled = sum(sum(values) for g in drawn.groups for values in g.logprobs[:k])
-        self.state.num_input_tokens_seen += sum(
-            len(g.prompt_token_ids) + len(ids) for g in drawn.groups for ids in g.completion_token_ids
-        )
-        figures = {
-            "reward": rewards.nanmean().item(),
-            "reward_std": rewards[~rewards.isnan()].std(unbiased=False).item(),
-            "anchor_reward": drawn.numbers.anchor_rewards.nanmean().item(),
-            "kl": log_ratio.mean().item(),
-            "entropy": -sampled / lengths.sum().item(),
-            "completions/mean_length": lengths.mean().item(),
-            "completions/clipped_ratio": sum(clipped) / len(clipped),
-            "rewards/failed_ratio": reward_tensor(drawn.groups).isnan().float().mean().item(),
-            "step_time": seconds,
-            **self.method.metrics(drawn.numbers),
-        }
-        for name in self.reward.names:
-            values = [v for g in drawn.groups for v in g.rewards_by_name[name][:k] if v is not None]
-            if values:
-                figures[f"rewards/{name}/mean"] = sum(values) / len(values)
-                figures[f"rewards/{name}/std"] = torch.tensor(values).std(unbiased=False).item()
-        for name, value in figures.items():
+        """Gather the step's figures; they are logged as means over `logging_steps`."""
+        figures = {**step_figures(drawn, self.reward.names), **self.method.metrics(drawn.numbers)}
+        for name, value in {**figures, "step_time": seconds}.items():
             self._figures[name].append(value)
         step = self.state.global_step + 1
         if self.args.log_completions and step % max(1, int(self.state.logging_steps)) == 0:
-            advantages = getattr(targets, "advantages", torch.full((len(drawn.groups),), torch.nan))
-            self._write_completions(step, drawn, advantages.tolist())
-
-    def _write_completions(self, step: int, drawn: StepDraws, advantages: list[float]) -> None:
-        rows = [
-            {
-                "step": step,
-                "prompt": str(g.prompt),
-                "completion": g.completions[j],
-                "drawn_by": "policy" if j < drawn.num_policy else "anchor",
-                **{name: values[j] for name, values in g.rewards_by_name.items()},
-                "advantage": advantage if j < drawn.num_policy else None,
-            }
-            for g, advantage in zip(drawn.groups, advantages, strict=True)
-            for j in range(len(g))
-        ]
-        # A step's earlier micro-batches, under gradient accumulation, belong to the same file.
-        self._completions = {step: [*self._completions.get(step, []), *rows]}
-        directory = Path(str(self.args.output_dir)) / "completions"
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / f"completions_{step:05d}.parquet"
-        pq.write_table(pa.Table.from_pylist(self._completions[step]), path)
+            # A step's earlier micro-batches, under gradient accumulation, belong to the same file.
+            rows = [*self._completions.get(step, []), *completion_rows(drawn, targets, step)]
+            self._completions = {step: rows}
+            write_completions(Path(str(self.args.output_dir)), step, rows)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the figures gathered since the last log."""
@@ -283,16 +290,6 @@ class DistillationTrainer(Trainer):
 def _as_they_are(prompts: list[Prompt]) -> Any:
     """A batch of prompts stays a list: engines pad, each in its own way."""
     return prompts
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Dropout off for good: the policy that is trained must be the one that draws."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():  # rates handed to functional.dropout, as OPT does
-            if isinstance(value, float) and any(part in name for part in ("dropout", "pdrop", "layerdrop")):
-                setattr(module, name, 0.0)
 
 
 def _to_device(targets: Targets, device: torch.device) -> Targets:

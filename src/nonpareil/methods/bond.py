@@ -1,0 +1,134 @@
+"""BOND (arXiv:2407.14622): Jeffreys divergence to best-of-n of the anchor, quantiles from fresh anchor draws."""
+
+from dataclasses import dataclass
+from typing import ClassVar, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nonpareil.errors import ConfigError
+from nonpareil.maths.losses import forward_kl_loss, jeffreys, policy_gradient_loss
+from nonpareil.maths.quantiles import QuantileEstimator, log_tilt_estimate
+from nonpareil.methods.advantages import Baseline, advantages, mean_over
+from nonpareil.methods.base import ScoredDraws, Targets, check_choice, check_range
+from nonpareil.methods.imitation import Imitate, imitation_weights
+
+
+@dataclass(frozen=True)
+class BONDTargets(Targets):
+    """How much each draw is imitated, and what each of the policy's own draws is worth."""
+
+    weights: Float[Tensor, "b m"]
+    """Of the forward KL: the chance that an anchor draw is the best of n; rows sum to 1, or to 0."""
+    advantages: Float[Tensor, "b k"]
+    """Of the backward KL: log pi_n - log pi, less a baseline, nats."""
+
+
+@dataclass(frozen=True)
+class BOND:
+    """k policy draws and m anchor draws a prompt; the anchor is the reference, or is refreshed, or follows.
+
+    `n`: the target. `num_generations`: k. `num_reference_samples`: m, from which quantiles are estimated and
+    best-of-n samples are taken. `jeffreys_weight` w: (1 - w) weighs the forward KL, w the backward KL.
+    `imitate`: `winner` of n anchor draws, or `all` m with their rank weights (less noise, m log-probs to train).
+    `baseline`: the mean return of the other draws of the batch (the paper's) or of the prompt.
+
+    The paper drops the tie term of the quantile reward; it is here, so that ties and binary rewards reach
+    best-of-n too.
+
+    Raises:
+        ConfigError: a setting out of its range, or fewer than n anchor draws where some are to be imitated.
+    """
+
+    n: int = 4
+    num_generations: int = 1
+    num_reference_samples: int = 16
+    quantile_estimator: QuantileEstimator = "harmonic"
+    jeffreys_weight: float = 0.5
+    imitate: Imitate = "winner"
+    baseline: Baseline = "batch"
+
+    anchor_ema_rate: ClassVar = 0.0
+
+    def __post_init__(self) -> None:
+        check_n(self.n)
+        check_range("num_generations", self.num_generations, 1, float("inf"))
+        check_range("num_reference_samples", self.num_reference_samples, 1, float("inf"))
+        check_range("jeffreys_weight", self.jeffreys_weight, 0, 1)
+        check_choice("quantile_estimator", self.quantile_estimator, get_args(QuantileEstimator))
+        check_choice("imitate", self.imitate, get_args(Imitate))
+        check_choice("baseline", self.baseline, get_args(Baseline))
+        if self.quantile_estimator == "two_sample" and self.num_reference_samples != 2:
+            raise ConfigError(
+                f"num_reference_samples={self.num_reference_samples}: quantile_estimator=two_sample needs 2"
+            )
+        if self.jeffreys_weight < 1 and self.num_reference_samples < self.n:
+            raise ConfigError(
+                f"num_reference_samples={self.num_reference_samples} is fewer than n={self.n}: the forward KL "
+                "imitates the best of n anchor draws; draw more, or give jeffreys_weight=1"
+            )
+
+    @property
+    def policy_draws(self) -> int:
+        """k."""
+        return self.num_generations
+
+    @property
+    def anchor_draws(self) -> int:
+        """m."""
+        return self.num_reference_samples
+
+    def targets(self, draws: ScoredDraws) -> BONDTargets:
+        """Without gradients. Failed rewards are left out; a prompt lacking a whole side takes no part."""
+        # Forward KL: which anchor draws are the best of n?
+        weights = torch.zeros_like(draws.anchor_rewards)
+        if self.jeffreys_weight < 1:
+            weights = imitation_weights(draws.anchor_rewards, draws.tie_breaker, self.n, self.imitate)
+
+        # Backward KL: log pi_n - log pi of the policy's own draws.
+        tilt = log_tilt_estimate(draws.policy_rewards, draws.anchor_rewards, self.n, self.quantile_estimator)
+        returns = tilt - draws.log_ratio
+
+        valid = ~returns.isnan()
+        whole = valid.any(-1) & ((weights.sum(-1) > 0) | (self.jeffreys_weight == 1))
+        valid, weights = valid & whole[:, None], weights * whole[:, None]
+        return BONDTargets(
+            train_policy=valid & (self.jeffreys_weight > 0),
+            train_anchor=weights > 0,
+            weights=weights,
+            advantages=advantages(returns, valid, self.baseline),
+        )
+
+    def loss(
+        self,
+        policy_logprobs: Float[Tensor, "b k t"],
+        anchor_logprobs: Float[Tensor, "b m t"],
+        targets: BONDTargets,
+    ) -> Float[Tensor, " b"]:
+        """(1 - w) forward + w backward, nats."""
+        forward = (targets.weights * forward_kl_loss(anchor_logprobs.sum(-1))).sum(-1)
+        own = policy_gradient_loss(policy_logprobs.sum(-1), targets.advantages)
+        return jeffreys(forward, mean_over(own, targets.train_policy), self.jeffreys_weight)
+
+    def metrics(self, draws: ScoredDraws) -> dict[str, float]:
+        """The policy's mean log-quantile (-1 at the start, -1/n at best-of-n) and its mean return."""
+        return quantile_metrics(draws, self.n, self.quantile_estimator)
+
+
+def quantile_metrics(draws: ScoredDraws, n: int, estimator: QuantileEstimator) -> dict[str, float]:
+    """How far up its reference's rewards the policy is, and KL(pi || pi_n) as its own draws see it, nats."""
+    tilt = log_tilt_estimate(draws.policy_rewards, draws.anchor_rewards, n, estimator)
+    if tilt.isnan().all():
+        return {}
+    return {"log_tilt": tilt.nanmean().item(), "kl_to_target": (draws.log_ratio - tilt).nanmean().item()}
+
+
+def check_n(n: int) -> None:
+    """Refuse a target of best-of-1, which is the reference itself.
+
+    Raises:
+        ConfigError: n below 2.
+    """
+    if n < 2:
+        raise ConfigError(f"n={n} must be at least 2: best-of-1 is the reference itself")

@@ -1,0 +1,71 @@
+"""RLOO (arXiv:2402.14740), a baseline: KL-regularised REINFORCE, leave-one-out, on the raw reward."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from nonpareil.maths.losses import policy_gradient_loss
+from nonpareil.methods.advantages import advantages, mean_over
+from nonpareil.methods.base import ScoredDraws, Targets, check_range
+
+
+@dataclass(frozen=True)
+class RLOOTargets(Targets):
+    """What each of the policy's own draws is worth."""
+
+    advantages: Float[Tensor, "b k"]
+    """In units of the reward."""
+
+
+@dataclass(frozen=True)
+class RLOO:
+    """k policy draws a prompt; the return is reward - kl_coef * (log pi - log pi_ref), the KL in nats.
+
+    Knows nothing of best-of-n: its optimum is pi_ref * exp(reward / kl_coef), which follows the reward's scale.
+
+    Raises:
+        ConfigError: fewer than 2 draws a prompt, or a negative kl_coef.
+    """
+
+    num_generations: int = 4
+    kl_coef: float = 0.05
+
+    anchor_draws: ClassVar = 0
+    anchor_ema_rate: ClassVar = None
+
+    def __post_init__(self) -> None:
+        check_range("num_generations", self.num_generations, 2, math.inf, "the others are the baseline")
+        check_range("kl_coef", self.kl_coef, 0, math.inf)
+
+    @property
+    def policy_draws(self) -> int:
+        """k."""
+        return self.num_generations
+
+    def targets(self, draws: ScoredDraws) -> RLOOTargets:
+        """Without gradients. Failed rewards take no part."""
+        returns = draws.policy_rewards - self.kl_coef * draws.log_ratio
+        valid = ~returns.isnan()
+        valid &= valid.sum(-1, keepdim=True) > 1
+        return RLOOTargets(
+            train_policy=valid,
+            train_anchor=draws.anchor_rewards.bool(),  # [b, 0]
+            advantages=advantages(returns, valid, "prompt"),
+        )
+
+    def loss(
+        self,
+        policy_logprobs: Float[Tensor, "b k t"],
+        anchor_logprobs: Float[Tensor, "b 0 t"],
+        targets: RLOOTargets,
+    ) -> Float[Tensor, " b"]:
+        """REINFORCE, a mean over the prompt's draws."""
+        own = policy_gradient_loss(policy_logprobs.sum(-1), targets.advantages)
+        return mean_over(own, targets.train_policy)
+
+    def metrics(self, draws: ScoredDraws) -> dict[str, float]:
+        """Nothing besides the common figures."""
+        return {}

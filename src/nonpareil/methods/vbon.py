@@ -1,0 +1,128 @@
+"""vBoN (arXiv:2407.06057): backward KL to best-of-n of the fixed reference, by policy gradient or clipped PPO."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from nonpareil.errors import ConfigError
+from nonpareil.maths.best_of_n import log_tilt
+from nonpareil.maths.counts import count_among
+from nonpareil.maths.losses import clipped_policy_gradient_loss, policy_gradient_loss
+from nonpareil.maths.quantiles import log_quantile
+from nonpareil.methods.advantages import Baseline, advantages, mean_over
+from nonpareil.methods.base import ScoredDraws, Targets, check_choice, check_range
+from nonpareil.methods.bond import check_n
+
+Bound = Literal["l1", "exact"]
+StrictEstimator = Literal["plug_in", "harmonic"]
+
+
+@dataclass(frozen=True)
+class VBONTargets(Targets):
+    """What each of the policy's own draws is worth, and how it was drawn."""
+
+    advantages: Float[Tensor, "b k"]
+    """Reward of the bound less the log-ratio to the reference, less a baseline, nats."""
+    sampled_token_logprobs: Float[Tensor, "b k t"]
+    completion_mask: Bool[Tensor, "b k t"]
+
+
+@dataclass(frozen=True)
+class VBON:
+    """k policy draws a prompt; quantiles from cached reference rewards (stored groups) or m fresh draws.
+
+    `bound`: `exact` is log(p<=^n - p<^n) - log pi_ref, p<= = p< + pi_ref(y) or the share of equal rewards where
+    that is more; `l1` its lower bound (n - 1) log p<. Both stand beside one KL of weight 1: the released code's
+    exact reward has another scale, and so another n (PAPERS.md section 3). With rewards that tie, only `exact`
+    ends at best-of-n. `num_iterations`: optimizer steps on one batch of draws, clipped at `epsilon` by per-token
+    ratios where there is more than one. `baseline`: the mean return of the other draws of batch or prompt.
+
+    Raises:
+        ConfigError: a setting out of its range.
+    """
+
+    n: int = 8
+    bound: Bound = "exact"
+    num_generations: int = 4
+    num_reference_samples: int = 16
+    quantile_estimator: StrictEstimator = "plug_in"
+    baseline: Baseline = "batch"
+    num_iterations: int = 1
+    epsilon: float = 0.2
+    stored: bool = False
+
+    anchor_ema_rate: ClassVar = None
+    stored_groups: ClassVar = "optional"
+    unread_with_groups: ClassVar = ("num_reference_samples",)
+    smallest_group: ClassVar = 1
+
+    def __post_init__(self) -> None:
+        check_n(self.n)
+        check_choice("bound", self.bound, get_args(Bound))
+        check_choice("quantile_estimator", self.quantile_estimator, get_args(StrictEstimator))
+        check_choice("baseline", self.baseline, get_args(Baseline))
+        check_range("num_reference_samples", self.num_reference_samples, 1, float("inf"))
+        check_range("num_generations", self.num_generations, 1, float("inf"))
+        check_range("num_iterations", self.num_iterations, 1, float("inf"))
+        if not 0 < self.epsilon < 1:
+            raise ConfigError(f"epsilon={self.epsilon} must lie between 0 and 1")
+
+    @property
+    def policy_draws(self) -> int:
+        """k."""
+        return self.num_generations
+
+    @property
+    def anchor_draws(self) -> int:
+        """m; none where reference rewards are cached."""
+        return 0 if self.stored else self.num_reference_samples
+
+    def targets(self, draws: ScoredDraws) -> VBONTargets:
+        """Without gradients. A draw whose reward failed, or whose prompt has no reference reward, takes no part."""
+        returns = self.log_target(draws) - draws.log_ratio
+        valid = ~returns.isnan()
+        return VBONTargets(
+            train_policy=valid,
+            train_anchor=torch.zeros_like(draws.anchor_rewards, dtype=torch.bool),
+            advantages=advantages(returns, valid, self.baseline),
+            sampled_token_logprobs=draws.policy_token_logprobs,
+            completion_mask=draws.completion_mask,
+        )
+
+    def log_target(self, draws: ScoredDraws) -> Float[Tensor, "b k"]:
+        """log pi_n - log pi_ref of the policy's draws as the bound has it, nats; NaN where it cannot be told."""
+        log_strict = log_quantile(draws.policy_rewards, draws.anchor_rewards, self.quantile_estimator)
+        if self.bound == "l1":
+            return (self.n - 1) * log_strict
+        counts = count_among(draws.policy_rewards, draws.anchor_rewards)
+        tied = (counts.at_or_below - counts.below) / counts.valid.clamp(min=1)
+        mass = torch.maximum(draws.anchor_logprobs_of_policy.exp(), tied)
+        strict = log_strict.exp()
+        return log_tilt(strict, (strict + mass).clamp(max=1), self.n)
+
+    def loss(
+        self,
+        policy_logprobs: Float[Tensor, "b k t"],
+        anchor_logprobs: Float[Tensor, "b m t"],
+        targets: VBONTargets,
+    ) -> Float[Tensor, " b"]:
+        """The policy gradient of KL(pi || pi_n), a mean over the prompt's draws, nats."""
+        if self.num_iterations == 1:
+            own = policy_gradient_loss(policy_logprobs.sum(-1), targets.advantages)
+        else:
+            own = clipped_policy_gradient_loss(
+                policy_logprobs,
+                targets.sampled_token_logprobs,
+                targets.advantages,
+                self.epsilon,
+                targets.completion_mask,
+            )
+        return mean_over(own, targets.train_policy)
+
+    def metrics(self, draws: ScoredDraws) -> dict[str, float]:
+        """KL(pi || pi_n) as the policy's own draws see it, up to the bound's constant, nats."""
+        gap = draws.log_ratio - self.log_target(draws)
+        return {} if gap.isnan().all() else {"kl_to_target": gap.nanmean().item()}

@@ -1,0 +1,65 @@
+"""The figures of one step under TRL's names, and its completions on disk."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from nonpareil.training.steps import StepDraws, reward_tensor
+
+
+def step_figures(drawn: StepDraws, reward_names: Sequence[str]) -> dict[str, float]:
+    """Means over the step's own draws (KL and entropy: nats); a step on stored groups alone has their reward."""
+    k = drawn.num_policy
+    rewards, anchor_rewards = drawn.numbers.policy_rewards, drawn.numbers.anchor_rewards
+    figures = {"rewards/failed_ratio": reward_tensor(drawn.groups).isnan().float().mean().item()}
+    if anchor_rewards.numel():
+        figures["anchor_reward"] = anchor_rewards.nanmean().item()
+    if not k:
+        return figures
+    lengths = torch.tensor([float(len(ids)) for g in drawn.groups for ids in g.completion_token_ids[:k]])
+    clipped = [reason == "length" for g in drawn.groups for reason in g.finish_reasons[:k]]
+    figures |= {
+        "reward": rewards.nanmean().item(),
+        "reward_std": rewards[~rewards.isnan()].std(unbiased=False).item(),
+        "kl": drawn.numbers.log_ratio.mean().item(),
+        "entropy": -drawn.numbers.policy_token_logprobs.sum().item() / lengths.sum().item(),
+        "completions/mean_length": lengths.mean().item(),
+        "completions/clipped_ratio": sum(clipped) / len(clipped),
+    }
+    for name in reward_names:
+        values = [v for g in drawn.groups for v in g.rewards_by_name[name][:k] if v is not None]
+        if values:
+            figures[f"rewards/{name}/mean"] = sum(values) / len(values)
+            figures[f"rewards/{name}/std"] = torch.tensor(values).std(unbiased=False).item()
+    return figures
+
+
+def completion_rows(drawn: StepDraws, targets: Any, step: int) -> list[dict[str, Any]]:
+    """One row a completion: who drew it, its rewards, and its advantage where the method has such a thing."""
+    k = drawn.num_policy
+    advantages = getattr(targets, "advantages", None)
+    if advantages is not None:
+        advantages = advantages.view(len(drawn.groups), k).tolist()
+    return [
+        {
+            "step": step,
+            "prompt": str(group.prompt),
+            "completion": group.completions[j],
+            "drawn_by": "policy" if j < k else "anchor",
+            **{name: values[j] for name, values in group.rewards_by_name.items()},
+            "advantage": advantages[row][j] if advantages is not None and j < k else None,
+        }
+        for row, group in enumerate(drawn.groups)
+        for j in range(len(group))
+    ]
+
+
+def write_completions(output_dir: Path, step: int, rows: list[dict[str, Any]]) -> None:
+    """`completions/completions_<step>.parquet`."""
+    directory = output_dir / "completions"
+    directory.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), directory / f"completions_{step:05d}.parquet")

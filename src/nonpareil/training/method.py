@@ -1,0 +1,58 @@
+"""From settings to the method that runs and the anchor it is given."""
+
+from typing import Any
+
+from nonpareil.errors import ConfigError
+from nonpareil.methods import build
+from nonpareil.methods.base import Method
+from nonpareil.rewards.load import is_function_path, load_function
+from nonpareil.training.config import DistillationConfig
+
+
+def method_of(args: DistillationConfig, *, stored: bool) -> Method:
+    """The method named by the settings, one of ours or a user's own class; `stored`: groups are given.
+
+    Raises:
+        ConfigError: an unknown method, or a setting that it does not read or that is out of its range.
+    """
+    cls: Any = load_function(args.method) if is_function_path(args.method) else args.method
+    if isinstance(cls, type) and not hasattr(cls, "__dataclass_fields__"):
+        raise ConfigError(f"method={args.method!r} must be a dataclass, whose fields are its settings")
+    method = build(cls, args.method_settings(), stored=stored)
+    iterations = getattr(method, "num_iterations", 1)
+    if iterations > 1:
+        _check_iterations(args, iterations)
+    anchor_motion(args, method)
+    return method
+
+
+def _check_iterations(args: DistillationConfig, iterations: int) -> None:
+    if args.gradient_accumulation_steps > 1:
+        raise ConfigError(
+            f"num_iterations={iterations} with gradient_accumulation_steps={args.gradient_accumulation_steps}: "
+            "several steps share one batch of draws; raise per_device_train_batch_size instead "
+            "(max_tokens_per_batch bounds memory)"
+        )
+    if args.save_strategy == "steps" and args.save_steps % iterations:
+        raise ConfigError(
+            f"save_steps={args.save_steps:g} is no multiple of num_iterations={iterations}: a checkpoint between "
+            "two steps on the same draws could not be resumed exactly"
+        )
+
+
+def anchor_motion(args: DistillationConfig, method: Method) -> tuple[float, int]:
+    """The anchor's EMA rate and refresh interval; both 0 for the fixed reference.
+
+    Raises:
+        ConfigError: motion for a method whose reference is fixed.
+    """
+    default = method.anchor_ema_rate
+    given = {name: getattr(args, name) for name in ("anchor_ema_rate", "anchor_refresh_steps")}
+    for name, value in given.items():
+        if default is None and value is not None:
+            raise ConfigError(
+                f"{name}={value} is not read by method={args.method}, whose reference is fixed; remove {name}"
+            )
+    if args.anchor_refresh_steps is not None:
+        return 0.0, args.anchor_refresh_steps
+    return (default or 0.0) if args.anchor_ema_rate is None else args.anchor_ema_rate, 0

@@ -1,0 +1,31 @@
+"""The order of prompts where one batch of draws serves several optimizer steps."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+
+class RepeatedBatches(Sampler[int]):
+    """Shuffled indices in whole batches, each batch `repeats` times in a row; a rest that fills no batch waits.
+
+    The order follows from seed and epoch alone, so that a resumed run sees the same.
+    """
+
+    def __init__(self, size: int, batch_size: int, repeats: int, seed: int):
+        self.size, self.batch_size, self.repeats, self.seed = size, batch_size, repeats, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle anew; called by the Trainer."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size // self.batch_size * self.batch_size * self.repeats
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.size, generator=generator).tolist()
+        for start in range(0, self.size // self.batch_size * self.batch_size, self.batch_size):
+            for _ in range(self.repeats):
+                yield from order[start : start + self.batch_size]

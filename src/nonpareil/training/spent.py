@@ -1,0 +1,71 @@
+"""What a run has spent: completions, tokens, seconds, memory. Summed over resumes, written beside the model."""
+
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from nonpareil.files import write_json
+
+SPENT_FILE = "spent.json"
+
+
+class Spent(TrainerCallback, ExportableState):
+    """Counts what each step spends, keeps the sums in checkpoints, and stops at a limit of seconds.
+
+    `completions_drawn` and `tokens_drawn` (prompts included, once a completion) are the run's own, not those of
+    stored groups; `tokens_trained` went through a forward and backward pass; `seconds` are those of steps.
+    """
+
+    def __init__(self, max_seconds: float | None = None):
+        self.max_seconds = max_seconds
+        self.completions_drawn = self.tokens_drawn = self.tokens_trained = 0
+        self.seconds = 0.0
+        self._begun = 0.0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "args": {},
+            "attributes": {
+                "completions_drawn": self.completions_drawn,
+                "tokens_drawn": self.tokens_drawn,
+                "tokens_trained": self.tokens_trained,
+                "seconds": self.seconds,
+            },
+        }
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The clock of a step starts."""
+        self._begun = time.perf_counter()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Add the step's seconds; stop where they are used up."""
+        self.seconds += time.perf_counter() - self._begun
+        if self.max_seconds is not None and self.seconds >= self.max_seconds:
+            control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write spent.json."""
+        sums = {**self.state()["attributes"], "steps": state.global_step}
+        path = Path(str(args.output_dir)) / SPENT_FILE
+        write_json(path, {**sums, "peak_memory_bytes": peak_memory_bytes()})
+
+
+def peak_memory_bytes() -> int:
+    """Most memory this process has held: of the accelerator where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
