@@ -70,7 +70,7 @@ def inclusive_plug_in(
 def harmonic(rewards: Float[Tensor, "b k"], reference_rewards: Float[Tensor, "b m"]) -> Float[Tensor, "b k"]:
     """H_c - H_m, c of m reference rewards strictly below; see `order_statistics.harmonic_log_quantile`."""
     counts = count_among(rewards, reference_rewards)
-    estimate = harmonic_log_quantile(counts.below, counts.valid.expand_as(counts.below))
+    estimate = harmonic_log_quantile(counts.below.double(), counts.valid.expand_as(counts.below))
     return estimate.to(at_least_float32(rewards)).masked_fill(_undefined(rewards, counts), torch.nan)
 
 
@@ -131,17 +131,21 @@ def log_tilt_estimate(
 
 
 def group_log_tilt(rewards: Float[Tensor, "b m"], n: Real) -> Float[Tensor, "b m"]:
-    """The same for the m reference samples themselves, each ranked in its own group.
+    """The same for the m reference samples themselves, each ranked among the m - 1 others of its group.
 
-    `log n + (n-1) (H_{i-1} - H_m)` at rank i without ties (PAPERS.md section 4, after QRPO, arXiv:2507.08068):
-    E[log u_(i)] = H_{i-1} - H_m, and best-of-n's partition function is known, so any n goes with any m. Equal
-    rewards share one value, the tie term of `log_tilt` included. NaN where the reward failed.
+    `log n + (n-1) (H_{i-1} - H_{m-1})` at rank i without ties; equal rewards share one value, the tie term of
+    `log_tilt` included. Best-of-n's partition function is known, so any n goes with any m (after QRPO,
+    arXiv:2507.08068). PAPERS.md section 4 prints H_m in place of H_{m-1}: that is E[log u | rank], but a
+    regression conditions on the completion, and every target would be (n-1)/m too low (docs/estimators.md).
+
+    NaN where the reward failed, or where it is the only valid one of its group.
     """
     counts = count_among(rewards, rewards)
     below, others = counts.below.double(), counts.at_or_below.double() - 1
-    log_weak_quantile = harmonic_log_quantile(others, counts.valid.expand_as(others))
+    log_weak_quantile = harmonic_log_quantile(others, (counts.valid - 1).expand_as(others))
     estimate = (n - 1) * log_weak_quantile + _log_tie_sum(below, others, n)
-    return estimate.to(at_least_float32(rewards)).masked_fill(rewards.isnan(), torch.nan)
+    undefined = rewards.isnan() | (counts.valid < 2)
+    return estimate.to(at_least_float32(rewards)).masked_fill(undefined, torch.nan)
 
 
 def _log_tie_sum(below: Tensor, at_or_below: Tensor, n: Real) -> Tensor:

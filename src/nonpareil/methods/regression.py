@@ -1,7 +1,8 @@
 """Pointwise regression of the log-ratio on best-of-n's own, after QRPO (arXiv:2507.08068): any n from any m."""
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, get_args
 
 import torch
 from jaxtyping import Float
@@ -13,8 +14,6 @@ from nonpareil.methods.advantages import mean_over
 from nonpareil.methods.base import ScoredDraws, Targets, check_choice, check_range
 from nonpareil.methods.bond import check_n, quantile_metrics
 
-Weighting = Literal["uniform", "tilt", "sqrt_tilt"]
-
 
 @dataclass(frozen=True)
 class RegressionTargets(Targets):
@@ -24,8 +23,6 @@ class RegressionTargets(Targets):
     anchor_target: Float[Tensor, "b m"]
     policy_reference_logprobs: Float[Tensor, "b k"]
     anchor_reference_logprobs: Float[Tensor, "b m"]
-    weights: Float[Tensor, "b m"]
-    """Of stored draws; rows sum to the number of valid draws."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +32,16 @@ class Regression:
     With stored groups of m reference draws it trains on those, each ranked in its own group; otherwise on k fresh
     policy draws, ranked among m fresh draws of the reference. n may exceed m.
 
-    `weighting` of stored draws keeps the worst ranks, whose targets are the largest, from drowning the rest:
-    `uniform`, `tilt` (in proportion to best-of-n's probability of the rank, the expected square under best-of-n)
-    or its square root. See docs/estimators.md for what each costs in bias.
+    `target_floor`, nats: no target is lower. Without it the worst ranks, whose targets are the largest, make most
+    of the gradient; docs/estimators.md has what it costs, and why weights by rank, which would seem the natural
+    remedy, miss best-of-n (a lucky rank counts as a good completion).
 
     Raises:
         ConfigError: a setting out of its range.
     """
 
     n: int = 8
-    weighting: Weighting = "tilt"
+    target_floor: float = -6.0
     num_generations: int = 4
     num_reference_samples: int = 16
     quantile_estimator: QuantileEstimator = "harmonic"
@@ -53,12 +50,11 @@ class Regression:
     anchor_ema_rate: ClassVar = None
     stored_groups: ClassVar = "optional"
     unread_with_groups: ClassVar = ("num_generations", "num_reference_samples", "quantile_estimator")
-    unread_without_groups: ClassVar = ("weighting",)
     smallest_group: ClassVar = 2
 
     def __post_init__(self) -> None:
         check_n(self.n)
-        check_choice("weighting", self.weighting, get_args(Weighting))
+        check_range("target_floor", self.target_floor, -math.inf, 0)
         check_choice("quantile_estimator", self.quantile_estimator, get_args(QuantileEstimator))
         check_range("num_generations", self.num_generations, 1, float("inf"))
         check_range("num_reference_samples", self.num_reference_samples, 1, float("inf"))
@@ -77,23 +73,14 @@ class Regression:
         """Without gradients. Failed rewards take no part."""
         own = log_tilt_estimate(draws.policy_rewards, draws.anchor_rewards, self.n, self.quantile_estimator)
         group = group_log_tilt(draws.anchor_rewards, self.n)
-        lone = (~group.isnan()).sum(-1, keepdim=True) < self.smallest_group
-        valid = ~group.isnan() & ~lone if self.stored else torch.zeros_like(group, dtype=torch.bool)
         return RegressionTargets(
             train_policy=~own.isnan(),
-            train_anchor=valid,
-            policy_target=own.nan_to_num(nan=0.0),
-            anchor_target=group.nan_to_num(nan=0.0),
+            train_anchor=~group.isnan() if self.stored else torch.zeros_like(group, dtype=torch.bool),
+            policy_target=own.nan_to_num(nan=0.0).clamp(min=self.target_floor),
+            anchor_target=group.nan_to_num(nan=0.0).clamp(min=self.target_floor),
             policy_reference_logprobs=draws.anchor_logprobs_of_policy,
             anchor_reference_logprobs=draws.anchor_logprobs,
-            weights=self.weights(group).masked_fill(~valid, 0.0),
         )
-
-    def weights(self, log_tilt: Float[Tensor, "b m"]) -> Float[Tensor, "b m"]:
-        """Each stored draw's weight; rows sum to the number of draws whose reward did not fail (NaN)."""
-        power = {"uniform": 0.0, "sqrt_tilt": 0.5, "tilt": 1.0}[self.weighting]
-        scaled = torch.where(log_tilt.isnan(), -torch.inf, power * log_tilt)
-        return scaled.softmax(-1).nan_to_num(nan=0.0) * (~log_tilt.isnan()).sum(-1, keepdim=True)
 
     def loss(
         self,
@@ -104,8 +91,9 @@ class Regression:
         """Half the mean squared error of the log-ratio over the prompt's trained draws, nats squared."""
         if self.stored:
             log_ratio = anchor_logprobs.sum(-1) - targets.anchor_reference_logprobs
-            squared = targets.weights * log_ratio_regression_loss(log_ratio, targets.anchor_target)
-            return mean_over(squared, targets.train_anchor)
+            return mean_over(
+                log_ratio_regression_loss(log_ratio, targets.anchor_target), targets.train_anchor
+            )
         log_ratio = policy_logprobs.sum(-1) - targets.policy_reference_logprobs
         return mean_over(log_ratio_regression_loss(log_ratio, targets.policy_target), targets.train_policy)
 

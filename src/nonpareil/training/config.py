@@ -60,7 +60,7 @@ class DistillationConfig(TrainingArguments):
     bound: str | None = _setting("vBoN's: exact or l1.")
     contrast: str | None = _setting("BoNBoN's: ipo (the paper's) or dpo (its code's).")
     sft_weight: float | None = _setting("BoNBoN's weight of the SFT term.")
-    weighting: str | None = _setting("Regression's, of stored draws: tilt, sqrt_tilt or uniform.")
+    target_floor: float | None = _setting("Regression's: no target log-ratio is lower, nats.")
     baseline: str | None = _setting("Mean return of the other draws of the batch, or of the prompt.")
     num_iterations: int | None = _setting("vBoN's PPO: optimizer steps on one batch of draws.")
     epsilon: float | None = _setting("vBoN's PPO: clip range of the per-token ratios.")
