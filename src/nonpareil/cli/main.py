@@ -13,6 +13,7 @@ COMMANDS = {
     "curve": "Say what best-of-N is worth for every N, from those groups.",
     "distill": "Distil best-of-N into the policy, and evaluate the result.",
     "evaluate": "Measure how near a policy is to best-of-N of its reference.",
+    "compare": "Run several methods under one budget, and draw all on one Pareto picture.",
     "export": "Turn groups into TRL's preference, SFT or unpaired datasets.",
 }
 

@@ -21,9 +21,10 @@ class Spent:
     tokens_trained: int | None
     steps: int | None
     seconds: float | None
-    """Wall clock of the whole process, loading included, and of drawing the pool it used."""
+    """Of its steps, drawing and scoring included (of its whole process, where it does not say), and of drawing the
+    part of the pool that it used."""
     peak_memory_bytes: int | None
-    """Largest resident memory of the process."""
+    """Of the accelerator where the run trained on one, else the process's largest resident memory."""
 
 
 @dataclass(frozen=True)

@@ -107,9 +107,9 @@ def _effort(report: ComparisonReport) -> Table:
         _Column("peak memory, MiB", "peak_memory_bytes", 0, _MIB),
     ]
     note = (
-        "The stored pool counts in full, completions and seconds, for every method that learns from it. "
-        "Seconds: wall clock of the process, loading included, evaluation left out. Memory: the process's largest "
-        "resident set."
+        "The stored pool counts in full, completions and seconds, for every method that learns from it. Seconds: "
+        "training steps with their drawing and scoring, without loading and evaluation (a command that does not "
+        "report them: its whole process). Memory: of the accelerator, or else of the process."
     )
     rows = [[*_cells(row, columns), str(len(row.seeds))] for row in report.methods]
     return Table("What it took, a run", note, ["method", *(c.label for c in columns), "seeds"], rows)

@@ -1,6 +1,6 @@
 """Settings of `DistillationTrainer`: transformers' own, TRL's names for drawing, and the method's."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,9 +12,27 @@ from nonpareil.models.devices import best_device, fast_dtype
 from nonpareil.records import SamplingParams
 
 
+METHOD_SETTINGS = (
+    "n",
+    "num_generations",
+    "num_reference_samples",
+    "quantile_estimator",
+    "jeffreys_weight",
+    "kl_coef",
+    "imitate",
+    "bound",
+    "contrast",
+    "sft_weight",
+    "target_floor",
+    "baseline",
+    "num_iterations",
+    "epsilon",
+)
+
+
 def _setting(text: str) -> Any:
     """A setting of the method; None is the method's own default."""
-    return field(default=None, metadata={"help": text, "method": True})
+    return field(default=None, metadata={"help": text})
 
 
 @dataclass
@@ -117,8 +135,7 @@ class DistillationConfig(TrainingArguments):
 
     def method_settings(self) -> dict[str, Any]:
         """The settings of the method that were given."""
-        named = [f.name for f in fields(self) if f.metadata.get("method")]
-        return {name: value for name in named if (value := getattr(self, name)) is not None}
+        return {name: value for name in METHOD_SETTINGS if (value := getattr(self, name)) is not None}
 
     def sampling(self, seed: int) -> SamplingParams:
         """How completions are drawn."""
