@@ -105,7 +105,7 @@ class Command:
                 "learning_rate": 1e-3,
                 "logging_steps": 1,
                 "num_generations_eval": 4,
-                "num_reference_samples": 4,
+                "num_reference_samples_eval": 4,
                 "report_to": "none",
                 "disable_tqdm": "true",
             }

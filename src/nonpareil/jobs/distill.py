@@ -47,7 +47,7 @@ class DistillOptions(PromptOptions, RewardInputOptions):
     num_generations_eval: int = field(
         default=8, metadata=_help("Completions of the policy a held-out prompt.")
     )
-    num_reference_samples: int = field(default=16, metadata=_help("Completions of the reference, M."))
+    num_reference_samples_eval: int = field(default=16, metadata=_help("Completions of the reference, M."))
     unseen_reward: str | None = field(
         default=None, metadata=_help("A second reward to evaluate with: a model or a function.")
     )
@@ -218,7 +218,7 @@ def _evaluation(options: DistillOptions, config: "DistillationConfig", eval_sour
         dataset_split=options.dataset_test_split,
         max_prompts=options.max_eval_prompts,
         num_generations=options.num_generations_eval,
-        num_reference_samples=options.num_reference_samples,
+        num_reference_samples=options.num_reference_samples_eval,
         unseen_reward=options.unseen_reward,
         kl_dtype=options.kl_dtype,
         max_completion_length=config.max_completion_length,

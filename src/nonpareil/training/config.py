@@ -11,7 +11,6 @@ from nonpareil.errors import ConfigError
 from nonpareil.models.devices import best_device, fast_dtype
 from nonpareil.records import SamplingParams
 
-
 METHOD_SETTINGS = (
     "n",
     "num_generations",
