@@ -1,0 +1,103 @@
+"""nonpareil compare."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from nonpareil.cli.result import CommandResult
+from nonpareil.errors import ConfigError
+from nonpareil.jobs import compare
+
+DESCRIPTION = f"""{compare.__doc__}
+
+The file's keys: output_dir, model_name_or_path, dataset_name (training prompts), eval_dataset_name (held-out
+prompts), the reward_* options, gold_reward, max_completion_length, temperature, n, seeds, checkpoints,
+  budget:      completions or seconds, of each run
+  groups:      num_generations, max_prompts, seed: the pool that methods with `stored: true` share
+  evaluation:  num_generations, num_reference_samples, checkpoint_prompts, checkpoint_num_generations,
+               kl_dtype, seed
+  training:    any option of `nonpareil distill`, for all methods
+  methods:     name: {{method: bond (default: the name), stored: true, any option of `nonpareil distill`}}
+               or name: {{command: [words with {{output_dir}} {{seed}} {{groups}} {{pairs}} {{model}} {{python}}]}}
+Run again to go on: what is done is not done twice.
+"""
+EXAMPLE = "nonpareil compare --config comparison.yaml --output_dir comparison"
+
+
+def run(argv: Sequence[str]) -> CommandResult:
+    """Parse, compare, print the table and what failed."""
+    arguments = _parse(argv)
+    if arguments.config is None:
+        raise ConfigError(
+            "config is missing; give --config FILE.yaml (nonpareil compare --help lists its keys)"
+        )
+    figures = compare.run(
+        arguments.config,
+        output_dir=arguments.output_dir,
+        overwrite=arguments.overwrite,
+        only=arguments.only,
+    )
+    show(figures)
+    return CommandResult(
+        _as_json(figures) if arguments.json else None, status=1 if figures["failures"] else 0
+    )
+
+
+def show(figures: dict[str, Any]) -> None:
+    """What was gained at what cost, the failures, and where the report lies; on stderr."""
+    from nonpareil.evaluation.comparison_report import headline
+    from nonpareil.evaluation.comparison_tables import tables
+
+    console = Console(stderr=True, highlight=False, markup=False)
+    if figures["comparison"] is not None:
+        gain, _, effort = tables(figures["comparison"])
+        for table in (gain, effort):
+            shown = Table(title=table.title, title_justify="left", title_style="bold")
+            for place, label in enumerate(table.header):
+                shown.add_column(label, justify="right" if place else "left", no_wrap=not place)
+            for row in table.rows:
+                shown.add_row(*row)
+            console.print(shown)
+        console.print(headline(figures["comparison"]), style="bold")
+    for failure in figures["failures"]:
+        console.print(f"\nFailed: {failure['run']}: {failure['reason']}", soft_wrap=True)
+    console.print(f"Report: {figures['report'] or 'none, no run is finished'}", soft_wrap=True)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    from nonpareil.cli.parsing import _refuse_unknown_flags
+
+    parser = argparse.ArgumentParser(
+        prog="nonpareil compare",
+        description=DESCRIPTION,
+        epilog=f"example:\n  {EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="What to compare.")
+    parser.add_argument("--output_dir", metavar="FOLDER", help="In place of the file's.")
+    parser.add_argument(
+        "--only", metavar="NAME", help="Run this method alone; the report has all that are done."
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="Make anew what was made with other settings; keep the rest."
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="Print one JSON object as the last line of stdout."
+    )
+    names = [action.dest for action in parser._actions]
+    _refuse_unknown_flags(argv, parser, names)
+    return parser.parse_args(list(argv))
+
+
+def _as_json(figures: dict[str, Any]) -> dict[str, Any]:
+    report = figures["comparison"]
+    rows = {}
+    if report is not None:
+        from nonpareil.files import jsonable
+
+        rows = {row["name"]: row for row in jsonable(report.methods)}
+    return {**figures, "comparison": rows}

@@ -1,0 +1,268 @@
+"""Train a policy by several methods and seeds under one budget, evaluate all alike, and write one report."""
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.console import Console
+
+from nonpareil.errors import ConfigError, NonpareilError
+from nonpareil.files import jsonable, write_bytes, write_json
+from nonpareil.jobs import export, sample
+from nonpareil.jobs.comparison_config import CompareOptions, ComparisonSpec, PoolOptions, read_spec
+from nonpareil.jobs.comparison_evaluation import Evaluator, read_json
+from nonpareil.jobs.comparison_plan import RunPlan, command_words, plan_runs, refuse_changed
+from nonpareil.jobs.options import (
+    ModelOptions,
+    PromptOptions,
+    RewardOptions,
+    load_prompt_records,
+    load_reward,
+)
+from nonpareil.jobs.processes import last_lines, locked, run_logged
+
+if TYPE_CHECKING:
+    from nonpareil.evaluation.comparison import RunRecord
+
+SETTINGS, DONE, PAIRS = "settings.json", "done.json", "pairs.jsonl"
+POOL, DRAWN = "pool.json", "drawn.json"
+
+
+class RunFailed(NonpareilError):
+    """A run that did not finish; the others go on."""
+
+
+def run(
+    config: str | Path, *, output_dir: str | None = None, overwrite: bool = False, only: str | None = None
+) -> dict[str, Any]:
+    """Run what is missing of the comparison in a YAML file, and write the report from all that is there.
+
+    `only` names one method to run. `overwrite` makes anew what was made with other settings, and keeps the rest.
+    Returns the `ComparisonReport` (None where nothing is finished), the page's path and the failures.
+
+    Raises:
+        NonpareilError: whatever cannot work, before anything is computed.
+        KeyboardInterrupt: after the run at work has saved a checkpoint; the same command goes on from there.
+    """
+    spec = read_spec(config, output_dir)
+    plans = plan_runs(spec)
+    names = [entry.name for entry in spec.methods]
+    if only is not None and only not in names:
+        raise ConfigError(f"only={only!r} is no method of the file; there are {', '.join(names)}")
+    with locked(Path(spec.options.output_dir)) as lock:
+        return _Comparison(spec, plans, lock, overwrite).run(
+            [p for p in plans if only in (None, p.entry.name)]
+        )
+
+
+class _Comparison:
+    def __init__(self, spec: ComparisonSpec, plans: Sequence[RunPlan], lock: int, overwrite: bool):
+        self.spec, self.options, self.plans, self.lock = spec, spec.options, plans, lock
+        self.root = Path(spec.options.output_dir)
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        fingerprint = _checked_inputs(spec)
+        self.evaluator = Evaluator(spec, plans, fingerprint)
+        self.pool_identity = {**(jsonable(spec.pool) or {}), **self.evaluator.drawing()}
+        self.identities = {
+            plan.folder: plan.identity(self.pool_identity, fingerprint, spec.budget.seconds) for plan in plans
+        }
+        self.overwrite = overwrite
+        refuse_changed(self.identities, overwrite=overwrite, file=SETTINGS)
+        refuse_changed({self.root / "groups": self.pool_identity}, overwrite=overwrite, file=POOL)
+        self.evaluator.refuse_changed(overwrite=overwrite)
+
+    def run(self, todo: Sequence[RunPlan]) -> dict[str, Any]:
+        """Everything that is missing, run by run, then the report."""
+        self._draw_pool(todo)
+        failures = []
+        for place, plan in enumerate(todo, 1):
+            where = f"[{place}/{len(todo)}] {plan.label}"
+            try:
+                self._train(plan, where)
+                self._say(f"{where}: {self.evaluator.evaluate(plan)}")
+            except KeyboardInterrupt:
+                self._say(f"{where}: stopped; the same command goes on from here")
+                raise
+            except (NonpareilError, OSError, ValueError, RuntimeError) as error:
+                failures.append({"run": plan.label, "reason": str(error)})
+                self._say(f"{where}: [bold red]failed[/], {_first_line(error)}")
+        return self._report(failures)
+
+    def _say(self, text: str) -> None:
+        self.console.print(text)
+
+    def _draw_pool(self, todo: Sequence[RunPlan]) -> None:
+        """The stored groups that some of the runs learn from, and their pairs where a command asks for them."""
+        if self.spec.pool is None or not any(plan.pool_completions for plan in todo):
+            return
+        folder, pool = self.root / "groups", self.spec.pool
+        state = read_json(folder / DRAWN) or {"complete": False, "seconds": 0.0}
+        if not state["complete"]:
+            self._say(f"Drawing {pool.completions} completions for the stored pool")
+            begun = time.monotonic()
+            try:
+                sample.run(self._pool_options(pool, folder))
+                state["complete"] = True
+            finally:
+                state["seconds"] += time.monotonic() - begun
+                if (folder / "manifest.json").is_file():  # else the folder must stay fit to draw into
+                    write_json(folder / POOL, self.pool_identity)
+                    write_json(folder / DRAWN, state)
+            (self.root / PAIRS).unlink(missing_ok=True)
+        if any(plan.entry.uses("pairs") for plan in todo) and not (self.root / PAIRS).is_file():
+            export.run(export.ExportOptions(groups=str(folder), output=str(self.root / PAIRS)))
+
+    def _pool_options(self, pool: PoolOptions, folder: Path) -> sample.SampleOptions:
+        return sample.SampleOptions(
+            **_values(self.options, ModelOptions, PromptOptions, RewardOptions),
+            dataset_split=self.options.dataset_train_split,
+            max_prompts=pool.max_prompts,
+            num_generations=pool.num_generations,
+            max_completion_length=self.options.max_completion_length,
+            temperature=self.options.temperature,
+            seed=pool.seed,
+            output_dir=str(folder),
+            # What a killed run left without saying what it is; `refuse_changed` has seen to the rest.
+            overwrite=self.overwrite and not (folder / POOL).is_file(),
+        )
+
+    def _pool_seconds(self, plan: RunPlan) -> float:
+        """What drawing the plan's part of the pool took."""
+        return plan.pool_share * (read_json(self.root / "groups" / DRAWN) or {"seconds": 0.0})["seconds"]
+
+    def _train(self, plan: RunPlan, where: str) -> None:
+        """One run in a process of its own, unless it is done."""
+        if (plan.folder / DONE).is_file():
+            self._say(f"{where}: trained already")
+            return
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        write_json(plan.folder / SETTINGS, self.identities[plan.folder])
+        words = self._words(plan)
+        log = plan.folder / "log.txt"
+        resumed = ", taken up from its last checkpoint" if "--resume_from_checkpoint" in words else ""
+        self._say(f"{where}: training{resumed}; log in {log}")
+        begun = time.monotonic()
+        ended = run_logged(words, log, self.lock)
+        if ended.status:
+            raise RunFailed(
+                f"the process ended with status {ended.status} ({_duration(time.monotonic() - begun)}); the end "
+                f"of {log}:\n{last_lines(log)}"
+            )
+        if not (plan.model / "config.json").is_file():
+            raise RunFailed(f"it left no model in {plan.model} (no config.json); see {log}")
+        spent = read_json(plan.model / "spent.json") or {}
+        write_json(
+            plan.folder / DONE,
+            {"seconds": ended.seconds, "peak_memory_bytes": ended.peak_memory_bytes, **spent},
+        )
+        self._say(f"{where}: trained in {_duration(time.monotonic() - begun)}")
+
+    def _words(self, plan: RunPlan) -> list[str]:
+        from nonpareil.training.callbacks import last_whole_checkpoint
+
+        if plan.entry.command:
+            shutil.rmtree(plan.model, ignore_errors=True)  # whether it can go on is not ours to know
+            return command_words(plan, self.root, self.options.model_name_or_path or "")
+        settings = {**plan.settings, "output_dir": str(plan.model), "evaluate_after": False}
+        if plan.pool_completions:
+            settings["groups"] = str(self.root / "groups")
+        if (seconds := self.spec.budget.seconds) is not None:
+            settings["max_train_seconds"] = seconds - self._pool_seconds(plan)
+            if settings["max_train_seconds"] <= 0:
+                raise RunFailed(
+                    f"drawing its stored pool took {self._pool_seconds(plan):.0f} s, all of "
+                    f"budget.seconds={seconds:g}; raise the budget or lower groups.max_prompts"
+                )
+        file = write_bytes(plan.folder / "run.yaml", yaml.safe_dump(jsonable(settings)).encode())
+        words = [sys.executable, "-m", "nonpareil.cli.main", "distill", "--config", str(file)]
+        if last_whole_checkpoint(plan.model, plan.moving_anchor) is not None:
+            return [*words, "--resume_from_checkpoint", "true"]
+        shutil.rmtree(plan.model, ignore_errors=True)
+        return words
+
+    def _report(self, failures: list[dict[str, str]]) -> dict[str, Any]:
+        """From every run of the file that is finished, whether or not this call ran it."""
+        from nonpareil.evaluation.comparison import compare_runs
+        from nonpareil.evaluation.comparison_report import write_comparison
+
+        records: list[RunRecord] = []
+        for plan in sorted(self.plans, key=lambda plan: self.spec.methods.index(plan.entry)):
+            if (record := self.evaluator.record(plan, self._pool_seconds(plan))) is not None:
+                records.append(record)
+        result: dict[str, Any] = {"output_dir": str(self.root), "failures": failures}
+        if not records:
+            return {**result, "report": None, "comparison": None}
+        report = compare_runs(records, self.evaluator.curve(records[0].folder))
+        page = write_comparison(
+            report, self.root, title=self.options.title, context=self._context(), failures=failures
+        )
+        return {**result, "report": str(page), "comparison": report}
+
+    def _context(self) -> dict[str, Any]:
+        from nonpareil.rollouts.manifest import versions
+
+        settings = {
+            plan.entry.name: {
+                k: v for k, v in plan.settings.items() if k not in CompareOptions.__dataclass_fields__
+            }
+            for plan in self.plans
+        }
+        return {
+            "policy": self.options.model_name_or_path,
+            "prompts": {"training": self.options.dataset_name, "held out": self.spec.eval_source},
+            "budget": {k: v for k, v in vars(self.spec.budget).items() if v is not None},
+            "pool": jsonable(self.spec.pool) if self.spec.pool else None,
+            "seeds": self.options.seeds,
+            "evaluation": jsonable(self.evaluator.settings),
+            "methods": settings,
+            "versions": versions(),
+        }
+
+
+def _checked_inputs(spec: ComparisonSpec) -> str:
+    """The policy's fingerprint, once tokenizer, prompts and rewards were loaded to see what is wrong now."""
+    from nonpareil.jobs.policy import PolicySource
+    from nonpareil.models.fingerprint import fingerprint
+    from nonpareil.records import SamplingParams
+    from nonpareil.rewards import load_rewards
+
+    options, pool = spec.options, spec.pool
+    policy = PolicySource(options.model_name_or_path or "", options.model_revision, options.dtype)
+    sampling = SamplingParams(options.max_completion_length, options.temperature)
+    wanted = pool.max_prompts if pool else None
+    sources = (
+        (options.dataset_name or "", options.dataset_train_split, None),
+        (spec.eval_source, options.dataset_test_split, options.max_eval_prompts),
+    )
+    for source, split, limit in sources:
+        prompts = load_prompt_records(options, policy.tokenizer, source=source, split=split, limit=limit)
+        policy.check(prompts, sampling)
+        if limit is None and wanted and len(prompts) < wanted:
+            raise ConfigError(
+                f"groups.max_prompts={wanted}, but {source!r} has {len(prompts)} training prompts; lower it"
+            )
+    load_reward(options, options.reward_weights, options.reward_timeout).release()
+    if options.gold_reward:
+        load_rewards(
+            options.gold_reward, timeout=options.reward_timeout, dtype=options.reward_dtype
+        ).release()
+    return fingerprint(options.model_name_or_path or "")
+
+
+def _values(options: Any, *classes: type) -> dict[str, Any]:
+    """Of an options object, the fields it shares with these."""
+    return {name: getattr(options, name) for cls in classes for name in cls.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

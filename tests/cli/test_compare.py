@@ -1,0 +1,503 @@
+"""`nonpareil compare` on tiny models: runs, budgets, resuming, failures, refusals."""
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nonpareil.cli.main import main
+from nonpareil.errors import ConfigError
+from nonpareil.jobs import comparison_evaluation
+from nonpareil.jobs.comparison_config import read_spec
+from nonpareil.jobs.comparison_plan import plan_runs
+from nonpareil.jobs.processes import Finished, last_lines, locked, run_logged
+
+COPY = """
+import json, shutil, sys
+model, output, seed = sys.argv[1:]
+shutil.copytree(model, output)
+shutil.copytree(model, output + "/checkpoint-5")
+"""
+
+
+@pytest.fixture(autouse=True)
+def cheap_collections():
+    """Models are let go with a whole garbage collection; what was imported before need not be looked through."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def comparison(files, capsys, monkeypatch):
+    """Write a comparison of one copying command, changed as asked, and run it; status, JSON figures, stderr."""
+    (files / "copy.py").write_text(COPY)
+    # Most of an evaluation's time on models this small; the pictures are tested in tests/evaluation.
+    monkeypatch.setattr("nonpareil.evaluation.plots.png", lambda figure: b"PNG")
+    monkeypatch.setattr("nonpareil.evaluation.comparison_report.png", lambda figure: b"PNG")
+    copy = ["{python}", str(files / "copy.py"), "{model}", "{output_dir}", "{seed}"]
+
+    def compare(*flags, **changes):
+        settings = {
+            "output_dir": str(files / "out"),
+            "model_name_or_path": str(files / "policy"),
+            "dataset_name": str(files / "train.jsonl"),
+            "eval_dataset_name": str(files / "test.jsonl"),
+            "reward_funcs": [f"{files}/rewards.py:good"],
+            "max_completion_length": 6,
+            "n": [2, 4],
+            "seeds": [0, 1],
+            "checkpoints": 0,
+            "budget": {"completions": 60},
+            "groups": {"num_generations": 4, "max_prompts": 8},
+            "evaluation": {
+                "num_generations": 2,
+                "num_reference_samples": 4,
+                "checkpoint_prompts": 6,
+                "checkpoint_num_generations": 2,
+            },
+            "training": {"per_device_train_batch_size": 4, "learning_rate": "1e-3", "logging_steps": 1},
+            "methods": {"copy": {"command": copy}},
+        }
+        settings = {k: v for k, v in {**settings, **changes}.items() if v is not None}
+        (files / "c.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+        status = main(["compare", "--config", str(files / "c.yaml"), "--json", *flags])
+        output = capsys.readouterr()
+        lines = output.out.strip().splitlines()
+        return status, json.loads(lines[-1]) if lines and lines[-1].startswith('{"') else None, output.err
+
+    compare.copy = copy
+    return compare
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Distillations run in this process (starting one takes seconds); gives the commands that were run."""
+    ran = []
+
+    def run(command, log, lock):
+        ran.append(command)
+        if "distill" not in command:
+            return run_logged(command, log, lock)
+        status = main(command[command.index("distill") :])
+        if status == 130:
+            raise KeyboardInterrupt
+        return Finished(status, 1.0, 2**20)
+
+    monkeypatch.setattr("nonpareil.jobs.compare.run_logged", run)
+    return ran
+
+
+# --- The whole path
+
+
+def test_methods_and_seeds_on_one_report_and_nothing_is_done_twice(
+    comparison, in_process, files, monkeypatch
+):
+    methods = {
+        "jbond": {},
+        "best": {"method": "sft_bon", "n": 4, "stored": True, "max_steps": 2},
+        "peer": {"command": [*comparison.copy[:-1], "{pairs}"]},
+    }
+    settings = {"methods": methods, "gold_reward": str(files / "rm"), "checkpoints": 1}
+    status, figures, error = comparison(**settings)
+    assert status == 0, error
+    assert figures["failures"] == []
+    rows = figures["comparison"]
+    assert list(rows) == ["jbond", "best", "peer"]
+    assert all(row["seeds"] == [0, 1] for row in rows.values())
+    # 5 steps of 4 prompts x (1 + 2) draws; the pool of 8 x 4; the pool again, through its pairs.
+    drawn = {name: row["figures"]["completions_drawn"]["values"] for name, row in rows.items()}
+    assert drawn == {"jbond": [60, 60], "best": [32, 32], "peer": [32, 32]}
+    assert rows["peer"]["figures"]["kl"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert rows["jbond"]["figures"]["kl"]["mean"] > 0
+    assert [len(row["path"]) for row in rows.values()] == [1, 1, 1]
+    assert rows["jbond"]["figures"]["gold_win_rate"] is not None
+    out = files / "out"
+    for name in (
+        "comparison.html",
+        "comparison.md",
+        "comparison.json",
+        "pareto.png",
+        "gold.png",
+        "pairs.jsonl",
+    ):
+        assert (out / name).stat().st_size > 0, name
+    for name in ("run.yaml", "settings.json", "done.json", "model/model.safetensors"):
+        assert (out / "runs/jbond/seed-1" / name).is_file(), name
+    assert str(files) not in (out / "comparison.md").read_text()
+    assert "method" in error
+    assert "On the Pareto front" in error
+    assert len(in_process) == 6
+
+    monkeypatch.setattr(comparison_evaluation.evaluate, "run", None)
+    again_status, again, error = comparison(**settings)
+    assert again_status == 0, error
+    assert again == figures
+    assert len(in_process) == 6
+
+
+def test_an_interrupted_run_goes_on_from_its_checkpoint(comparison, in_process, files):
+    """Ctrl-C in the third scoring: the step is finished, saved, and the second call trains what is left."""
+    (files / "stops.py").write_text(
+        f"""
+import os, signal
+from pathlib import Path
+calls = []
+def good(prompts, completions, **columns):
+    calls.append(1)
+    mark = Path({str(files / "stopped")!r})
+    if len(calls) == 4 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGINT)
+    return [float(len(text)) for text in completions]
+"""
+    )
+    settings = {"methods": {"jbond": {}}, "seeds": [3], "reward_funcs": [f"{files}/stops.py:good"]}
+    status, _, error = comparison(**settings)
+    assert status == 130
+    assert "the same command goes on from here" in error
+    assert (files / "stopped").exists()
+    model = files / "out/runs/jbond/seed-3/model"
+    assert not (model / "config.json").exists()
+    status, figures, error = comparison(**settings)
+    assert status == 0, error
+    assert "taken up from its last checkpoint" in error
+    assert in_process[1][-2:] == ["--resume_from_checkpoint", "true"]
+    assert figures["comparison"]["jbond"]["figures"]["completions_drawn"]["values"] == [60]
+    steps = {json.loads(line)["step"] for line in (model / "metrics.jsonl").read_text().splitlines()}
+    assert steps == {1, 2, 3, 4, 5}
+
+
+def test_a_run_in_a_process_of_its_own(comparison, files):
+    """As users have it: one real process a run, its log and its memory."""
+    status, figures, error = comparison(methods={"jbond": {"max_steps": 1}}, seeds=[0], groups=None)
+    assert status == 0, error
+    folder = files / "out/runs/jbond/seed-0"
+    assert "jbond, seed 0: trained in" in error
+    assert (folder / "log.txt").is_file()
+    done = json.loads((folder / "done.json").read_text())
+    assert done["steps"] == 1
+    assert 100 * 2**20 < done["peak_memory_bytes"] < 20 * 2**30
+    assert figures["comparison"]["jbond"]["figures"]["seconds"]["mean"] == done["seconds"]
+
+
+# --- Failures
+
+
+def test_a_failing_run_is_told_and_the_others_go_on(comparison, files):
+    broken = ["{python}", "-c", "import sys; print('why it broke {output_dir}'); sys.exit(3)"]
+    nothing = ["{python}", "-c", "print('{output_dir}')"]
+    methods = {
+        "broken": {"command": broken},
+        "copy": {"command": comparison.copy},
+        "nothing": {"command": nothing},
+    }
+    status, figures, error = comparison(methods=methods, seeds=[0])
+    assert status == 1
+    assert list(figures["comparison"]) == ["copy"]
+    reasons = {failure["run"]: failure["reason"] for failure in figures["failures"]}
+    assert "status 3" in reasons["broken, seed 0"]
+    assert "why it broke" in reasons["broken, seed 0"]
+    assert "left no model" in reasons["nothing, seed 0"]
+    assert "why it broke" in error
+    assert "2 runs failed" in (files / "out/comparison.html").read_text()
+    # Mended (the words are its settings, so it is another run), it is run, and what was done is kept.
+    methods = {"broken": {"command": comparison.copy}, "copy": {"command": comparison.copy}}
+    status, _, error = comparison(methods=methods, seeds=[0])
+    assert (status, "broken" in error) == (2, True)
+    status, figures, error = comparison("--overwrite", methods=methods, seeds=[0])
+    assert status == 0, error
+    assert list(figures["comparison"]) == ["broken", "copy"]
+    assert "copy, seed 0: trained already" in error
+
+
+def test_one_method_alone_and_a_seed_more(comparison):
+    methods = {"one": {"command": comparison.copy}, "two": {"command": comparison.copy}}
+    _, figures, _ = comparison("--only", "two", methods=methods, seeds=[0])
+    assert list(figures["comparison"]) == ["two"]
+    _, figures, error = comparison(methods=methods, seeds=[0, 1])
+    assert [row["seeds"] for row in figures["comparison"].values()] == [[0, 1], [0, 1]]
+    assert "two, seed 0: trained already" in error
+    status, _, error = comparison("--only", "tow", methods=methods)
+    assert status == 2
+    assert "only='tow' is no method" in error
+
+
+def test_another_protocol_is_refused_and_overwrite_keeps_the_models(comparison, files):
+    assert comparison(seeds=[0])[0] == 0
+    status, _, error = comparison(seeds=[0], temperature=0.7)
+    assert status == 2
+    assert "temperature: 1.0 instead of 0.7" in error
+    assert "--overwrite" in error
+    status, _, error = comparison("--overwrite", seeds=[0], temperature=0.7)
+    assert status == 0, error
+    assert "trained already" in error
+    page = json.loads((files / "out/comparison.json").read_text())
+    assert page["runs"][0]["protocol"]["policy"]["sampling"]["temperature"] == 0.7
+
+
+def test_a_policy_replaced_behind_its_path_is_noticed(comparison, files):
+    assert comparison(seeds=[0])[0] == 0
+    config = files / "policy" / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    status, _, error = comparison(seeds=[0])
+    assert status == 2
+    assert "copy/seed-0: model: 'sha256:" in error
+
+
+def test_evaluations_of_two_protocols_are_never_put_into_one_table(comparison, files):
+    assert comparison()[0] == 0
+    stored = files / "out/runs/copy/seed-1/evaluation/final/protocol.json"
+    protocol = json.loads(stored.read_text())
+    protocol["policy"]["prompts"]["sha256"] = "other"
+    stored.write_text(json.dumps(protocol))
+    status, _, error = comparison()
+    assert status == 1
+    assert "copy, seed 1: policy.prompts.sha256: 'other' instead of" in error
+
+
+# --- Refusals, before anything is computed
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metods": {}}, "unknown key 'metods'; did you mean 'methods'?"),
+        ({"methods": {}}, "methods is missing or empty"),
+        ({"methods": {"../up": {}}}, "the name becomes a folder"),
+        ({"methods": {"jbnd": {}}}, "methods.jbnd: method='jbnd' is unknown; did you mean jbond?"),
+        (
+            {"methods": {"jbond": {"learning_rat": 1}}},
+            "methods.jbond: unknown key 'learning_rat'; did you mean",
+        ),
+        ({"methods": {"jbond": {"learning_rate": "fast"}}}, "methods.jbond: learning_rate: invalid"),
+        ({"methods": {"jbond": {"n": 4}}}, "methods.jbond: n=4 is not read"),
+        (
+            {"methods": {"jbond": {"temperature": 0.5}}},
+            "methods.jbond.temperature=0.5: runs that differ in it",
+        ),
+        (
+            {"methods": {"jbond": {"seed": 1}}},
+            "methods.jbond.seed=1 is set by the comparison; seeds at the top",
+        ),
+        ({"methods": {"jbond": {"stored": "yes"}}}, "methods.jbond.stored='yes' must be true or false"),
+        ({"methods": {"jbond": {"max_steps": 6}}}, "max_steps=6 is over the budget, which allows 5 steps"),
+        ({"methods": {"bonbon": {}}}, "methods.bonbon: groups is missing"),
+        ({"methods": {"bonbon": {"n": 4, "stored": True}}}, "draws nothing, so the budget sets no end"),
+        ({"methods": {"bonbon": {"n": 8, "stored": True}}}, "raise groups.num_generations=4, or lower n"),
+        ({"methods": {"rloo": {"num_train_epochs": 3}}}, "num_train_epochs is not read"),
+        ({"training": {"method": "bond"}}, "training.method='bond' is set by the comparison"),
+        ({"training": {"max_trian_prompts": 3}}, "training: unknown key 'max_trian_prompts'"),
+        ({"budget": {}}, "budget takes either completions or seconds, and neither is given"),
+        ({"budget": {"completions": 9, "seconds": 9}}, "both are given"),
+        ({"budget": {"completions": 11}, "methods": {"jbond": {}}}, "a step draws 12 completions"),
+        ({"budget": {"seconds": 9}, "methods": {"jbond": {}}}, "methods.jbond: max_steps is missing"),
+        (
+            {"budget": {"completions": 31}, "methods": {"bonbon": {"stored": True, "n": 2}}},
+            "learns from 32 stored",
+        ),
+        (
+            {"groups": None, "methods": {"bonbon": {"stored": True}}},
+            "methods.bonbon learns from stored groups",
+        ),
+        ({"groups": {"num_generations": 4}}, "groups.max_prompts is missing"),
+        ({"groups": {"num_generations": 4, "max_prompts": 13}}, "has 12 training prompts"),
+        ({"evaluation": {"num_prompts": 4}}, "evaluation: unknown key 'num_prompts'"),
+        ({"n": [2, 8]}, "evaluation.num_reference_samples=4"),
+        ({"n": 4}, "n=4 must be a list"),
+        ({"seeds": [0, 0]}, "seeds=[0, 0] must be a list of different whole numbers"),
+        ({"checkpoints": -1}, "checkpoints=-1 must be at least 0"),
+        ({"reward_funcs": None}, "no reward"),
+        ({"eval_dataset_name": None}, "held-out prompts would be the training prompts"),
+        ({"gold_reward": "nowhere.py:good"}, "nowhere.py"),
+        (
+            {"methods": {"c": {"command": ["no-such-program", "{output_dir}"]}}},
+            "no program 'no-such-program'",
+        ),
+        ({"methods": {"c": {"command": ["{python}", "{output}"]}}}, "unknown placeholder {output}"),
+        ({"methods": {"c": {"command": ["{python}"]}}}, "{output_dir} is missing"),
+        ({"methods": {"c": {"command": "train"}}}, "must be a list of words"),
+        (
+            {"methods": {"c": {"command": ["{python}", "{output_dir}"], "n": 4}}},
+            "n is not read beside command",
+        ),
+    ],
+    ids=lambda value: value.replace("/", "_")[:40] if isinstance(value, str) else "",
+)
+def test_what_cannot_work_is_refused_first(comparison, files, changes, message):
+    status, figures, error = comparison(**changes)
+    assert status == 2
+    assert message in error
+    assert figures is None
+    assert not (files / "out" / "runs").exists()
+    assert not (files / "out" / "groups").exists()
+
+
+def test_files_that_cannot_be_read(files, capsys):
+    for content, message in (
+        (None, "no such file"),
+        ("a: [", "is not YAML"),
+        ("[1]", "must hold keys and values"),
+        ("methods:\n  jbond: {}\n  jbond: {}\n", "'jbond' is given twice"),
+    ):
+        if content is not None:
+            (files / "bad.yaml").write_text(content)
+        assert main(["compare", "--config", str(files / "bad.yaml")]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["compare"]) == 2
+    assert "config is missing" in capsys.readouterr().err
+    assert main(["compare", "--conifg", "x"]) == 2
+    assert "did you mean --config?" in capsys.readouterr().err
+
+
+def test_help_lists_the_keys_and_an_example(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "nonpareil compare" in text.split("example:")[1]
+    assert "{output_dir}" in text
+
+
+# --- The budget
+
+
+@pytest.fixture
+def planned(comparison, files):
+    """The settings that each method's run would have."""
+
+    def plan(**changes):
+        comparison(**changes, dataset_name="nowhere.jsonl")  # written, then refused
+        return {run.entry.name: run for run in plan_runs(read_spec(files / "c.yaml")) if run.seed == 0}
+
+    return plan
+
+
+def test_a_budget_of_completions_becomes_steps(planned):
+    methods = {
+        "jbond": {},
+        "vbon": {"n": 4, "stored": True, "num_generations": 2},
+        "ppo": {"method": "vbon", "n": 4, "stored": True, "num_generations": 2, "num_iterations": 3},
+        "few": {"method": "vbon", "n": 4, "stored": True, "num_generations": 2, "max_train_prompts": 4},
+        "best": {"method": "bonbon", "n": 4, "stored": True, "num_train_epochs": 2},
+    }
+    runs = planned(methods=methods, budget={"completions": 100}, checkpoints=2)
+    steps = {name: run.settings["max_steps"] for name, run in runs.items()}
+    # 100 / 12; (100 - 32) / 8; three optimizer steps on each of those draws; (100 - 16) / 8; epochs.
+    assert steps == {"jbond": 8, "vbon": 8, "ppo": 24, "few": 10, "best": -1}
+    saved = {name: run.settings["save_steps"] for name, run in runs.items()}
+    assert saved == {"jbond": 3, "vbon": 3, "ppo": 9, "few": 4, "best": pytest.approx(1 / 3)}
+    pool = {name: run.pool_completions for name, run in runs.items()}
+    assert pool == {"jbond": 0, "vbon": 32, "ppo": 32, "few": 16, "best": 32}
+
+
+def test_settings_of_a_method_override_those_of_all(planned):
+    training = {"per_device_train_batch_size": 4, "learning_rate": 1e-3, "num_train_epochs": 7}
+    runs = planned(training=training, methods={"jbond": {"learning_rate": 1e-4}, "rloo": {}})
+    assert runs["jbond"].settings["learning_rate"] == 1e-4
+    assert runs["rloo"].settings["learning_rate"] == 1e-3
+    assert "num_train_epochs" not in runs["rloo"].settings  # it draws, so the budget ends it
+    assert runs["rloo"].settings["temperature"] == 1.0
+
+
+# --- Processes
+
+
+def test_a_process_is_measured_by_itself(tmp_path):
+    """Its peak memory is its own, not what it inherits from a large parent."""
+    ballast = bytearray(600 * 2**20)
+    with locked(tmp_path / "c") as lock:
+        ended = run_logged([sys.executable, "-c", "print('said')"], tmp_path / "log.txt", lock)
+    assert len(ballast) > 0
+    assert ended.status == 0
+    assert 2**20 < ended.peak_memory_bytes < 200 * 2**20
+    assert last_lines(tmp_path / "log.txt") == "said"
+
+
+def test_a_process_ended_by_a_signal_has_its_number(tmp_path):
+    with locked(tmp_path / "c") as lock:
+        code = "import os; os.kill(os.getpid(), 9)"
+        assert run_logged([sys.executable, "-c", code], tmp_path / "log.txt", lock).status == -9
+
+
+def test_an_interrupt_lets_the_process_finish_what_it_does(tmp_path):
+    """One SIGTERM reaches it, whatever signal the comparison got; the interrupt is raised when it has ended."""
+    code = """
+import signal, sys, time
+def stop(*_):
+    time.sleep(0.2); print("saved", flush=True); sys.exit(130)
+signal.signal(signal.SIGTERM, stop)
+print("ready", flush=True)
+time.sleep(60)
+"""
+    log = tmp_path / "log.txt"
+    parent = f"""
+import sys
+from pathlib import Path
+from nonpareil.jobs.processes import locked, run_logged
+with locked(Path({str(tmp_path / "c")!r})) as lock:
+    try:
+        run_logged([sys.executable, "-c", {code!r}], Path({str(log)!r}), lock)
+    except KeyboardInterrupt:
+        print("interrupted after", Path({str(log)!r}).read_text().split())
+"""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        log.unlink(missing_ok=True)
+        process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+        wait_for(lambda: log.is_file() and "ready" in log.read_text())
+        os.kill(process.pid, number)
+        output, _ = process.communicate(timeout=30)
+        assert output.strip() == "interrupted after ['ready', 'saved']"
+
+
+def test_a_killed_comparison_stops_its_run_and_holds_the_folder_until_then(tmp_path):
+    code = "import time; print('ready', flush=True); time.sleep(60)"
+    log, folder = tmp_path / "log.txt", tmp_path / "c"
+    parent = f"""
+import sys
+from pathlib import Path
+from nonpareil.jobs.processes import locked, run_logged
+with locked(Path({str(folder)!r})) as lock:
+    run_logged([sys.executable, "-c", {code!r}], Path({str(log)!r}), lock)
+"""
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    wait_for(lambda: log.is_file() and "ready" in log.read_text())
+    with pytest.raises(ConfigError, match="another comparison"), locked(folder):
+        pass
+    process.kill()
+    process.wait()
+
+    def free():
+        try:
+            with locked(folder):
+                return True
+        except ConfigError:
+            return False
+
+    wait_for(free)
+
+
+def wait_for(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_protocols_are_read_from_what_was_drawn(comparison, files):
+    assert comparison(seeds=[0])[0] == 0
+    folder = files / "out"
+    protocol = comparison_evaluation._protocol(
+        folder / "runs/copy/seed-0/evaluation/final", Path(folder / "reference")
+    )
+    assert protocol["policy"]["prompts"] == protocol["reference"]["prompts"]
+    assert protocol["policy"]["seed"] != protocol["reference"]["seed"]
+    assert protocol["reference"]["model"].startswith("sha256:")
