@@ -1,5 +1,6 @@
 """The model card of a distilled policy: what was done, with what, how near it came, how to load it."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ tags: [best-of-n, {method}, nonpareil]
 
 Best-of-N distilled into the weights with `{method}` by nonpareil {version}: one sample of this
 model is meant to be as good as the best of several samples of the model it came from.
+{about}
 
 | | |
 |---|---|
@@ -68,6 +70,7 @@ def write_model_card(
         batch=config.per_device_train_batch_size * config.gradient_accumulation_steps,
         figures=figures,
         method=Path(config.method).name,
+        about=_about(method),
         settings=", ".join(f"{name}={value}" for name, value in vars(method).items()) or "no settings",
         anchor=_anchor(config, method),
         **{
@@ -81,6 +84,12 @@ def write_model_card(
         },
     )
     return write_bytes(output_dir / "README.md", text.encode())
+
+
+def _about(method: Any) -> str:
+    """The first line of the method's file, which names its paper."""
+    lines = (sys.modules[type(method).__module__].__doc__ or "").strip().splitlines()
+    return f"\n{lines[0]}\n" if lines else ""
 
 
 def _anchor(config: Any, method: Any) -> str:

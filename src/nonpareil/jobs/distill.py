@@ -17,7 +17,7 @@ from nonpareil.jobs.options import (
     load_reward,
     require_all,
 )
-from nonpareil.records import Prompt, prompt_of
+from nonpareil.records import Group, Prompt, prompt_of
 
 if TYPE_CHECKING:
     from nonpareil.jobs.policy import PolicySource
@@ -91,6 +91,7 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     if trainer.stopper.stopped:
         return {**result, "interrupted": True}
     trainer.save_model()
+    trainer.save_state()
     del trainer
     evaluated = None
     if options.evaluate_after:
@@ -143,17 +144,15 @@ def _trainer(
     options: DistillOptions, config: "DistillationConfig", method: "Method", eval_source: str
 ) -> "DistillationTrainer":
     from nonpareil.jobs.policy import PolicySource
-    from nonpareil.jobs.stored import load_groups
+    from nonpareil.jobs.stored import check_reward
     from nonpareil.training.trainer import DistillationTrainer
 
     policy = PolicySource(options.model_name_or_path or "", options.model_revision, "float32")
+    groups, prompts = _training_data(options, config, method, policy)
     reward = load_reward(options, config.reward_weights, config.reward_timeout)
-    groups = prompts = held_out = None
-    if options.groups is not None:
-        groups = load_groups(options.groups, policy, config, reward, options.max_train_prompts)
-    else:
-        prompts = _prompts(options, policy, options.dataset_name or "", options.dataset_train_split)
-        policy.check(prompts, config.sampling(config.seed))
+    if groups is not None:
+        check_reward(options.groups or "", reward)
+    held_out = None
     if options.evaluate_after or config.eval_strategy != "no":
         held_out = _prompts(options, policy, eval_source, options.dataset_test_split, held_out=True)
         policy.check(held_out, config.sampling(config.seed))
@@ -169,6 +168,22 @@ def _trainer(
     )
 
 
+def _training_data(
+    options: DistillOptions, config: "DistillationConfig", method: "Method", policy: "PolicySource"
+) -> "tuple[list[Group] | None, list[Prompt]]":
+    """The stored groups, where there are some, and the prompts; what cannot work is refused here."""
+    from nonpareil.jobs.stored import load_groups
+
+    groups = None
+    if options.groups is not None:
+        groups = load_groups(options.groups, policy, config, method, options.max_train_prompts)
+        prompts = [prompt_of(group) for group in groups]
+    else:
+        prompts = _prompts(options, policy, options.dataset_name or "", options.dataset_train_split)
+    policy.check(prompts, config.sampling(config.seed))
+    return groups, prompts
+
+
 def _prompts(
     options: DistillOptions, policy: "PolicySource", source: str, split: str, held_out: bool = False
 ) -> list[Prompt]:
@@ -177,25 +192,21 @@ def _prompts(
 
 
 def _dry_run(options: DistillOptions, config: "DistillationConfig", method: "Method") -> dict[str, Any]:
-    """What would be trained on what, from configs and data alone; checks all that a training would check."""
+    """What would be trained on what; checks all that a training would, save rewards and held-out prompts."""
     from nonpareil.files import jsonable
     from nonpareil.jobs.dry_run import memory_estimate
     from nonpareil.jobs.policy import PolicySource
-    from nonpareil.jobs.stored import load_groups
+    from nonpareil.jobs.stored import check_reward
 
     policy = PolicySource(options.model_name_or_path or "", options.model_revision, "float32")
-    if options.groups is not None:
-        reward = load_reward(options, config.reward_weights, config.reward_timeout)
-        groups = load_groups(options.groups, policy, config, reward, options.max_train_prompts)
-        prompts = [prompt_of(group) for group in groups]
-    else:
-        prompts = _prompts(options, policy, options.dataset_name or "", options.dataset_train_split)
-    policy.check(prompts, config.sampling(config.seed))
+    groups, prompts = _training_data(options, config, method, policy)
+    if groups is not None:
+        check_reward(options.groups or "", load_reward(options, config.reward_weights, config.reward_timeout))
     return {
         "dry_run": True,
         "method": config.method,
         "settings": jsonable(vars(method)),
-        **memory_estimate(options.model_name_or_path or "", config, method),
+        **memory_estimate(options.model_name_or_path or "", options.model_revision, config, method),
         "prompts": len(prompts),
         "columns": sorted({name for prompt in prompts for name in prompt.columns}),
         "completions_a_step": (method.policy_draws + method.anchor_draws)
@@ -225,6 +236,6 @@ def _evaluation(options: DistillOptions, config: "DistillationConfig", eval_sour
         temperature=config.temperature,
         seed=config.seed,
         output_dir=str(Path(str(config.output_dir)) / "evaluation"),
-        title=f"{Path(str(config.output_dir)).name}: trained with {config.method}",
+        title=f"{Path(str(config.output_dir)).name}: trained with {Path(config.method).name}",
         overwrite=True,
     )

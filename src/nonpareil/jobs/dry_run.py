@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def memory_estimate(name_or_path: str, config: "DistillationConfig", method: "Method") -> dict[str, Any]:
+def memory_estimate(
+    name_or_path: str, revision: str | None, config: "DistillationConfig", method: "Method"
+) -> dict[str, Any]:
     """The model's class, its parameters, and the bytes that training holds for good.
 
     Weights, gradients and AdamW's two moments in float32, the anchor in float32 where there is one, and the
@@ -26,7 +28,9 @@ def memory_estimate(name_or_path: str, config: "DistillationConfig", method: "Me
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name_or_path))
+            model = AutoModelForCausalLM.from_config(
+                AutoConfig.from_pretrained(name_or_path, revision=revision)
+            )
     except (OSError, ValueError) as error:
         raise ModelError(f"model_name_or_path={name_or_path!r} cannot be trained: {error}") from error
     parameters = sum(p.numel() for p in model.parameters())

@@ -9,6 +9,7 @@ from nonpareil.records import Group
 
 if TYPE_CHECKING:
     from nonpareil.jobs.policy import PolicySource
+    from nonpareil.methods.base import Method
     from nonpareil.rewards import CombinedReward
     from nonpareil.training.config import DistillationConfig
 
@@ -17,22 +18,53 @@ def load_groups(
     path: str,
     policy: "PolicySource",
     config: "DistillationConfig",
-    reward: "CombinedReward",
+    method: "Method",
     limit: int | None = None,
 ) -> list[Group]:
     """The first `limit` groups of a `nonpareil sample` folder, or of vBoN's JSON lines (cached rewards only).
 
     Raises:
-        DataError: no such groups, or groups that cannot be read.
-        ConfigError: groups drawn from another model than the reference, with other sampling settings, or scored
-            with another reward: their log-probs or rewards would be silently wrong here.
+        DataError: no such groups, or groups that cannot be read or that the method cannot be trained on.
+        ConfigError: groups drawn from another model than the reference, or with other sampling settings: their
+            log-probs would be silently wrong here.
     """
+    from nonpareil.training.stored import check_stored
+
+    if limit is not None and limit < 1:
+        raise ConfigError(f"max_train_prompts={limit} must be at least 1")
     source = Path(path)
-    if source.suffix in (".json", ".jsonl"):
-        return _with_token_ids(source, policy)[:limit]
+    is_file = source.suffix in (".json", ".jsonl")
+    groups = _with_token_ids(source, policy) if is_file else _read_folder(source, policy, config)
+    check_stored(groups[:limit], method)
+    return groups[:limit]
+
+
+def check_reward(path: str, reward: "CombinedReward") -> None:
+    """Refuse groups on disk whose rewards are another's; vBoN's JSON lines do not say whose theirs are.
+
+    Raises:
+        ConfigError: the first setting of the reward that differs.
+    """
+    from nonpareil.files import jsonable
+    from nonpareil.rollouts.manifest import read_manifest
+
+    stored = (read_manifest(Path(path)) or {}).get("rewards")
+    if stored is None:
+        return
+    there, here = _reward_settings(stored), _reward_settings(jsonable(reward.describe()))
+    for key in dict.fromkeys((*there, *here)):
+        if there.get(key) != here.get(key):
+            raise ConfigError(
+                f"groups={path!r} was scored with {key}={there.get(key)!r}, and this run has {here.get(key)!r}; "
+                "score the groups anew with `nonpareil sample` (nothing is redrawn), or give the reward they have"
+            )
+
+
+def _read_folder(source: Path, policy: "PolicySource", config: "DistillationConfig") -> list[Group]:
     from nonpareil.rollouts.manifest import read_manifest
     from nonpareil.rollouts.store import read_groups
 
+    path = str(source)
     manifest = read_manifest(source) if source.is_dir() else None
     if manifest is None:
         raise DataError(
@@ -40,8 +72,7 @@ def load_groups(
             "written by `nonpareil sample`"
         )
     _check_origin(path, manifest, policy, config)
-    _check_reward(path, manifest.get("rewards"), reward)
-    return read_groups(source)[:limit]
+    return read_groups(source)
 
 
 def _with_token_ids(source: Path, policy: "PolicySource") -> list[Group]:
@@ -73,15 +104,10 @@ def _check_origin(
             )
 
 
-def _check_reward(path: str, stored: dict[str, Any] | None, reward: "CombinedReward") -> None:
-    from nonpareil.files import jsonable
-
-    if stored is None:
-        raise DataError(f"groups={path!r} is not scored; score it with `nonpareil sample`")
-    ours = jsonable(reward.describe())
-    for key in ("rewards", "weights"):
-        if stored.get(key) != ours[key]:
-            raise ConfigError(
-                f"groups={path!r} was scored with {key}={stored.get(key)}, and this run has {ours[key]}; score the "
-                "groups anew with `nonpareil sample` (nothing is redrawn), or give the reward they have"
-            )
+def _reward_settings(described: dict[str, Any]) -> dict[str, Any]:
+    """All that decides the rewards, names first; a path is only a label where the weights have a fingerprint."""
+    settings = {"rewards": [one["name"] for one in described["rewards"]], "weights": described["weights"]}
+    for one in described["rewards"]:
+        label = "path" if one.get("fingerprint") else None
+        settings |= {f"{one['name']}.{key}": value for key, value in one.items() if key != label}
+    return settings

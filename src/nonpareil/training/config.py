@@ -127,6 +127,8 @@ class DistillationConfig(TrainingArguments):
             raise ConfigError(f"anchor_refresh_steps={self.anchor_refresh_steps} must be at least 1")
         if self.anchor_ema_rate is not None and self.anchor_refresh_steps is not None:
             raise ConfigError("anchor_ema_rate and anchor_refresh_steps: an anchor moves one way; give one")
+        if self.max_train_seconds is not None and self.max_train_seconds <= 0:
+            raise ConfigError(f"max_train_seconds={self.max_train_seconds} must be above 0")
         if self.max_tokens_per_batch < 1:
             raise ConfigError(f"max_tokens_per_batch={self.max_tokens_per_batch} must be at least 1")
         check_sampling(self.sampling(self.seed))

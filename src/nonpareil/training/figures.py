@@ -8,14 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from nonpareil.training.steps import StepDraws, reward_tensor
+from nonpareil.training.steps import StepDraws
 
 
 def step_figures(drawn: StepDraws, reward_names: Sequence[str]) -> dict[str, float]:
     """Means over the step's own draws (KL and entropy: nats); a step on stored groups alone has their reward."""
     k = drawn.num_policy
     rewards, anchor_rewards = drawn.numbers.policy_rewards, drawn.numbers.anchor_rewards
-    figures = {"rewards/failed_ratio": reward_tensor(drawn.groups).isnan().float().mean().item()}
+    every = [reward for group in drawn.groups for reward in group.rewards or ()]
+    figures = {"rewards/failed_ratio": sum(reward is None for reward in every) / len(every)}
     if anchor_rewards.numel():
         figures["anchor_reward"] = anchor_rewards.nanmean().item()
     if not k:

@@ -1,5 +1,6 @@
 """From settings to the method that runs and the anchor it is given."""
 
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from nonpareil.errors import ConfigError
@@ -8,6 +9,8 @@ from nonpareil.methods.base import Method
 from nonpareil.rewards.load import is_function_path, load_function
 from nonpareil.training.config import DistillationConfig
 
+METHOD_PARTS = ("policy_draws", "anchor_draws", "anchor_ema_rate", "targets", "loss", "metrics")
+
 
 def method_of(args: DistillationConfig, *, stored: bool) -> Method:
     """The method named by the settings, one of ours or a user's own class; `stored`: groups are given.
@@ -15,15 +18,36 @@ def method_of(args: DistillationConfig, *, stored: bool) -> Method:
     Raises:
         ConfigError: an unknown method, or a setting that it does not read or that is out of its range.
     """
-    cls: Any = load_function(args.method) if is_function_path(args.method) else args.method
-    if isinstance(cls, type) and not hasattr(cls, "__dataclass_fields__"):
-        raise ConfigError(f"method={args.method!r} must be a dataclass, whose fields are its settings")
-    method = build(cls, args.method_settings(), stored=stored)
+    cls = _own_class(args.method) if is_function_path(args.method) else args.method
+    return check_method(args, build(cls, args.method_settings(), stored=stored))
+
+
+def check_method(args: DistillationConfig, method: Method) -> Method:
+    """The method itself, where the other settings let it run.
+
+    Raises:
+        ConfigError: an anchor that would move against the method, or steps on the same draws that could not be
+            resumed.
+    """
     iterations = getattr(method, "num_iterations", 1)
     if iterations > 1:
         _check_iterations(args, iterations)
     anchor_motion(args, method)
     return method
+
+
+def _own_class(spec: str) -> type:
+    """A user's class, once it has the parts of a `Method`; docs/own-method.md describes them."""
+    cls: Any = load_function(spec)
+    if not isinstance(cls, type) or not is_dataclass(cls):
+        raise ConfigError(f"method={spec!r} must be a dataclass, whose fields are its settings")
+    bare = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+    if bare:
+        raise ConfigError(f"method={spec!r}: the setting {bare[0]!r} has no default; give it one")
+    missing = [name for name in METHOD_PARTS if not hasattr(cls, name)]
+    if missing:
+        raise ConfigError(f"method={spec!r} has no {', '.join(missing)}; see docs/own-method.md")
+    return cls
 
 
 def _check_iterations(args: DistillationConfig, iterations: int) -> None:

@@ -5,14 +5,24 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
+from nonpareil.errors import ConfigError
+
 
 class RepeatedBatches(Sampler[int]):
     """Shuffled indices in whole batches, each batch `repeats` times in a row; a rest that fills no batch waits.
 
     The order follows from seed and epoch alone, so that a resumed run sees the same.
+
+    Raises:
+        ConfigError: fewer prompts than fill one batch.
     """
 
     def __init__(self, size: int, batch_size: int, repeats: int, seed: int):
+        if size < batch_size:
+            raise ConfigError(
+                f"per_device_train_batch_size={batch_size} is more than the {size} prompts there are, and with "
+                f"num_iterations={repeats} every batch must be full; lower it"
+            )
         self.size, self.batch_size, self.repeats, self.seed = size, batch_size, repeats, seed
         self.epoch = 0
 

@@ -40,6 +40,13 @@ class Spent(TrainerCallback, ExportableState):
             },
         }
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Go on from the sums of the checkpoint, where there is one."""
+        kept: Any = state.stateful_callbacks
+        vars(self).update(kept.get(type(self).__name__, {}).get("attributes", {}))
+
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

@@ -96,7 +96,8 @@ class StepDrawer:
             policy_token_logprobs=tokens,
             completion_mask=mask,
             anchor_logprobs_of_policy=anchor_logprobs_of_policy,
-            anchor_logprobs=_rectangular([[sum(v) for v in g.logprobs[k:]] for g in groups]),
+            # A draw that a smaller group lacks is told by its reward; NaN here would survive a weight of 0.
+            anchor_logprobs=_rectangular([[sum(v) for v in g.logprobs[k:]] for g in groups]).nan_to_num(0.0),
             tie_breaker=self._tie_breaker(prompts, step, rewards.shape[1] - k),
         )
         return StepDraws(groups, numbers, k)

@@ -12,8 +12,8 @@ def check_stored(groups: Sequence[Group], method: Method) -> None:
     """Refuse groups from which the method would learn nothing, or something else.
 
     Raises:
-        DataError: no groups, an id twice, no prompt ids of tokens, groups too small, unscored, all rewards null or
-            all equal; or, where their completions are trained on, no token ids or log-probs.
+        DataError: no groups, a prompt id twice, groups too small, unscored, rewards all null, too few or all
+            equal; or, where their completions are trained on, no token ids or log-probs.
     """
     if not groups:
         raise DataError("groups is empty; draw groups with `nonpareil sample`")
@@ -36,13 +36,19 @@ def check_stored(groups: Sequence[Group], method: Method) -> None:
                 f"groups: {group.prompt_id!r} has no token ids or log-probs (vBoN's lines have none), and "
                 f"{type(method).__name__} trains on the completions; draw groups with `nonpareil sample`"
             )
-    _check_rewards(groups)
+    _check_rewards(groups, least)
 
 
-def _check_rewards(groups: Sequence[Group]) -> None:
+def _check_rewards(groups: Sequence[Group], least: int) -> None:
     values = [[reward for reward in group.rewards or () if reward is not None] for group in groups]
     if not any(values):
         raise DataError("groups: every reward is null; see the reasons in manifest.json and score again")
+    most = max(map(len, values))
+    if most < least:
+        raise DataError(
+            f"groups: no prompt has more than {most} rewards that are not null, and {least} are needed; see the "
+            "reasons in manifest.json and score again, draw more (num_generations), or lower n"
+        )
     if all(len(set(rewards)) <= 1 for rewards in values):
         raise DataError(
             "groups: all rewards of each prompt are equal, so no completion is better than another; "

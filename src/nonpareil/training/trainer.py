@@ -31,7 +31,7 @@ from nonpareil.training.callbacks import (
 )
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.figures import completion_rows, step_figures, write_completions
-from nonpareil.training.method import anchor_motion, method_of
+from nonpareil.training.method import anchor_motion, check_method, method_of
 from nonpareil.training.sampler import RepeatedBatches
 from nonpareil.training.spent import Spent
 from nonpareil.training.steps import StepDrawer, StepDraws, reward_tensor
@@ -77,7 +77,7 @@ class DistillationTrainer(Trainer):
                 f"{args.world_size} processes were started, but this version trains in one; start it without "
                 "torchrun or accelerate launch"
             )
-        self.method: Method = method or method_of(args, stored=groups is not None)
+        self.method = check_method(args, method or method_of(args, stored=groups is not None))
         if groups is not None:
             check_stored(groups, self.method)
             train_dataset = [prompt_of(group) for group in groups]
