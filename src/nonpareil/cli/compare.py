@@ -29,11 +29,14 @@ EXAMPLE = "nonpareil compare --config comparison.yaml --output_dir comparison"
 
 def run(argv: Sequence[str]) -> CommandResult:
     """Parse, compare, print the table and what failed."""
+    from transformers.utils import logging
+
     arguments = _parse(argv)
     if arguments.config is None:
         raise ConfigError(
             "config is missing; give --config FILE.yaml (nonpareil compare --help lists its keys)"
         )
+    logging.disable_progress_bar()  # of loading weights
     figures = compare.run(
         arguments.config,
         output_dir=arguments.output_dir,
