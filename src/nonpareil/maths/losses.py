@@ -11,7 +11,7 @@ from nonpareil.errors import ConfigError
 from nonpareil.maths.best_of_n import ipo_beta, margin
 
 
-def forward_kl_loss(best_logprobs: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+def forward_kl_loss(best_logprobs: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
     """-log pi of best-of-n samples: KL(pi_n || pi) up to the constant entropy of pi_n.
 
     BOND (arXiv:2407.14622), forward term; BoNBoN (arXiv:2406.00832), L_SFT.
@@ -20,8 +20,8 @@ def forward_kl_loss(best_logprobs: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
 
 
 def policy_gradient_loss(
-    logprobs: Float[Tensor, " b"], advantages: Float[Tensor, " b"]
-) -> Float[Tensor, " b"]:
+    logprobs: Float[Tensor, "*b"], advantages: Float[Tensor, "*b"]
+) -> Float[Tensor, "*b"]:
     """-advantage * log pi of the policy's own samples; its gradient is REINFORCE's. Advantages are detached.
 
     With advantage log pi_n - log pi, minus a baseline, it is the gradient of the backward KL, KL(pi || pi_n):

@@ -1,12 +1,14 @@
 """From returns to advantages: what the policy-gradient methods share."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from nonpareil.errors import ConfigError
 from nonpareil.maths.losses import leave_one_out_mean
+from nonpareil.methods.base import check_choice
 
 Baseline = Literal["batch", "prompt"]
 
@@ -30,4 +32,18 @@ def advantages(
 
 def mean_over(values: Float[Tensor, "b k"], mask: Bool[Tensor, "b k"]) -> Float[Tensor, " b"]:
     """The mean of each row's masked entries; 0 for a row without any."""
-    return (values * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+    return torch.where(mask, values, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+def check_baseline(baseline: str, num_generations: int) -> None:
+    """Refuse another word, and the mean of a prompt's other draws where there are none: nothing would be learnt.
+
+    Raises:
+        ConfigError: naming the setting, the value and the remedy.
+    """
+    check_choice("baseline", baseline, get_args(Baseline))
+    if baseline == "prompt" and num_generations < 2:
+        raise ConfigError(
+            f"num_generations={num_generations} with baseline=prompt: the prompt's other draws are the baseline; "
+            "draw at least 2, or give baseline=batch"
+        )

@@ -27,7 +27,8 @@ class ScoredDraws:
     anchor_logprobs_of_policy: Float[Tensor, "b k"]
     """log anchor of the policy's draws, summed over the completion."""
     anchor_logprobs: Float[Tensor, "b m"]
-    """log anchor of the anchor's own draws, summed over the completion."""
+    """log anchor of the anchor's own draws, summed over the completion; NaN, as its reward, where a stored group is
+    smaller than another."""
     tie_breaker: Float[Tensor, "b m"]
     """Independent uniform numbers: equal anchor rewards are ordered by them."""
 
@@ -86,7 +87,7 @@ def best_draw(rewards: Float[Tensor, "*b m"], tie_breaker: Float[Tensor, "*b m"]
 
     A row without any valid reward is all False.
     """
-    highest = rewards.nan_to_num(nan=-torch.inf).amax(-1, keepdim=True)
+    highest = rewards.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).amax(-1, keepdim=True)
     candidates = torch.where(rewards == highest, tie_breaker, -1.0)
     best = torch.zeros_like(rewards, dtype=torch.bool).scatter(-1, candidates.argmax(-1, keepdim=True), True)
     return best & ~rewards.isnan()

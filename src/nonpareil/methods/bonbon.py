@@ -71,7 +71,7 @@ class BoNBoN:
             train_anchor=(best | worst).any(1),
             best=best,
             worst=worst,
-            reference_logprobs=draws.anchor_logprobs,
+            reference_logprobs=draws.anchor_logprobs.nan_to_num(nan=0.0),
         )
 
     def _in_group(self, chosen: Bool[Tensor, "b c n"], m: int) -> Bool[Tensor, "b c m"]:

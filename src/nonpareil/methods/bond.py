@@ -10,7 +10,7 @@ from torch import Tensor
 from nonpareil.errors import ConfigError
 from nonpareil.maths.losses import forward_kl_loss, jeffreys, policy_gradient_loss
 from nonpareil.maths.quantiles import QuantileEstimator, log_tilt_estimate
-from nonpareil.methods.advantages import Baseline, advantages, mean_over
+from nonpareil.methods.advantages import Baseline, advantages, check_baseline, mean_over
 from nonpareil.methods.base import ScoredDraws, Targets, check_choice, check_range
 from nonpareil.methods.imitation import Imitate, imitation_weights
 
@@ -56,13 +56,9 @@ class BOND:
         check_range("num_generations", self.num_generations, 1, float("inf"))
         check_range("num_reference_samples", self.num_reference_samples, 1, float("inf"))
         check_range("jeffreys_weight", self.jeffreys_weight, 0, 1)
-        check_choice("quantile_estimator", self.quantile_estimator, get_args(QuantileEstimator))
+        check_estimator(self.quantile_estimator, self.num_reference_samples)
         check_choice("imitate", self.imitate, get_args(Imitate))
-        check_choice("baseline", self.baseline, get_args(Baseline))
-        if self.quantile_estimator == "two_sample" and self.num_reference_samples != 2:
-            raise ConfigError(
-                f"num_reference_samples={self.num_reference_samples}: quantile_estimator=two_sample needs 2"
-            )
+        check_baseline(self.baseline, self.num_generations)
         if self.jeffreys_weight < 1 and self.num_reference_samples < self.n:
             raise ConfigError(
                 f"num_reference_samples={self.num_reference_samples} is fewer than n={self.n}: the forward KL "
@@ -112,7 +108,7 @@ class BOND:
         return jeffreys(forward, mean_over(own, targets.train_policy), self.jeffreys_weight)
 
     def metrics(self, draws: ScoredDraws) -> dict[str, float]:
-        """The policy's mean log-quantile (-1 at the start, -1/n at best-of-n) and its mean return."""
+        """Without ties log_tilt is log n - (n - 1) at the start and log n - (n - 1)/n at best-of-n."""
         return quantile_metrics(draws, self.n, self.quantile_estimator)
 
 
@@ -132,3 +128,16 @@ def check_n(n: int) -> None:
     """
     if n < 2:
         raise ConfigError(f"n={n} must be at least 2: best-of-1 is the reference itself")
+
+
+def check_estimator(estimator: str, num_reference_samples: int) -> None:
+    """Refuse another word, and two_sample with another number of reference draws.
+
+    Raises:
+        ConfigError: naming the setting and its value.
+    """
+    check_choice("quantile_estimator", estimator, get_args(QuantileEstimator))
+    if estimator == "two_sample" and num_reference_samples != 2:
+        raise ConfigError(
+            f"num_reference_samples={num_reference_samples}: quantile_estimator=two_sample needs 2"
+        )

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -11,8 +11,8 @@ from torch import Tensor
 from nonpareil.maths.losses import log_ratio_regression_loss
 from nonpareil.maths.quantiles import QuantileEstimator, group_log_tilt, log_tilt_estimate
 from nonpareil.methods.advantages import mean_over
-from nonpareil.methods.base import ScoredDraws, Targets, check_choice, check_range
-from nonpareil.methods.bond import check_n, quantile_metrics
+from nonpareil.methods.base import ScoredDraws, Targets, check_range
+from nonpareil.methods.bond import check_estimator, check_n, quantile_metrics
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Regression:
     def __post_init__(self) -> None:
         check_n(self.n)
         check_range("target_floor", self.target_floor, -math.inf, 0)
-        check_choice("quantile_estimator", self.quantile_estimator, get_args(QuantileEstimator))
         check_range("num_generations", self.num_generations, 1, float("inf"))
         check_range("num_reference_samples", self.num_reference_samples, 1, float("inf"))
+        check_estimator(self.quantile_estimator, self.num_reference_samples)
 
     @property
     def policy_draws(self) -> int:
@@ -79,7 +79,7 @@ class Regression:
             policy_target=own.nan_to_num(nan=0.0).clamp(min=self.target_floor),
             anchor_target=group.nan_to_num(nan=0.0).clamp(min=self.target_floor),
             policy_reference_logprobs=draws.anchor_logprobs_of_policy,
-            anchor_reference_logprobs=draws.anchor_logprobs,
+            anchor_reference_logprobs=draws.anchor_logprobs.nan_to_num(nan=0.0),
         )
 
     def loss(

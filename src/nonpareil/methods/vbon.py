@@ -12,7 +12,7 @@ from nonpareil.maths.best_of_n import log_tilt
 from nonpareil.maths.counts import count_among
 from nonpareil.maths.losses import clipped_policy_gradient_loss, policy_gradient_loss
 from nonpareil.maths.quantiles import log_quantile
-from nonpareil.methods.advantages import Baseline, advantages, mean_over
+from nonpareil.methods.advantages import Baseline, advantages, check_baseline, mean_over
 from nonpareil.methods.base import ScoredDraws, Targets, check_choice, check_range
 from nonpareil.methods.bond import check_n
 
@@ -63,7 +63,7 @@ class VBON:
         check_n(self.n)
         check_choice("bound", self.bound, get_args(Bound))
         check_choice("quantile_estimator", self.quantile_estimator, get_args(StrictEstimator))
-        check_choice("baseline", self.baseline, get_args(Baseline))
+        check_baseline(self.baseline, self.num_generations)
         check_range("num_reference_samples", self.num_reference_samples, 1, float("inf"))
         check_range("num_generations", self.num_generations, 1, float("inf"))
         check_range("num_iterations", self.num_iterations, 1, float("inf"))
