@@ -191,7 +191,7 @@ def test_a_monotone_transform_of_the_reward_changes_nothing():
 
 
 def test_settings_out_of_range_are_refused():
-    with pytest.raises(ConfigError, match="jeffreys_weight=1.5"):
+    with pytest.raises(ConfigError, match=r"jeffreys_weight=1\.5"):
         JBOND(1.5)
     with pytest.raises(ConfigError, match="kl_coef=-1"):
         JBOND(kl_coef=-1)
