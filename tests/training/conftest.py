@@ -10,8 +10,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
-from nonpareil.records import Prompt
+from nonpareil.engines.transformers import TransformersEngine
+from nonpareil.records import Group, Prompt, SamplingParams
+from nonpareil.rewards import load_rewards
 from nonpareil.training import DistillationConfig, DistillationTrainer
+from nonpareil.training.steps import score_groups
 from tests.tiny import GOOD, favour, make_model, make_tokenizer, prompts_of
 
 PROMPTS = prompts_of([1, 7, 8], [1, 7], [1, 9, 8, 7, 12], [1, 17], [1, 16, 6], [1, 8, 8, 8])
@@ -51,6 +54,7 @@ def make_trainer(
     tokenizer: Any = None,
     callbacks: list[TrainerCallback] | None = None,
     eval_dataset: list[Prompt] | None = None,
+    groups: list[Group] | None = None,
     **changes: Any,
 ) -> DistillationTrainer:
     settings: dict[str, Any] = {
@@ -64,20 +68,41 @@ def make_trainer(
         "report_to": "none",
         "use_cpu": True,
         "bf16": False,
-        "anchor_ema_rate": 0.1,
-        "kl_coef": 0.1,
         "disable_tqdm": True,
         "seed": 7,
     }
+    if changes.get("method", "jbond") == "jbond":
+        settings |= {"anchor_ema_rate": 0.1, "kl_coef": 0.1}
     return DistillationTrainer(
         model=model or ending_model(),
         reward_funcs=reward,
         args=DistillationConfig(**{**settings, **changes}),
-        train_dataset=PROMPTS if prompts is None else prompts,
+        train_dataset=None if groups else PROMPTS if prompts is None else prompts,
         eval_dataset=eval_dataset,
         processing_class=tokenizer or make_tokenizer(),
         callbacks=callbacks,
+        groups=groups,
     )
+
+
+def stored_groups(m: int, temperature: float = 1.0, reward: Any = goodness) -> list[Group]:
+    """Scored groups of the model that every trainer here starts from."""
+    engine = TransformersEngine(ending_model(), make_tokenizer())
+    draws = engine.draw(PROMPTS, m, SamplingParams(6, temperature, seed=3))
+    groups = [Group.of(prompt, drawn) for prompt, drawn in zip(PROMPTS, draws, strict=True)]
+    score_groups(groups, load_rewards(reward))
+    return groups
+
+
+class StopAfter(TrainerCallback):
+    """Save and stop after a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= self.step:
+            control.should_save = control.should_training_stop = True
 
 
 def metrics(output_dir: Path) -> list[dict[str, Any]]:

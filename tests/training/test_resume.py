@@ -18,19 +18,10 @@ from transformers import TrainerCallback
 from nonpareil.errors import DataError
 from nonpareil.training.callbacks import last_whole_checkpoint
 from nonpareil.training.trainer import DistillationTrainer
-from tests.training.conftest import assert_same, ending_model, make_trainer, metrics
+from tests.training.conftest import StopAfter, assert_same, ending_model, make_trainer, metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "linear"}
-
-
-class StopAfter(TrainerCallback):
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= self.step:
-            control.should_save = control.should_training_stop = True
 
 
 def assert_same_checkpoint(one: Path, other: Path) -> None:

@@ -88,7 +88,8 @@ class StepDrawer:
             self._score(groups, step)
         if self.stored:
             groups = [_with_stored(group, self.stored[group.prompt_id]) for group in groups]
-        tokens, mask = _padded([drawn.logprobs for drawn in ours])
+        width = max(len(ids) for group in groups for ids in group.completion_token_ids)
+        tokens, mask = _padded([drawn.logprobs for drawn in ours], width)
         rewards = reward_tensor(groups)
         numbers = ScoredDraws(
             policy_rewards=rewards[:, :k],
@@ -167,9 +168,8 @@ def _rectangular(rows: list[list[float]]) -> Tensor:
     return torch.tensor(filled).view(len(rows), width)
 
 
-def _padded(logprobs: list[list[list[float]]]) -> tuple[Tensor, Tensor]:
-    """Token log-probs [b, k, t] with 0 behind each end, and the mask of real tokens."""
-    width = max((len(values) for rows in logprobs for values in rows), default=0)
+def _padded(logprobs: list[list[list[float]]], width: int) -> tuple[Tensor, Tensor]:
+    """Token log-probs [b, k, width] with 0 behind each end, and the mask of real tokens."""
     padded = [[values + [0.0] * (width - len(values)) for values in rows] for rows in logprobs]
     mask = [[[i < len(values) for i in range(width)] for values in rows] for rows in logprobs]
     shape = (len(logprobs), len(logprobs[0]), width)
