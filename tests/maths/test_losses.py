@@ -108,8 +108,85 @@ def test_jeffreys_gradient_vanishes_at_best_of_n_only(logits):
     assert gradient(logits) > 0.01
 
 
+# Ratios now over then of three tokens of a good and a bad completion, the last one of the second behind its end.
+RATIO = torch.tensor([[1.5, 1.1, 0.5], [0.5, 1.5, 9.0]], dtype=F64)
+KEPT = torch.tensor([[True, True, True], [True, True, False]])
+
+
+def test_clipped_loss_by_hand():
+    sampled = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, -0.1, 0.0]], dtype=F64)
+    advantages = torch.tensor([2.0, -1.0], dtype=F64, requires_grad=True)
+    now = (sampled + RATIO.log()).requires_grad_()
+    loss = losses.clipped_policy_gradient_loss(now, sampled, advantages, 0.2, KEPT)
+    # Good: min(1.5, 1.2) + 1.1 + min(.5, .8), times 2. Bad: max(.5, .8) + max(1.5, 1.2), times 1.
+    torch.testing.assert_close(loss, torch.tensor([-2 * (1.2 + 1.1 + 0.5), 0.8 + 1.5], dtype=F64))
+    (gradient,) = torch.autograd.grad(loss.sum(), now)
+    expected = torch.tensor([[0.0, -2 * 1.1, -2 * 0.5], [0.0, 1.5, 0.0]], dtype=F64)
+    torch.testing.assert_close(gradient, expected)
+    assert advantages.grad is None
+
+
+def test_clipped_loss_has_the_plain_gradient_on_the_policy_that_drew():
+    sampled = torch.tensor([[[-1.0, -2.0], [-0.5, 0.0]]], dtype=F64)  # [b, k, t]
+    advantages = torch.tensor([[0.7, -1.3]], dtype=F64)
+    now = sampled.clone().requires_grad_()
+    clipped = losses.clipped_policy_gradient_loss(now, sampled, advantages, 0.1, sampled < 0)
+    plain = losses.policy_gradient_loss((now * (sampled < 0)).sum(-1), advantages)
+    assert clipped.shape == plain.shape == (1, 2)
+    torch.testing.assert_close(torch.autograd.grad(clipped.sum(), now), torch.autograd.grad(plain.sum(), now))
+
+
+def test_logistic_loss_by_hand_and_gradient():
+    best = torch.tensor([0.0, 2.0], dtype=F64, requires_grad=True)
+    worst = torch.tensor([0.0, -1.0], dtype=F64, requires_grad=True)
+    # ipo_beta(2) = 1/2.
+    expected = torch.tensor([math.log(2), math.log1p(math.exp(-1.5))], dtype=F64)
+    torch.testing.assert_close(losses.pairwise_logistic_loss(best, worst, 2), expected)
+    assert torch.autograd.gradcheck(lambda b, w: losses.pairwise_logistic_loss(b, w, 5), (best, worst))
+
+
+def test_logistic_loss_keeps_pushing_where_the_margin_loss_is_satisfied():
+    margin = best_of_n.margin(8)
+    gap = torch.tensor([margin, 3 * margin], dtype=F64, requires_grad=True)
+    zero = torch.zeros(2, dtype=F64)
+    (pushed,) = torch.autograd.grad(losses.pairwise_logistic_loss(gap, zero, 8).sum(), gap)
+    assert (pushed < 0).all()
+    (held,) = torch.autograd.grad(losses.pairwise_margin_loss(gap, zero, 8).sum(), gap)
+    assert held[0].item() == pytest.approx(0, abs=1e-12)
+    assert held[1] > 0
+    # At the start its gradient is beta / 2 against 1 / beta: some 2,600 times smaller.
+    start = torch.zeros(1, dtype=F64, requires_grad=True)
+    first = [
+        torch.autograd.grad(loss(start, zero[:1], 8).sum(), start)[0].item()
+        for loss in (losses.pairwise_margin_loss, losses.pairwise_logistic_loss)
+    ]
+    assert first[0] / first[1] == pytest.approx(2635, abs=1)
+
+
+def test_regression_loss_by_hand_and_detached():
+    log_ratio = torch.tensor([[1.0, -2.0]], requires_grad=True)
+    target = torch.tensor([[3.0, -2.0]], requires_grad=True)
+    loss = losses.log_ratio_regression_loss(log_ratio, target)
+    assert loss.tolist() == [[2.0, 0.0]]
+    loss.sum().backward()
+    assert log_ratio.grad.tolist() == [[-2.0, 0.0]]
+    assert target.grad is None
+
+
+def test_regression_on_the_policys_own_draws_has_the_backward_kls_gradient(logits):
+    log_probs = logits.log_softmax(-1)
+    target = best_of_n.log_tilt(REFERENCE.cumsum(0) - REFERENCE, REFERENCE.cumsum(0), N)
+    squared = losses.log_ratio_regression_loss(log_probs - REFERENCE.log(), target)
+    loss = (log_probs.exp().detach() * squared).sum()
+    kl = (log_probs.exp() * (log_probs - BEST.log())).sum()
+    (expected,) = torch.autograd.grad(kl, logits, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], expected)
+
+
 def test_bad_arguments_are_named():
     zeros = torch.zeros(2)
+    with pytest.raises(ConfigError, match="n = 1: must be at least 2"):
+        losses.pairwise_logistic_loss(zeros, zeros, 1)
     with pytest.raises(ConfigError, match="n = 1: must be at least 2"):
         losses.pairwise_margin_loss(zeros, zeros, 1)
     with pytest.raises(ConfigError, match=r"jeffreys_weight = 1\.5"):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 
 from nonpareil.errors import ConfigError
-from nonpareil.maths import quantiles
+from nonpareil.maths import best_of_n, quantiles
 
 F64 = torch.float64
 NAN = math.nan
@@ -150,5 +150,105 @@ def test_bad_arguments_are_named():
     rewards, references = torch.zeros(1, 2), torch.zeros(1, 3)
     with pytest.raises(ConfigError, match="two_sample needs 2 reference rewards a prompt, got 3"):
         quantiles.log_quantile(rewards, references, "two_sample")
-    with pytest.raises((ConfigError, TypeError)):  # the shape checker may speak first
-        quantiles.log_quantile(rewards, references, "nearest")
+    for function in (quantiles.log_quantile, lambda *a: quantiles.log_tilt_estimate(*a[:2], 2, a[2])):
+        with pytest.raises((ConfigError, TypeError)):  # the shape checker may speak first
+            function(rewards, references, "nearest")
+
+
+# --- The log-ratio of best-of-n
+
+
+def harmonic_number(count):
+    return sum(1 / i for i in range(1, count + 1))
+
+
+# Rewards .5, 2, 9 among 1, 2, 3: 0, 1, 3 strictly below and 0, 2, 3 at or below; n = 3.
+TIE = math.log(1 + 1 / 2 + 1 / 4)  # sum of (p< / p<=)^i
+
+
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    [
+        ("plug_in", [2 * math.log(1 / 4) + math.log(3), 2 * math.log(3 / 4) + TIE, math.log(3)]),
+        ("inclusive_plug_in", [2 * math.log(1 / 6) + math.log(3), 2 * math.log(2 / 3) + TIE, math.log(3)]),
+        ("harmonic", [-2 * 11 / 6 + math.log(3), -2 / 3 + TIE, math.log(3)]),
+    ],
+)
+def test_log_tilt_worked_by_hand(estimator, expected):
+    values = quantiles.log_tilt_estimate(REWARDS, REFERENCES, 3, estimator)
+    torch.testing.assert_close(values, torch.tensor([[*expected, NAN]], dtype=F64), equal_nan=True)
+
+
+def test_log_tilt_of_two_samples_by_hand():
+    rewards = torch.tensor([[0.0, 1.0, 1.5, 5.0], [0.0, 0.0, 0.0, 0.0]], dtype=F64)
+    references = torch.tensor([[1.0, 2.0], [1.0, NAN]], dtype=F64)
+    values = quantiles.log_tilt_estimate(rewards, references, 2, "two_sample")
+    # 1.0 is equal to one and above none: s = 0, no tie with what is below, log 1.
+    expected = [-math.log(16) + math.log(2), 0.0, math.log(2), math.log(2)]
+    torch.testing.assert_close(values, torch.tensor([expected, [NAN] * 4], dtype=F64), equal_nan=True)
+
+
+@pytest.mark.parametrize("estimator", ["plug_in", "inclusive_plug_in", "harmonic"])
+@pytest.mark.parametrize("n", [2, 7])
+def test_log_tilt_of_many_references_is_that_of_best_of_n_ties_included(estimator, n):
+    reference = torch.tensor([0.3, 0.25, 0.25, 0.2], dtype=F64)
+    rewards = torch.tensor([0.0, 1.0, 1.0, 2.0], dtype=F64)
+    references = rewards.repeat_interleave((reference * 40_000).long())[None]
+    values = quantiles.log_tilt_estimate(rewards[None], references, n, estimator)[0]
+    truth = (best_of_n.distribution(reference, rewards, n) / reference).log()
+    torch.testing.assert_close(values, truth, atol=1e-3, rtol=0)
+
+
+def test_the_harmonic_log_tilt_has_the_taylor_tail_as_its_only_bias():
+    """Over all counts c ~ Binomial(m, u), reward without ties: (n-1) sum_{j>m} (1-u)^j / j too high."""
+    n, m, u = 5, 4, 0.3
+    mean = 0.0
+    for below in range(m + 1):
+        references = torch.tensor([[0.0] * below + [2.0] * (m - below)], dtype=F64)
+        value = quantiles.log_tilt_estimate(torch.ones(1, 1, dtype=F64), references, n).item()
+        mean += math.comb(m, below) * u**below * (1 - u) ** (m - below) * value
+    tail = sum((1 - u) ** j / j for j in range(m + 1, 400))
+    assert mean == pytest.approx(math.log(n) + (n - 1) * (math.log(u) + tail), abs=1e-10)
+
+
+def test_group_log_tilt_by_hand():
+    """Rewards 4, 1, failed, 4, 2 at n = 3: ranks among the 3 others, the two 4s share one value."""
+    rewards = torch.tensor([[4.0, 1.0, NAN, 4.0, 2.0], [NAN, NAN, 3.0, NAN, NAN]], dtype=F64)
+    values = quantiles.group_log_tilt(rewards, 3)
+    four = math.log(1 + 2 / 3 + 4 / 9)  # all 3 at or below, 2 below
+    one = math.log(3) - 2 * 11 / 6  # none of 3
+    two = math.log(3) + 2 * (1 - 11 / 6)  # 1 of 3
+    expected = torch.tensor([[four, one, NAN, four, two], [NAN] * 5], dtype=F64)
+    torch.testing.assert_close(values, expected, equal_nan=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 3) | st.just(NAN), min_size=1, max_size=6), st.integers(2, 12))
+def test_group_log_tilt_is_the_estimate_among_the_others(rewards, n):
+    rewards = torch.tensor([rewards], dtype=F64)
+    values = quantiles.group_log_tilt(rewards, n)
+    for i in range(rewards.shape[1]):
+        others = torch.cat([rewards[:, :i], rewards[:, i + 1 :]], 1)
+        if others.shape[1]:
+            apart = quantiles.log_tilt_estimate(rewards[:, i : i + 1], others, n)
+            torch.testing.assert_close(values[:, i : i + 1], apart, equal_nan=True)
+        else:
+            assert values.isnan().all()
+
+
+@pytest.mark.parametrize(("m", "n"), [(2, 2), (3, 8), (6, 4)])
+def test_group_targets_are_the_mean_log_tilt_of_best_and_worst(m, n):
+    """Without ties: log n + (n-1) (H_{i-1} - H_{m-1}), whose best minus worst at m = n is BoNBoN's margin."""
+    values = quantiles.group_log_tilt(torch.arange(m, dtype=F64)[None], n)[0]
+    expected = [math.log(n) + (n - 1) * (harmonic_number(i) - harmonic_number(m - 1)) for i in range(m)]
+    torch.testing.assert_close(values, torch.tensor(expected, dtype=F64))
+    same = quantiles.group_log_tilt(torch.arange(n, dtype=F64)[None], n)[0]
+    assert (same[-1] - same[0]).item() == pytest.approx(best_of_n.margin(n))
+
+
+def test_equal_rewards_have_no_tilt():
+    """All equal: best-of-n is the reference, whatever n and m."""
+    equal = torch.full((1, 5), 2.0, dtype=F64)
+    assert quantiles.group_log_tilt(equal, 9).abs().max() < 1e-12
+    for estimator in ("plug_in", "inclusive_plug_in", "harmonic"):
+        assert quantiles.log_tilt_estimate(equal, equal, 9, estimator).abs().max() < 1e-12
