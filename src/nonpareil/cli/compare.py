@@ -24,6 +24,8 @@ prompts), the reward_* options, gold_reward, max_completion_length, temperature,
                or name: {{command: [words with {{output_dir}} {{seed}} {{groups}} {{pairs}} {{model}} {{python}}]}}
 Run again to go on: what is done is not done twice.
 """
+SHOWN = ("method", "win rate", "gold win rate", "KL, nats", "KL efficiency", "length, %", "on the front")
+MIN_WIDTH = 120
 EXAMPLE = "nonpareil compare --config comparison.yaml --output_dir comparison"
 
 
@@ -55,15 +57,16 @@ def show(figures: dict[str, Any]) -> None:
     from nonpareil.evaluation.comparison_tables import tables
 
     console = Console(stderr=True, highlight=False, markup=False)
+    console.width = max(console.width, MIN_WIDTH)  # narrower, cells would be cut to nothing
     if figures["comparison"] is not None:
-        gain, _, effort = tables(figures["comparison"])
-        for table in (gain, effort):
-            shown = Table(title=table.title, title_justify="left", title_style="bold")
-            for place, label in enumerate(table.header):
-                shown.add_column(label, justify="right" if place else "left", no_wrap=not place)
-            for row in table.rows:
-                shown.add_row(*row)
-            console.print(shown)
+        gain = tables(figures["comparison"])[0]
+        places = [i for i, label in enumerate(gain.header) if label in SHOWN]
+        shown = Table(title=f"{gain.title}, all figures in the report", title_justify="left")
+        for place in places:
+            shown.add_column(gain.header[place], justify="right" if place else "left", no_wrap=True)
+        for row in gain.rows:
+            shown.add_row(*(row[place] for place in places))
+        console.print(shown)
         console.print(headline(figures["comparison"]), style="bold")
     for failure in figures["failures"]:
         console.print(f"\nFailed: {failure['run']}: {failure['reason']}", soft_wrap=True)

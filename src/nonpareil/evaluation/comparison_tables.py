@@ -74,12 +74,12 @@ def _gain(report: ComparisonReport) -> Table:
             "kl": kl_upper_bound(point["n"]),
             "equivalent_n": float(point["n"]),
         }
-        rows.append(_baseline(f"best-of-{point['n']} (N draws an answer)", best, columns))
+        rows.append(_baseline(f"best-of-{point['n']}", best, columns))
     note = (
         f"One sample a prompt against the reference on {report.num_prompts} held-out prompts, ties one half; "
         "mean ± standard deviation over seeds. KL efficiency: least KL that any policy needs for this win rate "
         "over the KL spent, at most 1. Length: change from the reference. On the front: no other method has a "
-        "mean win rate as high at a mean KL as low. Best-of-N's KL is its upper bound."
+        "mean win rate as high at a mean KL as low. Best-of-N draws N an answer; its KL is the upper bound."
     )
     return Table("Gain and cost", note, ["method", *(c.label for c in columns), "on the front"], rows)
 
