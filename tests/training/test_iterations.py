@@ -234,7 +234,7 @@ def test_a_refreshed_anchor_is_an_exact_copy_every_so_many_steps(tmp_path: Path)
 
 
 def test_an_anchor_moves_one_way(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="anchor_ema_rate and anchor_refresh_steps: .*give one"):
+    with pytest.raises(ConfigError, match=r"anchor_ema_rate and anchor_refresh_steps: .*give one"):
         make_trainer(tmp_path, **BOND, anchor_refresh_steps=2, anchor_ema_rate=0.1)
     with pytest.raises(ConfigError, match="anchor_refresh_steps=0 must be at least 1"):
         make_trainer(tmp_path, **BOND, anchor_refresh_steps=0)

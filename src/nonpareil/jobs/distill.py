@@ -75,12 +75,12 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     Raises:
         NonpareilError: whatever cannot work, before any model is loaded where that can be known.
     """
-    require_all(options, prompts_from_groups=options.groups is not None)
-    output_dir = Path(str(config.output_dir))
-    eval_source = _eval_source(options)
     from nonpareil.training.method import method_of
 
     method = method_of(config, stored=options.groups is not None)
+    require_all(options, prompts_from_groups=options.groups is not None)
+    output_dir = Path(str(config.output_dir))
+    eval_source = _eval_source(options)
     if options.dry_run:
         return _dry_run(options, config, method)
     _prepare(output_dir, options.overwrite, bool(config.resume_from_checkpoint))
