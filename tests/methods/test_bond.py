@@ -7,6 +7,7 @@ import torch
 
 from nonpareil.errors import ConfigError
 from nonpareil.maths.best_of_n import distribution
+from nonpareil.methods.advantages import advantages
 from nonpareil.methods.bond import BOND
 from tests.methods import tabular
 from tests.methods.tabular import BINARY, F64, LOGITS, REFERENCE, STRICT, TIED
@@ -102,6 +103,28 @@ def test_the_return_is_worth_what_the_paper_says_by_hand():
     first = math.log(1 / 4) - (log_pi[0] - REFERENCE[0].log())
     second = math.log(4 / 4) + math.log(1 + 3 / 4) - (log_pi[2] - REFERENCE[2].log())
     torch.testing.assert_close(targets.advantages, torch.stack([first - second, second - first])[None])
+
+
+def test_only_the_side_that_weighs_something_is_trained_on():
+    """What a weight of 0 leaves unread costs no log-probs."""
+    own, anchors = torch.tensor([[0, 2]]), torch.tensor([[0, 1, 1, 2]])
+    draws = tabular.draws_of(own, anchors, STRICT, LOGITS.log_softmax(-1), REFERENCE.log())
+    trained = {}
+    for weight in (0.0, 0.5, 1.0):
+        targets = BOND(2, 2, 4, jeffreys_weight=weight).targets(draws)
+        trained[weight] = (targets.train_policy.sum().item(), targets.train_anchor.sum().item())
+    assert trained == {0.0: (0, 1), 0.5: (2, 1), 1.0: (2, 0)}
+
+
+def test_advantages_by_hand():
+    """The others are the batch's or the prompt's; a prompt's only valid draw has no others."""
+    returns = torch.tensor([[1.0, 5.0], [3.0, math.nan]])
+    valid = ~returns.isnan()
+    assert advantages(returns, valid, "batch").tolist() == [[-3.0, 3.0], [0.0, 0.0]]
+    assert advantages(returns, valid, "prompt").tolist() == [[-4.0, 4.0], [0.0, 0.0]]
+    returns[1, 0] = 9.0
+    assert advantages(returns, valid, "batch").tolist() == [[-6.0, 0.0], [6.0, 0.0]]
+    assert advantages(returns, valid, "prompt").tolist() == [[-4.0, 4.0], [0.0, 0.0]]
 
 
 def test_metrics_at_the_start_and_at_best_of_n():
