@@ -43,6 +43,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from nonpareil.models.devices import best_device, fast_dtype
+from nonpareil.models.loading import freeze
 from nonpareil.models.memory import keep_freed_memory
 from nonpareil.rollouts.select import best, worst
 from nonpareil.rollouts.store import read_groups
@@ -127,6 +128,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--loss_type", choices=["sigmoid", "ipo"], default="sigmoid")
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--learning_rate", type=float, default=1e-6)
+    parser.add_argument("--optim", default="adamw_torch", help="TRL's default is adamw_torch_fused, the same law")
+    parser.add_argument("--frozen_parameters", nargs="*", default=[], help="parts of parameters' names")
     parser.add_argument("--lr_scheduler_type", default="linear")
     parser.add_argument("--warmup_steps", type=int, default=0)
     parser.add_argument("--epochs", type=float, default=1.0)
@@ -168,6 +171,7 @@ def settings(args: argparse.Namespace) -> DPOConfig:
         loss_type=[args.loss_type],
         beta=args.beta,
         learning_rate=args.learning_rate,
+        optim=args.optim,
         lr_scheduler_type=args.lr_scheduler_type,
         warmup_steps=args.warmup_steps,
         num_train_epochs=args.epochs,
@@ -206,8 +210,10 @@ def main() -> None:
     collator = DrawnIds(pad_token_id=tokenizer.pad_token_id, max_length=args.max_length)
     collator.added_end = None if args.added_end == "true" else tokenizer.eos_token_id
     clock = StepClock()
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    freeze(model, args.frozen_parameters)
     trainer = CountedDPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32),
+        model=model,
         args=settings(args),
         data_collator=collator,
         train_dataset=Dataset.from_list(rows),

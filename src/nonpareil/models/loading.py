@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from nonpareil.errors import ModelError
+from nonpareil.errors import ConfigError, ModelError
 from nonpareil.models.devices import best_device, resolve_dtype
 
 
@@ -107,3 +107,22 @@ def disable_dropout(model: nn.Module) -> None:
         for name, value in vars(module).items():  # rates handed to functional.dropout, as OPT does
             if isinstance(value, float) and any(part in name for part in ("dropout", "pdrop", "layerdrop")):
                 setattr(module, name, 0.0)
+
+
+def freeze(model: nn.Module, parts: list[str]) -> None:
+    """Take the parameters whose names contain one of these parts out of training.
+
+    Raises:
+        ConfigError: a part that no name contains, or nothing left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for part in parts:
+        if not any(part in name for name in names):
+            raise ConfigError(
+                f"frozen_parameters: no parameter's name contains {part!r}; there are {names[0]}, ..."
+            )
+    for name, parameter in model.named_parameters():
+        if any(part in name for part in parts):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(f"frozen_parameters={parts}: nothing is left to train")

@@ -88,6 +88,10 @@ class DistillationConfig(TrainingArguments):
     anchor_refresh_steps: int | None = field(
         default=None, metadata={"help": "Make the anchor a copy of the policy every so many steps (BOND)."}
     )
+    frozen_parameters: list[str] | None = field(
+        default=None,
+        metadata={"help": "Parts of names of parameters that are not trained, such as embed_tokens."},
+    )
     max_train_seconds: float | None = field(
         default=None, metadata={"help": "Stop after so many seconds of training steps, resumes included."}
     )

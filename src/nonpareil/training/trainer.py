@@ -18,7 +18,7 @@ from nonpareil.engines.transformers import check_prompts
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.methods.base import Method, Targets
 from nonpareil.models.anchors import Anchor
-from nonpareil.models.loading import context_window, disable_dropout, load_policy
+from nonpareil.models.loading import context_window, disable_dropout, freeze, load_policy
 from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs, token_budget_batches
 from nonpareil.records import Group, Prompt, prompt_of
 from nonpareil.rewards import CombinedReward, load_rewards
@@ -101,6 +101,7 @@ class DistillationTrainer(Trainer):
             )
         )
         disable_dropout(model)
+        freeze(model, args.frozen_parameters or [])
         self.repeats: int = getattr(self.method, "num_iterations", 1)
         self.stopper, self.spent = StopCleanly(self.repeats), Spent(args.max_train_seconds)
         super().__init__(
