@@ -190,3 +190,21 @@ def test_ranges_and_choices_say_what_is_allowed():
     check_choice("word", "a", ("a", "b"))
     with pytest.raises(ConfigError, match="word='c' must be one of a, b"):
         check_choice("word", "c", ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("vbon", {"epsilon": 0.1}, "epsilon=0.1 is not read by method=vbon with num_iterations=1"),
+        (
+            "bond",
+            {"jeffreys_weight": 1.0, "imitate": "all"},
+            "imitate='all' is not read .* jeffreys_weight=1",
+        ),
+        ("bond", {"jeffreys_weight": 0.0, "baseline": "batch"}, "baseline='batch' is not read .*=0"),
+        ("bonbon", {"sft_weight": 1.0, "contrast": "dpo"}, "contrast='dpo' is not read .* sft_weight=1"),
+    ],
+)
+def test_a_setting_that_another_one_makes_idle_is_refused(name, settings, says):
+    with pytest.raises(ConfigError, match=says):
+        build(name, settings, stored=name == "bonbon")

@@ -66,4 +66,10 @@ def build(method: str | type, settings: Mapping[str, Any], *, stored: bool = Fal
         raise ConfigError(
             f"groups is missing: method={label} trains on stored groups; draw them with `nonpareil sample`"
         )
-    return cls(**settings, **({"stored": stored} if groups == "optional" else {}))
+    made = cls(**settings, **({"stored": stored} if groups == "optional" else {}))
+    for name, reason in getattr(made, "inert_settings", {}).items():
+        if name in settings:
+            raise ConfigError(
+                f"{name}={settings[name]!r} is not read by method={label} with {reason}; remove {name}"
+            )
+    return made

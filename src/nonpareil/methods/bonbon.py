@@ -57,6 +57,11 @@ class BoNBoN:
         """Fewest completions of a stored group."""
         return self.n
 
+    @property
+    def inert_settings(self) -> dict[str, str]:
+        """SFT alone has no contrast."""
+        return {"contrast": "sft_weight=1"} if self.sft_weight == 1 else {}
+
     def targets(self, draws: ScoredDraws) -> BoNBoNTargets:
         """A subgroup with a failed reward, or whose rewards are all equal, gives no pair."""
         b, m = draws.anchor_rewards.shape

@@ -75,6 +75,17 @@ class BOND:
         """m."""
         return self.num_reference_samples
 
+    @property
+    def inert_settings(self) -> dict[str, str]:
+        """Settings that nothing reads where one side of the divergence weighs nothing, and why."""
+        if self.jeffreys_weight == 1:
+            return {"imitate": "jeffreys_weight=1"}
+        return (
+            {}
+            if self.jeffreys_weight
+            else dict.fromkeys(("quantile_estimator", "baseline"), "jeffreys_weight=0")
+        )
+
     def targets(self, draws: ScoredDraws) -> BONDTargets:
         """Without gradients. Failed rewards are left out; a prompt lacking a whole side takes no part."""
         # Forward KL: which anchor draws are the best of n?

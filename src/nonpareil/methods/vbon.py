@@ -80,6 +80,11 @@ class VBON:
         """m; none where reference rewards are cached."""
         return 0 if self.stored else self.num_reference_samples
 
+    @property
+    def inert_settings(self) -> dict[str, str]:
+        """One step a batch of draws has nothing to clip."""
+        return {"epsilon": "num_iterations=1"} if self.num_iterations == 1 else {}
+
     def targets(self, draws: ScoredDraws) -> VBONTargets:
         """Without gradients. A draw whose reward failed, or whose prompt has no reference reward, takes no part."""
         returns = self.log_target(draws) - draws.log_ratio
