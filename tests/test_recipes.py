@@ -23,6 +23,8 @@ from transformers import (
 from nonpareil.cli.main import main
 from nonpareil.cli.parsing import parse
 from nonpareil.errors import ConfigError
+from nonpareil.jobs.comparison_config import read_spec
+from nonpareil.jobs.comparison_plan import plan_runs
 from nonpareil.jobs.distill import DistillOptions
 from nonpareil.methods import METHODS
 from nonpareil.training.config import DistillationConfig
@@ -30,7 +32,8 @@ from nonpareil.training.method import method_of
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
-OTHER_PROGRAMS = {"imdb-dpo", "imdb-compare"}
+COMPARISONS = ["imdb-compare", "imdb-optimizers"]
+OTHER_PROGRAMS = {"imdb-dpo", *COMPARISONS}
 DISTILL = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in OTHER_PROGRAMS)
 PAPERS = ["bond-xsum", "jbond-gemma", "bonbon-hh", "bonbon-tldr", "vbon-tldr"]
 
@@ -316,3 +319,14 @@ def test_entailment_is_the_log_odds_of_its_label(tiny, tmp_path, monkeypatch):
         ids = tokenizer(document)["input_ids"][: 512 - len(summary_ids)] + summary_ids
         chance = model(input_ids=torch.tensor([ids])).logits[0].softmax(-1)[1].item()
         assert score == pytest.approx(np.log(chance / (1 - chance)), abs=1e-4)
+
+
+@pytest.mark.parametrize("recipe", COMPARISONS)
+def test_a_comparison_fits_its_budget(recipe: str) -> None:
+    """Each run spends at most the budget, stored groups counted in."""
+    spec = read_spec(RECIPES / f"{recipe}.yaml")
+    plans = plan_runs(spec)
+    assert len(plans) == len(spec.methods) * len(spec.options.seeds)
+    assert spec.budget.completions == 4608
+    for plan in plans:
+        assert 0 <= plan.pool_completions <= 4608

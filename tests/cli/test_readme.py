@@ -8,6 +8,9 @@ import pytest
 import torch
 import yaml
 
+from nonpareil.jobs.comparison_config import read_spec
+from nonpareil.jobs.comparison_plan import plan_runs
+
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 SMALL = "--max_completion_length 6 --report_to none --disable_tqdm true"
 
@@ -47,8 +50,9 @@ def test_the_commands_run_as_written(nonpareil, tour):
         for line in block.replace("\\\n", " ").splitlines()
         if line.startswith("nonpareil ")
     ]
-    assert [shlex.split(line)[1] for line in commands] == ["sample", "curve", "export", "distill", "evaluate"]
-    for line in commands:
+    named = [shlex.split(line)[1] for line in commands]
+    assert named == ["sample", "curve", "export", "distill", "evaluate", "compare"]
+    for line in commands[:-1]:
         words = shlex.split(line)[1:]
         if words[0] in ("sample", "evaluate"):
             words += ["--max_completion_length", "6"]
@@ -58,6 +62,14 @@ def test_the_commands_run_as_written(nonpareil, tour):
         assert status == 0, (line, err)
     assert (tour / "pairs.jsonl").is_file()
     assert (tour / "distilled" / "evaluation" / "report.html").is_file()
+
+
+def test_the_comparison_can_be_planned_as_written(tour):
+    """Every key is known and every run fits the budget; running it takes a process a run (test_compare.py)."""
+    (tour / "comparison.yaml").write_text(blocks("yaml")[1])
+    plans = plan_runs(read_spec("comparison.yaml"))
+    assert sorted({plan.entry.name for plan in plans}) == ["bonbon", "jbond", "rloo", "vbon-4"]
+    assert len(plans) == 4 * 3
 
 
 def test_the_python_tour_runs_as_written(tour):
