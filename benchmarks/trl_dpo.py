@@ -146,10 +146,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         if unknown := sorted(set(keys) - known):
             raise SystemExit(f"{config}: unknown key {unknown[0]!r}; it takes {', '.join(sorted(known))}")
         # As text, for argparse to convert: YAML reads 1e-4 as text anyway, and true as a bool.
-        words = {
-            key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in keys.items()
-        }
-        parser.set_defaults(**words)
+        parser.set_defaults(**{key: as_flag(value) for key, value in keys.items()})
     args = parser.parse_args(argv)
     for name in ("model", "output_dir"):
         if getattr(args, name) is None:
@@ -159,6 +156,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if args.n is not None and args.groups is None:
         parser.error("--n is read with --groups only; `nonpareil export --n` sets it for --pairs")
     return args
+
+
+def as_flag(value: object) -> object:
+    """A YAML value as the command line would give it; a list stays one."""
+    if isinstance(value, list):
+        return value
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def settings(args: argparse.Namespace) -> DPOConfig:
