@@ -32,7 +32,7 @@ from nonpareil.training.method import method_of
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
-COMPARISONS = ["imdb-compare", "imdb-optimizers"]
+COMPARISONS = ["imdb-compare", "imdb-long"]
 OTHER_PROGRAMS = {"imdb-dpo", *COMPARISONS}
 DISTILL = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in OTHER_PROGRAMS)
 PAPERS = ["bond-xsum", "jbond-gemma", "bonbon-hh", "bonbon-tldr", "vbon-tldr"]
@@ -327,6 +327,6 @@ def test_a_comparison_fits_its_budget(recipe: str) -> None:
     spec = read_spec(RECIPES / f"{recipe}.yaml")
     plans = plan_runs(spec)
     assert len(plans) == len(spec.methods) * len(spec.options.seeds)
-    assert spec.budget.completions == 4608
+    assert spec.budget.completions is not None
     for plan in plans:
-        assert 0 <= plan.pool_completions <= 4608
+        assert 0 <= plan.pool_completions <= spec.budget.completions
