@@ -68,13 +68,15 @@ def show(figures: dict[str, Any]) -> None:
             shown.add_row(*(row[place] for place in places))
         console.print(shown)
         console.print(headline(figures["comparison"]), style="bold")
+    for run in figures["over_budget"]:
+        console.print(f"Over the budget: {run['run']}: {run['reason']}", soft_wrap=True)
     for failure in figures["failures"]:
         console.print(f"\nFailed: {failure['run']}: {failure['reason']}", soft_wrap=True)
     console.print(f"Report: {figures['report'] or 'none, no run is finished'}", soft_wrap=True)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    from nonpareil.cli.parsing import _refuse_unknown_flags
+    from nonpareil.cli.parsing import refuse_unknown_flags
 
     parser = argparse.ArgumentParser(
         prog="nonpareil compare",
@@ -95,7 +97,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--json", action="store_true", help="Print one JSON object as the last line of stdout."
     )
     names = [action.dest for action in parser._actions]
-    _refuse_unknown_flags(argv, parser, names)
+    refuse_unknown_flags(argv, parser, names)
     return parser.parse_args(list(argv))
 
 
