@@ -15,7 +15,7 @@ DESCRIPTION = f"""{compare.__doc__}
 
 The file's keys: output_dir, model_name_or_path, dataset_name (training prompts), eval_dataset_name (held-out
 prompts), the reward_* options, gold_reward, max_completion_length, temperature, n, seeds, checkpoints,
-  budget:      completions or seconds, of each run
+  budget:      completions or seconds, of each run (a command's own are counted, not bounded)
   groups:      num_generations, max_prompts, seed: the pool that methods with `stored: true` share
   evaluation:  num_generations, num_reference_samples, checkpoint_prompts, checkpoint_num_generations,
                kl_dtype, seed
