@@ -92,12 +92,12 @@ class DrawnIds(DataCollatorForPreference):
 
 
 class CountedDPOTrainer(DPOTrainer):
-    """TRL's trainer, whose completion tokens are counted as they are trained on."""
+    """TRL's trainer, whose tokens are counted as they are trained on, prompts included."""
 
     tokens_trained = 0
 
     def training_step(self, model, inputs, *args, **kwargs):
-        self.tokens_trained += int(inputs["completion_mask"].sum())
+        self.tokens_trained += int(inputs["attention_mask"].sum())
         return super().training_step(model, inputs, *args, **kwargs)
 
 
@@ -128,7 +128,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--loss_type", choices=["sigmoid", "ipo"], default="sigmoid")
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--learning_rate", type=float, default=1e-6)
-    parser.add_argument("--optim", default="adamw_torch", help="TRL's default is adamw_torch_fused, the same law")
+    parser.add_argument(
+        "--optim", default="adamw_torch", help="TRL's default is adamw_torch_fused, the same law"
+    )
     parser.add_argument("--frozen_parameters", nargs="*", default=[], help="parts of parameters' names")
     parser.add_argument("--lr_scheduler_type", default="linear")
     parser.add_argument("--warmup_steps", type=int, default=0)

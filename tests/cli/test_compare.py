@@ -14,10 +14,14 @@ import yaml
 
 from nonpareil.cli.main import main
 from nonpareil.errors import ConfigError
+from nonpareil.evaluation.comparison import RunRecord, Spent
 from nonpareil.jobs import comparison_evaluation
+from nonpareil.jobs.comparison_budget import over_budget
 from nonpareil.jobs.comparison_config import read_spec
+from nonpareil.jobs.comparison_inputs import files_of
 from nonpareil.jobs.comparison_plan import plan_runs
 from nonpareil.jobs.processes import Finished, last_lines, locked, run_logged
+from nonpareil.jobs.yaml_options import load_yaml
 
 COPY = """
 import json, shutil, sys
@@ -253,6 +257,67 @@ def test_a_policy_replaced_behind_its_path_is_noticed(comparison, files):
     assert "copy/seed-0: model: 'sha256:" in error
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "told", "trained_anew"),
+    [
+        ("train.jsonl", "film", "dull film", "copy/seed-0: prompts.sha256: '", True),
+        ("rewards.py", '"good"', '"bad"', "copy/seed-0: reward.good.source: '", True),
+        ("copy.py", "json, ", "", "copy/seed-0: files.{files}/copy.py: '", True),
+        ("test.jsonl", "film", "dull film", "evaluation.json: prompts.sha256: '", False),
+        ("gold.py", "text.split()", "text", "evaluation.json: gold.words.source: '", False),
+    ],
+)
+def test_content_replaced_behind_a_path_is_noticed(
+    comparison, files, monkeypatch, file, old, new, told, trained_anew
+):
+    gold = files / "gold.py"
+    gold.write_text(
+        "def words(completions, **_):\n    return [float(len(text.split())) for text in completions]\n"
+    )
+    settings = {"seeds": [0], "gold_reward": f"{gold}:words"}
+    assert comparison(**settings)[0] == 0
+    text = (files / file).read_text()
+    assert old in text
+    (files / file).write_text(text.replace(old, new))
+    status, _, error = comparison(**settings)
+    assert status == 2
+    assert told.format(files=files) in error
+    status, _, error = comparison("--overwrite", **settings)
+    assert status == 0, error
+    assert ("trained already" not in error) == trained_anew
+
+
+def test_an_own_method_is_known_by_its_file(comparison, files):
+    text = "from nonpareil.methods.rloo import RLOO\n\nclass Own(RLOO):\n    pass\n"
+    (files / "own.py").write_text(text)
+    settings = {"methods": {"own": {"method": f"{files}/own.py:Own"}}, "seeds": [0]}
+    comparison(**settings, dataset_name="nowhere.jsonl")  # written, then refused
+    (entry,) = read_spec(files / "c.yaml").methods
+    before = files_of(entry)
+    assert list(before) == [f"{files}/own.py:Own"]
+    (files / "own.py").write_text(text.replace("pass", "kl_coef: float = 0.5"))
+    assert files_of(entry) != before
+
+
+def test_a_kill_in_the_first_evaluation_can_be_repaired(comparison, files, monkeypatch):
+    """What was drawn before it, with other settings, is refused; --overwrite deletes it and keeps the model."""
+    with monkeypatch.context() as patch:
+        patch.setattr("nonpareil.jobs.evaluate._divergence", killed)
+        with pytest.raises(SystemError):
+            comparison(seeds=[0])
+    assert (files / "out/reference/manifest.json").is_file()
+    status, _, error = comparison(seeds=[0], temperature=0.7)
+    assert status == 2
+    assert "evaluation.json: temperature: 1.0 instead of 0.7" in error
+    status, _, error = comparison("--overwrite", seeds=[0], temperature=0.7)
+    assert status == 0, error
+    assert "trained already" in error
+
+
+def killed(*arguments):
+    raise SystemError
+
+
 def test_evaluations_of_two_protocols_are_never_put_into_one_table(comparison, files):
     assert comparison()[0] == 0
     stored = files / "out/runs/copy/seed-1/evaluation/final/protocol.json"
@@ -270,7 +335,7 @@ def test_evaluations_of_two_protocols_are_never_put_into_one_table(comparison, f
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"metods": {}}, "unknown key 'metods'; did you mean 'methods'?"),
+        ({"metods": {}}, "unknown key 'metods'; did you mean methods?"),
         ({"methods": {}}, "methods is missing or empty"),
         ({"methods": {"../up": {}}}, "the name becomes a folder"),
         ({"methods": {"jbnd": {}}}, "methods.jbnd: method='jbnd' is unknown; did you mean jbond?"),
@@ -293,7 +358,26 @@ def test_evaluations_of_two_protocols_are_never_put_into_one_table(comparison, f
         ({"methods": {"bonbon": {}}}, "methods.bonbon: groups is missing"),
         ({"methods": {"bonbon": {"n": 4, "stored": True}}}, "draws nothing, so the budget sets no end"),
         ({"methods": {"bonbon": {"n": 8, "stored": True}}}, "raise groups.num_generations=4, or lower n"),
-        ({"methods": {"rloo": {"num_train_epochs": 3}}}, "num_train_epochs is not read"),
+        (
+            {"methods": {"rloo": {"num_train_epochs": 3}}},
+            "methods.rloo: num_train_epochs=3 is not read by rloo: the budget allows 3 steps; remove it",
+        ),
+        (
+            {"training": {"per_device_train_batch_size": 4, "num_train_epochs": 3}, "methods": {"jbond": {}}},
+            "training: num_train_epochs=3 is not read by jbond: the budget allows 5 steps; give it to methods",
+        ),
+        (
+            {"methods": {"bonbon": {"n": 4, "stored": True, "max_steps": 2, "num_train_epochs": 3}}},
+            "methods.bonbon: num_train_epochs=3 is not read by bonbon: max_steps=2 ends the training",
+        ),
+        (
+            {"budget": {"seconds": 9}, "methods": {"rloo": {"max_steps": 2, "num_train_epochs": 3}}},
+            "num_train_epochs=3 is not read by rloo: max_steps=2 ends the training",
+        ),
+        (
+            {"training": {"save_total_limit": 1}},
+            "training.save_total_limit=1 is set by the comparison; checkpoints at the top",
+        ),
         ({"training": {"method": "bond"}}, "training.method='bond' is set by the comparison"),
         ({"training": {"max_trian_prompts": 3}}, "training: unknown key 'max_trian_prompts'"),
         ({"budget": {}}, "budget takes either completions or seconds, and neither is given"),
@@ -318,6 +402,7 @@ def test_evaluations_of_two_protocols_are_never_put_into_one_table(comparison, f
         ({"reward_funcs": None}, "no reward"),
         ({"eval_dataset_name": None}, "held-out prompts would be the training prompts"),
         ({"gold_reward": "nowhere.py:good"}, "nowhere.py"),
+        ({"gold_reward": "{files}/rewards.py:good"}, "its name 'good' is also the reward's"),
         (
             {"methods": {"c": {"command": ["no-such-program", "{output_dir}"]}}},
             "no program 'no-such-program'",
@@ -333,6 +418,8 @@ def test_evaluations_of_two_protocols_are_never_put_into_one_table(comparison, f
     ids=lambda value: value.replace("/", "_")[:40] if isinstance(value, str) else "",
 )
 def test_what_cannot_work_is_refused_first(comparison, files, changes, message):
+    if "gold_reward" in changes:
+        changes = {"gold_reward": changes["gold_reward"].format(files=files)}
     status, figures, error = comparison(**changes)
     assert status == 2
     assert message in error
@@ -367,7 +454,51 @@ def test_help_lists_the_keys_and_an_example(capsys):
     assert "{output_dir}" in text
 
 
+def test_a_key_given_twice_is_refused_everywhere_and_merged_ones_are_not(files, nonpareil):
+    config = files / "d.yaml"
+    config.write_text("learning_rate: 1e-3\nmax_steps: 2\nlearning_rate: 1e-4\n")
+    status, _, error = nonpareil("distill", "--config", config)
+    assert status == 2
+    assert "'learning_rate' is given twice" in error
+    config.write_text("training: &same {n: 2, seed: 0}\nmethods:\n  a: {<<: *same, seed: 1}\n")
+    assert load_yaml(config)["methods"] == {"a": {"n": 2, "seed": 1}}
+
+
 # --- The budget
+
+
+def test_a_command_over_the_budget_is_told(comparison, files):
+    """Nothing of ours bounds it, so that the report says what it spent."""
+    spends = (
+        "import json, shutil, sys; shutil.copytree(sys.argv[1], sys.argv[2]); "
+        "json.dump({'completions_drawn': int(sys.argv[3])}, open(sys.argv[2] + '/spent.json', 'w'))"
+    )
+    words = ["{python}", "-c", spends, "{model}", "{output_dir}"]
+    methods = {
+        "within": {"command": [*words, "60"]},
+        "over": {"command": [*words, "29"], "stored": True},  # and the pool's 32
+    }
+    status, figures, error = comparison(methods=methods, seeds=[0])
+    assert status == 0, error
+    told = [{"run": "over, seed 0", "reason": "61 completions, more than budget.completions=60"}]
+    assert figures["over_budget"] == told
+    assert "Over the budget: over, seed 0: 61 completions" in error
+    assert "Over the budget; the other runs" in (files / "out/comparison.html").read_text()
+    assert "- over, seed 0: 61" in (files / "out/comparison.md").read_text()
+
+
+def test_only_a_command_can_be_over_the_clock(planned, files):
+    planned(
+        methods={"copy": {"command": ["{python}", "{output_dir}"]}, "rloo": {"max_steps": 2}},
+        budget={"seconds": 9},
+    )
+    evaluation = {}
+    records = [
+        RunRecord(name, 0, evaluation, (), Spent(None, None, None, seconds, None), {})
+        for name, seconds in (("copy", 9.0), ("copy", 12.4), ("rloo", 9.3))
+    ]
+    over = over_budget(read_spec(files / "c.yaml"), records)
+    assert over == [{"run": "copy, seed 0", "reason": "12 seconds, more than budget.seconds=9"}]
 
 
 @pytest.fixture
@@ -400,11 +531,10 @@ def test_a_budget_of_completions_becomes_steps(planned):
 
 
 def test_settings_of_a_method_override_those_of_all(planned):
-    training = {"per_device_train_batch_size": 4, "learning_rate": 1e-3, "num_train_epochs": 7}
+    training = {"per_device_train_batch_size": 4, "learning_rate": 1e-3}
     runs = planned(training=training, methods={"jbond": {"learning_rate": 1e-4}, "rloo": {}})
     assert runs["jbond"].settings["learning_rate"] == 1e-4
     assert runs["rloo"].settings["learning_rate"] == 1e-3
-    assert "num_train_epochs" not in runs["rloo"].settings  # it draws, so the budget ends it
     assert runs["rloo"].settings["temperature"] == 1.0
 
 

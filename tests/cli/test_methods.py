@@ -226,12 +226,12 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(stored, nonpareil, f
     parameters = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(files / "policy").parameters())
     assert figures["dry_run"] is True
     assert figures["model_class"] == "LlamaForCausalLM"
-    assert figures["parameters"] == parameters
+    assert figures["parameters"] == figures["trained_parameters"] == parameters
     draws = 0 if stored else 1
     assert figures["memory_bytes"] == {
         "weights": 4 * parameters,
         "gradients": 4 * parameters,
-        "adam": 8 * parameters,
+        "optimizer": 8 * parameters,  # AdamW
         "anchor": 4 * parameters * draws,
         "working_copy": 2 * parameters * draws,
         "total": (16 + 6 * draws) * parameters,

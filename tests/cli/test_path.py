@@ -1,6 +1,7 @@
 """The whole path on a tiny model: sample, curve, export, distill, evaluate."""
 
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -71,6 +72,19 @@ def test_evaluating_a_policy_against_itself(nonpareil, files):
     assert win["low"] < 0.5 < win["high"]
     assert evaluation["kl"]["estimate"] == pytest.approx(0, abs=1e-6)
     assert evaluation["kl_efficiency"] is None
+
+
+def test_an_unseen_reward_of_the_rewards_name_is_refused(nonpareil, files):
+    """One column would hold both, and the report would show the trained reward twice."""
+    (files / "other").mkdir()
+    shutil.copytree(files / "rm", files / "other" / "rm")
+    status, _, err = nonpareil(
+        "evaluate", unseen_reward=files / "other" / "rm", num_generations=4, output_dir=files / "same"
+    )
+    assert status == 2
+    assert "unseen_reward=" in err
+    assert "its name 'rm' is also the reward's" in err
+    assert not (files / "same").exists()
 
 
 def test_an_unseen_reward_is_reported_beside_the_trained_one(nonpareil, files):

@@ -109,6 +109,16 @@ def test_one_seed_has_no_deviation_and_a_missing_figure_is_a_dash():
     assert cell(figures["forward_kl_2"]) == ".400"
 
 
+def test_a_spread_over_seeds_that_share_a_pool_is_said_to_be_too_small():
+    fresh = [run("fresh", seed, 0.6, 1.0) for seed in (0, 1)]
+    stored = [replace(run("stored", seed, 0.6, 1.0), stored=True) for seed in (0, 1)]
+    assert "pool" not in tables(compare_runs(fresh, CURVE))[0].note
+    assert "pool" not in tables(compare_runs(stored[:1], CURVE))[0].note
+    assert (
+        "One stored pool serves every seed of stored:" in tables(compare_runs(fresh + stored, CURVE))[0].note
+    )
+
+
 def test_length_drift_is_from_the_reference_in_tokens_and_percent():
     figures = figures_of(evaluation(0.6, 1.0, length=23.0), SPENT)
     assert figures["length_drift"] == pytest.approx(3.0)

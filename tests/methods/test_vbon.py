@@ -16,17 +16,20 @@ NONE = torch.zeros(1, 0, dtype=F64)
 
 
 def log_target(method, rewards, m, reference=REFERENCE):
-    """log pi_ref + E[the bound's log-ratio] over m references; p<= - p< is the tied share, or pi_ref(y) if more."""
+    """log pi_ref + E[the bound's log-ratio] over m references; p<= - p< is pi_ref(y), or counted where some tie."""
 
-    def strict(below):
-        harmonic = tabular.harmonic_number(below) - tabular.harmonic_number(m)
-        return math.log((below + 1) / (m + 1)) if method.quantile_estimator == "plug_in" else harmonic
+    def log_quantile(count):
+        harmonic = tabular.harmonic_number(count) - tabular.harmonic_number(m)
+        return math.log((count + 1) / (m + 1)) if method.quantile_estimator == "plug_in" else harmonic
 
     def bound(below, at_or_below, own):
-        p = math.exp(strict(below))
+        p = math.exp(log_quantile(below))
         if method.bound == "l1":
             return (method.n - 1) * math.log(p)
-        q = min(p + max(own, (at_or_below - below) / m), 1.0)
+        if at_or_below > below:
+            s = below / at_or_below
+            return (method.n - 1) * log_quantile(at_or_below) + math.log((1 - s**method.n) / (1 - s))
+        q = min(p + own, 1.0)
         ratio = (q**method.n - p**method.n) / (q - p) if q > p else method.n * p ** (method.n - 1)
         return math.log(ratio)
 
@@ -70,6 +73,21 @@ def test_a_baseline_over_the_batch_leaves_the_expected_gradient_as_it_is():
 def test_exact_ends_at_best_of_n(rewards, settings):
     reached = tabular.train_with_many(VBON(4, **settings), REFERENCE, rewards)
     torch.testing.assert_close(reached, distribution(REFERENCE, rewards, 4), atol=4e-3, rtol=0)
+
+
+@pytest.mark.parametrize("estimator", ["plug_in", "harmonic"])
+def test_exact_ends_near_best_of_n_with_ties_and_few_references(estimator):
+    """One answer in ten is right: best-of-8 is right .570 of the time, and 16 references must do to get there."""
+    method, m = VBON(8, quantile_estimator=estimator), 16
+    reference, rewards = torch.tensor([0.9, 0.1], dtype=F64), torch.tensor([0.0, 1.0], dtype=F64)
+    target = torch.zeros(2, dtype=F64)
+    for right in range(m + 1):
+        anchors = torch.tensor([[0] * (m - right) + [1] * right])
+        draws = tabular.draws_of(torch.tensor([[0, 1]]), anchors, rewards, reference.log(), reference.log())
+        target += math.comb(m, right) * 0.1**right * 0.9 ** (m - right) * method.log_target(draws)[0]
+    reached = (reference.log() + target).softmax(-1)
+    assert distribution(reference, rewards, 8)[1].item() == pytest.approx(0.570, abs=1e-3)
+    assert reached[1].item() == pytest.approx(0.570, abs=0.01)
 
 
 def test_l1_ends_at_its_own_law():

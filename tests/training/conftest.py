@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from nonpareil.engines.transformers import TransformersEngine
+from nonpareil.methods.base import Method
 from nonpareil.records import Group, Prompt, SamplingParams
 from nonpareil.rewards import load_rewards
 from nonpareil.training import DistillationConfig, DistillationTrainer
@@ -55,6 +56,7 @@ def make_trainer(
     callbacks: list[TrainerCallback] | None = None,
     eval_dataset: list[Prompt] | None = None,
     groups: list[Group] | None = None,
+    made: Method | None = None,
     **changes: Any,
 ) -> DistillationTrainer:
     settings: dict[str, Any] = {
@@ -82,6 +84,7 @@ def make_trainer(
         processing_class=tokenizer or make_tokenizer(),
         callbacks=callbacks,
         groups=groups,
+        method=made,
     )
 
 

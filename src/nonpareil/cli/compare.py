@@ -15,7 +15,7 @@ DESCRIPTION = f"""{compare.__doc__}
 
 The file's keys: output_dir, model_name_or_path, dataset_name (training prompts), eval_dataset_name (held-out
 prompts), the reward_* options, gold_reward, max_completion_length, temperature, n, seeds, checkpoints,
-  budget:      completions or seconds, of each run
+  budget:      completions or seconds, of each run (a command's own are counted, not bounded)
   groups:      num_generations, max_prompts, seed: the pool that methods with `stored: true` share
   evaluation:  num_generations, num_reference_samples, checkpoint_prompts, checkpoint_num_generations,
                kl_dtype, seed
@@ -68,13 +68,15 @@ def show(figures: dict[str, Any]) -> None:
             shown.add_row(*(row[place] for place in places))
         console.print(shown)
         console.print(headline(figures["comparison"]), style="bold")
+    for run in figures["over_budget"]:
+        console.print(f"Over the budget: {run['run']}: {run['reason']}", soft_wrap=True)
     for failure in figures["failures"]:
         console.print(f"\nFailed: {failure['run']}: {failure['reason']}", soft_wrap=True)
     console.print(f"Report: {figures['report'] or 'none, no run is finished'}", soft_wrap=True)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    from nonpareil.cli.parsing import _refuse_unknown_flags
+    from nonpareil.cli.parsing import refuse_unknown_flags
 
     parser = argparse.ArgumentParser(
         prog="nonpareil compare",
@@ -95,7 +97,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--json", action="store_true", help="Print one JSON object as the last line of stdout."
     )
     names = [action.dest for action in parser._actions]
-    _refuse_unknown_flags(argv, parser, names)
+    refuse_unknown_flags(argv, parser, names)
     return parser.parse_args(list(argv))
 
 

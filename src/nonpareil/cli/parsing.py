@@ -1,17 +1,16 @@
 """Flags and YAML into option dataclasses: flags override YAML, unknown keys name the nearest one."""
 
 import argparse
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from nonpareil.errors import ConfigError
+from nonpareil.jobs.yaml_options import load_yaml, nearest, refuse_unknown
 
 
 def parse(
@@ -44,7 +43,7 @@ def parse(
         "--json", action="store_true", help="Print one JSON object as the last line of stdout."
     )
     names = sorted({f.name for dataclass in dataclasses for f in fields(dataclass) if f.init})
-    _refuse_unknown_flags(argv, parser, names)
+    refuse_unknown_flags(argv, parser, names)
     config_file = parser.parse_known_args([*argv], argparse.Namespace())[0].config
     from_file = _read(config_file, names) if config_file else {}
     parser.set_defaults(**{key: _as_text(value) for key, value in {**(defaults or {}), **from_file}.items()})
@@ -55,34 +54,22 @@ def parse(
 
 
 def _read(path: str, names: list[str]) -> dict[str, Any]:
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"config={path!r}: no such file")
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config={path!r} is not YAML: {error}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"config={path!r} must hold keys and values, not a {type(content).__name__}")
-    for key in content:
-        if key not in names:
-            raise ConfigError(f"config={path!r}: unknown key {key!r}{_nearest(str(key), names)}")
+    content = load_yaml(Path(path))
+    refuse_unknown(content, names, f"config={path!r}")
     return content
 
 
-def _refuse_unknown_flags(argv: Sequence[str], parser: argparse.ArgumentParser, names: list[str]) -> None:
+def refuse_unknown_flags(argv: Sequence[str], parser: argparse.ArgumentParser, names: list[str]) -> None:
+    """Refuse a flag that the parser has not, with the nearest.
+
+    Raises:
+        ConfigError: naming it.
+    """
     known = {option for action in parser._actions for option in action.option_strings}
     for word in argv:
         flag = word.split("=", 1)[0]
         if flag.startswith("--") and flag not in known:
-            raise ConfigError(f"unknown flag {flag}{_nearest(flag.removeprefix('--'), names, '--')}")
-
-
-def _nearest(key: str, names: list[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
-    return f"; did you mean {prefix}{near[0]}?" if near else ""
+            raise ConfigError(f"unknown flag {flag}{nearest(flag.removeprefix('--'), names, '--')}")
 
 
 def _as_text(value: Any) -> Any:

@@ -50,6 +50,8 @@ class RunRecord:
     """What must be equal for figures to be comparable: prompts, sampling, rewards, reference."""
     folder: str = ""
     """Relative to the comparison's."""
+    stored: bool = False
+    """Whether it learnt from the stored pool, which is the same for all seeds."""
 
 
 @dataclass(frozen=True)

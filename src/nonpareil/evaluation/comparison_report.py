@@ -23,11 +23,13 @@ def write_comparison(
     title: str,
     context: Mapping[str, Any],
     failures: Sequence[Mapping[str, Any]] = (),
+    over_budget: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write comparison.json, comparison.md, comparison.html, pareto.png and gold.png; returns the page's path.
 
     `context` says how the figures came about and becomes the page's last table; `failures` are the runs that are
-    missing, each with `run` and `reason`. Files of those names are replaced, each in one step.
+    missing, each with `run` and `reason`; `over_budget` those that are there and spent too much. Files of those
+    names are replaced, each in one step.
 
     Raises:
         TypeError: a context value that JSON has no form for.
@@ -39,20 +41,21 @@ def write_comparison(
     else:
         (folder / "gold.png").unlink(missing_ok=True)  # of an earlier report with a gold reward
     shown = tables(report)
-    content = {"title": title, "context": dict(context), "failures": list(failures), **report.to_dict()}
+    told = {"failures": list(failures), "over_budget": list(over_budget)}
+    content = {"title": title, "context": dict(context), **told, **report.to_dict()}
     page = _template().render(
         title=title,
         headline=headline(report),
         report=report,
         tables=shown,
-        failures=failures,
+        **told,
         pictures={name: base64.b64encode(data).decode() for name, data in pictures.items()},
         context=_flat(jsonable(dict(context))),
     )
     for name, data in pictures.items():
         write_bytes(folder / f"{name}.png", data)
     write_json(folder / "comparison.json", content)
-    write_bytes(folder / "comparison.md", markdown(shown).encode())
+    write_bytes(folder / "comparison.md", markdown(shown, over_budget).encode())
     return write_bytes(folder / "comparison.html", page.encode())
 
 
@@ -67,9 +70,13 @@ def headline(report: ComparisonReport) -> str:
     return f"On the Pareto front: {', '.join(text for _, text in sorted(named)) or 'none'}"
 
 
-def markdown(shown: Sequence[Table]) -> str:
+def markdown(shown: Sequence[Table], over_budget: Sequence[Mapping[str, Any]] = ()) -> str:
     """The tables, as `docs/` includes them."""
-    return "\n".join(f"### {table.title}\n\n{table.markdown()}\n\n{table.note}\n" for table in shown)
+    parts = [f"### {table.title}\n\n{table.markdown()}\n\n{table.note}\n" for table in shown]
+    if over_budget:
+        listed = "\n".join(f"- {each['run']}: {each['reason']}" for each in over_budget)
+        parts.append(f"### Over the budget\n\n{listed}\n")
+    return "\n".join(parts)
 
 
 def _template() -> jinja2.Template:

@@ -80,7 +80,7 @@ def _gain(report: ComparisonReport) -> Table:
         "mean ± standard deviation over seeds. KL efficiency: least KL that any policy needs for this win rate "
         "over the KL spent, at most 1. Length: change from the reference. On the front: no other method has a "
         "mean win rate as high at a mean KL as low. Best-of-N draws N an answer; its KL is the upper bound."
-    )
+    ) + _one_pool(report)
     return Table("Gain and cost", note, ["method", *(c.label for c in columns), "on the front"], rows)
 
 
@@ -113,6 +113,18 @@ def _effort(report: ComparisonReport) -> Table:
     )
     rows = [[*_cells(row, columns), str(len(row.seeds))] for row in report.methods]
     return Table("What it took, a run", note, ["method", *(c.label for c in columns), "seeds"], rows)
+
+
+def _one_pool(report: ComparisonReport) -> str:
+    """What the spread over seeds leaves out, where methods with several seeds share one pool."""
+    stored = {run.name for run in report.runs if run.stored}
+    names = [row.name for row in report.methods if row.name in stored and len(row.seeds) > 1]
+    if not names:
+        return ""
+    return (
+        f" One stored pool serves every seed of {', '.join(names)}: their seeds change the order of the data, ties "
+        "and what is drawn besides, never the pool, so that their standard deviations are too small."
+    )
 
 
 def _cells(row: MethodRow, columns: Sequence[_Column]) -> list[str]:

@@ -13,15 +13,15 @@ from rich.console import Console
 from nonpareil.errors import ConfigError, NonpareilError
 from nonpareil.files import jsonable, write_bytes, write_json
 from nonpareil.jobs import export, sample
+from nonpareil.jobs.comparison_budget import over_budget
 from nonpareil.jobs.comparison_config import CompareOptions, ComparisonSpec, PoolOptions, read_spec
 from nonpareil.jobs.comparison_evaluation import Evaluator, read_json
+from nonpareil.jobs.comparison_inputs import read_inputs
 from nonpareil.jobs.comparison_plan import RunPlan, command_words, plan_runs, refuse_changed
 from nonpareil.jobs.options import (
     ModelOptions,
     PromptOptions,
     RewardOptions,
-    load_prompt_records,
-    load_reward,
 )
 from nonpareil.jobs.processes import last_lines, locked, run_logged
 
@@ -42,7 +42,8 @@ def run(
     """Run what is missing of the comparison in a YAML file, and write the report from all that is there.
 
     `only` names one method to run. `overwrite` makes anew what was made with other settings, and keeps the rest.
-    Returns the `ComparisonReport` (None where nothing is finished), the page's path and the failures.
+    Returns the `ComparisonReport` (None where nothing is finished), the page's path, the failures and the runs
+    that are over the budget.
 
     Raises:
         NonpareilError: whatever cannot work, before anything is computed.
@@ -64,11 +65,11 @@ class _Comparison:
         self.spec, self.options, self.plans, self.lock = spec, spec.options, plans, lock
         self.root = Path(spec.options.output_dir)
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        fingerprint = _checked_inputs(spec)
-        self.evaluator = Evaluator(spec, plans, fingerprint)
+        inputs = read_inputs(spec)
+        self.evaluator = Evaluator(spec, inputs)
         self.pool_identity = {**(jsonable(spec.pool) or {}), **self.evaluator.drawing()}
         self.identities = {
-            plan.folder: plan.identity(self.pool_identity, fingerprint, spec.budget.seconds) for plan in plans
+            plan.folder: plan.identity(self.pool_identity, inputs, spec.budget.seconds) for plan in plans
         }
         self.overwrite = overwrite
         refuse_changed(self.identities, overwrite=overwrite, file=SETTINGS)
@@ -193,12 +194,18 @@ class _Comparison:
         for plan in sorted(self.plans, key=lambda plan: self.spec.methods.index(plan.entry)):
             if (record := self.evaluator.record(plan, self._pool_seconds(plan))) is not None:
                 records.append(record)
-        result: dict[str, Any] = {"output_dir": str(self.root), "failures": failures}
+        over = over_budget(self.spec, records)
+        result: dict[str, Any] = {"output_dir": str(self.root), "failures": failures, "over_budget": over}
         if not records:
             return {**result, "report": None, "comparison": None}
         report = compare_runs(records, self.evaluator.curve(records[0].folder))
         page = write_comparison(
-            report, self.root, title=self.options.title, context=self._context(), failures=failures
+            report,
+            self.root,
+            title=self.options.title,
+            context=self._context(),
+            failures=failures,
+            over_budget=over,
         )
         return {**result, "report": str(page), "comparison": report}
 
@@ -221,36 +228,6 @@ class _Comparison:
             "methods": settings,
             "versions": versions(),
         }
-
-
-def _checked_inputs(spec: ComparisonSpec) -> str:
-    """The policy's fingerprint, once tokenizer, prompts and rewards were loaded to see what is wrong now."""
-    from nonpareil.jobs.policy import PolicySource
-    from nonpareil.models.fingerprint import fingerprint
-    from nonpareil.records import SamplingParams
-    from nonpareil.rewards import load_rewards
-
-    options, pool = spec.options, spec.pool
-    policy = PolicySource(options.model_name_or_path or "", options.model_revision, options.dtype)
-    sampling = SamplingParams(options.max_completion_length, options.temperature)
-    wanted = pool.max_prompts if pool else None
-    sources = (
-        (options.dataset_name or "", options.dataset_train_split, None),
-        (spec.eval_source, options.dataset_test_split, options.max_eval_prompts),
-    )
-    for source, split, limit in sources:
-        prompts = load_prompt_records(options, policy.tokenizer, source=source, split=split, limit=limit)
-        policy.check(prompts, sampling)
-        if limit is None and wanted and len(prompts) < wanted:
-            raise ConfigError(
-                f"groups.max_prompts={wanted}, but {source!r} has {len(prompts)} training prompts; lower it"
-            )
-    load_reward(options, options.reward_weights, options.reward_timeout).release()
-    if options.gold_reward:
-        load_rewards(
-            options.gold_reward, timeout=options.reward_timeout, dtype=options.reward_dtype
-        ).release()
-    return fingerprint(options.model_name_or_path or "")
 
 
 def _values(options: Any, *classes: type) -> dict[str, Any]:

@@ -2,40 +2,49 @@
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.errors import ConfigError
 from nonpareil.files import jsonable, write_json
 from nonpareil.jobs import evaluate
 from nonpareil.jobs.comparison_config import ComparisonSpec
-from nonpareil.jobs.comparison_plan import RunPlan, refuse_changed
+from nonpareil.jobs.comparison_inputs import Inputs
+from nonpareil.jobs.comparison_plan import RunPlan
 from nonpareil.jobs.evaluate import EvaluateOptions
 from nonpareil.jobs.options import PromptOptions, RewardOptions
 
 if TYPE_CHECKING:
     from nonpareil.evaluation.comparison import RunRecord
 
-PROTOCOL, REPORT = "protocol.json", "report.json"
+PROTOCOL, REPORT, SETTINGS = "protocol.json", "report.json", "evaluation.json"
+REFERENCE, FEWER = "reference", "reference-checkpoints"
 FINAL = "final"
 
 
 class Evaluator:
     """Evaluates finished runs, once each; reads back what lies there."""
 
-    def __init__(self, spec: ComparisonSpec, plans: Sequence[RunPlan], fingerprint: str):
-        self.spec, self.options, self.plans = spec, spec.options, plans
+    def __init__(self, spec: ComparisonSpec, inputs: Inputs):
+        self.spec, self.options = spec, spec.options
         self.root = Path(spec.options.output_dir)
-        self.fingerprint = fingerprint
+        self.inputs = inputs
+        content = {
+            "reference": inputs.model,
+            "prompts": inputs.held_out,
+            "reward": inputs.reward,
+            "gold": inputs.gold,
+        }
         self.settings: dict[str, Any] = json.loads(
-            json.dumps(jsonable({**vars(spec.evaluation), **self._shared(), "reference": fingerprint}))
+            json.dumps(jsonable({**vars(spec.evaluation), **self._shared(), **content}))
         )
 
     def drawing(self) -> dict[str, Any]:
         """What the stored pool depends on, besides its own settings."""
         names = (*PromptOptions.__dataclass_fields__, *RewardOptions.__dataclass_fields__)
         values = {name: getattr(self.options, name) for name in names}
-        values |= {"split": self.options.dataset_train_split, "model": self.fingerprint}
+        values |= {"split": self.options.dataset_train_split, "model": self.inputs.model}
+        values |= {"prompts": self.inputs.training, "reward": self.inputs.reward}
         values |= {name: getattr(self.options, name) for name in ("max_completion_length", "temperature")}
         return json.loads(json.dumps(jsonable(values)))
 
@@ -45,15 +54,23 @@ class Evaluator:
         Raises:
             ConfigError: naming what differs.
         """
-        folder = self.root / "reference"
-        known = (folder / PROTOCOL).is_file()
-        refuse_changed({folder: self.settings}, overwrite=overwrite, file=PROTOCOL)
-        if known and not folder.exists():
-            for stale in (
-                self.root / "reference-checkpoints",
-                *(p.folder / "evaluation" for p in self.plans),
-            ):
-                shutil.rmtree(stale, ignore_errors=True)
+        from nonpareil.evaluation.comparison import differing
+
+        file = self.root / SETTINGS
+        if not file.exists() and not (self.root / REFERENCE).exists():
+            return  # nothing was drawn: the file comes first
+        if not (differences := differing(self.settings, read_json(file) or {})):
+            return
+        if not overwrite:
+            raise ConfigError(
+                "the evaluations were made with other settings (there instead of now):\n"
+                + "\n".join(f"  {file}: {difference}" for difference in differences)
+                + "\nGive another output_dir, or --overwrite to evaluate anew; the models are kept."
+            )
+        # Of all runs, also of methods and seeds that the file no longer has: it may have them again.
+        for stale in (self.root / REFERENCE, self.root / FEWER, *self.root.glob("runs/*/*/evaluation")):
+            shutil.rmtree(stale, ignore_errors=True)
+        file.unlink(missing_ok=True)  # last, so that a kill in between leaves the difference to be seen
 
     def evaluate(self, plan: RunPlan) -> str:
         """The final policy on all prompts, then its checkpoints on fewer; the result in words.
@@ -67,11 +84,11 @@ class Evaluator:
             folder = plan.folder / "evaluation" / name
             if (folder / PROTOCOL).is_file():
                 continue
+            write_json(self.root / SETTINGS, self.settings)  # before anything is drawn with them
             options = self._options(plan, name, model, folder)
             evaluate.run(options)
             # Last, so that a folder with a protocol is a whole evaluation.
             write_json(folder / PROTOCOL, _protocol(folder, Path(options.reference_dir or "")))
-            write_json(self.root / "reference" / PROTOCOL, self.settings)
         final = json.loads((plan.folder / "evaluation" / FINAL / REPORT).read_text())
         return f"evaluated. {final['headline']}"
 
@@ -102,6 +119,7 @@ class Evaluator:
             ),
             protocol=protocol,
             folder=plan.folder.relative_to(self.root).as_posix(),
+            stored=plan.pool_completions > 0,
         )
 
     def curve(self, run_folder: str) -> dict[str, Any]:
@@ -142,13 +160,13 @@ class Evaluator:
         }
 
     def _options(self, plan: RunPlan, name: str, model: Path, folder: Path) -> EvaluateOptions:
-        evaluation, reference, fewer = self.spec.evaluation, "reference", {}
+        evaluation, reference, fewer = self.spec.evaluation, REFERENCE, {}
         limit = self.options.max_eval_prompts
         if name != FINAL:
             fewer = {"num_generations": evaluation.checkpoint_num_generations}
             if limit is None or evaluation.checkpoint_prompts < limit:
                 # The same draws for these prompts: a draw follows from the seed and the prompt's id.
-                reference = "reference-checkpoints"
+                reference = FEWER
                 fewer["max_prompts"] = evaluation.checkpoint_prompts
         return EvaluateOptions(
             **{**self._shared(), **fewer},

@@ -12,6 +12,7 @@ from nonpareil.errors import ConfigError
 from nonpareil.files import jsonable
 from nonpareil.jobs.comparison_budget import refuse_pool_over_budget, schedule
 from nonpareil.jobs.comparison_config import ComparisonSpec, MethodEntry
+from nonpareil.jobs.comparison_inputs import Inputs, files_of
 from nonpareil.jobs.distill import DistillOptions
 from nonpareil.jobs.options import ModelOptions, PromptOptions, RewardOptions
 from nonpareil.jobs.yaml_options import refuse_unknown, typed
@@ -32,6 +33,7 @@ SHARED = (
 """Distill's keys that the comparison's file gives at its top, for all runs."""
 _SET_HERE = (
     *("output_dir", "groups", "seed", "overwrite", "resume_from_checkpoint", "dry_run", "max_train_seconds"),
+    "save_total_limit",
     *(
         "evaluate_after",
         "eval_dataset_name",
@@ -46,6 +48,7 @@ _REMEDY = {
     "groups": "say stored: true to learn from the shared groups",
     "unseen_reward": "gold_reward at the top is evaluated for all runs",
     "max_train_seconds": "budget.seconds sets it",
+    "save_total_limit": "checkpoints at the top says how many are kept to be evaluated",
     "kl_dtype": "evaluation.kl_dtype sets it",
     "num_generations_eval": "evaluation.num_generations sets it",
 }
@@ -77,11 +80,14 @@ class RunPlan:
         """Where the trained policy lies."""
         return self.folder / "model"
 
-    def identity(self, pool: Mapping[str, Any], fingerprint: str, seconds: float | None) -> dict[str, Any]:
+    def identity(self, pool: Mapping[str, Any], inputs: Inputs, seconds: float | None) -> dict[str, Any]:
         """What the folder was made with; a folder of another identity is not this run's."""
         made_with: dict[str, Any] = {
             "settings": self.settings,
-            "model": fingerprint,
+            "model": inputs.model,
+            "prompts": inputs.training,
+            "reward": inputs.reward,
+            "files": files_of(self.entry),
             "budget_seconds": seconds,
         }
         if self.pool_completions:

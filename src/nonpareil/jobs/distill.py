@@ -88,7 +88,7 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     resume = config.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
     result: dict[str, Any] = {"output_dir": str(output_dir), "steps": trainer.state.global_step}
-    if trainer.stopper.stopped:
+    if trainer.stopper.stopped and trainer.state.global_step < trainer.state.max_steps:
         return {**result, "interrupted": True}
     trainer.save_model()
     trainer.save_state()
@@ -164,7 +164,6 @@ def _trainer(
         eval_dataset=held_out,
         processing_class=policy.tokenizer,
         groups=groups,
-        method=method,
     )
 
 

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from nonpareil.training.config import DistillationConfig
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+OPTIMIZER_BYTES = {"sgd": 0, "rmsprop": 4, "adagrad": 4, "adafactor": 0}
+"""Of state a trained parameter; what is not named here is taken for Adam's two moments in float32."""
 
 
 def memory_estimate(
@@ -16,8 +18,8 @@ def memory_estimate(
 ) -> dict[str, Any]:
     """The model's class, its parameters, and the bytes that training holds for good.
 
-    Weights, gradients and AdamW's two moments in float32, the anchor in float32 where there is one, and the
-    working copy that draws in the compute dtype. Activations and the key cache come on top; they follow
+    In float32: weights, gradients and optimizer state of what is trained, and the anchor where there is one; in the
+    compute dtype the working copy that draws. Activations and the key cache come on top; they follow
     `max_tokens_per_batch`.
 
     Raises:
@@ -26,6 +28,8 @@ def memory_estimate(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from nonpareil.models.loading import freeze
+
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
@@ -33,18 +37,21 @@ def memory_estimate(
             )
     except (OSError, ValueError) as error:
         raise ModelError(f"model_name_or_path={name_or_path!r} cannot be trained: {error}") from error
+    freeze(model, config.frozen_parameters or [])
     parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     draws = method.policy_draws + method.anchor_draws > 0
     compute = "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
     held = {
         "weights": 4 * parameters,
-        "gradients": 4 * parameters,
-        "adam": 8 * parameters,
+        "gradients": 4 * trained,
+        "optimizer": OPTIMIZER_BYTES.get(str(config.optim), 8) * trained,
         "anchor": 4 * parameters * draws,
         "working_copy": BYTES[compute] * parameters * draws,
     }
     return {
         "model_class": type(model).__name__,
         "parameters": parameters,
+        "trained_parameters": trained,
         "memory_bytes": {**held, "total": sum(held.values())},
     }

@@ -44,7 +44,10 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
         default_factory=lambda: [2, 4, 8, 16], metadata=_help("The N whose best-of-N is compared with.")
     )
     unseen_reward: str | None = field(
-        default=None, metadata=_help("A second reward, not trained on: a model or a function.")
+        default=None,
+        metadata=_help(
+            "A second reward, not trained on: a model, read by its own tokenizer as is, or a function."
+        ),
     )
     kl_dtype: str = field(
         default="float32",
@@ -86,8 +89,9 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
         side.check(prompts, options.sampling())
     output_dir = Path(options.output_dir)
     shared = Path(options.reference_dir) if options.reference_dir else output_dir / "reference"
-    ours = _groups(options, prompts, policy, output_dir / "policy", options.num_generations)
+    # The reference first: a shared folder of another evaluation is refused before anything is drawn.
     theirs = _groups(options, prompts, reference, shared, options.num_reference_samples, is_reference=True)
+    ours = _groups(options, prompts, policy, output_dir / "policy", options.num_generations)
     kl, log_ratio, reference_log_ratio = _divergence(options, policy, reference, ours, theirs)
     evaluation = evaluate_groups(
         ours,
@@ -165,6 +169,12 @@ def _groups(
     rewards = [load_reward(options, options.reward_weights, options.reward_timeout)]
     if options.unseen_reward:
         rewards.insert(0, _load_unseen(options))
+        for name in rewards[0].names:
+            if name in rewards[1].names:
+                raise ConfigError(
+                    f"unseen_reward={options.unseen_reward!r}: its name {name!r} is also the reward's, and one "
+                    "column would hold both; rename the function or the folder"
+                )
     for reward in rewards:
         reward.release()  # checked before drawing, in memory only after it
     with ProgressBar() as progress:
@@ -191,7 +201,10 @@ def _load_unseen(options: EvaluateOptions) -> "CombinedReward":
     from nonpareil.rewards import load_rewards
 
     return load_rewards(
-        options.unseen_reward or "", timeout=options.reward_timeout, dtype=options.reward_dtype
+        options.unseen_reward or "",
+        timeout=options.reward_timeout,
+        dtype=options.reward_dtype,
+        overlong=options.reward_overlong,
     )
 
 

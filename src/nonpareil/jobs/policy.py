@@ -46,6 +46,6 @@ class PolicySource:
         return {
             "path": self.name_or_path,
             "revision": self.revision,
-            "fingerprint": fingerprint(self.name_or_path),
+            "fingerprint": fingerprint(self.name_or_path, self.revision),
             "dtype": str(resolve_dtype(self.dtype, best_device())).removeprefix("torch."),
         }

@@ -1,6 +1,7 @@
 """YAML into option dataclasses, with the refusals that flags get."""
 
 import argparse
+import difflib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -40,12 +41,16 @@ def typed(cls: type[T], values: Any, where: str) -> T:
 
 def refuse_unknown(values: Mapping[Any, Any], known: list[str], where: str) -> None:
     """Refuse a key that is not among those known, with the nearest."""
-    from nonpareil.rollouts.sources import nearest
-
     for key in values:
         if key not in known:
             inside = f"{where}: " if where else ""
             raise ConfigError(f"{inside}unknown key {key!r}{nearest(str(key), known)}")
+
+
+def nearest(key: str, known: list[str], prefix: str = "") -> str:
+    """`; did you mean ...?`, or nothing where nothing is near."""
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -53,7 +58,8 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """As PyYAML does."""
-        keys = [self.construct_object(key) for key, _ in node.value]
+        merge = "tag:yaml.org,2002:merge"  # `<<`, which stands for other keys
+        keys = [self.construct_object(key) for key, _ in node.value if key.tag != merge]
         for key in keys:
             if keys.count(key) > 1:
                 raise ConfigError(f"{key!r} is given twice (line {node.start_mark.line + 1} ff.); remove one")

@@ -51,11 +51,11 @@ def build(method: str | type, settings: Mapping[str, Any], *, stored: bool = Fal
     cls = method_class(method) if isinstance(method, str) else method
     label = method if isinstance(method, str) else cls.__name__
     groups = getattr(cls, "stored_groups", "refused")
-    unread = getattr(cls, "unread_with_groups" if stored else "unread_without_groups", ())
+    unread = getattr(cls, "unread_with_groups", ()) if stored else ()
     known = {field.name for field in fields(cls)} - {"stored", *unread}
     for name, value in settings.items():
         if name not in known:
-            where = f"{label} {'with' if stored else 'without'} groups" if name in unread else label
+            where = f"{label} with groups" if name in unread else label
             raise ConfigError(
                 f"{name}={value!r} is not read by method={where}, which reads {', '.join(sorted(known))}; "
                 f"remove {name}"

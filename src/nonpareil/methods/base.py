@@ -27,8 +27,7 @@ class ScoredDraws:
     anchor_logprobs_of_policy: Float[Tensor, "b k"]
     """log anchor of the policy's draws, summed over the completion."""
     anchor_logprobs: Float[Tensor, "b m"]
-    """log anchor of the anchor's own draws, summed over the completion; NaN, as its reward, where a stored group is
-    smaller than another."""
+    """log anchor of the anchor's own draws, summed over the completion; means nothing where its reward is NaN."""
     tie_breaker: Float[Tensor, "b m"]
     """Independent uniform numbers: equal anchor rewards are ordered by them."""
 
@@ -49,6 +48,10 @@ class Targets:
     def select(self, rows: list[int]) -> Self:
         """The targets of some prompts, in the order given."""
         return type(self)(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def to(self, device: torch.device) -> Self:
+        """The targets on a device."""
+        return type(self)(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
 class Method(Protocol):

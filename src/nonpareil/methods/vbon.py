@@ -11,7 +11,7 @@ from nonpareil.errors import ConfigError
 from nonpareil.maths.best_of_n import log_tilt
 from nonpareil.maths.counts import count_among
 from nonpareil.maths.losses import clipped_policy_gradient_loss, policy_gradient_loss
-from nonpareil.maths.quantiles import log_quantile
+from nonpareil.maths.quantiles import log_quantile, log_tilt_estimate
 from nonpareil.methods.advantages import Baseline, advantages, check_baseline, mean_over
 from nonpareil.methods.base import ScoredDraws, Targets, check_choice, check_range
 from nonpareil.methods.bond import check_n
@@ -34,11 +34,12 @@ class VBONTargets(Targets):
 class VBON:
     """k policy draws a prompt; quantiles from cached reference rewards (stored groups) or m fresh draws.
 
-    `bound`: `exact` is log(p<=^n - p<^n) - log pi_ref, p<= = p< + pi_ref(y) or the share of equal rewards where
-    that is more; `l1` its lower bound (n - 1) log p<. Both stand beside one KL of weight 1: the released code's
-    exact reward has another scale, and so another n (PAPERS.md section 3). With rewards that tie, only `exact`
-    ends at best-of-n. `num_iterations`: optimizer steps on one batch of draws, clipped at `epsilon` by per-token
-    ratios where there is more than one. `baseline`: the mean return of the other draws of batch or prompt.
+    `bound`: `exact` is log(p<=^n - p<^n) - log pi_ref, with p<= = p< + pi_ref(y), or both counted where reference
+    rewards equal the draw's; `l1` its lower bound (n - 1) log p<. Both stand beside one KL of weight 1: the
+    released code's exact reward has another scale, and so another n (PAPERS.md section 3). With rewards that tie,
+    only `exact` ends at best-of-n. `num_iterations`: optimizer steps on one batch of draws, clipped at `epsilon` by
+    per-token ratios where there is more than one. `baseline`: the mean return of the batch's or the
+    prompt's other draws.
 
     Raises:
         ConfigError: a setting out of its range.
@@ -103,10 +104,11 @@ class VBON:
         if self.bound == "l1":
             return (self.n - 1) * log_strict
         counts = count_among(draws.policy_rewards, draws.anchor_rewards)
-        tied = (counts.at_or_below - counts.below) / counts.valid.clamp(min=1)
-        mass = torch.maximum(draws.anchor_logprobs_of_policy.exp(), tied)
         strict = log_strict.exp()
-        return log_tilt(strict, (strict + mass).clamp(max=1), self.n)
+        alone = log_tilt(strict, (strict + draws.anchor_logprobs_of_policy.exp()).clamp(max=1), self.n)
+        # A tie class's mass is counted, not added to the estimate of p<, which already leans towards its middle.
+        tied = log_tilt_estimate(draws.policy_rewards, draws.anchor_rewards, self.n, self.quantile_estimator)
+        return torch.where(counts.at_or_below > counts.below, tied, alone)
 
     def loss(
         self,

@@ -19,8 +19,8 @@ WHOLE_FILES = (
 )
 
 
-def fingerprint(path: str) -> str:
-    """The content of a model directory ("sha256:..."), or the commit of a hub id ("commit:...").
+def fingerprint(path: str, revision: str | None = None) -> str:
+    """The content of a model directory ("sha256:..."), or the commit of a hub id's revision ("commit:...").
 
     Weight files are sampled at 64 evenly spaced blocks of 64 KiB, so a 100 GB model costs a few megabytes of
     reading; configuration and tokenizer files count whole.
@@ -34,7 +34,7 @@ def fingerprint(path: str) -> str:
     from transformers import AutoConfig  # heavy, and only a hub id needs it
 
     try:
-        commit = getattr(AutoConfig.from_pretrained(path), "_commit_hash", None)
+        commit = getattr(AutoConfig.from_pretrained(path, revision=revision), "_commit_hash", None)
     except (OSError, ValueError) as error:
         raise ModelError(f"no model directory and no known hub model at {path!r}: {error}") from error
     if commit is None:

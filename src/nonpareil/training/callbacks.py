@@ -130,3 +130,12 @@ def last_whole_checkpoint(output_dir: Path, with_anchor: bool = True) -> Path | 
         if path.name.rsplit("-", 1)[1].isdigit() and all((path / name).is_file() for name in files)
     ]
     return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def is_finished(checkpoint: Path, max_steps: int) -> bool:
+    """Whether a checkpoint is at the end of its run: at `max_steps`, else at the run's own."""
+    path = checkpoint / "trainer_state.json"
+    if not path.is_file():
+        return False
+    state = json.loads(path.read_text())
+    return state["global_step"] >= (max_steps if max_steps > 0 else state["max_steps"])

@@ -19,16 +19,39 @@ def method_of(args: DistillationConfig, *, stored: bool) -> Method:
         ConfigError: an unknown method, or a setting that it does not read or that is out of its range.
     """
     cls = _own_class(args.method) if is_function_path(args.method) else args.method
-    return check_method(args, build(cls, args.method_settings(), stored=stored))
+    return check_method(args, build(cls, args.method_settings(), stored=stored), stored=stored)
 
 
-def check_method(args: DistillationConfig, method: Method) -> Method:
+def given_method(args: DistillationConfig, method: Method, *, stored: bool) -> Method:
+    """A method that was made by the caller: the settings may not describe another one.
+
+    Raises:
+        ConfigError: settings of the method beside it, or as `check_method`.
+    """
+    if settings := args.method_settings():
+        name = next(iter(settings))
+        raise ConfigError(
+            f"{name}={settings[name]!r} is not read beside a method object; set it where the object is made"
+        )
+    return check_method(args, method, stored=stored)
+
+
+def check_method(args: DistillationConfig, method: Method, *, stored: bool) -> Method:
     """The method itself, where the other settings let it run.
 
     Raises:
-        ConfigError: an anchor that would move against the method, or steps on the same draws that could not be
-            resumed.
+        ConfigError: groups beside fresh anchor draws, or none where they are needed; an anchor that would move
+            against the method, or steps on the same draws that could not be resumed.
     """
+    label = type(method).__name__
+    if stored and method.anchor_draws:
+        raise ConfigError(
+            f"groups: {label} draws {method.anchor_draws} fresh reference completions a prompt, and groups would "
+            "be counted beside them; make it with stored=True, or leave groups out"
+        )
+    needs = getattr(method, "stored", False) or getattr(method, "stored_groups", "refused") == "required"
+    if needs and not stored:
+        raise ConfigError(f"groups is missing: {label} learns from stored groups; give them")
     iterations = getattr(method, "num_iterations", 1)
     if iterations > 1:
         _check_iterations(args, iterations)

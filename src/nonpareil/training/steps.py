@@ -29,6 +29,12 @@ class StepDraws:
     numbers: ScoredDraws
     num_policy: int
 
+    def padded_tokens(self, row: int, places: list[int]) -> int:
+        """What these completions of a group cost in one forward pass, prompts and padding included."""
+        group = self.groups[row]
+        longest = max(len(group.completion_token_ids[place]) for place in places)
+        return len(places) * (len(group.prompt_token_ids) + longest)
+
 
 class StepDrawer:
     """Draws and scores for one step after another, with one working copy for policy and anchor.

@@ -3,13 +3,12 @@
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput
@@ -27,11 +26,12 @@ from nonpareil.training.callbacks import (
     CompactProgress,
     MetricsFile,
     StopCleanly,
+    is_finished,
     last_whole_checkpoint,
 )
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.figures import completion_rows, step_figures, write_completions
-from nonpareil.training.method import anchor_motion, check_method, method_of
+from nonpareil.training.method import anchor_motion, given_method, method_of
 from nonpareil.training.sampler import RepeatedBatches
 from nonpareil.training.spent import Spent
 from nonpareil.training.steps import StepDrawer, StepDraws, reward_tensor
@@ -77,7 +77,8 @@ class DistillationTrainer(Trainer):
                 f"{args.world_size} processes were started, but this version trains in one; start it without "
                 "torchrun or accelerate launch"
             )
-        self.method = check_method(args, method or method_of(args, stored=groups is not None))
+        stored = groups is not None
+        self.method = given_method(args, method, stored=stored) if method else method_of(args, stored=stored)
         if groups is not None:
             check_stored(groups, self.method)
             train_dataset = [prompt_of(group) for group in groups]
@@ -119,8 +120,8 @@ class DistillationTrainer(Trainer):
         # A step's loss is a mean over its own prompts, whatever the model's forward accepts.
         self.model_accepts_loss_kwargs = False
         self.anchor = self._make_anchor(model)
-        stored = {group.prompt_id: group for group in groups or ()}
-        self.drawer = StepDrawer(model, processing_class, self.method, self.reward, args, stored)
+        by_id = {group.prompt_id: group for group in groups or ()}
+        self.drawer = StepDrawer(model, processing_class, self.method, self.reward, args, by_id)
         self._last_draw: tuple[int, StepDraws] | None = None
         self._figures: dict[str, list[float]] = defaultdict(list)
         self._completions: dict[int, list[dict[str, Any]]] = {}
@@ -166,12 +167,23 @@ class DistillationTrainer(Trainer):
                     "start without it"
                 )
             resume_from_checkpoint = str(last)
+        if resume_from_checkpoint and is_finished(Path(resume_from_checkpoint), self.args.max_steps):
+            return self._take_up_finished(resume_from_checkpoint)
         if resume_from_checkpoint and self._moving_anchor is not None:
             self._moving_anchor.load(Path(resume_from_checkpoint))
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         finally:
             self.stopper.restore()
+
+    def _take_up_finished(self, checkpoint: str) -> TrainOutput:
+        """The end of a run whose last checkpoint was its last step; transformers would take one step more."""
+        self._load_from_checkpoint(checkpoint)
+        self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self.stopper.restore()
+        return TrainOutput(self.state.global_step, 0.0, {})
 
     def training_step(  # type: ignore[override]
         self, model: nn.Module, inputs: list[Prompt], num_items_in_batch: Any = None
@@ -209,14 +221,7 @@ class DistillationTrainer(Trainer):
             # Some rewards succeeded, but no prompt has all it needs: a step without gradient, counted in the log.
             return torch.zeros((), device=self.args.device)
         slots = [wanted[row].nonzero()[:, 0].tolist() for row in used]
-        costs = [
-            len(mine)
-            * max(
-                len(drawn.groups[row].prompt_token_ids) + len(drawn.groups[row].completion_token_ids[j])
-                for j in mine
-            )
-            for row, mine in zip(used, slots, strict=True)
-        ]
+        costs = [drawn.padded_tokens(row, mine) for row, mine in zip(used, slots, strict=True)]
         total = torch.zeros((), device=self.args.device)
         width = max(len(ids) for group in drawn.groups for ids in group.completion_token_ids)
         for batch in token_budget_batches(costs, self.args.max_tokens_per_batch):
@@ -233,7 +238,7 @@ class DistillationTrainer(Trainer):
             values = nn.functional.pad(values, (0, width - values.shape[1]))
             logprobs = values.new_zeros(len(rows), wanted.shape[1], width).index_put(index, values)
             k = drawn.num_policy
-            here = _to_device(targets.select(rows), values.device)
+            here = targets.select(rows).to(values.device)
             loss = self.method.loss(logprobs[:, :k], logprobs[:, k:], here).sum() / len(used)
             self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
             total += loss.detach()
@@ -257,7 +262,8 @@ class DistillationTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the figures gathered since the last log."""
         if "loss" in logs:
-            means = {name: sum(values) / len(values) for name, values in self._figures.items()}
+            # NaN: every reward of that step failed, which rewards/failed_ratio counts.
+            means = {name: torch.tensor(values).nanmean().item() for name, values in self._figures.items()}
             logs = {**logs, **means, "num_tokens": self.state.num_input_tokens_seen}
             self._figures.clear()
         super().log(logs, start_time)
@@ -291,7 +297,3 @@ class DistillationTrainer(Trainer):
 def _as_they_are(prompts: list[Prompt]) -> Any:
     """A batch of prompts stays a list: engines pad, each in its own way."""
     return prompts
-
-
-def _to_device(targets: Targets, device: torch.device) -> Targets:
-    return replace(targets, **{name: value.to(device) for name, value in vars(targets).items()})

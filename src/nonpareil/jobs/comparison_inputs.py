@@ -1,0 +1,107 @@
+"""What a comparison's paths hold: loaded once to see what is wrong with it, and told by content from then on."""
+
+import hashlib
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nonpareil.errors import ConfigError
+from nonpareil.jobs.comparison_config import CompareOptions, ComparisonSpec, MethodEntry
+from nonpareil.jobs.options import load_prompt_records, load_reward
+from nonpareil.rewards.load import is_function_path, load_function
+
+if TYPE_CHECKING:
+    from nonpareil.rewards import CombinedReward
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The content behind the paths, so that what was made with other content is noticed."""
+
+    model: str
+    """The policy's fingerprint."""
+    training: dict[str, Any]
+    """Count and hashes of the training prompts, as a manifest of groups has them."""
+    held_out: dict[str, Any]
+    """The same of the prompts to evaluate on."""
+    reward: dict[str, Any]
+    """By name, fingerprints of weights and hashes of functions included; and the weights of the sum."""
+    gold: dict[str, Any] | None
+
+
+def read_inputs(spec: ComparisonSpec) -> Inputs:
+    """Load tokenizer, prompts and rewards.
+
+    Raises:
+        NonpareilError: what cannot be loaded or cannot work, naming option, value and remedy.
+    """
+    from nonpareil.jobs.policy import PolicySource
+    from nonpareil.models.fingerprint import fingerprint
+    from nonpareil.records import SamplingParams
+    from nonpareil.rollouts.manifest import draw_settings
+
+    options, pool = spec.options, spec.pool
+    name = options.model_name_or_path or ""
+    policy = PolicySource(name, options.model_revision, options.dtype)
+    sampling = SamplingParams(options.max_completion_length, options.temperature)
+    hashes = []
+    for source, split, limit in (
+        (options.dataset_name or "", options.dataset_train_split, None),
+        (spec.eval_source, options.dataset_test_split, options.max_eval_prompts),
+    ):
+        prompts = load_prompt_records(options, policy.tokenizer, source=source, split=split, limit=limit)
+        policy.check(prompts, sampling)
+        hashes.append(draw_settings(prompts, sampling, 1, {})["prompts"])
+    training, held_out = hashes
+    if pool and (pool.max_prompts or 0) > training["count"]:
+        raise ConfigError(
+            f"groups.max_prompts={pool.max_prompts}, but {options.dataset_name!r} has {training['count']} "
+            "training prompts; lower it"
+        )
+    reward = load_reward(options, options.reward_weights, options.reward_timeout)
+    reward.release()
+    gold = _gold(options, reward.names) if options.gold_reward else None
+    return Inputs(
+        model=fingerprint(name, options.model_revision),
+        training=training,
+        held_out=held_out,
+        reward=_described(reward),
+        gold=_described(gold) if gold else None,
+    )
+
+
+def files_of(entry: MethodEntry) -> dict[str, str]:
+    """Hashes of the user's own files that decide a run: an own method's, and those among a command's words."""
+    if entry.command is not None:
+        paths = {word: Path(word) for word in entry.command if Path(word).is_file()}
+    elif is_function_path(entry.method):
+        paths = {entry.method: Path(inspect.getfile(load_function(entry.method)))}
+    else:
+        return {}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in paths.items()}
+
+
+def _described(reward: "CombinedReward") -> dict[str, Any]:
+    """Its settings under each reward's name, so that a difference is told by it."""
+    settings = reward.describe()
+    return {"weights": settings["weights"], **{each["name"]: each for each in settings["rewards"]}}
+
+
+def _gold(options: CompareOptions, names: list[str]) -> "CombinedReward":
+    from nonpareil.rewards import load_rewards
+
+    gold = load_rewards(
+        options.gold_reward or "",
+        timeout=options.reward_timeout,
+        dtype=options.reward_dtype,
+        overlong=options.reward_overlong,
+    )
+    gold.release()
+    for name in gold.names:
+        if name in names:
+            raise ConfigError(
+                f"gold_reward={options.gold_reward!r}: its name {name!r} is also the reward's, and one column "
+                "would hold both; rename the function or the folder"
+            )
+    return gold
