@@ -79,7 +79,12 @@ def files_of(entry: MethodEntry) -> dict[str, str]:
         paths = {entry.method: Path(inspect.getfile(load_function(entry.method)))}
     else:
         return {}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in paths.items()}
+    return {name: _sha256(path) for name, path in paths.items()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:  # a command may name a large one
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _described(reward: "CombinedReward") -> dict[str, Any]:
