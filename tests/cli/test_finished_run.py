@@ -36,7 +36,7 @@ def test_two_evaluations_share_one_reference(nonpareil, files, monkeypatch):
     for name in ("one", "two"):
         status, _, err = nonpareil("evaluate", "--overwrite", "true", output_dir=files / name, **shared)
         assert status == 0, err
-    assert drawn == [(4, 3), (4, 8), (4, 3)], "of the reference once only, whatever overwrite says"
+    assert drawn == [(4, 8), (4, 3), (4, 3)], "of the reference once only, whatever overwrite says"
     assert not (files / "one" / "reference").exists()
     manifest = read_manifest(files / "shared")
     assert manifest["draw"]["num_generations"] == 8

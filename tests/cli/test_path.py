@@ -79,7 +79,11 @@ def test_an_unseen_reward_of_the_rewards_name_is_refused(nonpareil, files):
     (files / "other").mkdir()
     shutil.copytree(files / "rm", files / "other" / "rm")
     status, _, err = nonpareil(
-        "evaluate", unseen_reward=files / "other" / "rm", num_generations=4, output_dir=files / "same"
+        "evaluate",
+        reward_model_name_or_path=files / "rm",
+        unseen_reward=files / "other" / "rm",
+        num_generations=4,
+        output_dir=files / "same",
     )
     assert status == 2
     assert "unseen_reward=" in err

@@ -161,7 +161,7 @@ class OwnStored(Own):
 
     stored: bool = False
     stored_groups: ClassVar = "optional"
-    unread_without_groups: ClassVar = ("strength",)
+    unread_with_groups: ClassVar = ("strength",)
 
 
 def test_a_users_own_class_is_built_and_refused_by_the_same_rules():
@@ -171,9 +171,10 @@ def test_a_users_own_class_is_built_and_refused_by_the_same_rules():
         build(Own, {"n": 4})
     with pytest.raises(ConfigError, match="groups is not read by method=Own"):
         build(Own, {}, stored=True)
-    assert build(OwnStored, {"strength": 3.0}, stored=True) == OwnStored(3.0, True)
-    with pytest.raises(ConfigError, match=r"strength=3\.0 is not read by method=OwnStored without groups"):
-        build(OwnStored, {"strength": 3.0})
+    assert build(OwnStored, {"strength": 3.0}) == OwnStored(3.0, False)
+    assert build(OwnStored, {}, stored=True).stored
+    with pytest.raises(ConfigError, match=r"strength=3\.0 is not read by method=OwnStored with groups"):
+        build(OwnStored, {"strength": 3.0}, stored=True)
 
 
 def test_ranges_and_choices_say_what_is_allowed():

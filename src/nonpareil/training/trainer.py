@@ -167,10 +167,10 @@ class DistillationTrainer(Trainer):
                     "start without it"
                 )
             resume_from_checkpoint = str(last)
-        if resume_from_checkpoint and is_finished(Path(resume_from_checkpoint), self.args.max_steps):
-            return self._take_up_finished(resume_from_checkpoint)
         if resume_from_checkpoint and self._moving_anchor is not None:
             self._moving_anchor.load(Path(resume_from_checkpoint))
+        if resume_from_checkpoint and is_finished(Path(resume_from_checkpoint), self.args.max_steps):
+            return self._take_up_finished(resume_from_checkpoint)
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         finally:
