@@ -1,11 +1,18 @@
 """Files that are whole or absent, and JSON without NaN."""
 
+import fcntl
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
+
+from nonpareil.errors import ConfigError
+
+LOCK = ".lock"
 
 
 def jsonable(value: Any) -> Any:
@@ -53,3 +60,23 @@ def write_json(path: Path, value: Any) -> Path:
     """Write `value` as indented JSON, NaN as null, in one step."""
     text = json.dumps(jsonable(value), allow_nan=False, ensure_ascii=False, indent=2)
     return write_bytes(path, (text + "\n").encode())
+
+
+@contextmanager
+def held(folder: Path, other: str) -> Iterator[int]:
+    """Hold a folder against others through its `.lock`; gives the lock's file descriptor.
+
+    The kernel lets go of it when every process that holds it has ended, however it ended.
+
+    Raises:
+        ConfigError: `other` (in words: who it may be) holds it.
+    """
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"output_dir={str(folder)!r} is being written to by {other}; wait for it, or give "
+                "another output_dir"
+            ) from error
+        yield lock.fileno()

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError
-from nonpareil.jobs.comparison_config import CompareOptions, ComparisonSpec, MethodEntry
-from nonpareil.jobs.options import load_prompt_records, load_reward
+from nonpareil.jobs.comparison_config import ComparisonSpec, MethodEntry
+from nonpareil.jobs.options import load_prompt_records, load_reward, load_unseen_reward
 from nonpareil.rewards.load import is_function_path, load_function
 
 if TYPE_CHECKING:
@@ -61,7 +61,10 @@ def read_inputs(spec: ComparisonSpec) -> Inputs:
         )
     reward = load_reward(options, options.reward_weights, options.reward_timeout)
     reward.release()
-    gold = _gold(options, reward.names) if options.gold_reward else None
+    gold = None
+    if options.gold_reward:
+        gold = load_unseen_reward("gold_reward", options.gold_reward, options, reward)
+        gold.release()
     return Inputs(
         model=fingerprint(name, options.model_revision),
         training=training,
@@ -91,22 +94,3 @@ def _described(reward: "CombinedReward") -> dict[str, Any]:
     """Its settings under each reward's name, so that a difference is told by it."""
     settings = reward.describe()
     return {"weights": settings["weights"], **{each["name"]: each for each in settings["rewards"]}}
-
-
-def _gold(options: CompareOptions, names: list[str]) -> "CombinedReward":
-    from nonpareil.rewards import load_rewards
-
-    gold = load_rewards(
-        options.gold_reward or "",
-        timeout=options.reward_timeout,
-        dtype=options.reward_dtype,
-        overlong=options.reward_overlong,
-    )
-    gold.release()
-    for name in gold.names:
-        if name in names:
-            raise ConfigError(
-                f"gold_reward={options.gold_reward!r}: its name {name!r} is also the reward's, and one column "
-                "would hold both; rename the function or the folder"
-            )
-    return gold

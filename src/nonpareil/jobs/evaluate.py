@@ -14,6 +14,7 @@ from nonpareil.jobs.options import (
     _help,
     load_prompt_records,
     load_reward,
+    load_unseen_reward,
     require_all,
 )
 from nonpareil.records import Group, Prompt
@@ -90,8 +91,9 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     output_dir = Path(options.output_dir)
     shared = Path(options.reference_dir) if options.reference_dir else output_dir / "reference"
     # The reference first: a shared folder of another evaluation is refused before anything is drawn.
-    theirs = _groups(options, prompts, reference, shared, options.num_reference_samples, is_reference=True)
-    ours = _groups(options, prompts, policy, output_dir / "policy", options.num_generations)
+    m, k, rewards = options.num_reference_samples, options.num_generations, _rewards(options)
+    theirs = _groups(options, prompts, rewards, reference, shared, m, is_reference=True)
+    ours = _groups(options, prompts, rewards, policy, output_dir / "policy", k)
     kl, log_ratio, reference_log_ratio = _divergence(options, policy, reference, ours, theirs)
     evaluation = evaluate_groups(
         ours,
@@ -100,7 +102,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
         policy_log_ratio=log_ratio,
         reference_log_ratio=reference_log_ratio,
         n=tuple(options.n),
-        unseen_reward=_load_unseen(options).names[0] if options.unseen_reward else None,
+        unseen_reward=rewards[0].names[0] if options.unseen_reward else None,
         seed=options.seed,
     )
     curve = best_of_n_report(theirs, seed=options.seed)
@@ -154,6 +156,7 @@ def _check_same_ids(options: EvaluateOptions, prompts: Sequence[Prompt], policy:
 def _groups(
     options: EvaluateOptions,
     prompts: Sequence[Prompt],
+    rewards: "Sequence[CombinedReward]",
     source: "PolicySource",
     folder: Path,
     m: int,
@@ -166,17 +169,6 @@ def _groups(
 
     # Reference and policy must not share their random numbers, or a policy near the reference would look paired.
     sampling = replace(options.sampling(), seed=options.seed * 2 + is_reference)
-    rewards = [load_reward(options, options.reward_weights, options.reward_timeout)]
-    if options.unseen_reward:
-        rewards.insert(0, _load_unseen(options))
-        for name in rewards[0].names:
-            if name in rewards[1].names:
-                raise ConfigError(
-                    f"unseen_reward={options.unseen_reward!r}: its name {name!r} is also the reward's, and one "
-                    "column would hold both; rename the function or the folder"
-                )
-    for reward in rewards:
-        reward.release()  # checked before drawing, in memory only after it
     with ProgressBar() as progress:
         for position, reward in enumerate(rewards):
             result = draw_and_score(
@@ -194,18 +186,19 @@ def _groups(
                 and position == 0
                 and not (is_reference and options.reference_dir is not None),
             )
+    for reward in rewards:
+        reward.release()  # in memory while it scores, never beside the models that draw or are compared
     return result.groups()
 
 
-def _load_unseen(options: EvaluateOptions) -> "CombinedReward":
-    from nonpareil.rewards import load_rewards
-
-    return load_rewards(
-        options.unseen_reward or "",
-        timeout=options.reward_timeout,
-        dtype=options.reward_dtype,
-        overlong=options.reward_overlong,
-    )
+def _rewards(options: EvaluateOptions) -> "list[CombinedReward]":
+    """The unseen reward, where there is one, then the reward; both checked, neither in memory."""
+    rewards = [load_reward(options, options.reward_weights, options.reward_timeout)]
+    if options.unseen_reward:
+        rewards.insert(0, load_unseen_reward("unseen_reward", options.unseen_reward, options, rewards[0]))
+    for reward in rewards:
+        reward.release()
+    return rewards
 
 
 def _divergence(

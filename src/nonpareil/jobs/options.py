@@ -160,6 +160,28 @@ def load_reward(
     )
 
 
+def load_unseen_reward(
+    option: str, spec: str, options: RewardOptions, reward: "CombinedReward"
+) -> "CombinedReward":
+    """The reward named by an option that policies are measured by and not trained on, beside the trained one.
+
+    Raises:
+        ConfigError: it has the trained reward's name: one column would hold both.
+    """
+    from nonpareil.rewards import load_rewards
+
+    unseen = load_rewards(
+        spec, timeout=options.reward_timeout, dtype=options.reward_dtype, overlong=options.reward_overlong
+    )
+    for name in unseen.names:
+        if name in reward.names:
+            raise ConfigError(
+                f"{option}={spec!r}: its name {name!r} is also the reward's, and one column would hold both; "
+                "rename the function or the folder"
+            )
+    return unseen
+
+
 def load_prompt_records(
     options: PromptOptions,
     tokenizer: "Tokenizer",

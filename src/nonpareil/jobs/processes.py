@@ -1,6 +1,5 @@
 """Child processes of a comparison: logged, measured, stopped with it; one comparison a folder at a time."""
 
-import fcntl
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nonpareil.errors import ConfigError
+from nonpareil.files import held
 from nonpareil.jobs import launch
 
 LAST_LINES = 15
@@ -38,15 +38,8 @@ def locked(folder: Path) -> Iterator[int]:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir={str(folder)!r} is a file; name a directory")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"output_dir={str(folder)!r} is being written to by another comparison; wait for it, or give "
-                "another output_dir"
-            ) from error
-        yield lock.fileno()
+    with held(folder, "another comparison") as lock:
+        yield lock
 
 
 def run_logged(command: Sequence[str], log: Path, lock: int) -> Finished:

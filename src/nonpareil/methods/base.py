@@ -121,3 +121,13 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise ConfigError(f"{name}={value!r} must be one of {', '.join(choices)}")
+
+
+def check_n(n: int) -> None:
+    """Refuse a target of best-of-1, which is the reference itself.
+
+    Raises:
+        ConfigError: n below 2.
+    """
+    if n < 2:
+        raise ConfigError(f"n={n} must be at least 2: best-of-1 is the reference itself")

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from nonpareil.maths.losses import forward_kl_loss, pairwise_logistic_loss, pairwise_margin_loss
 from nonpareil.methods.advantages import mean_over
-from nonpareil.methods.base import ScoredDraws, Targets, best_draw, check_choice, check_range
-from nonpareil.methods.bond import check_n
+from nonpareil.methods.base import ScoredDraws, Targets, best_draw, check_choice, check_n, check_range
 
 Contrast = Literal["ipo", "dpo"]
 

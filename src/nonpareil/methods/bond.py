@@ -11,7 +11,7 @@ from nonpareil.errors import ConfigError
 from nonpareil.maths.losses import forward_kl_loss, jeffreys, policy_gradient_loss
 from nonpareil.maths.quantiles import QuantileEstimator, log_tilt_estimate
 from nonpareil.methods.advantages import Baseline, advantages, check_baseline, mean_over
-from nonpareil.methods.base import ScoredDraws, Targets, check_choice, check_range
+from nonpareil.methods.base import ScoredDraws, Targets, check_choice, check_n, check_range
 from nonpareil.methods.imitation import Imitate, imitation_weights
 
 
@@ -129,16 +129,6 @@ def quantile_metrics(draws: ScoredDraws, n: int, estimator: QuantileEstimator) -
     if tilt.isnan().all():
         return {}
     return {"log_tilt": tilt.nanmean().item(), "kl_to_target": (draws.log_ratio - tilt).nanmean().item()}
-
-
-def check_n(n: int) -> None:
-    """Refuse a target of best-of-1, which is the reference itself.
-
-    Raises:
-        ConfigError: n below 2.
-    """
-    if n < 2:
-        raise ConfigError(f"n={n} must be at least 2: best-of-1 is the reference itself")
 
 
 def check_estimator(estimator: str, num_reference_samples: int) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from nonpareil.maths.losses import log_ratio_regression_loss
 from nonpareil.maths.quantiles import QuantileEstimator, group_log_tilt, log_tilt_estimate
 from nonpareil.methods.advantages import mean_over
-from nonpareil.methods.base import ScoredDraws, Targets, check_range
-from nonpareil.methods.bond import check_estimator, check_n, quantile_metrics
+from nonpareil.methods.base import ScoredDraws, Targets, check_n, check_range
+from nonpareil.methods.bond import check_estimator, quantile_metrics
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nonpareil.maths.losses import forward_kl_loss
-from nonpareil.methods.base import ScoredDraws, Targets, check_choice
-from nonpareil.methods.bond import check_n
+from nonpareil.methods.base import ScoredDraws, Targets, check_choice, check_n
 from nonpareil.methods.imitation import Imitate, imitation_weights
 
 

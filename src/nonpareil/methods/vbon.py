@@ -13,8 +13,7 @@ from nonpareil.maths.counts import count_among
 from nonpareil.maths.losses import clipped_policy_gradient_loss, policy_gradient_loss
 from nonpareil.maths.quantiles import log_quantile, log_tilt_estimate
 from nonpareil.methods.advantages import Baseline, advantages, check_baseline, mean_over
-from nonpareil.methods.base import ScoredDraws, Targets, check_choice, check_range
-from nonpareil.methods.bond import check_n
+from nonpareil.methods.base import ScoredDraws, Targets, check_choice, check_n, check_range
 
 Bound = Literal["l1", "exact"]
 StrictEstimator = Literal["plug_in", "harmonic"]

@@ -1,15 +1,14 @@
 """The rollout folder: one writer at a time, leftovers of a kill swept up, nothing foreign touched."""
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from nonpareil.errors import ConfigError
+from nonpareil.files import LOCK, held
 from nonpareil.rollouts.store import DATA_FOLDER
 
 MANIFEST = "manifest.json"
-LOCK = ".lock"
 
 
 @contextmanager
@@ -25,15 +24,7 @@ def locked_folder(folder: Path, *, overwrite: bool) -> Iterator[None]:
     if not overwrite:
         _refuse_foreign(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as lock:
-        try:
-            # The kernel lets go of it when the process dies, however it dies.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"output_dir={str(folder)!r} is being written to by another process; wait for it, or give "
-                "another output_dir"
-            ) from error
+    with held(folder, "another process"):
         if overwrite:
             _delete_rollouts(folder)
         _delete_temporary(folder)
