@@ -163,7 +163,6 @@ def _groups(
     is_reference: bool = False,
 ) -> list[Group]:
     """Scored groups of one side, kept in a folder and taken up from there. A shared folder is never deleted."""
-    from nonpareil.engines.transformers import TransformersEngine
     from nonpareil.rollouts.progress import ProgressBar
     from nonpareil.rollouts.run import draw_and_score
 
@@ -173,9 +172,7 @@ def _groups(
         for position, reward in enumerate(rewards):
             result = draw_and_score(
                 prompts,
-                lambda: TransformersEngine(
-                    source.load(), source.tokenizer, max_tokens_per_batch=options.max_tokens_per_batch
-                ),
+                lambda: source.engine(options.max_tokens_per_batch),
                 reward,
                 sampling,
                 max(m, 2),

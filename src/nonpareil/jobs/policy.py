@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from nonpareil.engines.transformers import check_prompts, check_sampling
+from nonpareil.engines.transformers import TransformersEngine, check_prompts, check_sampling
 from nonpareil.errors import ModelError
 from nonpareil.models.devices import best_device, resolve_dtype
 from nonpareil.models.fingerprint import fingerprint
@@ -40,6 +40,10 @@ class PolicySource:
     def load(self, dtype: str | None = None) -> PreTrainedModel:
         """The model, on the best device of this machine."""
         return load_policy(self.name_or_path, dtype=dtype or self.dtype, revision=self.revision)[0]
+
+    def engine(self, max_tokens_per_batch: int) -> TransformersEngine:
+        """The engine over the model, which is loaded now."""
+        return TransformersEngine(self.load(), self.tokenizer, max_tokens_per_batch=max_tokens_per_batch)
 
     def info(self) -> dict[str, Any]:
         """What decides the policy, for manifests: groups of another one are refused."""

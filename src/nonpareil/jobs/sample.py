@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nonpareil.jobs.engines import EngineOptions, source_of
 from nonpareil.jobs.options import (
     ModelOptions,
     PromptOptions,
@@ -18,7 +19,7 @@ from nonpareil.records import Group, ScoreRequest
 
 
 @dataclass
-class SampleOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions):
+class SampleOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions, EngineOptions):
     """Options of `nonpareil sample`."""
 
     output_dir: str = field(
@@ -42,12 +43,10 @@ def run(options: SampleOptions) -> dict[str, Any]:
         NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
     """
     require_all(options)
-    from nonpareil.engines.transformers import TransformersEngine
-    from nonpareil.jobs.policy import PolicySource
     from nonpareil.rollouts.progress import ProgressBar
     from nonpareil.rollouts.run import draw_and_score
 
-    policy = PolicySource(options.model_name_or_path or "", options.model_revision, options.dtype)
+    policy = source_of(options)
     prompts = load_prompt_records(
         options,
         policy.tokenizer,
@@ -61,9 +60,7 @@ def run(options: SampleOptions) -> dict[str, Any]:
     with ProgressBar() as progress:
         result = draw_and_score(
             prompts,
-            lambda: TransformersEngine(
-                policy.load(), policy.tokenizer, max_tokens_per_batch=options.max_tokens_per_batch
-            ),
+            lambda: policy.engine(options.max_tokens_per_batch),
             reward,
             options.sampling(),
             options.num_generations,

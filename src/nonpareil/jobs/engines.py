@@ -1,0 +1,71 @@
+"""Which engine draws: the flag `--engine`, what belongs to each, and how each is made."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from nonpareil.errors import ConfigError
+from nonpareil.protocols import Engine
+from nonpareil.records import Prompt, SamplingParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    from nonpareil.jobs.sample import SampleOptions
+
+
+class DrawSource(Protocol):
+    """A policy that is known before it is loaded: what it is, what it cannot do, and how to draw from it."""
+
+    tokenizer: "Tokenizer"
+
+    def check(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
+        """Refuse prompts and sampling settings that cannot work, before anything is loaded."""
+        ...
+
+    def info(self) -> dict[str, Any]:
+        """What decides the policy, for the manifest."""
+        ...
+
+    def engine(self, max_tokens_per_batch: int) -> Engine:
+        """Loads the weights."""
+        ...
+
+
+@dataclass
+class EngineOptions:
+    """Which engine draws. A setting of another engine than the one chosen is refused by name."""
+
+    engine: str = field(default="transformers", metadata={"help": "transformers."})
+
+
+SETTINGS_OF: dict[str, tuple[str, ...]] = {}
+"""Fields of `EngineOptions` that one engine alone reads; their default is None."""
+
+
+def source_of(options: "SampleOptions") -> DrawSource:
+    """The policy of the options, on the engine they choose.
+
+    Raises:
+        ConfigError: an unknown engine, or a setting that it does not read.
+        ModelError: no such model, or no tokenizer beside it.
+    """
+    if options.engine not in SOURCES:
+        raise ConfigError(f"engine={options.engine!r} must be one of {', '.join(SOURCES)}")
+    for owner, names in SETTINGS_OF.items():
+        for name in names:
+            value = getattr(options, name)
+            if owner != options.engine and value is not None:
+                raise ConfigError(
+                    f"{name}={value!r} is not read by engine={options.engine}; remove it, or give engine={owner}"
+                )
+    return SOURCES[options.engine](options)
+
+
+def _transformers(options: "SampleOptions") -> DrawSource:
+    from nonpareil.jobs.policy import PolicySource
+
+    return PolicySource(options.model_name_or_path or "", options.model_revision, options.dtype)
+
+
+SOURCES: dict[str, Callable[["SampleOptions"], DrawSource]] = {"transformers": _transformers}
