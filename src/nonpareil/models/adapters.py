@@ -4,6 +4,7 @@ Nothing is copied: a base model, two adapters, and activations are all that trai
 """
 
 import copy
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,8 +52,10 @@ def add_policy_adapter(model: PreTrainedModel, config: "LoraConfig") -> "PeftMod
                 f"peft_config.{name}={value!r} is not supported: policy and anchor share every other weight and "
                 f"must be the models that are trained; remove it"
             )
+    config = copy.deepcopy(config)
+    config.revision = getattr(model.config, "_commit_hash", None)  # plain PEFT then loads this very base
     try:
-        adapted = get_peft_model(model, copy.deepcopy(config), adapter_name=POLICY)
+        adapted = get_peft_model(model, config, adapter_name=POLICY)
     except ValueError as error:
         raise ConfigError(
             f"lora_target_modules={config.target_modules!r} cannot be used: {error}; name parts of the model's "
@@ -136,25 +139,26 @@ def row_adapters(model: nn.Module, names: Sequence[str] = ()) -> Iterator[RowAda
             handle.remove()
 
 
-def adapter_base(directory: str | Path) -> str | None:
-    """The base model that an adapter's folder names, or None where it holds no adapter.
+def adapter_base(name_or_path: str) -> tuple[str, str | None] | None:
+    """The base model that an adapter's folder names, with its revision; None where it is no folder of an adapter.
 
     Raises:
-        ConfigError: an adapter that names none.
+        ConfigError: an adapter that names no base, or is no LoRA.
     """
-    if not (Path(directory) / "adapter_config.json").is_file():
+    directory = Path(name_or_path).expanduser()
+    if not (directory / "adapter_config.json").is_file():
         return None
-    from peft import PeftConfig
+    config = json.loads((directory / "adapter_config.json").read_text())
+    if not config.get("base_model_name_or_path") or config.get("peft_type") != "LORA":
+        raise ConfigError(
+            f"{name_or_path!r}: adapter_config.json must name a base_model_name_or_path and be of peft_type LORA"
+        )
+    return config["base_model_name_or_path"], config.get("revision")
 
-    base = PeftConfig.from_pretrained(str(directory)).base_model_name_or_path
-    if not base:
-        raise ConfigError(f"{directory}: adapter_config.json names no base_model_name_or_path; add it")
-    return str(base)
 
-
-def merged(model: PreTrainedModel, directory: str | Path) -> PreTrainedModel:
-    """The model with an adapter's weights added to its own."""
+def merged(model: PreTrainedModel, directory: str) -> PreTrainedModel:
+    """The model with an adapter's weights added to its own, in its own type: give it in float32."""
     from peft import PeftModel
 
-    result: Any = PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
+    result: Any = PeftModel.from_pretrained(model, str(Path(directory).expanduser())).merge_and_unload()
     return result

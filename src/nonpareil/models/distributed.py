@@ -4,7 +4,7 @@ Every function is the identity in a single process, and is called by all process
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -85,6 +85,14 @@ def _sum_together(gradients: list[Tensor]) -> None:
     parts = flat.split([gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
+
+
+def first_process_first(action: Callable[[], None]) -> None:
+    """Let the first process act, on the file system say, before any goes on."""
+    if process_index() == 0:
+        action()
+    if num_processes() > 1:
+        dist.barrier()
 
 
 def end_processes() -> bool:

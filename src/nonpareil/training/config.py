@@ -155,6 +155,7 @@ class DistillationConfig(TrainingArguments):
         check_sampling(self.sampling(self.seed))
         self._check_scale()
         super().__post_init__()
+        _ = self.device  # of several processes, this makes them a group
         if self.shard_weights and self.world_size == 1:
             raise ConfigError(
                 "shard_weights=true with one process has nothing to share; start several: "

@@ -11,7 +11,12 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from nonpareil.engines.transformers import DrawRequest, TransformersEngine
 from nonpareil.models.adapters import POLICY, REFERENCE, AdapterAnchor, plain_model, row_adapters
 from nonpareil.models.anchors import Anchor, WorkingCopy
-from nonpareil.models.logprobs import TokenSequences, completion_logprobs, token_budget_batches
+from nonpareil.models.logprobs import (
+    TokenSequences,
+    completion_logprobs,
+    output_head_is_plain,
+    token_budget_batches,
+)
 from nonpareil.records import Draws, Prompt, SamplingParams
 from nonpareil.training.config import DistillationConfig
 
@@ -87,6 +92,7 @@ class AdapterDrawing:
         self, policy: nn.Module, anchor: Anchor | None, tokenizer: Tokenizer, config: DistillationConfig
     ):
         self.model = plain_model(policy)
+        output_head_is_plain(self.model)  # asks with one row of its own, and so before rows have adapters
         self.config = config
         role = cast(AdapterAnchor, anchor).role if anchor is not None else REFERENCE
         self.adapters = {"policy": POLICY, "anchor": role}
