@@ -115,10 +115,18 @@ def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {**state, "state": moments}
 
 
-def shard_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
-    """Place each weight's moments as the weight is, after whole ones were read; in place."""
-    for weight, values in optimizer.state.items():
-        for name, value in values.items():
-            is_whole = isinstance(value, Tensor) and value.shape == weight.shape and value.dim() > 0
-            if isinstance(weight, DTensor) and is_whole and not isinstance(value, DTensor):
-                values[name] = distribute_tensor(value, weight.device_mesh, weight.placements)
+def shard_optimizer_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The opposite: each weight's moments placed as the weight is."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+
+    def placed(weight: Tensor, value: Any) -> Any:
+        is_moment = isinstance(value, Tensor) and value.dim() > 0 and value.shape == weight.shape
+        if not (is_moment and isinstance(weight, DTensor)):
+            return value
+        return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
+
+    moments = {
+        index: {name: placed(weights[index], value) for name, value in values.items()}
+        for index, values in state["state"].items()
+    }
+    return {**state, "state": moments}

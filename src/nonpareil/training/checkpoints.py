@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Trainer, TrainerState
-from transformers.trainer import OPTIMIZER_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import TrainOutput
 
 from nonpareil.errors import DataError
@@ -57,9 +57,17 @@ class CheckpointingTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        """By way of the CPU: transformers loads onto the device of each process, whole."""
+        if checkpoint is None:
+            return
+        state, schedule = (
+            torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
+            for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
+        )
         if self.args.shard_weights:
-            shard_optimizer_state(self.optimizer)
+            state = shard_optimizer_state(state, self.optimizer)
+        self.optimizer.load_state_dict(state)
+        self.lr_scheduler.load_state_dict(schedule)  # type: ignore[union-attr]
 
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
