@@ -133,8 +133,8 @@ def test_what_cannot_work_is_refused_by_name(engine: VLLMEngine) -> None:
     ]:
         with pytest.raises(ConfigError, match=match):
             engine.draw(UNEVEN, 2, sampling)
-    with pytest.raises(DataError, match=r"over the model's window of 64"):
-        engine.draw(UNEVEN, 2, replace(SAMPLING, max_completion_length=60))
+    with pytest.raises(DataError, match=r"over the model's window of 384"):
+        engine.draw(UNEVEN, 2, replace(SAMPLING, max_completion_length=380))
     with pytest.raises(DataError, match="is empty"):
         engine.draw(prompts_of([]), 2, SAMPLING)
     with pytest.raises(ConfigError, match="'policy' was never pushed"):

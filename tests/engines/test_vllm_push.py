@@ -69,8 +69,8 @@ def test_long_prompts_are_not_answered_from_the_old_weights_prefixes(fresh: VLLM
     from nonpareil.records import Prompt
 
     block = fresh._loaded().llm_engine.vllm_config.cache_config.block_size
-    ids = torch.randint(6, 18, (40,), generator=torch.Generator().manual_seed(0)).tolist()
-    assert block <= 40, "the prompt must fill a block for this to show anything"
+    ids = torch.randint(6, 18, (300,), generator=torch.Generator().manual_seed(0)).tolist()
+    assert block <= 300, "the prompt must fill a block for this to show anything"
     prompt = [Prompt("long", "long", ids)]
     fresh.draw(prompt, 4, SAMPLING)
     model = trained(2)
@@ -78,15 +78,29 @@ def test_long_prompts_are_not_answered_from_the_old_weights_prefixes(fresh: VLLM
     assert worst_error(model, prompt, fresh.draw(prompt, 4, SAMPLING), SAMPLING) < 1e-4
 
 
+def pack_a_copy(model: Any) -> None:
+    """The head as vLLM's CPU backend leaves it where its kernel packs weights, which not every CPU's does."""
+    packed = model.lm_head.weight.detach().clone()
+    model.lm_head.cpu_linear = lambda x, weight, bias: torch.nn.functional.linear(x, packed, bias)
+
+
 def test_a_tied_head_that_is_not_packed_anew_is_caught(fresh: VLLMEngine) -> None:
     canary, model = Canary(CANARIES, fresh.dtype), trained(1)
     canary.check(fresh.completion_logprobs(CANARIES), trainers(tied_llama()))
+    fresh._loaded().apply_model(pack_a_copy)
     fresh._loaded().collective_rpc(
         "reload_weights", kwargs={"weights_iterator": iter(model.state_dict().items())}
     )
     fresh._drop_prefixes()
     with pytest.raises(SyncError, match=r"nats a token apart \(at most 0.002\).*tied to the embeddings"):
         canary.check(fresh.completion_logprobs(CANARIES), trainers(model))
+
+
+def test_a_push_packs_a_tied_head_anew(fresh: VLLMEngine) -> None:
+    fresh._loaded().apply_model(pack_a_copy)
+    model = trained(1)
+    fresh.push_weights(model.state_dict().items())
+    assert fresh.completion_logprobs(CANARIES) == pytest.approx(trainers(model), abs=1e-4)
 
 
 def test_a_push_that_never_arrived_is_caught(fresh: VLLMEngine) -> None:
@@ -206,17 +220,19 @@ def test_rows_of_the_base_model_that_got_an_adapter_are_caught(pushed: VLLMEngin
     """vLLM's own trap, in a batch that mixes them, which `draw` has no way to ask for."""
     from vllm import SamplingParams as VLLMParams
 
-    rows = [p + c for p, c in zip(CANARIES.prompt_ids, CANARIES.completion_ids, strict=True)]
-    outputs = pushed._loaded().generate(
-        [{"prompt_token_ids": ids} for ids in [*rows, *rows]],
-        VLLMParams(max_tokens=1, prompt_logprobs=0, detokenize=False),
-        use_tqdm=False,
-        lora_request=[None] * len(rows) + [pushed._adapters["anchor"]] * len(rows),
-    )
-    mixed = [
-        sum(at[token].logprob for token, at in zip(ids, output.prompt_logprobs[-len(ids) :], strict=True))
-        for ids, output in zip(CANARIES.completion_ids, outputs, strict=False)
+    steps = [
+        (p + c[:k], c[k])
+        for p, c in zip(CANARIES.prompt_ids, CANARIES.completion_ids, strict=True)
+        for k in range(len(c))
     ]
+    params = [VLLMParams(max_tokens=1, logprob_token_ids=[token], detokenize=False) for _, token in steps]
+    adapters = [None] * len(steps) + [pushed._adapters["anchor"]] * len(steps)
+    outputs = pushed._generate([ids for ids, _ in [*steps, *steps]], [*params, *params], adapters)
+    each = iter(
+        output.outputs[0].logprobs[0][token].logprob
+        for output, (_, token) in zip(outputs, steps, strict=False)
+    )
+    mixed = [sum(next(each) for _ in ids) for ids in CANARIES.completion_ids]
     base, anchor = with_adapter(peft_model, None), with_adapter(peft_model, "anchor")
     canary = Canary(CANARIES, pushed.dtype)
     with pytest.raises(SyncError, match=r"They are those of anchor: the engine mixes its models up"):

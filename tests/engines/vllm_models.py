@@ -16,6 +16,7 @@ VLLM_LLAMA: dict[str, Any] = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 32,
+    "max_position_embeddings": 384,
 }
 CANARIES = TokenSequences([[1, 7, 8], [1, 9], [1, 12, 13, 14]], [[9, 10, 2], [16, 17, 18, 6, 7], [8, 8]])
 

@@ -125,12 +125,8 @@ class VLLMEngine:
         from vllm import SamplingParams as VLLMParams
 
         settings = [request_settings(p, num_generations, sampling, self.end_ids) for p in prompts]
-        outputs = self._loaded().generate(
-            [{"prompt_token_ids": prompt.token_ids} for prompt in prompts],
-            [VLLMParams(**each, detokenize=False) for each in settings],
-            use_tqdm=False,
-            lora_request=lora,
-        )
+        params = [VLLMParams(**each, detokenize=False) for each in settings]
+        outputs = self._generate([prompt.token_ids for prompt in prompts], params, lora)
         drawn = []
         for prompt, output in zip(prompts, outputs, strict=True):
             if list(output.prompt_token_ids) != prompt.token_ids:
@@ -168,22 +164,32 @@ class VLLMEngine:
                     f"a sequence of {length} tokens cannot be scored in vLLM's window of {self.window}; "
                     "one token must be left"
                 )
+        rows = list(zip(sequences.prompt_ids, sequences.completion_ids, strict=True))
+        if self.takes_adapters:
+            return [self._score_by_steps(prompt, completion, lora) for prompt, completion in rows]
         from vllm import SamplingParams as VLLMParams
 
-        rows = [p + c for p, c in zip(sequences.prompt_ids, sequences.completion_ids, strict=True)]
-        outputs = self._loaded().generate(
-            [{"prompt_token_ids": ids} for ids in rows],
-            VLLMParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False),
-            use_tqdm=False,
-            lora_request=lora,
-        )
+        params = VLLMParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
         values = []
-        for ids, prompt, output in zip(rows, sequences.prompt_ids, outputs, strict=True):
+        for (prompt, completion), output in zip(
+            rows, self._generate([p + c for p, c in rows], params, lora), strict=True
+        ):
             scored = output.prompt_logprobs[len(prompt) :]
-            values.append(
-                sum(at[token].logprob for token, at in zip(ids[len(prompt) :], scored, strict=True))
-            )
+            values.append(sum(at[token].logprob for token, at in zip(completion, scored, strict=True)))
         return values
+
+    def _score_by_steps(self, prompt: list[int], completion: list[int], lora: Any) -> float:
+        """A request for each token: vLLM's adapters cannot give the log-probs of a prompt."""
+        from vllm import SamplingParams as VLLMParams
+
+        params = [
+            VLLMParams(max_tokens=1, temperature=1.0, logprob_token_ids=[token], detokenize=False)
+            for token in completion
+        ]
+        contexts = [prompt + completion[:step] for step in range(len(completion))]
+        outputs = self._generate(contexts, params, lora)
+        steps = [output.outputs[0].logprobs[0] for output in outputs]
+        return sum(step[token].logprob for token, step in zip(completion, steps, strict=True))
 
     def push_weights(self, weights: "str | Path | Iterable[tuple[str, Tensor]]") -> None:
         """Take new weights: a model directory, or a whole state dict's `items()` by transformers' names.
@@ -241,6 +247,16 @@ class VLLMEngine:
             shut_down(self._llm)
             self._llm = None
             gc.collect()
+
+    def _generate(self, rows: list[list[int]], params: Any, lora: Any) -> list[Any]:
+        try:
+            return self._loaded().generate(
+                [{"prompt_token_ids": ids} for ids in rows], params, use_tqdm=False, lora_request=lora
+            )
+        except Exception:
+            # The requests of a failed call stay queued, and the next call would never come back.
+            self.release()
+            raise
 
     def _loaded(self) -> Any:
         if self._llm is None:
