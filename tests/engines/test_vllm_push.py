@@ -78,28 +78,26 @@ def test_long_prompts_are_not_answered_from_the_old_weights_prefixes(fresh: VLLM
     assert worst_error(model, prompt, fresh.draw(prompt, 4, SAMPLING), SAMPLING) < 1e-4
 
 
-def pack_a_copy(model: Any) -> None:
-    """The head as vLLM's CPU backend leaves it where its kernel packs weights, which not every CPU's does."""
-    packed = model.lm_head.weight.detach().clone()
-    model.lm_head.cpu_linear = lambda x, weight, bias: torch.nn.functional.linear(x, packed, bias)
+def without_the_tied_head(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
+    """A tied model's weights as files and `named_parameters` hold them: the head is not among them."""
+    weights = [(name, parameter.detach()) for name, parameter in model.named_parameters()]
+    assert not [name for name, _ in weights if "lm_head" in name]
+    return weights
 
 
 def test_a_tied_head_that_is_not_packed_anew_is_caught(fresh: VLLMEngine) -> None:
     canary, model = Canary(CANARIES, fresh.dtype), trained(1)
     canary.check(fresh.completion_logprobs(CANARIES), trainers(tied_llama()))
-    fresh._loaded().apply_model(pack_a_copy)
-    fresh._loaded().collective_rpc(
-        "reload_weights", kwargs={"weights_iterator": iter(model.state_dict().items())}
-    )
+    weights = without_the_tied_head(model)
+    fresh._loaded().collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
     fresh._drop_prefixes()
     with pytest.raises(SyncError, match=r"nats a token apart \(at most 0.002\).*tied to the embeddings"):
         canary.check(fresh.completion_logprobs(CANARIES), trainers(model))
 
 
 def test_a_push_packs_a_tied_head_anew(fresh: VLLMEngine) -> None:
-    fresh._loaded().apply_model(pack_a_copy)
     model = trained(1)
-    fresh.push_weights(model.state_dict().items())
+    fresh.push_weights(without_the_tied_head(model))
     assert fresh.completion_logprobs(CANARIES) == pytest.approx(trainers(model), abs=1e-4)
 
 
