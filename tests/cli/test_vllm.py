@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 from nonpareil.models.fingerprint import fingerprint
 from nonpareil.models.logprobs import TokenSequences, completion_logprobs
 from nonpareil.rollouts import read_groups
-from tests.cli.conftest import Command, config
+from tests.cli.conftest import Command, config, tokenizer
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "head_dim": 32}
 
@@ -39,6 +39,7 @@ def adapter(policy: Path, files: Path) -> Path:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)
     model.save_pretrained(files / "adapter")
+    tokenizer().save_pretrained(files / "adapter")
     return files / "adapter"
 
 

@@ -101,7 +101,7 @@ def test_seed_prompt_and_sample_each_change_the_draws(engine: VLLMEngine) -> Non
     first, second = engine.draw(UNEVEN, 6, SAMPLING), engine.draw(UNEVEN, 6, replace(SAMPLING, seed=6))
     for a, b in zip(first, second, strict=True):
         assert a.completion_token_ids != b.completion_token_ids
-        assert len({tuple(ids) for ids in a.completion_token_ids}) >= 5
+        assert len({tuple(ids) for ids in a.completion_token_ids}) >= 3, "draws of a group must differ"
     twins = [replace(UNEVEN[0], prompt_id="one"), replace(UNEVEN[0], prompt_id="other")]
     one, other = engine.draw(twins, 6, SAMPLING)
     assert one.completion_token_ids != other.completion_token_ids
