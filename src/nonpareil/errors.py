@@ -19,3 +19,11 @@ class ModelError(NonpareilError, ValueError):
 
 class RewardError(NonpareilError, RuntimeError):
     """A reward that breaks its contract (as opposed to one that fails on a sample, which is a null)."""
+
+
+class EngineError(NonpareilError, RuntimeError):
+    """An engine that does not answer what it was asked."""
+
+
+class SyncError(EngineError):
+    """An engine whose weights are not the trainer's after a push."""

@@ -36,10 +36,23 @@ class DrawSource(Protocol):
 class EngineOptions:
     """Which engine draws. A setting of another engine than the one chosen is refused by name."""
 
-    engine: str = field(default="transformers", metadata={"help": "transformers."})
+    engine: str = field(default="transformers", metadata={"help": "transformers, or vllm."})
+    vllm_gpu_memory_utilization: float | None = field(
+        default=None,
+        metadata={"help": "Share of the memory for vLLM's weights and cache. Default: vLLM's own."},
+    )
+    vllm_tensor_parallel_size: int | None = field(
+        default=None, metadata={"help": "Devices that vLLM splits the weights over. Default: 1."}
+    )
+    vllm_max_model_len: int | None = field(
+        default=None,
+        metadata={"help": "Most tokens of prompt and completion in vLLM. Default: the model's window."},
+    )
 
 
-SETTINGS_OF: dict[str, tuple[str, ...]] = {}
+SETTINGS_OF: dict[str, tuple[str, ...]] = {
+    "vllm": ("vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_max_model_len"),
+}
 """Fields of `EngineOptions` that one engine alone reads; their default is None."""
 
 
@@ -68,4 +81,10 @@ def _transformers(options: "SampleOptions") -> DrawSource:
     return PolicySource(options.model_name_or_path or "", options.model_revision, options.dtype)
 
 
-SOURCES: dict[str, Callable[["SampleOptions"], DrawSource]] = {"transformers": _transformers}
+def _vllm(options: "SampleOptions") -> DrawSource:
+    from nonpareil.jobs.vllm_source import VLLMSource
+
+    return VLLMSource(options)
+
+
+SOURCES: dict[str, Callable[["SampleOptions"], DrawSource]] = {"transformers": _transformers, "vllm": _vllm}

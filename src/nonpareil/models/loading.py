@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.errors import ConfigError, ModelError
@@ -107,8 +107,30 @@ def _load_model(name_or_path: str, revision: str | None, dtype: torch.dtype) -> 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> frozenset[int]:
     """Every id that ends a completion: the generation config's, else the model's, else the tokenizer's."""
-    generation_config = getattr(model, "generation_config", None)
-    for owner in (generation_config, model.config, tokenizer):
+    return _first_end_ids(getattr(model, "generation_config", None), model.config, tokenizer)
+
+
+def stored_end_token_ids(
+    name_or_path: str, tokenizer: Tokenizer, revision: str | None = None
+) -> frozenset[int]:
+    """The same of a model that is not loaded, as it would be if it were.
+
+    Raises:
+        ModelError: no readable config.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name_or_path!r} has no readable config: {error}") from error
+    try:
+        generation_config: Any = GenerationConfig.from_pretrained(name_or_path, revision=revision or "main")
+    except OSError:  # there need not be one
+        generation_config = None
+    return _first_end_ids(generation_config, config, tokenizer)
+
+
+def _first_end_ids(*owners: Any) -> frozenset[int]:
+    for owner in owners:
         ids = getattr(owner, "eos_token_id", None)
         if ids is not None:
             return frozenset(ids if isinstance(ids, list | tuple) else [ids])
