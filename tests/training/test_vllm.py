@@ -103,7 +103,9 @@ def test_a_stale_tied_head_stops_the_run(vllm_trainer: Any, monkeypatch: pytest.
 
     trainer = vllm_trainer()
     monkeypatch.setattr(WeightPush, "_repack_tied_head", lambda self: True)
-    drawing = trainer.drawer.drawing.inner  # as files and named_parameters hold weights: without the tied head
+    drawing = (
+        trainer.drawer.drawing.inner
+    )  # as files and named_parameters hold weights: without the tied head
     drawing.hand_over = lambda role, engine: engine.push_weights(drawing.take(role).named_parameters())
     with torch.no_grad():
         for parameter in trainer.model.parameters():
@@ -171,3 +173,26 @@ def test_token_sequences_of_draws_keep_their_order(tmp_path: Path) -> None:
     sequences = TokenSequences.of(trainer.train_dataset, drawn.policy)
     assert sequences.completion_ids == [ids for d in drawn.policy for ids in d.completion_token_ids]
     assert sequences.prompt_ids[3] == trainer.train_dataset[1].token_ids
+
+
+@pytest.mark.vllm
+def test_a_server_draws_for_training(tmp_path: Path) -> None:
+    from tests.engines.test_vllm_server import serving
+    from tests.engines.vllm_models import save, tied_llama
+
+    path = save(tied_llama(), tmp_path / "model")
+    with serving(path, tmp_path) as url:
+        model = type(tied_llama()).from_pretrained(path, dtype=torch.float32)
+        trainer = make_trainer(
+            tmp_path / "out",
+            model=model,
+            **{**SETTINGS, "vllm_mode": "server", "vllm_server_base_url": url},
+            vllm_importance_sampling_correction=True,
+        )
+        trainer.train()
+        trainer.drawer.drawing.engine.release()
+    lines = metrics(tmp_path / "out")
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(line["sampling/sampling_logp_difference/max"] < 2e-3 for line in lines)
+    start = tied_llama().state_dict()
+    assert max((p - start[n]).abs().max() for n, p in trainer.model.named_parameters()) > 0.01

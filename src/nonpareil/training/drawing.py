@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,10 @@ from nonpareil.models.logprobs import (
 from nonpareil.records import Draws, Prompt, SamplingParams
 from nonpareil.training.config import DistillationConfig
 
+if TYPE_CHECKING:
+    from nonpareil.engines.vllm import VLLMEngine
+    from nonpareil.engines.vllm_server import VLLMServerEngine
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -40,35 +44,6 @@ class Drawn:
     anchor: list[Draws]
     sampler_logprobs: list[list[list[float]]] | None = None
     """Of the policy's tokens, in the words of an engine that is not the trainer's; None where it is."""
-
-
-class PushedEngine(Protocol):
-    """An engine that holds copies of the trainer's models: colocated vLLM, or its server."""
-
-    dtype: str
-
-    def draw(
-        self,
-        prompts: Sequence[Prompt],
-        num_generations: int,
-        sampling: SamplingParams,
-        on_progress: Any = None,
-        adapter: str | None = None,
-    ) -> list[Draws]:
-        """As every engine, from the weights pushed last or from an adapter."""
-        ...
-
-    def completion_logprobs(self, sequences: TokenSequences, adapter: str | None = None) -> list[float]:
-        """Summed over each completion, nats, at temperature 1."""
-        ...
-
-    def push_weights(self, weights: Any) -> None:
-        """Take a model's weights: a state dict's items, or a directory."""
-        ...
-
-    def push_adapter(self, name: str, directory: str | Path) -> None:
-        """Take an adapter under a name."""
-        ...
 
 
 class Drawing(Protocol):
@@ -92,7 +67,7 @@ class Drawing(Protocol):
         """log-probs of each completion's tokens under "policy" or "anchor", float32 nats, on the CPU."""
         ...
 
-    def hand_over(self, role: str, engine: PushedEngine) -> None:
+    def hand_over(self, role: str, engine: "VLLMEngine | VLLMServerEngine") -> None:
         """Give a role's model, as it is now, to another engine."""
         ...
 
@@ -130,7 +105,7 @@ class CopyDrawing:
         """See `Drawing`."""
         return token_logprobs(self.take(role), sequences, temperature, self.config.max_tokens_per_batch)
 
-    def hand_over(self, role: str, engine: PushedEngine) -> None:
+    def hand_over(self, role: str, engine: "VLLMEngine | VLLMServerEngine") -> None:
         """See `Drawing`."""
         engine.push_weights(self.take(role).state_dict().items())
 
@@ -191,11 +166,12 @@ class AdapterDrawing:
         finally:
             self.model.train(training)
 
-    def hand_over(self, role: str, engine: PushedEngine) -> None:
+    def hand_over(self, role: str, engine: "VLLMEngine | VLLMServerEngine") -> None:
         """See `Drawing`."""
         name = self.adapters[role]
         with tempfile.TemporaryDirectory(prefix="nonpareil-adapter-") as folder:
-            engine.push_adapter(name, save_adapter(self.adapted, name, Path(folder)))
+            saved = save_adapter(self.adapted, name, Path(folder))
+            cast("VLLMEngine", engine).push_adapter(name, saved)  # a server with adapters is refused
 
 
 def no_draws(prompts: Sequence[Prompt]) -> list[Draws]:

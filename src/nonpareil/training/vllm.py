@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -12,10 +14,17 @@ from nonpareil.engines.canary import Canary
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.models.adapters import REFERENCE
 from nonpareil.models.distributed import first_process_first, wait_for_all
+from nonpareil.models.loading import end_token_ids
 from nonpareil.models.logprobs import TokenSequences
 from nonpareil.records import Draws, Prompt, SamplingParams
 from nonpareil.training.config import DistillationConfig
-from nonpareil.training.drawing import Drawing, Drawn, PushedEngine, no_draws
+from nonpareil.training.drawing import Drawing, Drawn, no_draws
+
+if TYPE_CHECKING:
+    from nonpareil.engines.vllm import VLLMEngine
+    from nonpareil.engines.vllm_server import VLLMServerEngine
+
+    PushedEngine = VLLMEngine | VLLMServerEngine
 
 CANARIES, CANARY_TOKENS = 3, 8
 
@@ -30,7 +39,7 @@ class VLLMDrawing:
     def __init__(
         self,
         inner: Drawing,
-        engine: PushedEngine,
+        engine: "PushedEngine",
         config: DistillationConfig,
         prompts: Sequence[Prompt],
         shared: bool,
@@ -62,7 +71,7 @@ class VLLMDrawing:
         """See `Drawing`."""
         return self.inner.token_logprobs(role, sequences, temperature)
 
-    def hand_over(self, role: str, engine: PushedEngine) -> None:
+    def hand_over(self, role: str, engine: "PushedEngine") -> None:
         """See `Drawing`."""
         self.inner.hand_over(role, engine)
 
@@ -71,17 +80,18 @@ class VLLMDrawing:
     ) -> list[Draws]:
         if not count:
             return no_draws(prompts)
-        adapter = self._bring(role)
-        drawn = self.engine.draw(prompts, count, sampling, adapter=adapter)
+        options = self._bring(role)
+        drawn = self.engine.draw(prompts, count, sampling, **options)
         if self.shared:
             wait_for_all()  # the next push must not meet another process's draws
         return drawn
 
-    def _bring(self, role: str) -> str | None:
-        """Let the engine hold a role's model as it is now; returns the adapter to draw with."""
+    def _bring(self, role: str) -> dict[str, Any]:
+        """Let the engine hold a role's model as it is now; returns the options to draw from it with."""
         name = self.adapters[role]
         if name == REFERENCE:
-            return None
+            return {}  # the base, which never moves
+        options: dict[str, Any] = {"adapter": name} if name else {}
         if self._held.get(name) != (role, self._versions[role]):
             mine = self._sums(role)  # on every process: shards are gathered for it
             push = partial(self.inner.hand_over, role, self.engine)
@@ -89,12 +99,12 @@ class VLLMDrawing:
             self._held[name] = (role, self._versions[role])
             other = "anchor" if role == "policy" else "policy"
             self.canary.check(
-                self.engine.completion_logprobs(self.canary.sequences, adapter=name or None),
+                self.engine.completion_logprobs(self.canary.sequences, **options),
                 mine,
                 pushed=f"the {role}",
                 others={f"the {other}": partial(self._sums, other)},
             )
-        return name or None
+        return options
 
     def _sums(self, role: str) -> list[float]:
         values = self.inner.token_logprobs(role, self.canary.sequences, 1.0)
@@ -109,7 +119,7 @@ class VLLMDrawing:
         return [replace(d, logprobs=[next(values).tolist() for _ in d.completions]) for d in drawn]
 
 
-def vllm_engine(model: PreTrainedModel, tokenizer: Tokenizer, config: DistillationConfig) -> PushedEngine:
+def vllm_engine(model: PreTrainedModel, tokenizer: Tokenizer, config: DistillationConfig) -> "PushedEngine":
     """The engine that the settings ask for, over the model's own path; its first weights are never drawn from.
 
     Raises:
@@ -125,7 +135,14 @@ def vllm_engine(model: PreTrainedModel, tokenizer: Tokenizer, config: Distillati
     if config.vllm_mode == "server":
         from nonpareil.engines.vllm_server import VLLMServerEngine
 
-        return VLLMServerEngine(config.vllm_server_base_url or "", tokenizer, dtype=dtype)
+        folder = Path(str(config.output_dir))  # what server and trainer share, if anything
+        folder.mkdir(parents=True, exist_ok=True)
+        return VLLMServerEngine(
+            config.vllm_server_base_url or "",
+            tokenizer,
+            end_token_ids(model, tokenizer),
+            push_directory=str(folder.resolve()),
+        )
     from nonpareil.engines.vllm import VLLMEngine
 
     return VLLMEngine(
