@@ -19,3 +19,12 @@ class ModelError(NonpareilError, ValueError):
 
 class RewardError(NonpareilError, RuntimeError):
     """A reward that breaks its contract (as opposed to one that fails on a sample, which is a null)."""
+
+
+class RemoteError(NonpareilError, RuntimeError):
+    """A server that was not reached, refused, or answered what cannot be used. No key stands in it."""
+
+    def __init__(self, reason: str, address: str = "", status: int | None = None) -> None:
+        """`address` is for the reader and part of the message; `reason` is without it; `status` is HTTP's."""
+        super().__init__(f"{address}: {reason}" if address else reason)
+        self.reason, self.status = reason, status

@@ -8,7 +8,8 @@ from typing import Any
 from nonpareil.errors import ConfigError
 from nonpareil.protocols import Reward
 from nonpareil.records import ScoreRequest, Scores
-from nonpareil.rewards.function import FunctionReward, run_coroutine
+from nonpareil.remote import run_coroutine
+from nonpareil.rewards.function import FunctionReward
 
 
 class CombinedReward:
