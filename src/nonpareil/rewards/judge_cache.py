@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from nonpareil.errors import ConfigError
 
@@ -40,13 +39,13 @@ class AnswerCache:
         """What the judge said, or None where it was not asked."""
         return self._answers.get(key)
 
-    def keep(self, key: str, answer: str, about: dict[str, Any]) -> None:
-        """Keep an answer, in memory and on disk; `about` is for people who read the file."""
+    def keep(self, key: str, answer: str, judge: str) -> None:
+        """Keep an answer, in memory and on disk; the judge's name is for people who read the file."""
         self._answers[key] = answer
         if self._path is None:
             return
         # In ASCII: no character within a text ends the line for another program.
-        line = json.dumps({"key": key, "answer": answer, **about}) + "\n"
+        line = json.dumps({"key": key, "answer": answer, "judge": judge}) + "\n"
         file = self._opened(self._path)
         # One write to a file opened for appending: the lines of two processes do not mix.
         os.write(file, line.encode())

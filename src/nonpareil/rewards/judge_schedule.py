@@ -1,4 +1,4 @@
-"""Which completions of a group a judge compares: all pairs, or as even and connected a part as the budget allows."""
+"""Which completions of a group a judge compares: all pairs, or as even a part as the budget allows."""
 
 import hashlib
 from dataclasses import dataclass

@@ -19,6 +19,7 @@ from nonpareil.models.logprobs import TokenSequences, completion_logprobs, token
 from nonpareil.records import Draws, Group, Prompt, SamplingParams, ScoreRequest
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.config import DistillationConfig
+from nonpareil.training.method import check_group_rewards
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class StepDrawer:
         self.model, self.tokenizer = model, tokenizer
         self.method, self.reward, self.config = method, reward, config
         self.stored = stored or {}
+        check_group_rewards(reward, method, config, stored=bool(self.stored))
 
     @cached_property
     def working(self) -> WorkingCopy:
