@@ -425,9 +425,11 @@ def test_a_judge_beside_a_function() -> None:
 
 
 def test_two_policies_are_judged_in_one_group() -> None:
-    """As the docs say to: joined, judged, and then told apart."""
-    policy, reference = group("p", "aaa", "aaaa"), group("p", "a", "aa", number=1)
-    joined = group("p", *policy.completions, *reference.completions)
+    """As the docs do it."""
+    docs = (Path(__file__).parents[2] / "docs" / "endpoints-rewards.md").read_text()
+    snippet = docs.split("```python")[2].split("```")[0]
+    ours, theirs = group("p", "aaaaa", "aa", "b" * 4), group("p", "a", "aaa", number=1)
     with serve(longer) as server:
-        values = judge(server).score(request_of(joined)).values
-    assert values == [2 / 3, 1.0, 0.0, 1 / 3]
+        names = {"ours": ours, "theirs": theirs, "judge": judge(server), "ScoreRequest": ScoreRequest}
+        exec(snippet, names)
+    assert names["win_rate"] == pytest.approx(5 / 6)  # all but aa against aaa

@@ -180,6 +180,27 @@ def test_a_column_without_a_form_in_json_is_named() -> None:
         remote(server).score(request_of(("p", "c"), tags=[{1, 2}]))
 
 
+def test_the_docs_server_serves(tmp_path: Path) -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "endpoints-rewards.md").read_text()
+    port = free_port()
+    (tmp_path / "server.py").write_text(docs.split("```python")[1].split("```")[0].replace("8001", str(port)))
+    process = subprocess.Popen([sys.executable, tmp_path / "server.py"], stderr=subprocess.DEVNULL)
+    try:
+        # The retries wait for it to start.
+        reward = RemoteReward(f"json+http://127.0.0.1:{port}/#words", max_retries=10)
+        assert reward.score(request_of(("p", "one two"), ("p", ""))).values == [2.0, 0.0]
+        assert reward.describe()["version"] == "1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 # --- Names
 
 
@@ -328,9 +349,7 @@ def test_a_served_model_is_known_without_its_folder_or_host(llama_rm: str) -> No
 @contextmanager
 def vllm_server(path: str) -> Iterator[str]:
     """The real server on a free port, ended with its children."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     words = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", path, "--runner", "pooling"),
         *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"),

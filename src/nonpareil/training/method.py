@@ -73,8 +73,9 @@ def check_group_rewards(
         return
     label = type(method).__name__
     if args.eval_strategy != "no":
+        when = getattr(args.eval_strategy, "value", args.eval_strategy)
         raise ConfigError(
-            f"reward {names[0]!r} compares completions of one group, and eval_strategy={str(args.eval_strategy)!r} "
+            f"reward {names[0]!r} compares completions of one group, and eval_strategy={when!r} "
             "scores one completion a prompt; give eval_strategy=no"
         )
     if stored and method.policy_draws:
