@@ -342,6 +342,14 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: str) -> No
     assert (tmp_path / "data.jsonl").read_text() == content
 
 
+@pytest.mark.parametrize("path", ["folder", "file/judge.jsonl"])
+def test_a_cache_that_cannot_be_written_is_refused_before_any_call(tmp_path: Path, path: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="judge_cache=.* cannot be written"):
+        JudgeReward("m", "http://127.0.0.1:9/v1", cache=tmp_path / path)
+
+
 KILLED = """
 import sys
 from nonpareil.records import Group, ScoreRequest

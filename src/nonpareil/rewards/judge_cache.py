@@ -21,7 +21,7 @@ class AnswerCache:
         path: None keeps the answers in memory only.
 
     Raises:
-        ConfigError: a file that holds something else, or that cannot be read.
+        ConfigError: a file that holds something else, or that cannot be read or written.
     """
 
     def __init__(self, path: str | Path | None) -> None:
@@ -29,8 +29,10 @@ class AnswerCache:
         self._path = None if path is None else Path(path).expanduser()
         self._answers: dict[str, str] = {}
         self._file: int | None = None
-        if self._path is not None and self._path.exists():
-            self._read(self._path)
+        if self._path is not None:
+            _check_writable(self._path)
+            if self._path.exists():
+                self._read(self._path)
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -88,6 +90,16 @@ class AnswerCache:
                 self._answers[kept["key"]] = str(kept["answer"])
             except (ValueError, KeyError):  # torn; the question is asked again
                 continue
+
+
+def _check_writable(path: Path) -> None:
+    """Before the first answer is paid for."""
+    place = next(each for each in (path, *path.parents) if each.exists())
+    usable = path.is_file() if place == path else place.is_dir()
+    if not usable or not os.access(place, os.W_OK):
+        raise ConfigError(
+            f"judge_cache={str(path)!r} cannot be written: {str(place)!r} is in the way; give a file"
+        )
 
 
 def question_key(*parts: str) -> str:
