@@ -346,7 +346,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: str) -> No
 def test_a_cache_that_cannot_be_written_is_refused_before_any_call(tmp_path: Path, path: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="judge_cache=.* cannot be written"):
+    with pytest.raises(ConfigError, match=r"judge_cache=.* cannot be written"):
         JudgeReward("m", "http://127.0.0.1:9/v1", cache=tmp_path / path)
 
 
