@@ -33,7 +33,7 @@ def test_where_a_judge_can_train(tmp_path, method, settings, stored, max_calls, 
     config = DistillationConfig(output_dir=str(tmp_path), report_to="none", **settings)
 
     def made():
-        return StepDrawer(None, None, method, CombinedReward([judge]), config, stored)
+        return StepDrawer(None, method, CombinedReward([judge]), config, stored)
 
     if says is None:
         assert made().reward.names_within_groups == ["judge-m"]

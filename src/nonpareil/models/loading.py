@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.errors import ConfigError, ModelError
+from nonpareil.models.adapters import adapter_base, merged
 from nonpareil.models.devices import best_device, resolve_dtype
 
 
@@ -22,7 +23,7 @@ def check_local_path(name_or_path: str, field: str) -> None:
     path = Path(name_or_path)
     looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") != 1
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise ModelError(
                 f"{field}={name_or_path!r} has no config.json; give a Hugging Face model directory"
             )
@@ -56,19 +57,39 @@ def load_policy(
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """A causal language model in evaluation mode, and its tokenizer.
 
-    `dtype="auto"` is bfloat16 where the machine gains from it, else float32.
+    `dtype="auto"` is bfloat16 where the machine gains from it, else float32. The folder of a LoRA adapter is read
+    as its base with the adapter merged in, in float32 before any rounding.
 
     Raises:
         ModelError: no such model, no tokenizer, or weights that the checkpoint does not hold.
+        ConfigError: an adapter that names no base.
     """
     device = device or best_device()
     tokenizer = load_tokenizer(name_or_path, revision)
+    base = adapter_base(name_or_path)
+    if base is not None:
+        check_local_path(base[0], "base_model_name_or_path")
+        model = merged(_load_model(base[0], base[1], torch.float32), name_or_path)
+        cast_weights(model, resolve_dtype(dtype, device))
+    else:
+        model = _load_model(name_or_path, revision, resolve_dtype(dtype, device))
+    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+
+
+def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The same model with its weights in a dtype; `model.to(dtype)` would round the rotary frequencies too."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def _load_model(name_or_path: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
     try:
         AutoConfig.from_pretrained(name_or_path, revision=revision)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name_or_path,
             revision=revision,
-            dtype=resolve_dtype(dtype, device),
+            dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are named below
         )
@@ -81,7 +102,7 @@ def load_policy(
             f"{name_or_path!r} does not hold {len(fresh)} weights of its own architecture (first: {fresh[0]}); "
             "they would be random. Is it a causal language model?"
         )
-    return model.to(device).eval(), tokenizer
+    return model
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> frozenset[int]:
