@@ -181,7 +181,11 @@ def test_an_endpoint_that_is_not_there_is_told_before_drawing(nonpareil, files):
 
 
 def test_unreadable_verdicts_are_counted(nonpareil, files):
-    with serve(lambda request: chat("I cannot say")) as server:
+    def of_one_prompt(request: dict[str, Any]) -> dict[str, Any]:
+        is_great = request["messages"][0]["content"].startswith("the film was great|")
+        return chat("I cannot say") if is_great else longer(request)
+
+    with serve(of_one_prompt) as server:
         status, out, err = nonpareil("sample", "--json", **judged(files, server))
     assert status == 0, err
     assert json.loads(out.splitlines()[-1])["judge"]["unreadable"] > 0

@@ -152,6 +152,13 @@ def test_an_unreadable_verdict_is_no_number() -> None:
         assert len(server.requests) == calls  # what was answered was paid for, readable or not
 
 
+def test_a_judge_that_never_gives_a_verdict_ends_the_run() -> None:
+    with serve(lambda request: chat("<think> Well,")) as server:
+        assert judge(server).score(request_of(group("p", "a", "b", "c"))).values == [None] * 3
+        with pytest.raises(RewardError, match=r"none of 20 answers begins with a verdict.*'<think> Well,'"):
+            judge(server).score(request_of(group("p", *"abcde")))
+
+
 @pytest.mark.parametrize("body", [chat("A", choices=2), chat(None), {"choices": []}, ["A"], {"error": "x"}])
 def test_an_answer_without_one_choice_is_no_verdict(body: Any) -> None:
     with serve(lambda request: body if "b" in answers_of(request) else longer(request)) as server:

@@ -24,6 +24,9 @@ from nonpareil.rewards.judge_questions import (
 from nonpareil.rewards.judge_schedule import ORDERS, calls_for, opponents_for, schedule
 from nonpareil.rewards.remote import MAX_RETRIES, REQUESTS_AT_ONCE, TIMEOUT
 
+ENOUGH_TO_TELL = 16
+"""Answers of which one can be read where the judge understands its task at all."""
+
 
 class JudgeReward:
     """The share of its comparisons that a completion wins, 0 to 1; a tie is one half.
@@ -106,7 +109,8 @@ class JudgeReward:
         """The share of its comparisons that each completion wins.
 
         Raises:
-            RewardError: groups that are unknown or incomplete, a refused call, or a server that is down.
+            RewardError: groups that are unknown or incomplete, a refused call, a server that is down, or a judge
+                none of whose answers (16 or more) can be read.
             ConfigError: groups too small, or too large for the budget; before any call.
         """
         return run_coroutine(self.score_async(request))
@@ -125,6 +129,7 @@ class JudgeReward:
         ]
         questions = [q for prompt, x, y in pairs for q in both_orders(prompt, texts[x], texts[y])]
         reasons = await self._ask([q for q in dict.fromkeys(questions) if self._answer(q) is None])
+        self._refuse_babble([self._answer(q) for q in questions])
         return self._shares(pairs, texts, reasons)
 
     def describe(self) -> dict[str, Any]:
@@ -141,6 +146,15 @@ class JudgeReward:
     def release(self) -> None:
         """Close the cache's file; the next answer opens it again."""
         self._cache.close()
+
+    def _refuse_babble(self, answers: Sequence[str | None]) -> None:
+        """Where nothing of a call can be read, nothing of the next will be: it would only be paid for."""
+        said = [answer for answer in answers if answer is not None]
+        if len(said) >= ENOUGH_TO_TELL and all(read_verdict(answer) is None for answer in said):
+            raise RewardError(
+                f"reward {self.name!r}: none of {len(said)} answers begins with a verdict (A, B or tie); the first "
+                f"is {said[0][:80]!r}. Give a judge that answers at once, or a judge_template that asks it to"
+            )
 
     def _answer(self, question: Question) -> str | None:
         return self._cache.get(question.key(self._model, self._template))
