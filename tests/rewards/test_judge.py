@@ -167,6 +167,13 @@ def test_an_answer_without_one_choice_is_no_verdict(body: Any) -> None:
     assert "holds no one choice" in (scores.failures[2] or "")
 
 
+def test_a_server_that_never_answers_one_choice_ends_the_run() -> None:
+    with serve(lambda request: chat("A", choices=2)) as server:
+        with pytest.raises(RewardError, match=r"20 times: the judge answered .*holds no one choice"):
+            judge(server).score(request_of(group("p", *"abcde")))
+        assert len(server.requests) == 20
+
+
 @pytest.mark.parametrize("status", [400, 422, 429, 500])
 def test_a_call_that_fails_costs_its_pair_only(status: int) -> None:
     def fails_on_b(request: dict[str, Any]) -> Any:

@@ -187,6 +187,8 @@ class JudgeReward:
                 is_fatal=_is_fatal,
             )
         self.counts["failed"] += len(failures) + len(unread)
+        if len(unread) == len(questions) >= ENOUGH_TO_TELL:
+            raise RewardError(f"reward {self.name!r}, {len(unread)} times: {next(iter(unread.values()))}")
         return unread | {questions[place]: reason for place, reason in failures.items()}
 
     def _shares(
