@@ -1,5 +1,6 @@
 """Draw m completions a prompt, score them, and keep the groups."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from nonpareil.jobs.options import (
     load_reward,
     require_all,
 )
+from nonpareil.jobs.remote_rewards import judge_counts
 from nonpareil.records import Group, ScoreRequest
 
 
@@ -56,7 +58,13 @@ def run(options: SampleOptions) -> dict[str, Any]:
     )
     policy.check(prompts, options.sampling())
     reward = load_reward(options, options.reward_weights, options.reward_timeout)
+    most_calls = reward.check_group_size(options.num_generations)
     reward.release()  # checked before drawing, in memory only after it
+    if most_calls:
+        print(
+            f"The judge is asked at most {most_calls * len(prompts)} times: {most_calls} a prompt",
+            file=sys.stderr,
+        )
     with ProgressBar() as progress:
         result = draw_and_score(
             prompts,
@@ -76,6 +84,7 @@ def run(options: SampleOptions) -> dict[str, Any]:
         "output_dir": str(Path(options.output_dir)),
         "shards_drawn": result.shards_drawn,
         "shards_scored": result.shards_scored,
+        **({"judge": counts} if (counts := judge_counts(reward.rewards)) else {}),
         **result.manifest["counts"],
     }
 

@@ -17,6 +17,7 @@ from nonpareil.records import Draws, Group, Prompt, SamplingParams, ScoreRequest
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.drawing import Drawing, no_draws
+from nonpareil.training.method import check_group_rewards
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class StepDrawer:
         self._make_drawing = make_drawing
         self.method, self.reward, self.config = method, reward, config
         self.stored = stored or {}
+        check_group_rewards(reward, method, config, stored=bool(self.stored))
 
     @cached_property
     def drawing(self) -> Drawing:
