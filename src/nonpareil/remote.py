@@ -9,11 +9,11 @@ import json
 import os
 import random
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from nonpareil.errors import ConfigError, RemoteError
@@ -21,6 +21,7 @@ from nonpareil.errors import ConfigError, RemoteError
 if TYPE_CHECKING:
     import httpx
 
+T = TypeVar("T")
 DEFAULT_KEY = "OPENAI_API_KEY"
 """The environment variable of the key; this one may be unset, since servers of one's own ask for none."""
 FIRST_WAIT = 0.5
@@ -194,6 +195,17 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run(coroutine)
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, coroutine).result()
+
+
+async def all_of(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await all together; the first failure ends the others and is raised as it is, in no group."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def checked_base_url(url: str) -> str:

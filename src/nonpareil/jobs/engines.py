@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 class DrawSource(Protocol):
     """A policy that is known before it is loaded: what it is, what it cannot do, and how to draw from it."""
 
-    tokenizer: "Tokenizer"
+    @property
+    def tokenizer(self) -> "Tokenizer | None":
+        """The policy's; None where a server reads the prompts as text."""
+        ...
 
     def check(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
         """Refuse prompts and sampling settings that cannot work, before anything is loaded."""
@@ -36,10 +39,41 @@ class DrawSource(Protocol):
 class EngineOptions:
     """Which engine draws. A setting of another engine than the one chosen is refused by name."""
 
-    engine: str = field(default="transformers", metadata={"help": "transformers."})
+    engine: str = field(default="transformers", metadata={"help": "transformers, or openai: a server."})
+    base_url: str | None = field(
+        default=None,
+        metadata={"help": "Of engine openai: the server, such as http://127.0.0.1:8000/v1."},
+    )
+    api_key_env: str | None = field(
+        default=None,
+        metadata={"help": "Environment variable of the server's key. Default: OPENAI_API_KEY, if set."},
+    )
+    request_timeout: float | None = field(
+        default=None, metadata={"help": "Seconds one request may take. Default: 600."}
+    )
+    max_concurrency: int | None = field(
+        default=None, metadata={"help": "Requests under way at once. Default: 16."}
+    )
+    max_retries: int | None = field(
+        default=None,
+        metadata={"help": "Further tries of a request after 429, 5xx, time-outs, lost links. Default: 6."},
+    )
+    tokenizer_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "The served model's tokenizer: prompts are then sent as ids, and ids asked for."},
+    )
 
 
-SETTINGS_OF: dict[str, tuple[str, ...]] = {}
+SETTINGS_OF: dict[str, tuple[str, ...]] = {
+    "openai": (
+        "base_url",
+        "api_key_env",
+        "request_timeout",
+        "max_concurrency",
+        "max_retries",
+        "tokenizer_name_or_path",
+    ),
+}
 """Fields of `EngineOptions` that one engine alone reads; their default is None."""
 
 
@@ -68,4 +102,13 @@ def _transformers(options: "SampleOptions") -> DrawSource:
     return PolicySource(options.model_name_or_path or "", options.model_revision, options.dtype)
 
 
-SOURCES: dict[str, Callable[["SampleOptions"], DrawSource]] = {"transformers": _transformers}
+def _openai(options: "SampleOptions") -> DrawSource:
+    from nonpareil.jobs.endpoint import EndpointSource
+
+    return EndpointSource(options)
+
+
+SOURCES: dict[str, Callable[["SampleOptions"], DrawSource]] = {
+    "transformers": _transformers,
+    "openai": _openai,
+}
