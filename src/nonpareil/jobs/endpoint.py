@@ -40,6 +40,10 @@ class EndpointSource:
                     f"{setting.name}={value!r} is not read by engine=openai: the server has loaded the model; "
                     "remove it"
                 )
+        if options.request_timeout is not None and not options.request_timeout > 0:
+            raise ConfigError(
+                f"request_timeout={options.request_timeout} must be a positive number of seconds"
+            )
         self.name = options.model_name_or_path or ""
         given = {
             "timeout": (options.request_timeout, REQUEST_TIMEOUT),
@@ -52,7 +56,7 @@ class EndpointSource:
         if options.tokenizer_name_or_path is not None:
             from nonpareil.models.loading import load_tokenizer
 
-            self.tokenizer = load_tokenizer(options.tokenizer_name_or_path)
+            self.tokenizer = load_tokenizer(options.tokenizer_name_or_path, alone=True)
         self._trial: tuple[Prompt, SamplingParams] | None = None
 
     def check(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:

@@ -80,7 +80,7 @@ def _read_folder(
             f"groups={path!r} has no manifest.json, so the model it was drawn from is unknown; give a folder "
             "written by `nonpareil sample`"
         )
-    served = manifest["draw"]["engine"]["engine"] == "openai"
+    served = manifest["draw"].get("engine", {}).get("engine") == "openai"
     if served and method.policy_draws == 0:
         raise DataError(
             f"groups={path!r} was drawn from a server, so nobody can say that its model is model_name_or_path="
