@@ -22,6 +22,7 @@ class OpenAIServer:
         ids, logprobs: whether it gives them when asked.
         ignores_seed: as a server that is greedy.
         spoil: changes an answer before it is sent; told the number of the POST and the request.
+        lists_models: the status of its answer to /models.
         refuse: a status instead of an answer to the POST of this number, or None.
     """
 
@@ -34,7 +35,7 @@ class OpenAIServer:
         ids: bool = True,
         logprobs: bool = True,
         ignores_seed: bool = False,
-        lists_models: bool = True,
+        lists_models: int = 200,
         spoil: Callable[[int, dict, dict], None] = lambda number, request, answer: None,
         refuse: Callable[[int], int | None] = lambda number: None,
     ):
@@ -69,8 +70,8 @@ class OpenAIServer:
                 self.wfile.write(body)
 
             def do_GET(self):
-                if not server.lists_models:
-                    return self.answer(404, {"detail": "Not Found"})
+                if server.lists_models != 200:
+                    return self.answer(server.lists_models, {"detail": "no list"})
                 entry = {"id": MODEL, "owned_by": server.owner, "root": "a/private/place"}
                 self.answer(200, {"object": "list", "data": [{"id": "another"}, entry]})
 

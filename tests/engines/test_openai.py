@@ -228,8 +228,14 @@ def test_refusals_carry_the_servers_words_and_storms_pass(serve):
     assert OpenAIEngine(MODEL, client, (UNEVEN[0], SAMPLING)).draw(UNEVEN, 3, SAMPLING) == usual
 
 
-def test_a_server_without_a_list_of_models(serve):
-    engine = engine_of(serve(lists_models=False))
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_server_without_a_list_of_models(serve, status):
+    engine = engine_of(serve(lists_models=status))
     described = engine.describe()
     assert (described["model"], described["server"]) == (MODEL, None)
     assert len(engine.draw(UNEVEN, 2, SAMPLING)) == len(UNEVEN)
+
+
+def test_a_server_too_busy_to_list_its_models_is_not_taken_for_another(serve):
+    with pytest.raises(RemoteError, match=r"GET .*models: gave up after 3 tries; the last: 503"):
+        engine_of(serve(lists_models=503)).describe()

@@ -127,9 +127,11 @@ class OpenAIEngine:
         try:
             listed = await self._client.get("models")
         except RemoteError as error:
-            if error.status in (404, 405, 501):
-                return {}
-            raise
+            # Without a list, or broken at it for good (transformers serve without a cache folder): the trial
+            # that follows says what else is wrong. A server that is only busy must not count as unknown.
+            if error.status is None or error.status in (429, 502, 503, 504):
+                raise
+            return {}
         entries = listed.get("data") if isinstance(listed, dict) else None
         named = [e for e in entries or [] if isinstance(e, dict) and e.get("id") == self._model]
         return named[0] if named else {}
