@@ -6,6 +6,7 @@ else that the server refuses fails at once with what the server says.
 
 import asyncio
 import json
+import math
 import os
 import random
 import time
@@ -59,7 +60,7 @@ class JsonClient:
     ) -> None:
         """See the class."""
         self.base_url = checked_base_url(base_url)
-        if not timeout > 0:
+        if not (timeout > 0 and math.isfinite(timeout)):
             raise ConfigError(f"timeout={timeout} must be a positive number of seconds")
         if max_concurrency < 1:
             raise ConfigError(f"max_concurrency={max_concurrency} must be at least 1")

@@ -121,6 +121,7 @@ def test_distill_takes_the_rewards_of_served_groups_and_no_more(nonpareil, serve
         ({"api_key_env": "NONPAREIL_UNSET"}, "api_key_env='NONPAREIL_UNSET': no such environment variable"),
         ({"max_concurrency": 0}, "max_concurrency=0 must be at least 1"),
         ({"request_timeout": -1}, "request_timeout=-1.0 must be a positive"),
+        ({"request_timeout": "inf"}, "request_timeout=inf must be a positive"),
         ({"temperature": 0}, "temperature=0.0 must be above 0"),
         ({"tokenizer_name_or_path": "/no/such/folder"}, "/no/such/folder"),
         ({"model_name_or_path": None}, "model_name_or_path is missing"),

@@ -142,6 +142,8 @@ def test_text_and_talk_without_a_tokenizer(serve):
             Prompt(p.prompt_id, p.prompt, d.prompt_token_ids) for p, d in zip(prompts, known, strict=True)
         ]
         assert all(prompt.token_ids[0] == 1 for prompt in read)
+        kept = [Group.of(p, d).prompt_token_ids for p, d in zip(prompts, known, strict=True)]
+        assert kept == [prompt.token_ids for prompt in read]
         assert worst_error(make_model(), read, known, SAMPLING) < 1e-4
         assert all(request["repetition_penalty"] == 1.0 for _, request in vllm.posts[1:])
         assert all(request["top_k"] == request["min_p"] == 0 for _, request in vllm.posts[1:])

@@ -1,5 +1,6 @@
 """A policy behind an OpenAI-compatible server, known before any request is sent."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -40,18 +41,17 @@ class EndpointSource:
                     f"{setting.name}={value!r} is not read by engine=openai: the server has loaded the model; "
                     "remove it"
                 )
-        if options.request_timeout is not None and not options.request_timeout > 0:
-            raise ConfigError(
-                f"request_timeout={options.request_timeout} must be a positive number of seconds"
-            )
+        timeout = REQUEST_TIMEOUT if options.request_timeout is None else options.request_timeout
+        if not (timeout > 0 and math.isfinite(timeout)):
+            raise ConfigError(f"request_timeout={timeout} must be a positive number of seconds")
         self.name = options.model_name_or_path or ""
-        given = {
-            "timeout": (options.request_timeout, REQUEST_TIMEOUT),
-            "max_concurrency": (options.max_concurrency, MAX_CONCURRENCY),
-            "max_retries": (options.max_retries, MAX_RETRIES),
-        }
-        limits: Any = {name: default if value is None else value for name, (value, default) in given.items()}
-        self._client = JsonClient(options.base_url, api_key_env=options.api_key_env or DEFAULT_KEY, **limits)
+        self._client = JsonClient(
+            options.base_url,
+            api_key_env=options.api_key_env or DEFAULT_KEY,
+            timeout=timeout,
+            max_concurrency=MAX_CONCURRENCY if options.max_concurrency is None else options.max_concurrency,
+            max_retries=MAX_RETRIES if options.max_retries is None else options.max_retries,
+        )
         self.tokenizer = None
         if options.tokenizer_name_or_path is not None:
             from nonpareil.models.loading import load_tokenizer
