@@ -230,11 +230,14 @@ def test_a_429_makes_all_requests_wait(serve):
     assert 1 <= len(early) <= 2, server.arrived
 
 
-def test_a_storm_of_429_is_ridden_out(serve):
+def test_a_storm_of_429_is_ridden_out(serve, caplog):
     server = serve(lambda number: refused(429, Retry_After="0.02") if number % 3 else good(number))
     answers = ask(server.url, [{}] * 10, max_concurrency=4, max_retries=50)
     assert len(answers) == 10
     assert all(number % 3 == 0 for number in answers)
+    said = [record.getMessage() for record in caplog.records if record.name == "nonpareil.remote"]
+    assert len(said) == 1, "once, however many were refused"
+    assert f"{server.url}/ask: 429 Too Many Requests" in said[0]
 
 
 def test_retry_after_as_a_date_and_one_that_is_too_far(serve):

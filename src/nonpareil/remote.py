@@ -6,6 +6,7 @@ else that the server refuses fails at once with what the server says.
 
 import asyncio
 import json
+import logging
 import math
 import os
 import random
@@ -69,6 +70,7 @@ class JsonClient:
         self._key = _key_of(api_key_env)
         self._timeout, self._max_concurrency, self._max_retries = timeout, max_concurrency, max_retries
         self._http: httpx.AsyncClient | None = None
+        self._told: set[str] = set()
 
     async def __aenter__(self) -> "JsonClient":
         import httpx
@@ -113,6 +115,7 @@ class JsonClient:
                         raise RemoteError(
                             f"gave up after {tries} {word}; the last: {failure}", address, failure.status
                         ) from failure
+                    self._tell(f"{address}: {failure}; trying again, {self._max_retries} times at most")
                     await self._back_off(failure, tries, address)
         raise AssertionError("unreachable")
 
@@ -162,6 +165,12 @@ class JsonClient:
         """Wait while the server has asked for quiet; then not all at once."""
         while (left := self._quiet_until - time.monotonic()) > 0:
             await asyncio.sleep(left + random.uniform(0, FIRST_WAIT))
+
+    def _tell(self, words: str) -> None:
+        """Warn, once each, so that a long wait is no riddle and a storm no flood."""
+        if words not in self._told:
+            self._told.add(words)
+            logging.getLogger(__name__).warning(words)
 
     def _said(self, answer: "httpx.Response") -> str:
         """Status and the server's own words, in the forms that servers have for them."""
