@@ -220,13 +220,17 @@ def test_no_more_requests_at_once_than_asked_for(serve):
 
 def test_a_429_makes_all_requests_wait(serve):
     def reply(number: int) -> tuple:
-        return refused(429, "slow down", Retry_After="0.3") if number == 0 else good(number)
+        if number == 0:
+            return refused(429, "slow down", Retry_After="0.6")
+        if number == 1:
+            time.sleep(0.2)  # still under way when the other's refusal has long arrived
+        return good(number)
 
     server = serve(reply)
     answers = ask(server.url, [{}] * 8, max_concurrency=2)
     # The one refused, and its neighbour that was under way; then quiet; then the rest.
     assert sorted(answers) == list(range(1, 9))
-    early = [at for at in server.arrived if at - server.arrived[0] < 0.29]
+    early = [at for at in server.arrived if at - server.arrived[0] < 0.59]
     assert 1 <= len(early) <= 2, server.arrived
 
 

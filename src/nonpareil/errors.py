@@ -28,3 +28,11 @@ class RemoteError(NonpareilError, RuntimeError):
         """`address` is for the reader and part of the message; `reason` is without it; `status` is HTTP's."""
         super().__init__(f"{address}: {reason}" if address else reason)
         self.reason, self.status = reason, status
+
+
+class EngineError(NonpareilError, RuntimeError):
+    """An engine that does not answer what it was asked."""
+
+
+class SyncError(EngineError):
+    """An engine whose weights are not the trainer's after a push."""

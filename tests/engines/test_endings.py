@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nonpareil.engines import transformers as engine_module
+from nonpareil.engines import rows as engine_module
 from nonpareil.engines.transformers import TransformersEngine
 from nonpareil.models.loading import end_token_ids
 from nonpareil.records import Draws, SamplingParams

@@ -57,6 +57,7 @@ def make_trainer(
     eval_dataset: list[Prompt] | None = None,
     groups: list[Group] | None = None,
     made: Method | None = None,
+    peft_config: Any = None,
     **changes: Any,
 ) -> DistillationTrainer:
     settings: dict[str, Any] = {
@@ -83,6 +84,7 @@ def make_trainer(
         eval_dataset=eval_dataset,
         processing_class=tokenizer or make_tokenizer(),
         callbacks=callbacks,
+        peft_config=peft_config,
         groups=groups,
         method=made,
     )

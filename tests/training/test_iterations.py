@@ -151,17 +151,18 @@ def test_a_whole_checkpoint_is_there_before_an_older_one_goes(
 def test_a_batch_of_draws_serves_so_many_steps_and_no_more(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, **{**TWICE, "num_iterations": 3}, max_steps=12)
     drawn, trained = [], []
-    draw, accumulate = trainer.drawer.engine.draw, trainer._accumulate
+    engine, accumulator = trainer.drawer.drawing.engine, trainer.accumulator
+    draw, accumulate = engine.draw, accumulator.step
 
     def counted_draw(prompts: Any, m: int, sampling: Any) -> Any:
         drawn.append((trainer.state.global_step, m, [prompt.prompt_id for prompt in prompts]))
         return draw(prompts, m, sampling)
 
-    def counted_step(model: Any, step: Any, targets: Any) -> Any:
+    def counted_step(model: Any, step: Any, *rest: Any) -> Any:
         trained.append([group.prompt_id for group in step.groups])
-        return accumulate(model, step, targets)
+        return accumulate(model, step, *rest)
 
-    trainer.drawer.engine.draw, trainer._accumulate = counted_draw, counted_step
+    engine.draw, accumulator.step = counted_draw, counted_step
     trainer.train()
     order = RepeatedBatches(len(PROMPTS), 2, 3, seed=7)
     first = list(order)

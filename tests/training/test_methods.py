@@ -170,7 +170,7 @@ def gradient(loss: Tensor, model: torch.nn.Module) -> dict[str, Tensor]:
 
 def assert_by_hand(trainer: DistillationTrainer, reward: Any) -> None:
     """A step of the trainer is the loss on what it drew."""
-    drawn = trainer.drawer.draw(trainer.model, trainer.anchor, PROMPTS, step=0)
+    drawn = trainer.drawer.draw(PROMPTS, step=0)
     ended = [len(ids) < 6 and ids[-1] == END for group in drawn.groups for ids in ids_of(group)]
     assert any(ended)
     assert not all(ended)
@@ -219,7 +219,7 @@ def test_on_stored_groups(
     )
     assert_by_hand(trainer, reward)
     draws = trainer.method.policy_draws > 0
-    assert ("working" in vars(trainer.drawer)) == draws, "no second model where nothing is drawn"
+    assert ("drawing" in vars(trainer.drawer)) == draws, "no second model where nothing is drawn"
 
 
 @pytest.mark.parametrize("case", ["vbon", "sft_bon, all", "bonbon", "regression"])
@@ -237,7 +237,7 @@ def test_on_stored_groups_of_different_sizes(case: str, tmp_path: Path) -> None:
 def test_the_second_step_on_the_same_draws_is_clipped_by_the_ratio_to_the_first(tmp_path: Path) -> None:
     """vBoN's PPO: the log-probs of sampling stay those of the policy that drew."""
     trainer = trainer_of(tmp_path, "vbon, ppo", FRESH["vbon, ppo"], None)
-    drawn = trainer.drawer.draw(trainer.model, trainer.anchor, PROMPTS, step=0)
+    drawn = trainer.drawer.draw(PROMPTS, step=0)
     with torch.no_grad():
         before = token_logprobs(trainer.model, drawn.groups)
     targets = trainer.method.targets(numbers_of(drawn, before, goodness))

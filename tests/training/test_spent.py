@@ -45,20 +45,20 @@ def test_the_sums_are_those_counted_by_hand(kind: str, tmp_path: Path) -> None:
         **settings,
     )
     draws, trained = [], []
-    draw, accumulate = trainer.drawer.draw, trainer._accumulate
+    draw, accumulate = trainer.drawer.draw, trainer.accumulator.step
 
     def seen_draw(*args: Any) -> Any:
         draws.append(draw(*args))
         return draws[-1]
 
-    def seen_step(model: Any, drawn: Any, targets: Any) -> Any:
+    def seen_step(model: Any, drawn: Any, targets: Any, *rest: Any) -> Any:
         for i, group in enumerate(drawn.groups):
             wanted = [*targets.train_policy[i].tolist(), *targets.train_anchor[i].tolist()]
             lengths = [len(group.prompt_token_ids) + len(ids) for ids in group.completion_token_ids]
             trained.extend(length for length, want in zip(lengths, wanted, strict=True) if want)
-        return accumulate(model, drawn, targets)
+        return accumulate(model, drawn, targets, *rest)
 
-    trainer.drawer.draw, trainer._accumulate = seen_draw, seen_step
+    trainer.drawer.draw, trainer.accumulator.step = seen_draw, seen_step
     trainer.train()
     sums = spent(tmp_path)
     fresh = [

@@ -92,7 +92,7 @@ def test_loss_and_gradient_are_those_written_out(
     )  # so that log-ratios are not zero
     loss, gradients = one_step(trainer)
 
-    drawn = trainer.drawer.draw(trainer.model, trainer.anchor, PROMPTS, step=0)
+    drawn = trainer.drawer.draw(PROMPTS, step=0)
     assert any(ids[-1] == END for g in drawn.groups for ids in g.completion_token_ids)
     assert any(None in g.rewards for g in drawn.groups) == (reward is some_fail)
     trainer.model.zero_grad()
@@ -106,10 +106,10 @@ def test_loss_and_gradient_are_those_written_out(
 
 def test_log_ratios_are_those_of_policy_and_anchor(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, temperature=TEMPERATURE)
-    at_start = trainer.drawer.draw(trainer.model, trainer.anchor, PROMPTS, step=0).numbers.log_ratio
+    at_start = trainer.drawer.draw(PROMPTS, step=0).numbers.log_ratio
     assert at_start.abs().max() < 1e-4, "the anchor starts as the policy"
     trainer.anchor.module.load_state_dict(ending_model(seed=1).state_dict())
-    drawn = trainer.drawer.draw(trainer.model, trainer.anchor, PROMPTS, step=0)
+    drawn = trainer.drawer.draw(PROMPTS, step=0)
     with torch.no_grad():
         want = [
             sequence_logprob(trainer.model, g.prompt_token_ids, g.completion_token_ids[0])
@@ -122,9 +122,9 @@ def test_log_ratios_are_those_of_policy_and_anchor(tmp_path: Path) -> None:
 
 def test_policy_and_anchor_steps_and_prompts_draw_anew(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, max_completion_length=12)
-    first = trainer.drawer.draw(trainer.model, trainer.anchor, PROMPTS, step=0)
-    again = trainer.drawer.draw(trainer.model, trainer.anchor, PROMPTS, step=0)
-    later = trainer.drawer.draw(trainer.model, trainer.anchor, PROMPTS, step=1)
+    first = trainer.drawer.draw(PROMPTS, step=0)
+    again = trainer.drawer.draw(PROMPTS, step=0)
+    later = trainer.drawer.draw(PROMPTS, step=1)
     ids = [[g.completion_token_ids for g in drawn.groups] for drawn in (first, again, later)]
     assert ids[0] == ids[1]
     assert torch.equal(first.numbers.tie_breaker, again.numbers.tie_breaker)

@@ -43,6 +43,8 @@ def run(argv: Sequence[str]) -> CommandResult:
     if uses_demo(given):
         instances, _, as_json = parsed(demo_settings(instances[1].method))
     figures = distill.run(*instances)
+    if not figures:
+        return CommandResult(None)  # one of several processes; the first one tells
     console = Console(stderr=True)
     if "dry_run" in figures:
         console.print_json(data=figures)
@@ -59,6 +61,8 @@ def run(argv: Sequence[str]) -> CommandResult:
         console.print(f"Report: {figures['report']}", soft_wrap=True)
         figures = as_figures(figures) if as_json else figures
     console.print(f"Model:  {figures['output_dir']}")
+    if "merged" in figures:
+        console.print(f"Merged: {figures['merged']}")
     return CommandResult(figures if as_json else None)
 
 

@@ -6,26 +6,45 @@ completions leave the batch.
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.engines.cache import expand_cache, in_place_cache
+from nonpareil.engines.rows import Completion, Rows, left_pad
 from nonpareil.engines.sampling import draw_tokens, sample_keys, sampling_logits
 from nonpareil.errors import ConfigError, DataError, ModelError
+from nonpareil.models.adapters import RowAdapters, row_adapters
 from nonpareil.models.devices import device_of
 from nonpareil.models.loading import context_window, end_token_ids
-from nonpareil.records import Draws, FinishReason, Prompt, SamplingParams
+from nonpareil.records import Draws, Prompt, SamplingParams
 
-RETIRE_BELOW = 0.75
-"""Finished rows leave the batch once fewer than this share is still running: compacting copies the cache."""
+
+@dataclass(frozen=True)
+class DrawRequest:
+    """Completions to draw for some prompts, from the model as it is or from one of its adapters."""
+
+    prompts: Sequence[Prompt]
+    num_generations: int
+    sampling: SamplingParams
+    adapter: str = ""
+    """`models.adapters.POLICY`, `ANCHOR` or `REFERENCE`; only of a model that has them."""
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Some samples of one prompt of one request."""
+
+    request: int
+    prompt: int
+    samples: range
 
 
 class TransformersEngine:
@@ -64,75 +83,103 @@ class TransformersEngine:
             DataError: an empty prompt, or one that leaves no room for `max_completion_length` in the window.
             ConfigError: sampling parameters out of their range.
         """
-        check_sampling(sampling)
-        check_prompts(prompts, sampling.max_completion_length, context_window(self.model))
-        drawn: list[list[_Completion | None]] = [[None] * num_generations for _ in prompts]
-        with generation_mode(self.model):
-            for units in self._batches(prompts, num_generations, sampling):
-                batch = self._draw_batch([(prompts[p], samples) for p, samples in units], sampling)
-                flat = iter(batch)
-                for p, samples in units:
-                    for i in samples:
-                        drawn[p][i] = next(flat)
-                if on_progress is not None:
-                    finished = sum(samples[-1] == num_generations - 1 for _, samples in units)
-                    on_progress(finished, sum(len(c.token_ids) for c in batch))
-        return [self._decode([c for c in group if c is not None]) for group in drawn]
+        return self.draw_together([DrawRequest(prompts, num_generations, sampling)], on_progress)[0]
 
-    def _batches(
-        self, prompts: Sequence[Prompt], num_generations: int, sampling: SamplingParams
-    ) -> Iterator[list[tuple[int, range]]]:
+    def draw_together(
+        self, requests: Sequence[DrawRequest], on_progress: Callable[[int, int], None] | None = None
+    ) -> list[list[Draws]]:
+        """Several requests in common batches, each as if drawn alone; all from adapters, or none.
+
+        Raises:
+            DataError, ConfigError: as `draw`; requests whose sampling differs in more than the seed.
+        """
+        if len({replace(request.sampling, seed=0) for request in requests}) > 1:
+            raise ConfigError("requests that are drawn together may differ in their seeds alone")
+        for request in requests:
+            check_sampling(request.sampling)
+            check_prompts(request.prompts, request.sampling.max_completion_length, context_window(self.model))
+        drawn: list[list[list[Completion | None]]] = [
+            [[None] * request.num_generations for _ in request.prompts] for request in requests
+        ]
+        adapted = any(request.adapter for request in requests)
+        with generation_mode(self.model), row_adapters(self.model) if adapted else nullcontext() as routes:
+            for units in self._batches(requests):
+                batch = self._draw_batch(requests, units, routes)
+                flat = iter(batch)
+                for unit in units:
+                    for i in unit.samples:
+                        drawn[unit.request][unit.prompt][i] = next(flat)
+                if on_progress is not None:
+                    finished = sum(u.samples[-1] == requests[u.request].num_generations - 1 for u in units)
+                    on_progress(finished, sum(len(c.token_ids) for c in batch))
+        return [[self._decode([c for c in group if c is not None]) for group in groups] for groups in drawn]
+
+    def _batches(self, requests: Sequence[DrawRequest]) -> Iterator[list[_Unit]]:
         """Prompts of about one length together, each with the samples to draw; a large group is split."""
+        lengths = {
+            (r, p): len(prompt.token_ids)
+            for r, request in enumerate(requests)
+            for p, prompt in enumerate(request.prompts)
+        }
+        longest_completion = max(request.sampling.max_completion_length for request in requests)
 
         def rows_within(prompt_length: int) -> int:
-            width = prompt_length + sampling.max_completion_length
-            return max(1, self.max_tokens_per_batch // width)
+            return max(1, self.max_tokens_per_batch // (prompt_length + longest_completion))
 
-        batch: list[tuple[int, range]] = []
+        batch: list[_Unit] = []
         rows = 0
-        for p in sorted(range(len(prompts)), key=lambda p: -len(prompts[p].token_ids)):
-            for start in range(0, num_generations, step := rows_within(len(prompts[p].token_ids))):
-                samples = range(start, min(start + step, num_generations))
+        for (r, p), length in sorted(lengths.items(), key=lambda item: -item[1]):
+            count = requests[r].num_generations
+            for start in range(0, count, step := rows_within(length)):
+                samples = range(start, min(start + step, count))
                 # Longest first: the batch's first prompt sets its width.
-                if batch and rows + len(samples) > rows_within(len(prompts[batch[0][0]].token_ids)):
+                first = lengths[batch[0].request, batch[0].prompt] if batch else 0
+                if batch and rows + len(samples) > rows_within(first):
                     yield batch
                     batch, rows = [], 0
-                batch.append((p, samples))
+                batch.append(_Unit(r, p, samples))
                 rows += len(samples)
         if batch:
             yield batch
 
     @torch.inference_mode()
-    def _draw_batch(self, units: list[tuple[Prompt, range]], sampling: SamplingParams) -> "list[_Completion]":
+    def _draw_batch(
+        self, requests: Sequence[DrawRequest], units: list[_Unit], routes: RowAdapters | None
+    ) -> list[Completion]:
+        asked = [requests[unit.request] for unit in units]
+        prompts = [request.prompts[unit.prompt] for request, unit in zip(asked, units, strict=True)]
+        sampling = asked[0].sampling  # they differ in their seeds alone
         device = device_of(self.model)
-        input_ids, lengths = _left_pad([prompt.token_ids for prompt, _ in units], device)
+        input_ids, lengths = left_pad([prompt.token_ids for prompt in prompts], device)
         width, budget = input_ids.shape[1], sampling.max_completion_length
         padded = bool((lengths < width).any())
         columns = torch.arange(width + budget, device=device)
         real = columns[None] >= (width - lengths)[:, None]
         cache = in_place_cache(self.model.config)
-        logits = self.model(
-            input_ids=input_ids,
-            # Without padding there is nothing to mask, and attention takes its fast path.
-            attention_mask=real[:, :width].long() if padded else None,
-            position_ids=(columns[:width] - (width - lengths)[:, None]).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        if routes is not None:
+            routes.names = [request.adapter for request in asked]
+        positions = (columns[:width] - (width - lengths)[:, None]).clamp(min=0)
+        # Without padding there is nothing to mask, and attention takes its fast path.
+        logits = self._logits(input_ids, real[:, :width] if padded else None, positions, cache)
 
-        prompt_of_row = torch.repeat_interleave(
-            torch.arange(len(units), device=device),
-            torch.tensor([len(samples) for _, samples in units], device=device),
+        counts = [len(unit.samples) for unit in units]
+        unit_of_row = torch.repeat_interleave(
+            torch.arange(len(units), device=device), torch.tensor(counts, device=device)
         )
-        expand_cache(cache, prompt_of_row, width + budget)
-        rows = _Rows(
-            keys=np.concatenate([sample_keys(prompt.prompt_id, s, sampling.seed) for prompt, s in units]),
-            lengths=lengths[prompt_of_row],
-            real=real[prompt_of_row] if padded else None,
+        expand_cache(cache, unit_of_row, width + budget)
+        rows = Rows(
+            keys=np.concatenate(
+                [
+                    sample_keys(prompt.prompt_id, unit.samples, request.sampling.seed)
+                    for prompt, unit, request in zip(prompts, units, asked, strict=True)
+                ]
+            ),
+            lengths=lengths[unit_of_row],
+            real=real[unit_of_row] if padded else None,
             end_ids=torch.tensor(sorted(self.end_ids), device=device),
+            adapters=[asked[i].adapter for i in unit_of_row.tolist()] if routes is not None else [],
         )
-        logits = logits[prompt_of_row]
+        logits = logits[unit_of_row]
         for step in range(budget):
             tokens, logprobs = draw_tokens(sampling_logits(logits, sampling), rows.keys, step)
             tokens = rows.record(tokens, logprobs)
@@ -141,17 +188,26 @@ class TransformersEngine:
             if (alive := rows.retire()) is not None:
                 cache.reorder_cache(alive)  # type: ignore[arg-type]
                 tokens = tokens[alive]
-            logits = self.model(
-                input_ids=tokens[:, None],
-                attention_mask=None if rows.real is None else rows.real[:, : width + step + 1].long(),
-                position_ids=(rows.lengths + step)[:, None],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
+            if routes is not None:
+                routes.names = rows.adapters
+            mask = None if rows.real is None else rows.real[:, : width + step + 1]
+            logits = self._logits(tokens[:, None], mask, (rows.lengths + step)[:, None], cache)
         return rows.completions()
 
-    def _decode(self, completions: "list[_Completion]") -> Draws:
+    def _logits(
+        self, ids: Int[Tensor, "r t"], mask: Tensor | None, positions: Int[Tensor, "r t"], cache: Cache
+    ) -> Float[Tensor, "r v"]:
+        """Of the token that follows each row."""
+        return self.model(
+            input_ids=ids,
+            attention_mask=None if mask is None else mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+
+    def _decode(self, completions: list[Completion]) -> Draws:
         texts = self.tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
         return Draws(
             completions=texts,
@@ -159,68 +215,6 @@ class TransformersEngine:
             finish_reasons=[c.finish_reason for c in completions],
             logprobs=[c.logprobs for c in completions],
         )
-
-
-@dataclass(frozen=True)
-class _Completion:
-    token_ids: list[int]
-    logprobs: list[float]
-    finish_reason: FinishReason
-
-
-@dataclass
-class _Rows:
-    """The rows of a batch that are still in the cache, and everything drawn so far."""
-
-    keys: np.ndarray
-    lengths: Int[Tensor, " r"]
-    real: Tensor | None
-    end_ids: Int[Tensor, " e"]
-    tokens: list[Tensor] = field(default_factory=list)
-    logprobs: list[Tensor] = field(default_factory=list)
-    members: list[Tensor] = field(default_factory=list)
-    """Of each step, the original rows its tokens belong to."""
-
-    def __post_init__(self) -> None:
-        self.count = len(self.keys)
-        self.here = torch.arange(self.count, device=self.lengths.device)
-        self.done = torch.zeros(self.count, dtype=torch.bool, device=self.lengths.device)
-
-    def record(self, tokens: Int[Tensor, " r"], logprobs: Float[Tensor, " r"]) -> Int[Tensor, " r"]:
-        """Keep one step's draws of the rows not finished; returns the tokens to feed back."""
-        running = ~self.done
-        self.tokens.append(tokens[running])
-        self.logprobs.append(logprobs[running])
-        self.members.append(self.here[running])
-        self.done = self.done | torch.isin(tokens, self.end_ids)
-        return tokens
-
-    def all_done(self) -> bool:
-        return bool(self.done.all())
-
-    def retire(self) -> Int[Tensor, " alive"] | None:
-        """Drop the finished rows if that pays; returns the positions that stay, or None for all."""
-        alive = (~self.done).nonzero()[:, 0]
-        if len(alive) > RETIRE_BELOW * len(self.done):
-            return None
-        self.keys = self.keys[alive.cpu().numpy()]
-        self.lengths, self.here, self.done = self.lengths[alive], self.here[alive], self.done[alive]
-        self.real = None if self.real is None else self.real[alive]
-        return alive
-
-    def completions(self) -> list[_Completion]:
-        """Everything drawn, one completion an original row, in their order."""
-        ids: list[list[int]] = [[] for _ in range(self.count)]
-        logprobs: list[list[float]] = [[] for _ in range(self.count)]
-        for members, tokens, values in zip(self.members, self.tokens, self.logprobs, strict=True):
-            for row, token, value in zip(members.tolist(), tokens.tolist(), values.tolist(), strict=True):
-                ids[row].append(token)
-                logprobs[row].append(value)
-        ends = set(self.end_ids.tolist())
-        return [
-            _Completion(tokens, values, "stop" if tokens[-1] in ends else "length")
-            for tokens, values in zip(ids, logprobs, strict=True)
-        ]
 
 
 @contextmanager
@@ -284,10 +278,3 @@ def check_sampling(sampling: SamplingParams) -> None:
     for name, (holds, wanted) in rules.items():
         if not holds:
             raise ConfigError(f"{name}={getattr(sampling, name)} must be {wanted}")
-
-
-def _left_pad(rows: list[list[int]], device: torch.device) -> tuple[Int[Tensor, "b t"], Int[Tensor, " b"]]:
-    width = max(map(len, rows))
-    # The id under the padding is never seen: masks come from lengths.
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
-    return ids, torch.tensor([len(row) for row in rows], device=device)

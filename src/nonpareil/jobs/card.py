@@ -67,7 +67,7 @@ def write_model_card(
         split=options.dataset_train_split,
         reward=", ".join(f"`{_label(reward)}`" for reward in rewards if reward),
         steps=steps,
-        batch=config.per_device_train_batch_size * config.gradient_accumulation_steps,
+        batch=config.train_batch_size * config.gradient_accumulation_steps * config.world_size,
         figures=figures,
         method=Path(config.method).name,
         about=_about(method),

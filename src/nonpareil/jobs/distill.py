@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,12 @@ class DistillOptions(PromptOptions, RewardInputOptions):
             "rewards. The training prompts are then theirs."
         ),
     )
+    merge: bool = field(
+        default=False,
+        metadata=_help(
+            "With use_peft: also write the base with the adapter merged in, to output_dir/merged."
+        ),
+    )
     dry_run: bool = field(
         default=False, metadata=_help("Resolve settings, model class, prompts and memory; train nothing.")
     )
@@ -72,27 +79,38 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
 
     `interrupted` is True after Ctrl-C; a checkpoint was saved then, and nothing was evaluated.
 
+    Of several processes the first one evaluates; the others end after training, with nothing to return.
+
     Raises:
         NonpareilError: whatever cannot work, before any model is loaded where that can be known.
     """
+    from nonpareil.models.distributed import end_processes, first_process_first
     from nonpareil.training.method import method_of
 
     method = method_of(config, stored=options.groups is not None)
     require_all(options, prompts_from_groups=options.groups is not None)
     output_dir = Path(str(config.output_dir))
     eval_source = _eval_source(options)
+    if options.merge and not config.use_peft:
+        raise ConfigError("merge=true without use_peft: there is no adapter to merge; remove it")
     if options.dry_run:
         return _dry_run(options, config, method)
-    _prepare(output_dir, options.overwrite, bool(config.resume_from_checkpoint))
+    first_process_first(partial(_prepare, output_dir, options.overwrite, bool(config.resume_from_checkpoint)))
     trainer = _trainer(options, config, method, eval_source)
     resume = config.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
     result: dict[str, Any] = {"output_dir": str(output_dir), "steps": trainer.state.global_step}
-    if trainer.stopper.stopped and trainer.state.global_step < trainer.state.max_steps:
-        return {**result, "interrupted": True}
-    trainer.save_model()
-    trainer.save_state()
+    interrupted = trainer.stopper.stopped and trainer.state.global_step < trainer.state.max_steps
+    if not interrupted:
+        trainer.save_model()
+        trainer.save_state()
     del trainer
+    if not end_processes():
+        return {}
+    if interrupted:
+        return {**result, "interrupted": True}
+    if options.merge:
+        result["merged"] = _merge(output_dir)
     evaluated = None
     if options.evaluate_after:
         evaluated = evaluate.run(_evaluation(options, config, eval_source))
@@ -101,6 +119,21 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
         output_dir, options, config, method, result["steps"], evaluated["evaluation"] if evaluated else None
     )
     return {**result, "interrupted": False}
+
+
+def _merge(output_dir: Path) -> str:
+    """A plain checkpoint of base and adapter together, in the type that the base is stored in."""
+    from transformers import AutoConfig
+
+    from nonpareil.models.adapters import adapter_base
+    from nonpareil.models.loading import cast_weights, load_policy
+
+    model, tokenizer = load_policy(str(output_dir), dtype="float32")
+    name, revision = adapter_base(str(output_dir)) or ("", None)
+    stored = AutoConfig.from_pretrained(name, revision=revision).dtype
+    cast_weights(model, stored or model.dtype).save_pretrained(output_dir / "merged")
+    tokenizer.save_pretrained(output_dir / "merged")
+    return str(output_dir / "merged")
 
 
 def _eval_source(options: DistillOptions) -> str:
@@ -147,7 +180,12 @@ def _trainer(
     from nonpareil.jobs.stored import check_reward
     from nonpareil.training.trainer import DistillationTrainer
 
-    policy = PolicySource(options.model_name_or_path or "", options.model_revision, "float32")
+    policy = PolicySource(options.model_name_or_path or "", options.model_revision, config.policy_dtype())
+    if config.use_peft and policy.base is not None:
+        raise ConfigError(
+            f"use_peft with model_name_or_path={policy.name_or_path!r}, which is an adapter itself: the new one "
+            "would name the wrong base; merge it first (its training's --merge true)"
+        )
     groups, prompts = _training_data(options, config, method, policy)
     reward = load_reward(options, config.reward_weights, config.reward_timeout)
     if groups is not None:

@@ -39,7 +39,7 @@ class DrawSource(Protocol):
 class EngineOptions:
     """Which engine draws. A setting of another engine than the one chosen is refused by name."""
 
-    engine: str = field(default="transformers", metadata={"help": "transformers, or openai: a server."})
+    engine: str = field(default="transformers", metadata={"help": "transformers, vllm, or openai: a server."})
     base_url: str | None = field(
         default=None,
         metadata={"help": "Of engine openai: the server, such as http://127.0.0.1:8000/v1."},
@@ -62,6 +62,17 @@ class EngineOptions:
         default=None,
         metadata={"help": "The served model's tokenizer: prompts are then sent as ids, and ids asked for."},
     )
+    vllm_gpu_memory_utilization: float | None = field(
+        default=None,
+        metadata={"help": "Share of the memory for vLLM's weights and cache. Default: vLLM's own."},
+    )
+    vllm_tensor_parallel_size: int | None = field(
+        default=None, metadata={"help": "Devices that vLLM splits the weights over. Default: 1."}
+    )
+    vllm_max_model_len: int | None = field(
+        default=None,
+        metadata={"help": "Most tokens of prompt and completion in vLLM. Default: the model's window."},
+    )
 
 
 SETTINGS_OF: dict[str, tuple[str, ...]] = {
@@ -73,6 +84,7 @@ SETTINGS_OF: dict[str, tuple[str, ...]] = {
         "max_retries",
         "tokenizer_name_or_path",
     ),
+    "vllm": ("vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_max_model_len"),
 }
 """Fields of `EngineOptions` that one engine alone reads; their default is None."""
 
@@ -108,7 +120,14 @@ def _openai(options: "SampleOptions") -> DrawSource:
     return EndpointSource(options)
 
 
+def _vllm(options: "SampleOptions") -> DrawSource:
+    from nonpareil.jobs.vllm_source import VLLMSource
+
+    return VLLMSource(options)
+
+
 SOURCES: dict[str, Callable[["SampleOptions"], DrawSource]] = {
     "transformers": _transformers,
     "openai": _openai,
+    "vllm": _vllm,
 }

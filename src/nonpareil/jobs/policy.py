@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.engines.transformers import TransformersEngine, check_prompts, check_sampling
 from nonpareil.errors import ModelError
+from nonpareil.models.adapters import adapter_base
 from nonpareil.models.devices import best_device, resolve_dtype
 from nonpareil.models.fingerprint import fingerprint
 from nonpareil.models.loading import load_policy, load_tokenizer
@@ -22,12 +23,15 @@ class PolicySource:
         """Reads the tokenizer, so that a directory without one fails here."""
         self.name_or_path, self.revision, self.dtype = name_or_path, revision, dtype
         self.tokenizer: Tokenizer = load_tokenizer(name_or_path, revision)
+        self.base = adapter_base(name_or_path)
+        """Of an adapter: its base model and that one's revision."""
 
     @cached_property
     def window(self) -> int | None:
         """Most tokens of prompt and completion together, from the model's config alone."""
         try:
-            config = AutoConfig.from_pretrained(self.name_or_path, revision=self.revision)
+            name, revision = self.base or (self.name_or_path, self.revision)
+            config = AutoConfig.from_pretrained(name, revision=revision)
         except (OSError, ValueError) as error:
             raise ModelError(f"{self.name_or_path!r} has no readable config: {error}") from error
         return getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -8,10 +8,12 @@ from typing import cast
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nonpareil.errors import DataError
+from nonpareil.models.distributed import process_index
+from nonpareil.models.sharding import copy_whole, is_sharded, local, whole
 
 ANCHOR_FILE = "anchor.safetensors"
 
@@ -23,7 +25,8 @@ class Anchor:
     the policy every so many steps (iterative BOND); neither: the reference, for good.
 
     Kept in float32 whatever the policy is in: in bfloat16 an increment below about 2^-9 of a weight rounds
-    away, and the anchor would stand still (PAPERS.md section 1).
+    away, and the anchor would stand still (PAPERS.md section 1). This one is a whole model;
+    `adapters.AdapterAnchor` is a second adapter on the policy's base.
     """
 
     def __init__(self, policy: PreTrainedModel, rate: float = 0.0, refresh_steps: int = 0):
@@ -42,18 +45,31 @@ class Anchor:
         elif self.refresh_steps and step % self.refresh_steps == 0:
             self._move(policy, 1.0)
 
+    def weights(self) -> dict[str, Tensor]:
+        """Its own weights by name, float32; a tied weight once."""
+        return dict(self.module.named_parameters())
+
+    def weights_of(self, policy: nn.Module) -> list[Tensor]:
+        """The policy's weights, in the order of `weights`."""
+        return list(policy.parameters())
+
     @torch.no_grad()
     def _move(self, policy: nn.Module, rate: float) -> None:
-        ours = list(self.module.parameters())
-        theirs = [p.detach().to(torch.float32) for p in policy.parameters()]
+        # Shard by shard, where weights are sharded: both are split alike.
+        ours = [local(weight) for weight in self.weights().values()]
+        theirs = [local(weight.detach()).to(torch.float32) for weight in self.weights_of(policy)]
         torch._foreach_lerp_(ours, theirs, rate)
+        self._copy_buffers(policy)
+
+    def _copy_buffers(self, policy: nn.Module) -> None:
         for mine, other in zip(self.module.buffers(), policy.buffers(), strict=True):
             mine.copy_(other)
 
     def save(self, directory: Path) -> None:
-        """Write the anchor's weights beside a checkpoint."""
-        # named_parameters names a tied weight once, where safetensors would refuse the second name.
-        tensors = {name: p.contiguous() for name, p in self.module.named_parameters()}
+        """Write the anchor's weights, whole, beside a checkpoint; called by all processes, the first one writes."""
+        tensors = {name: whole(weight).cpu().contiguous() for name, weight in self.weights().items()}
+        if process_index() > 0:
+            return
         partial = directory / f"{ANCHOR_FILE}.tmp"
         save_file(tensors, partial)
         os.replace(partial, directory / ANCHOR_FILE)
@@ -74,16 +90,15 @@ class Anchor:
             tensors = load_file(path)
         except SafetensorError as error:
             raise DataError(f"{path} cannot be read ({error}); resume from another checkpoint") from error
-        parameters = dict(self.module.named_parameters())
-        unlike = [n for n, p in parameters.items() if n not in tensors or tensors[n].shape != p.shape]
-        if unlike or len(tensors) != len(parameters):
+        weights = self.weights()
+        unlike = [n for n, p in weights.items() if n not in tensors or tensors[n].shape != p.shape]
+        if unlike or len(tensors) != len(weights):
             raise DataError(
                 f"{path} is the anchor of another model (first difference: {(unlike or ['more weights'])[0]}); "
                 "resume with the model it was trained from"
             )
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(tensors[name])
+        for name, weight in weights.items():
+            copy_whole(weight, tensors[name])
 
 
 class WorkingCopy:
@@ -102,7 +117,11 @@ class WorkingCopy:
     @torch.no_grad()
     def load(self, source: nn.Module) -> PreTrainedModel:
         """Take on the weights of `source`, cast to the compute type."""
-        torch._foreach_copy_(list(self.model.parameters()), [p.detach() for p in source.parameters()])
+        if is_sharded(source):
+            for weight, shard in zip(self.model.parameters(), source.parameters(), strict=True):
+                weight.copy_(whole(shard.detach()))  # one gathered weight at a time
+        else:
+            torch._foreach_copy_(list(self.model.parameters()), [p.detach() for p in source.parameters()])
         for mine, other in zip(self.model.buffers(), source.buffers(), strict=True):
             mine.copy_(other)
         return self.model

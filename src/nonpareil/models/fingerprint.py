@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from nonpareil.errors import ModelError
+from nonpareil.models.adapters import adapter_base
 
 BLOCKS = 64
 BLOCK_BYTES = 64 * 1024
@@ -29,6 +30,10 @@ def fingerprint(path: str, revision: str | None = None) -> str:
         ModelError: neither a directory nor a hub id whose commit is known.
     """
     directory = Path(path).expanduser()
+    if (base := adapter_base(path)) is not None:
+        # The same adapter on another base is another model.
+        both = f"{_directory_fingerprint(directory)} {fingerprint(*base)}"
+        return f"sha256:{hashlib.sha256(both.encode()).hexdigest()}"
     if directory.is_dir():
         return _directory_fingerprint(directory)
     from transformers import AutoConfig  # heavy, and only a hub id needs it

@@ -6,24 +6,30 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.errors import ConfigError, ModelError
+from nonpareil.models.adapters import adapter_base, merged
 from nonpareil.models.devices import best_device, resolve_dtype
 
+MODEL_FILES = ("config.json", "adapter_config.json")
+"""One of them lies in every directory of a model."""
 
-def check_local_path(name_or_path: str, field: str, needs: str = "config.json") -> None:
+
+def check_local_path(name_or_path: str, field: str, needs: tuple[str, ...] = MODEL_FILES) -> None:
     """Refuse a name that is a path to nowhere before a hub is asked for it.
 
     Raises:
-        ModelError: the name looks like a path and no directory is there, or one without the file it needs.
+        ModelError: the name looks like a path and no directory is there, or one without any of the files it needs.
     """
     path = Path(name_or_path)
     looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") != 1
     if path.is_dir():
-        if not (path / needs).is_file():
-            raise ModelError(f"{field}={name_or_path!r} has no {needs}; give a Hugging Face model directory")
+        if not any((path / name).is_file() for name in needs):
+            raise ModelError(
+                f"{field}={name_or_path!r} has no {needs[0]}; give a Hugging Face model directory"
+            )
     elif path.exists() or (looks_like_path and "/" in name_or_path):
         raise ModelError(f"{field}={name_or_path!r}: no such directory; give a model directory or a hub name")
 
@@ -35,7 +41,7 @@ def load_tokenizer(name_or_path: str, revision: str | None = None, *, alone: boo
         ModelError: there is none.
     """
     if alone:
-        check_local_path(name_or_path, "tokenizer_name_or_path", "tokenizer_config.json")
+        check_local_path(name_or_path, "tokenizer_name_or_path", ("tokenizer_config.json",))
     else:
         check_local_path(name_or_path, "model_name_or_path")
     try:
@@ -57,19 +63,39 @@ def load_policy(
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """A causal language model in evaluation mode, and its tokenizer.
 
-    `dtype="auto"` is bfloat16 where the machine gains from it, else float32.
+    `dtype="auto"` is bfloat16 where the machine gains from it, else float32. The folder of a LoRA adapter is read
+    as its base with the adapter merged in, in float32 before any rounding.
 
     Raises:
         ModelError: no such model, no tokenizer, or weights that the checkpoint does not hold.
+        ConfigError: an adapter that names no base.
     """
     device = device or best_device()
     tokenizer = load_tokenizer(name_or_path, revision)
+    base = adapter_base(name_or_path)
+    if base is not None:
+        check_local_path(base[0], "base_model_name_or_path")
+        model = merged(_load_model(base[0], base[1], torch.float32), name_or_path)
+        cast_weights(model, resolve_dtype(dtype, device))
+    else:
+        model = _load_model(name_or_path, revision, resolve_dtype(dtype, device))
+    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+
+
+def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The same model with its weights in a dtype; `model.to(dtype)` would round the rotary frequencies too."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def _load_model(name_or_path: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
     try:
         AutoConfig.from_pretrained(name_or_path, revision=revision)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name_or_path,
             revision=revision,
-            dtype=resolve_dtype(dtype, device),
+            dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are named below
         )
@@ -82,13 +108,35 @@ def load_policy(
             f"{name_or_path!r} does not hold {len(fresh)} weights of its own architecture (first: {fresh[0]}); "
             "they would be random. Is it a causal language model?"
         )
-    return model.to(device).eval(), tokenizer
+    return model
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> frozenset[int]:
     """Every id that ends a completion: the generation config's, else the model's, else the tokenizer's."""
-    generation_config = getattr(model, "generation_config", None)
-    for owner in (generation_config, model.config, tokenizer):
+    return _first_end_ids(getattr(model, "generation_config", None), model.config, tokenizer)
+
+
+def stored_end_token_ids(
+    name_or_path: str, tokenizer: Tokenizer, revision: str | None = None
+) -> frozenset[int]:
+    """The same of a model that is not loaded, as it would be if it were.
+
+    Raises:
+        ModelError: no readable config.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name_or_path!r} has no readable config: {error}") from error
+    try:
+        generation_config: Any = GenerationConfig.from_pretrained(name_or_path, revision=revision or "main")
+    except OSError:  # there need not be one
+        generation_config = None
+    return _first_end_ids(generation_config, config, tokenizer)
+
+
+def _first_end_ids(*owners: Any) -> frozenset[int]:
+    for owner in owners:
         ids = getattr(owner, "eos_token_id", None)
         if ids is not None:
             return frozenset(ids if isinstance(ids, list | tuple) else [ids])

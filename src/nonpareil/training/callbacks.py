@@ -13,6 +13,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from nonpareil.models.anchors import ANCHOR_FILE, Anchor
+from nonpareil.models.distributed import any_process
 
 METRICS_FILE = "metrics.jsonl"
 RESUMED_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
@@ -38,6 +39,8 @@ class MetricsFile(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Forget what a run that is taken up again had logged after its checkpoint."""
+        if not state.is_world_process_zero:
+            return
         path = Path(str(args.output_dir)) / METRICS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
@@ -54,6 +57,8 @@ class MetricsFile(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """One JSON object a line; what is not a finite number is null."""
+        if not state.is_world_process_zero:
+            return
         logs = {k: v for k, v in kwargs["logs"].items() if k != "total_flos"}
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in logs.items()}
         with (Path(str(args.output_dir)) / METRICS_FILE).open("a") as file:
@@ -106,6 +111,7 @@ class StopCleanly(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Between steps the state is whole, and can be saved."""
+        self.stopped = any_process(self.stopped)  # the signal may reach one process a step later
         if self.stopped and state.global_step % self.every == 0:
             control.should_save = control.should_training_stop = True
 

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from nonpareil.engines.transformers import check_sampling
 from nonpareil.errors import ConfigError
 from nonpareil.models.devices import best_device, fast_dtype
+from nonpareil.models.distributed import check_launch
 from nonpareil.records import SamplingParams
 
 METHOD_SETTINGS = (
@@ -92,6 +93,22 @@ class DistillationConfig(TrainingArguments):
         default=None,
         metadata={"help": "Parts of names of parameters that are not trained, such as embed_tokens."},
     )
+    use_peft: bool = field(
+        default=False,
+        metadata={"help": "Train a LoRA adapter; the anchor is a second one on the same base model."},
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
+    lora_alpha: int = field(
+        default=32, metadata={"help": "The adapter's output is scaled by lora_alpha / lora_r."}
+    )
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Layers that get an adapter. Default: PEFT's choice; all-linear for all."},
+    )
+    shard_weights: bool = field(
+        default=False,
+        metadata={"help": "Split policy, anchor and optimizer state over the processes (FSDP2)."},
+    )
     max_train_seconds: float | None = field(
         default=None, metadata={"help": "Stop after so many seconds of training steps, resumes included."}
     )
@@ -136,7 +153,56 @@ class DistillationConfig(TrainingArguments):
         if self.max_tokens_per_batch < 1:
             raise ConfigError(f"max_tokens_per_batch={self.max_tokens_per_batch} must be at least 1")
         check_sampling(self.sampling(self.seed))
+        self._check_scale()
         super().__post_init__()
+        _ = self.device  # of several processes, this makes them a group
+        if self.shard_weights and self.world_size == 1:
+            raise ConfigError(
+                "shard_weights=true with one process has nothing to share; start several: "
+                "torchrun --nproc_per_node 2 -m nonpareil distill ..."
+            )
+
+    def _check_scale(self) -> None:
+        """Refuse LoRA settings and ways of running on many devices that would silently be something else."""
+        check_launch()
+        if self.fsdp:
+            raise ConfigError(
+                f"fsdp={self.fsdp!r} is not used (on the CPU it would silently be DDP); give shard_weights=true"
+            )
+        if self.deepspeed:
+            raise ConfigError(
+                "deepspeed is not supported: the anchor would be whole; give shard_weights=true"
+            )
+        if self.lora_r < 1 or self.lora_alpha < 1:
+            raise ConfigError(f"lora_r={self.lora_r} and lora_alpha={self.lora_alpha} must be at least 1")
+        if self.use_peft and self.frozen_parameters:
+            raise ConfigError("frozen_parameters with use_peft: only the adapter is trained; remove one")
+        if self.use_peft and self.shard_weights:
+            raise ConfigError(
+                "use_peft with shard_weights is not supported: the base is whole in every process; remove one"
+            )
+
+    def lora_config(self) -> Any:
+        """The adapter of these settings, or None without `use_peft`."""
+        if not self.use_peft:
+            return None
+        from peft import LoraConfig
+
+        targets: Any = self.lora_target_modules
+        if targets == ["all-linear"]:
+            targets = "all-linear"
+        return LoraConfig(
+            r=self.lora_r, lora_alpha=self.lora_alpha, target_modules=targets, task_type="CAUSAL_LM"
+        )
+
+    def policy_dtype(self) -> str:
+        """What the policy is loaded in: float32 where it is trained, else what matrices are multiplied in."""
+        computes = self.compute_dtype(torch.float32)
+        return str(computes).removeprefix("torch.") if self.use_peft else "float32"
+
+    def compute_dtype(self, default: torch.dtype) -> torch.dtype:
+        """What matrices are multiplied in; `default` where neither bf16 nor fp16 is on."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else default
 
     def method_settings(self) -> dict[str, Any]:
         """The settings of the method that were given."""

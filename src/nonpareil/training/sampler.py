@@ -1,9 +1,10 @@
-"""The order of prompts where one batch of draws serves several optimizer steps."""
+"""The order of prompts: whole batches for every process, and batches that serve several optimizer steps."""
 
 from collections.abc import Iterator
 
 import torch
-from torch.utils.data import Sampler
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader, Sampler
 
 from nonpareil.errors import ConfigError
 
@@ -39,3 +40,14 @@ class RepeatedBatches(Sampler[int]):
         for start in range(0, self.size // self.batch_size * self.batch_size, self.batch_size):
             for _ in range(self.repeats):
                 yield from order[start : start + self.batch_size]
+
+
+def whole_batches(loader: DataLoader, data_seed: int | None) -> DataLoader:
+    """The loader as accelerate prepares it for one process: shuffled by seed and epoch, to be taken up on resume.
+
+    Of several processes each then holds the whole batch, not its part, so that one that does not divide is neither
+    filled up with prompts a second time nor cut.
+    """
+    return prepare_data_loader(
+        loader, num_processes=1, process_index=0, use_seedable_sampler=True, data_seed=data_seed
+    )

@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from nonpareil.files import write_json
+from nonpareil.models.distributed import any_process
 
 SPENT_FILE = "spent.json"
 
@@ -58,13 +59,15 @@ class Spent(TrainerCallback, ExportableState):
     ) -> None:
         """Add the step's seconds; stop where they are used up."""
         self.seconds += time.perf_counter() - self._begun
-        if self.max_seconds is not None and self.seconds >= self.max_seconds:
+        if self.max_seconds is not None and any_process(self.seconds >= self.max_seconds):
             control.should_training_stop = True
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Write spent.json."""
+        if not state.is_world_process_zero:
+            return
         sums = {**self.state()["attributes"], "steps": state.global_step}
         path = Path(str(args.output_dir)) / SPENT_FILE
         write_json(path, {**sums, "peak_memory_bytes": peak_memory_bytes()})

@@ -1,24 +1,22 @@
 """One training step's draws: the policy's, and the anchor's fresh or stored ones, with rewards and log-probs."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.engines.sampling import sample_keys
-from nonpareil.engines.transformers import TransformersEngine
 from nonpareil.errors import RewardError
 from nonpareil.methods.base import Method, ScoredDraws
-from nonpareil.models.anchors import Anchor, WorkingCopy
-from nonpareil.models.logprobs import TokenSequences, completion_logprobs, token_budget_batches
+from nonpareil.models.distributed import gather_shares, my_share
+from nonpareil.models.logprobs import TokenSequences
 from nonpareil.records import Draws, Group, Prompt, SamplingParams, ScoreRequest
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.config import DistillationConfig
+from nonpareil.training.drawing import Drawing, no_draws
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,20 @@ class StepDraws:
     groups: list[Group]
     numbers: ScoredDraws
     num_policy: int
+    sampler_logprobs: list[list[list[float]]] | None = None
+    """Of the policy's tokens by prompt, where another engine than the trainer drew them; nats."""
+
+    def log_sampling_ratio(self) -> list[list[Tensor]]:
+        """log pi - log sampler of each token the policy drew, by prompt and draw; empty where they are one."""
+        if self.sampler_logprobs is None:
+            return []
+        return [
+            [
+                torch.tensor(ours) - torch.tensor(theirs)
+                for ours, theirs in zip(group.logprobs[: self.num_policy], sampled, strict=True)
+            ]
+            for group, sampled in zip(self.groups, self.sampler_logprobs, strict=True)
+        ]
 
     def padded_tokens(self, row: int, places: list[int]) -> int:
         """What these completions of a group cost in one forward pass, prompts and padding included."""
@@ -35,118 +47,127 @@ class StepDraws:
         longest = max(len(group.completion_token_ids[place]) for place in places)
         return len(places) * (len(group.prompt_token_ids) + longest)
 
+    def tokens(self, row: int, places: list[int]) -> int:
+        """Tokens of these completions of a group with their prompts, without padding."""
+        group = self.groups[row]
+        return sum(len(group.prompt_token_ids) + len(group.completion_token_ids[place]) for place in places)
+
+    @property
+    def width(self) -> int:
+        """Tokens of the longest completion."""
+        return max(len(ids) for group in self.groups for ids in group.completion_token_ids)
+
 
 class StepDrawer:
-    """Draws and scores for one step after another, with one working copy for policy and anchor.
+    """Draws and scores for one step after another; of several processes, each does its share of the prompts.
 
     `stored`: groups by prompt id that take the place of fresh anchor draws. Every random number follows from
-    (seed, step, prompt, sample), so a resumed run draws the same.
+    (seed, step, prompt, sample), so a resumed run draws the same, on any number of processes.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: Tokenizer,
+        make_drawing: Callable[[], Drawing],
         method: Method,
         reward: CombinedReward,
         config: DistillationConfig,
         stored: Mapping[str, Group] | None = None,
     ):
-        self.model, self.tokenizer = model, tokenizer
+        self._make_drawing = make_drawing
         self.method, self.reward, self.config = method, reward, config
         self.stored = stored or {}
 
     @cached_property
-    def working(self) -> WorkingCopy:
+    def drawing(self) -> Drawing:
         """Made when first needed: training on stored groups alone draws nothing."""
-        args = self.config
-        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else self.model.dtype
-        return WorkingCopy(self.model, dtype)
+        return self._make_drawing()
 
-    @cached_property
-    def engine(self) -> TransformersEngine:
-        """Over the working copy."""
-        tokens = self.config.max_tokens_per_batch
-        return TransformersEngine(self.working.model, self.tokenizer, max_tokens_per_batch=tokens)
-
-    def draw(
-        self, policy: torch.nn.Module, anchor: Anchor | None, prompts: Sequence[Prompt], step: int
-    ) -> StepDraws:
-        """Draw, score and compare with the anchor. See `ScoredDraws`.
+    def draw(self, prompts: Sequence[Prompt], step: int) -> StepDraws:
+        """Draw, score and compare with the anchor, for all prompts; every process returns all. See `ScoredDraws`.
 
         Raises:
             RewardError: every reward of the step failed; training on nothing would look like training.
         """
         k, fresh = self.method.policy_draws, self.method.anchor_draws
-        ours = theirs = [Draws([], [], [], []) for _ in prompts]
-        if k:
-            self.working.load(policy)
-            ours = self.engine.draw(prompts, k, self._sampling(step, "policy"))
-        if anchor is not None:
-            self.working.load(anchor.module)
-        if fresh:
-            theirs = self.engine.draw(prompts, fresh, self._sampling(step, "anchor"))
-        anchor_logprobs_of_policy = self._anchor_logprobs(prompts, ours)
-        groups = [
-            Group.of(p, _join(mine, other)) for p, mine, other in zip(prompts, ours, theirs, strict=True)
-        ]
         if k + fresh:
-            self._score(groups, step)
+            parts = gather_shares(self._draw_share(my_share(prompts), step))
+            groups = [part.group for part in parts]
+            sampled = [part.sampler_logprobs for part in parts if part.sampler_logprobs is not None]
+            self._check_rewards(groups, [part.failure for part in parts], step)
+            of_policy = torch.tensor([part.anchor_logprobs_of_policy for part in parts])
+        else:
+            groups = [Group.of(p, d) for p, d in zip(prompts, no_draws(prompts), strict=True)]
+            of_policy, sampled = torch.empty(len(prompts), 0), []
         if self.stored:
             groups = [_with_stored(group, self.stored[group.prompt_id]) for group in groups]
         width = max(len(ids) for group in groups for ids in group.completion_token_ids)
-        tokens, mask = _padded([drawn.logprobs for drawn in ours], width)
+        tokens, mask = _padded([group.logprobs[:k] for group in groups], width)
         rewards = reward_tensor(groups)
         numbers = ScoredDraws(
             policy_rewards=rewards[:, :k],
             anchor_rewards=rewards[:, k:],
             policy_token_logprobs=tokens,
             completion_mask=mask,
-            anchor_logprobs_of_policy=anchor_logprobs_of_policy,
+            anchor_logprobs_of_policy=of_policy.view(len(groups), k),
             # A draw that a smaller group lacks is told by its reward; NaN here would survive a weight of 0.
             anchor_logprobs=_rectangular([[sum(v) for v in g.logprobs[k:]] for g in groups]).nan_to_num(0.0),
             tie_breaker=self._tie_breaker(prompts, step, rewards.shape[1] - k),
         )
-        return StepDraws(groups, numbers, k)
+        return StepDraws(groups, numbers, k, sampled or None)
 
-    def draw_policy(self, policy: torch.nn.Module, prompts: Sequence[Prompt], seed: int) -> list[Group]:
+    def _draw_share(self, prompts: Sequence[Prompt], step: int) -> "list[_DrawnPrompt]":
+        """One process's prompts: drawn, compared with the anchor, and scored."""
+        k, fresh = self.method.policy_draws, self.method.anchor_draws
+        self.drawing.begin_step()
+        sampling = self._sampling(step, "policy"), self._sampling(step, "anchor")
+        drawn = self.drawing.draw(prompts, k, fresh, *sampling)
+        sequences = TokenSequences.of(prompts, drawn.policy)
+        by_token = self.drawing.token_logprobs("anchor", sequences, self.config.temperature)
+        of_policy = [values.sum().item() for values in by_token]
+        pairs = zip(drawn.policy, drawn.anchor, strict=True)
+        groups = [Group.of(p, _join(*pair)) for p, pair in zip(prompts, pairs, strict=True)]
+        failures = score_groups(groups, self.reward) if groups else {}
+        reason = next((reason for reasons in failures.values() for reason in reasons if reason), None)
+        sampled = drawn.sampler_logprobs
+        return [
+            _DrawnPrompt(group, of_policy[i * k : (i + 1) * k], reason, sampled[i] if sampled else None)
+            for i, group in enumerate(groups)
+        ]
+
+    def draw_policy(self, prompts: Sequence[Prompt], seed: int) -> list[Group]:
         """One scored completion of the policy a prompt, for evaluation during training."""
-        self.working.load(policy)
-        draws = self.engine.draw(prompts, 1, self.config.sampling(seed))
-        groups = [Group.of(prompt, drawn) for prompt, drawn in zip(prompts, draws, strict=True)]
-        score_groups(groups, self.reward)
-        return groups
+        mine = my_share(prompts)
+        self.drawing.begin_step()
+        sampling = self.config.sampling(seed)
+        draws = self.drawing.draw(mine, 1, 0, sampling, sampling).policy
+        groups = [Group.of(prompt, drawn) for prompt, drawn in zip(mine, draws, strict=True)]
+        if groups:
+            score_groups(groups, self.reward)
+        return gather_shares(groups)
 
-    def _score(self, groups: Sequence[Group], step: int) -> None:
-        failures = score_groups(groups, self.reward)
+    def _check_rewards(self, groups: Sequence[Group], reasons: Sequence[str | None], step: int) -> None:
         if reward_tensor(groups).isnan().all():
-            reason = next(reason for reasons in failures.values() for reason in reasons if reason)
+            reason = next(filter(None, reasons))
             raise RewardError(f"every reward of step {step} failed; the first reason: {reason}")
 
     def _sampling(self, step: int, role: str) -> SamplingParams:
         digest = hashlib.blake2b(f"{self.config.seed}/{step}/{role}".encode(), digest_size=6).digest()
         return self.config.sampling(seed=int.from_bytes(digest, "little"))
 
-    @torch.no_grad()
-    def _anchor_logprobs(self, prompts: Sequence[Prompt], ours: Sequence[Draws]) -> Tensor:
-        """log anchor of the policy's draws [b, k]; the working copy holds the anchor's weights here."""
-        sequences = TokenSequences(
-            [
-                prompt.token_ids
-                for prompt, drawn in zip(prompts, ours, strict=True)
-                for _ in drawn.completions
-            ],
-            [ids for drawn in ours for ids in drawn.completion_token_ids],
-        )
-        anchor_logprobs = torch.empty(len(sequences))
-        for rows in token_budget_batches(sequences.lengths(), self.config.max_tokens_per_batch):
-            values = completion_logprobs(self.working.model, sequences.select(rows), self.config.temperature)
-            anchor_logprobs[rows] = values.float().cpu()
-        return anchor_logprobs.view(len(prompts), self.method.policy_draws)
-
     def _tie_breaker(self, prompts: Sequence[Prompt], step: int, m: int) -> Tensor:
         keys = [sample_keys(f"{p.prompt_id}/tie/{step}", range(m), self.config.seed) for p in prompts]
         return torch.tensor([[float(key) / 2**64 for key in row] for row in keys])
+
+
+@dataclass(frozen=True)
+class _DrawnPrompt:
+    """What one process found out about one prompt."""
+
+    group: Group
+    anchor_logprobs_of_policy: list[float]
+    failure: str | None
+    """A reason why a reward of the same share failed."""
+    sampler_logprobs: list[list[float]] | None
 
 
 def score_groups(groups: Sequence[Group], reward: CombinedReward) -> dict[str, list[str | None]]:

@@ -3,42 +3,49 @@
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, TrainerCallback
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import TrainOutput
 
 from nonpareil.engines.transformers import check_prompts
-from nonpareil.errors import ConfigError, DataError
+from nonpareil.errors import ConfigError
 from nonpareil.methods.base import Method, Targets
+from nonpareil.models.adapters import AdapterAnchor, add_policy_adapter, is_adapted, plain_model
 from nonpareil.models.anchors import Anchor
 from nonpareil.models.loading import context_window, disable_dropout, freeze, load_policy
-from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs, token_budget_batches
+from nonpareil.models.logprobs import output_head_is_plain
+from nonpareil.models.sharding import shard
 from nonpareil.records import Group, Prompt, prompt_of
 from nonpareil.rewards import CombinedReward, load_rewards
+from nonpareil.training.accumulate import Accumulator
 from nonpareil.training.callbacks import (
     AnchorCallback,
     CompactProgress,
     MetricsFile,
     StopCleanly,
-    is_finished,
-    last_whole_checkpoint,
 )
+from nonpareil.training.checkpoints import CheckpointingTrainer
 from nonpareil.training.config import DistillationConfig
+from nonpareil.training.drawing import AdapterDrawing, CopyDrawing, Drawing
 from nonpareil.training.figures import completion_rows, step_figures, write_completions
 from nonpareil.training.method import anchor_motion, given_method, method_of
-from nonpareil.training.sampler import RepeatedBatches
+from nonpareil.training.sampler import RepeatedBatches, whole_batches
 from nonpareil.training.spent import Spent
 from nonpareil.training.steps import StepDrawer, StepDraws, reward_tensor
 from nonpareil.training.stored import check_stored
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
-class DistillationTrainer(Trainer):
+
+class DistillationTrainer(CheckpointingTrainer):
     """Distils best-of-N into the policy, by the method that `args.method` names (J-BOND unless told otherwise).
 
     Each step draws what the method asks for of the policy and of the anchor for every prompt of the batch, scores
@@ -69,14 +76,10 @@ class DistillationTrainer(Trainer):
         reward_processing_classes: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        peft_config: "LoraConfig | None" = None,
         groups: Sequence[Group] | None = None,
         method: Method | None = None,
     ):
-        if args.world_size > 1:
-            raise ConfigError(
-                f"{args.world_size} processes were started, but this version trains in one; start it without "
-                "torchrun or accelerate launch"
-            )
         stored = groups is not None
         self.method = given_method(args, method, stored=stored) if method else method_of(args, stored=stored)
         if groups is not None:
@@ -85,7 +88,7 @@ class DistillationTrainer(Trainer):
         if not train_dataset:
             raise ConfigError("train_dataset is empty; give at least one prompt")
         if isinstance(model, str):
-            model, tokenizer = load_policy(model, dtype="float32", device=args.device)
+            model, tokenizer = load_policy(model, dtype=args.policy_dtype(), device=args.device)
             processing_class = processing_class or tokenizer
         if processing_class is None:
             raise ConfigError("processing_class=None: a model object needs its tokenizer beside it")
@@ -103,10 +106,12 @@ class DistillationTrainer(Trainer):
         )
         disable_dropout(model)
         freeze(model, args.frozen_parameters or [])
+        lora = peft_config or args.lora_config()
+        policy: Any = model if lora is None else add_policy_adapter(model, lora)
         self.repeats: int = getattr(self.method, "num_iterations", 1)
         self.stopper, self.spent = StopCleanly(self.repeats), Spent(args.max_train_seconds)
         super().__init__(
-            model=model,
+            model=policy,
             args=args,
             train_dataset=list(train_dataset),
             eval_dataset=None if eval_dataset is None else list(eval_dataset),
@@ -119,90 +124,90 @@ class DistillationTrainer(Trainer):
             self.add_callback(CompactProgress())
         # A step's loss is a mean over its own prompts, whatever the model's forward accepts.
         self.model_accepts_loss_kwargs = False
-        self.anchor = self._make_anchor(model)
+        # Gradients are summed by the accumulator; DDP's wrapper would hold them a second time.
+        self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+        self.anchor = self._make_anchor(policy)
         by_id = {group.prompt_id: group for group in groups or ()}
-        self.drawer = StepDrawer(model, processing_class, self.method, self.reward, args, by_id)
+        self.drawer = StepDrawer(
+            partial(self._make_drawing, policy, processing_class), self.method, self.reward, args, by_id
+        )
+        self.accumulator = Accumulator(
+            self.method,
+            args.max_tokens_per_batch,
+            args.temperature,
+            self.compute_loss_context_manager,
+            self.accelerator.backward,
+            self.spent,
+        )
+        if args.shard_weights:
+            self._shard(policy)
         self._last_draw: tuple[int, StepDraws] | None = None
         self._figures: dict[str, list[float]] = defaultdict(list)
         self._completions: dict[int, list[dict[str, Any]]] = {}
 
-    def _make_anchor(self, model: PreTrainedModel) -> Anchor | None:
+    def _make_anchor(self, policy: Any) -> Anchor | None:
         """None where nothing is compared with it: stored groups hold their reference log-probs."""
         if not self.method.policy_draws + self.method.anchor_draws:
             return None
-        anchor = Anchor(model, *anchor_motion(self.args, self.method))
+        kind = AdapterAnchor if is_adapted(policy) else Anchor
+        anchor = kind(policy, *anchor_motion(self.args, self.method))
         self.add_callback(AnchorCallback(anchor))
         return anchor
 
-    @property
-    def _moving_anchor(self) -> Anchor | None:
-        return self.anchor if self.anchor is not None and self.anchor.moves else None
+    def _make_drawing(self, policy: Any, tokenizer: Tokenizer) -> Drawing:
+        kind = AdapterDrawing if is_adapted(policy) else CopyDrawing
+        return kind(policy, self.anchor, tokenizer, self.args)
+
+    def _shard(self, policy: PreTrainedModel) -> None:
+        """Split policy and anchor; what asks for a whole model is asked before."""
+        output_head_is_plain(policy)
+        _ = self.drawer.drawing
+        dtype = self.args.compute_dtype(policy.dtype)
+        shard(policy, dtype)
+        if self.anchor is not None:
+            shard(self.anchor.module, torch.float32)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Whole batches, of all processes together: each knows all prompts and draws for its share."""
+        return whole_batches(
+            DataLoader(
+                self.train_dataset,  # type: ignore[arg-type]
+                batch_size=self._train_batch_size * self.args.world_size,
+                sampler=self._get_train_sampler(),
+                collate_fn=self.data_collator,
+                drop_last=self.args.dataloader_drop_last,
+            ),
+            self.args.data_seed,
+        )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """The usual order, or each batch several times where it serves several steps."""
         if self.repeats == 1:
             return super()._get_train_sampler(train_dataset)
         data: Any = self.train_dataset if train_dataset is None else train_dataset
-        return RepeatedBatches(len(data), self._train_batch_size, self.repeats, self.args.seed)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """The anchor is saved with them, before transformers deletes an older checkpoint."""
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self._moving_anchor is not None and self.args.should_save:
-            self._moving_anchor.save(Path(output_dir))
-
-    def train(  # type: ignore[override]
-        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
-    ) -> TrainOutput:
-        """Train; `resume_from_checkpoint` is a checkpoint's path, or True for the last whole one.
-
-        Raises:
-            DataError: there is no checkpoint to resume from, or it lacks its anchor.
-        """
-        if resume_from_checkpoint is True:
-            last = last_whole_checkpoint(Path(str(self.args.output_dir)), self._moving_anchor is not None)
-            if last is None:
-                raise DataError(
-                    f"resume_from_checkpoint=true, but {self.args.output_dir} holds no whole checkpoint; "
-                    "start without it"
-                )
-            resume_from_checkpoint = str(last)
-        if resume_from_checkpoint and self._moving_anchor is not None:
-            self._moving_anchor.load(Path(resume_from_checkpoint))
-        if resume_from_checkpoint and is_finished(Path(resume_from_checkpoint), self.args.max_steps):
-            return self._take_up_finished(resume_from_checkpoint)
-        try:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
-        finally:
-            self.stopper.restore()
-
-    def _take_up_finished(self, checkpoint: str) -> TrainOutput:
-        """The end of a run whose last checkpoint was its last step; transformers would take one step more."""
-        self._load_from_checkpoint(checkpoint)
-        self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-        self.callback_handler.on_train_begin(self.args, self.state, self.control)
-        self.callback_handler.on_train_end(self.args, self.state, self.control)
-        self.stopper.restore()
-        return TrainOutput(self.state.global_step, 0.0, {})
+        size = self._train_batch_size * self.args.world_size
+        return RepeatedBatches(len(data), size, self.repeats, self.args.seed)
 
     def training_step(  # type: ignore[override]
         self, model: nn.Module, inputs: list[Prompt], num_items_in_batch: Any = None
     ) -> Tensor:
         """Draw, score, and accumulate the gradient of one batch of prompts; returns its mean loss, nats."""
         start = time.perf_counter()
-        drawn = self._draw(model, inputs)
+        drawn = self._draw(inputs)
         targets = self.method.targets(drawn.numbers)
         model.train()
-        loss = self._accumulate(model, drawn, targets)
+        pieces = self.current_gradient_accumulation_steps
+        last = self.accelerator.sync_gradients
+        loss = self.accumulator.step(plain_model(model), drawn, targets, last, 1 / pieces)
         self._record(drawn, targets, time.perf_counter() - start)
-        return loss
+        return loss / pieces
 
-    def _draw(self, model: nn.Module, prompts: list[Prompt]) -> StepDraws:
+    def _draw(self, prompts: list[Prompt]) -> StepDraws:
         """This step's draws; those of the step before where one batch of draws serves several steps."""
         step = self.state.global_step
         if self.repeats > 1 and self._last_draw is not None and self._last_draw[0] == step // self.repeats:
             return self._last_draw[1]
-        drawn = self.drawer.draw(model, self.anchor, prompts, step)
+        drawn = self.drawer.draw(prompts, step)
         fresh = self.method.policy_draws + self.method.anchor_draws
         self.spent.completions_drawn += fresh * len(prompts)
         tokens = sum(
@@ -212,40 +217,6 @@ class DistillationTrainer(Trainer):
         self.state.num_input_tokens_seen += tokens
         self._last_draw = (step // self.repeats, drawn) if self.repeats > 1 else None
         return drawn
-
-    def _accumulate(self, model: nn.Module, drawn: StepDraws, targets: Targets) -> Tensor:
-        """Backward passes within the token budget; their sum is the gradient of the whole batch's mean."""
-        wanted = torch.cat([targets.train_policy, targets.train_anchor], dim=1)
-        used = wanted.any(-1).nonzero()[:, 0].tolist()
-        if not used:
-            # Some rewards succeeded, but no prompt has all it needs: a step without gradient, counted in the log.
-            return torch.zeros((), device=self.args.device)
-        slots = [wanted[row].nonzero()[:, 0].tolist() for row in used]
-        costs = [drawn.padded_tokens(row, mine) for row, mine in zip(used, slots, strict=True)]
-        total = torch.zeros((), device=self.args.device)
-        width = max(len(ids) for group in drawn.groups for ids in group.completion_token_ids)
-        for batch in token_budget_batches(costs, self.args.max_tokens_per_batch):
-            rows = [used[i] for i in batch]
-            places = [(i, j) for i, b in enumerate(batch) for j in slots[b]]
-            sequences = TokenSequences(
-                [drawn.groups[rows[i]].prompt_token_ids for i, _ in places],
-                [drawn.groups[rows[i]].completion_token_ids[j] for i, j in places],
-            )
-            with self.compute_loss_context_manager():
-                values = completion_token_logprobs(self._plain(model), sequences, self.args.temperature)
-            self.spent.tokens_trained += sum(sequences.lengths())
-            index = tuple(torch.tensor(places, device=values.device).T)
-            values = nn.functional.pad(values, (0, width - values.shape[1]))
-            logprobs = values.new_zeros(len(rows), wanted.shape[1], width).index_put(index, values)
-            k = drawn.num_policy
-            here = targets.select(rows).to(values.device)
-            loss = self.method.loss(logprobs[:, :k], logprobs[:, k:], here).sum() / len(used)
-            self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
-            total += loss.detach()
-        return total / self.current_gradient_accumulation_steps
-
-    def _plain(self, model: nn.Module) -> PreTrainedModel:
-        return self.accelerator.unwrap_model(model)
 
     def _record(self, drawn: StepDraws, targets: Targets, seconds: float) -> None:
         """Gather the step's figures; they are logged as means over `logging_steps`."""
@@ -257,7 +228,8 @@ class DistillationTrainer(Trainer):
             # A step's earlier micro-batches, under gradient accumulation, belong to the same file.
             rows = [*self._completions.get(step, []), *completion_rows(drawn, targets, step)]
             self._completions = {step: rows}
-            write_completions(Path(str(self.args.output_dir)), step, rows)
+            if self.args.should_save:
+                write_completions(Path(str(self.args.output_dir)), step, rows)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the figures gathered since the last log."""
@@ -283,7 +255,7 @@ class DistillationTrainer(Trainer):
             raise ConfigError(
                 "eval_dataset is empty, but evaluation was asked for; give prompts or eval_strategy=no"
             )
-        groups = self.drawer.draw_policy(self._plain(self.model_wrapped), prompts, seed=self.args.seed)
+        groups = self.drawer.draw_policy(prompts, seed=self.args.seed)
         lengths = [len(group.completion_token_ids[0]) for group in groups]
         metrics = {
             f"{metric_key_prefix}_reward": reward_tensor(groups).nanmean().item(),

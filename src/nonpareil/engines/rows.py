@@ -1,0 +1,90 @@
+"""The rows of one batch of draws: which are running, what each has drawn."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nonpareil.records import FinishReason
+
+RETIRE_BELOW = 0.75
+"""Finished rows leave the batch once fewer than this share is still running: compacting copies the cache."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion as it was drawn."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: FinishReason
+
+
+@dataclass
+class Rows:
+    """The rows of a batch that are still in the cache, and everything drawn so far."""
+
+    keys: np.ndarray
+    lengths: Int[Tensor, " r"]
+    real: Tensor | None
+    """True on the columns that are no padding; None where there is none."""
+    end_ids: Int[Tensor, " e"]
+    adapters: list[str]
+    """The adapter each row is drawn from; empty for a model without adapters."""
+    tokens: list[Tensor] = field(default_factory=list)
+    logprobs: list[Tensor] = field(default_factory=list)
+    members: list[Tensor] = field(default_factory=list)
+    """Of each step, the original rows its tokens belong to."""
+
+    def __post_init__(self) -> None:
+        self.count = len(self.keys)
+        self.here = torch.arange(self.count, device=self.lengths.device)
+        self.done = torch.zeros(self.count, dtype=torch.bool, device=self.lengths.device)
+
+    def record(self, tokens: Int[Tensor, " r"], logprobs: Float[Tensor, " r"]) -> Int[Tensor, " r"]:
+        """Keep one step's draws of the rows not finished; returns the tokens to feed back."""
+        running = ~self.done
+        self.tokens.append(tokens[running])
+        self.logprobs.append(logprobs[running])
+        self.members.append(self.here[running])
+        self.done = self.done | torch.isin(tokens, self.end_ids)
+        return tokens
+
+    def all_done(self) -> bool:
+        """Whether every row has drawn an end token."""
+        return bool(self.done.all())
+
+    def retire(self) -> Int[Tensor, " alive"] | None:
+        """Drop the finished rows if that pays; returns the positions that stay, or None for all."""
+        alive = (~self.done).nonzero()[:, 0]
+        if len(alive) > RETIRE_BELOW * len(self.done):
+            return None
+        self.keys = self.keys[alive.cpu().numpy()]
+        self.lengths, self.here, self.done = self.lengths[alive], self.here[alive], self.done[alive]
+        self.real = None if self.real is None else self.real[alive]
+        self.adapters = [self.adapters[row] for row in alive.tolist()] if self.adapters else []
+        return alive
+
+    def completions(self) -> list[Completion]:
+        """Everything drawn, one completion an original row, in their order."""
+        ids: list[list[int]] = [[] for _ in range(self.count)]
+        logprobs: list[list[float]] = [[] for _ in range(self.count)]
+        for members, tokens, values in zip(self.members, self.tokens, self.logprobs, strict=True):
+            for row, token, value in zip(members.tolist(), tokens.tolist(), values.tolist(), strict=True):
+                ids[row].append(token)
+                logprobs[row].append(value)
+        ends = set(self.end_ids.tolist())
+        return [
+            Completion(tokens, values, "stop" if tokens[-1] in ends else "length")
+            for tokens, values in zip(ids, logprobs, strict=True)
+        ]
+
+
+def left_pad(rows: list[list[int]], device: torch.device) -> tuple[Int[Tensor, "b t"], Int[Tensor, " b"]]:
+    """Token ids padded on the left to one width, and each row's length."""
+    width = max(map(len, rows))
+    # The id under the padding is never seen: masks come from lengths.
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
+    return ids, torch.tensor([len(row) for row in rows], device=device)

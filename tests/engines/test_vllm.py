@@ -1,0 +1,161 @@
+"""What vLLM draws is what the transformers engine would have recorded of it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from nonpareil.engines.vllm import VLLMEngine
+from nonpareil.errors import ConfigError, DataError
+from nonpareil.models.logprobs import completion_logprobs
+from nonpareil.records import SamplingParams
+from tests.engines.test_draws import kept_tokens
+from tests.engines.vllm_models import CANARIES, save, tied_llama
+from tests.tiny import END, UNEVEN, forced_logits, make_tokenizer, prompts_of, worst_error
+
+pytestmark = pytest.mark.vllm
+SAMPLING = SamplingParams(max_completion_length=12, seed=5)
+USER = 4
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    model = tied_llama()
+    model.generation_config.eos_token_id = [END, USER]
+    return model
+
+
+@pytest.fixture(scope="module")
+def engine(model: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMEngine]:
+    path = save(model, tmp_path_factory.mktemp("draw") / "lm")
+    engine = VLLMEngine(path, make_tokenizer(), dtype="float32")
+    yield engine
+    engine.release()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_recorded_logprobs_are_those_at_the_temperature(
+    model: PreTrainedModel, engine: VLLMEngine, temperature: float
+) -> None:
+    sampling = replace(SAMPLING, temperature=temperature)
+    drawn = engine.draw(UNEVEN, 6, sampling)
+    assert worst_error(model, UNEVEN, drawn, sampling) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "truncation",
+    [
+        {"top_k": 3},
+        {"top_p": 0.7},
+        {"min_p": 0.2},
+        {"top_k": 6, "top_p": 0.8, "temperature": 0.6},
+        {"top_k": 5, "min_p": 0.1},
+    ],
+)
+def test_a_truncated_vocabulary_is_renormalised_and_alone_drawn_from(
+    model: PreTrainedModel, engine: VLLMEngine, truncation: dict[str, float]
+) -> None:
+    sampling = replace(SAMPLING, **truncation)
+    dropped = 0
+    for prompt, draws in zip(UNEVEN, engine.draw(UNEVEN, 4, sampling), strict=True):
+        for ids, recorded in zip(draws.completion_token_ids, draws.logprobs, strict=True):
+            logits = forced_logits(model, prompt.token_ids, ids) / sampling.temperature
+            for row, token, logprob in zip(logits, ids, recorded, strict=True):
+                probs = row.softmax(-1)
+                kept = kept_tokens(probs.tolist(), sampling)
+                assert token in kept
+                want = (probs[token] / probs[sorted(kept)].sum()).log().item()
+                assert logprob == pytest.approx(want, abs=1e-4)
+                dropped += len(probs) - len(kept)
+    assert dropped > 0
+
+
+def test_every_end_id_of_the_generation_config_ends_a_completion_and_is_kept(engine: VLLMEngine) -> None:
+    ends = {END, USER}
+    assert engine.end_ids == ends
+    found = [
+        each
+        for d in engine.draw(UNEVEN, 24, SAMPLING)
+        for each in zip(d.completion_token_ids, d.finish_reasons, d.completions, strict=True)
+    ]
+    for ids, reason, text in found:
+        assert not ends & set(ids[:-1])
+        assert reason == ("stop" if ids[-1] in ends else "length")
+        assert len(ids) == 12 or reason == "stop"
+        assert text == make_tokenizer().decode(ids, skip_special_tokens=True)
+    assert {ids[-1] for ids, _, _ in found} >= ends
+    assert {reason for _, reason, _ in found} == {"stop", "length"}
+
+
+def test_a_prompt_is_answered_as_it_would_be_alone_and_as_in_a_larger_group(engine: VLLMEngine) -> None:
+    together = engine.draw(UNEVEN, 4, SAMPLING)
+    for prompt, drawn in zip(UNEVEN, together, strict=True):
+        alone = engine.draw([prompt], 4, SAMPLING)[0]
+        assert alone.completion_token_ids == drawn.completion_token_ids
+        assert engine.draw([prompt], 2, SAMPLING)[0].completion_token_ids == alone.completion_token_ids[:2]
+
+
+def test_seed_prompt_and_sample_each_change_the_draws(engine: VLLMEngine) -> None:
+    first, second = engine.draw(UNEVEN, 6, SAMPLING), engine.draw(UNEVEN, 6, replace(SAMPLING, seed=6))
+    for a, b in zip(first, second, strict=True):
+        assert a.completion_token_ids != b.completion_token_ids
+        assert len({tuple(ids) for ids in a.completion_token_ids}) >= 3, "draws of a group must differ"
+    twins = [replace(UNEVEN[0], prompt_id="one"), replace(UNEVEN[0], prompt_id="other")]
+    one, other = engine.draw(twins, 6, SAMPLING)
+    assert one.completion_token_ids != other.completion_token_ids
+
+
+def test_frequencies_of_one_token_draws_are_the_models_probabilities(
+    model: PreTrainedModel, engine: VLLMEngine
+) -> None:
+    prompt = prompts_of([1, 8, 9])
+    draws = engine.draw(prompt, 2000, SamplingParams(max_completion_length=1, seed=1))[0]
+    probs = forced_logits(model, prompt[0].token_ids, [0])[0].softmax(-1)
+    counts = torch.tensor([ids[0] for ids in draws.completion_token_ids]).bincount(minlength=len(probs))
+    often = probs * 2000 >= 5
+    assert often.sum() >= 6
+    # Its mean is the number of cells, 6 to 19; 50 is passed once in 10,000 seeds at 19.
+    assert ((counts - probs * 2000).square() / (probs * 2000))[often].sum() < 50
+
+
+def test_scored_sequences_have_transformers_logprobs(model: PreTrainedModel, engine: VLLMEngine) -> None:
+    with torch.no_grad():
+        expected = completion_logprobs(model, CANARIES).tolist()
+    assert engine.completion_logprobs(CANARIES) == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_cannot_work_is_refused_by_name(engine: VLLMEngine) -> None:
+    for sampling, match in [
+        (replace(SAMPLING, temperature=0.0), "temperature=0.0"),
+        (replace(SAMPLING, min_p=0.1, top_p=0.9), "min_p=0.1 together with top_p=0.9"),
+    ]:
+        with pytest.raises(ConfigError, match=match):
+            engine.draw(UNEVEN, 2, sampling)
+    with pytest.raises(DataError, match=r"over the model's window of 384"):
+        engine.draw(UNEVEN, 2, replace(SAMPLING, max_completion_length=380))
+    with pytest.raises(DataError, match="is empty"):
+        engine.draw(prompts_of([]), 2, SAMPLING)
+    with pytest.raises(ConfigError, match="'policy' was never pushed"):
+        engine.draw(UNEVEN, 2, SAMPLING, adapter="policy")
+    with pytest.raises(ConfigError, match="max_lora_rank"):
+        engine.push_adapter("policy", "nowhere")
+
+
+def test_the_manifest_learns_engine_version_dtype_and_mode(engine: VLLMEngine) -> None:
+    import vllm
+
+    assert engine.describe() == {
+        "engine": "vllm",
+        "version": vllm.__version__,
+        "dtype": "float32",
+        "logprobs_mode": "processed_logprobs",
+    }
+
+
+def test_progress_counts_every_group_and_token(engine: VLLMEngine) -> None:
+    seen: list[tuple[int, int]] = []
+    drawn = engine.draw(UNEVEN, 3, SAMPLING, on_progress=lambda groups, tokens: seen.append((groups, tokens)))
+    tokens = sum(len(ids) for d in drawn for ids in d.completion_token_ids)
+    assert [sum(column) for column in zip(*seen, strict=True)] == [len(UNEVEN), tokens]

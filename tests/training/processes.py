@@ -1,0 +1,41 @@
+"""Trainings of tests/training/test_processes.py; torchrun starts this several times: FOLDER JOBS.json."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nonpareil.models.distributed import end_processes, gather_shares, my_share, num_processes, process_index
+from nonpareil.models.sharding import local
+from tests.training.conftest import StopAfter, make_trainer, stored_groups
+
+
+def train(folder: Path, settings: dict[str, Any]) -> None:
+    """Train and save; the first process writes down what each process held."""
+    stop, resume = settings.pop("stop_after", None), settings.pop("resume", False)
+    groups = stored_groups(4) if settings.pop("stored", False) else None
+    trainer = make_trainer(folder, callbacks=[StopAfter(stop)] if stop else None, groups=groups, **settings)
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model(str(folder / "final"))
+    anchor = trainer.anchor.weights().values() if trainer.anchor is not None else ()
+    held = {
+        "processes": num_processes(),
+        "policy": sum(local(p).numel() for p in trainer.model.parameters()),
+        "anchor": sum(local(p).numel() for p in anchor),
+        "optimizer": sum(
+            local(v).numel() for s in trainer.optimizer.state.values() for v in s.values() if v.dim()
+        ),
+    }
+    everywhere = gather_shares([held])
+    assert gather_shares(my_share(range(7))) == list(range(7))
+    if process_index() == 0:
+        (folder / "held.json").write_text(json.dumps(everywhere))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for name, job in json.loads(Path(sys.argv[2]).read_text()).items():
+        train(Path(sys.argv[1]) / name, job)
+    end_processes()

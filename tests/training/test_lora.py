@@ -1,0 +1,227 @@
+"""LoRA: policy and anchor are two adapters on one base, equal to plain models with the adapter merged in."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from nonpareil.engines.transformers import TransformersEngine
+from nonpareil.errors import ConfigError
+from nonpareil.models.adapters import ANCHOR, POLICY, REFERENCE, merged, plain_model, row_adapters
+from nonpareil.models.anchors import ANCHOR_FILE
+from nonpareil.training import DistillationTrainer
+from tests.tiny import forced_logprobs, make_tokenizer
+from tests.training.conftest import (
+    PROMPTS,
+    StopAfter,
+    assert_same,
+    ending_model,
+    make_trainer,
+    metrics,
+    weights,
+)
+
+LORA: dict[str, Any] = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["all-linear"]}
+IDS = torch.tensor([[1, 7, 8, 9]])
+
+
+def lora_trainer(folder: Path, **changes: Any) -> DistillationTrainer:
+    return make_trainer(folder, **{**LORA, **changes})
+
+
+def moved(trainer: DistillationTrainer, seed: int = 0) -> DistillationTrainer:
+    """Both adapters somewhere of their own, far from zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_" in name:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    return trainer
+
+
+def merged_copy(trainer: DistillationTrainer, adapter: str) -> PreTrainedModel:
+    """A plain model with one adapter's weights added in, by the formula."""
+    base: Any = copy.deepcopy(plain_model(trainer.model))
+    plain = ending_model()
+    deltas = {}
+    for name, module in base.named_modules():
+        if hasattr(module, "lora_A"):
+            a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+            deltas[name] = module.scaling[adapter] * (b @ a)
+    assert len(deltas) == 14
+    with torch.no_grad():
+        for name, delta in deltas.items():
+            plain.get_submodule(name).weight += delta
+    return plain
+
+
+def test_policy_and_anchor_start_as_the_reference(tmp_path: Path) -> None:
+    trainer = lora_trainer(tmp_path)
+    drawn = trainer.drawer.draw(PROMPTS, step=0)
+    torch.testing.assert_close(drawn.numbers.log_ratio, torch.zeros(len(PROMPTS), 1), atol=1e-5, rtol=0)
+    assert not any(p.requires_grad for n, p in trainer.model.named_parameters() if f".{POLICY}." not in n)
+    assert all(p.requires_grad for n, p in trainer.model.named_parameters() if f".{POLICY}." in n)
+
+
+def test_one_pass_draws_what_two_merged_models_draw(tmp_path: Path) -> None:
+    trainer = moved(lora_trainer(tmp_path))
+    models = {"policy": merged_copy(trainer, POLICY), "anchor": merged_copy(trainer, ANCHOR)}
+    drawing = trainer.drawer.drawing
+    passes: list[int] = []
+    hook = plain_model(trainer.model).register_forward_hook(lambda *_: passes.append(1))
+    sampling = {role: trainer.drawer._sampling(3, role) for role in models}
+    both = drawing.draw(PROMPTS, 3, 2, sampling["policy"], sampling["anchor"])
+    ours, theirs = both.policy, both.anchor
+    hook.remove()
+    assert len(passes) <= 6, "one prefill and at most five tokens: both adapters in the same passes"
+    for role, drawn, count in (("policy", ours, 3), ("anchor", theirs, 2)):
+        engine = TransformersEngine(models[role], make_tokenizer())
+        alone = engine.draw(PROMPTS, count, sampling[role])
+        assert [d.completion_token_ids for d in drawn] == [d.completion_token_ids for d in alone]
+    assert ours[0].completion_token_ids != theirs[0].completion_token_ids
+
+
+def test_log_probs_are_those_of_the_merged_models(tmp_path: Path) -> None:
+    trainer = moved(lora_trainer(tmp_path))
+    drawn = trainer.drawer.draw(PROMPTS, step=0)
+    models = {"policy": merged_copy(trainer, POLICY), "anchor": merged_copy(trainer, ANCHOR)}
+    for i, group in enumerate(drawn.groups):
+        own = group.completion_token_ids[0]
+        expected = forced_logprobs(models["policy"], group.prompt_token_ids, own)
+        torch.testing.assert_close(torch.tensor(group.logprobs[0]), expected, atol=1e-4, rtol=0)
+        anchor = forced_logprobs(models["anchor"], group.prompt_token_ids, own).sum()
+        torch.testing.assert_close(
+            drawn.numbers.anchor_logprobs_of_policy[i, 0], anchor.detach(), atol=1e-4, rtol=0
+        )
+        for ids, values in zip(group.completion_token_ids[1:], group.logprobs[1:], strict=True):
+            expected = forced_logprobs(models["anchor"], group.prompt_token_ids, ids)
+            torch.testing.assert_close(torch.tensor(values), expected, atol=1e-4, rtol=0)
+
+
+def test_a_fixed_reference_is_the_base_with_adapters_off(tmp_path: Path) -> None:
+    trainer = moved(lora_trainer(tmp_path, method="bond", n=2, num_generations=1, num_reference_samples=2))
+    assert ANCHOR not in trainer.model.peft_config
+    drawn = trainer.drawer.draw(PROMPTS, step=0)
+    for group in drawn.groups:
+        for ids, values in zip(group.completion_token_ids[1:], group.logprobs[1:], strict=True):
+            expected = forced_logprobs(ending_model(), group.prompt_token_ids, ids)
+            torch.testing.assert_close(torch.tensor(values), expected, atol=1e-4, rtol=0)
+
+
+def test_a_step_has_the_gradient_of_the_merged_weights(tmp_path: Path) -> None:
+    """d loss/dB = scaling * (d loss/dW) A^T, with d loss/dW from a full-weight trainer at the same point."""
+    lora = lora_trainer(tmp_path / "lora")
+    full = make_trainer(tmp_path / "full")
+    losses = []
+    for trainer in (lora, full):
+        trainer.current_gradient_accumulation_steps = 1
+        losses.append(trainer.training_step(trainer.model, PROMPTS).item())
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    whole = {n: p.grad for n, p in full.model.named_parameters()}
+    layers = [(n, m) for n, m in plain_model(lora.model).named_modules() if hasattr(m, "lora_A")]
+    assert len(layers) == 14
+    for name, layer in layers:
+        expected = layer.scaling[POLICY] * whole[f"{name}.weight"] @ layer.lora_A[POLICY].weight.T
+        torch.testing.assert_close(layer.lora_B[POLICY].weight.grad, expected, atol=2e-5, rtol=1e-3)
+
+
+def test_the_anchor_is_the_moving_average_of_the_adapter_in_float32(tmp_path: Path) -> None:
+    trainer = lora_trainer(tmp_path, max_steps=1, bf16=True)
+    before = {n: p.clone() for n, p in trainer.anchor.weights().items()}
+    trainer.train()
+    after = trainer.anchor.weights()
+    assert {p.dtype for p in after.values()} == {torch.float32}
+    policy = trainer.anchor.weights_of(trainer.model)
+    assert len(after) == 28
+    for (name, mine), theirs in zip(after.items(), policy, strict=True):
+        torch.testing.assert_close(mine, before[name].lerp(theirs.detach(), 0.1), rtol=0, atol=0)
+    assert any(not torch.equal(after[name], before[name]) for name in after)
+
+
+def test_nothing_is_copied(tmp_path: Path) -> None:
+    model = ending_model()
+    storage = {n: p.data_ptr() for n, p in model.named_parameters()}
+    trainer = lora_trainer(tmp_path, model=model, max_steps=1)
+    trainer.train()
+    assert trainer.drawer.drawing.engine.model is plain_model(trainer.model) is model
+    assert not hasattr(trainer.anchor, "module")
+    named = dict(model.named_parameters())
+    for name, pointer in storage.items():
+        inner = name.replace(".weight", ".base_layer.weight")
+        assert named[inner if inner in named else name].data_ptr() == pointer
+    adapters = sum(p.numel() for n, p in named.items() if "lora_" in n)
+    assert (
+        sum(p.numel() for p in named.values())
+        == sum(p.numel() for p in ending_model().parameters()) + adapters
+    )
+    assert len(trainer.optimizer.state) == 28, "the optimizer holds the policy's factors alone"
+
+
+@pytest.mark.parametrize("save_steps", [2])
+def test_resume_is_bit_for_bit(tmp_path: Path, save_steps: int) -> None:
+    straight = lora_trainer(tmp_path / "straight", max_steps=4)
+    straight.train()
+    first = lora_trainer(
+        tmp_path / "stopped",
+        max_steps=4,
+        save_strategy="steps",
+        save_steps=save_steps,
+        callbacks=[StopAfter(2)],
+    )
+    first.train()
+    checkpoint = tmp_path / "stopped" / "checkpoint-2"
+    assert {"adapter_model.safetensors", ANCHOR_FILE, "optimizer.pt"} <= {
+        p.name for p in checkpoint.iterdir()
+    }
+    assert not (checkpoint / "model.safetensors").exists()
+    assert all(".anchor." in name for name in load_file(checkpoint / ANCHOR_FILE))
+    second = lora_trainer(tmp_path / "stopped", max_steps=4)
+    second.train(resume_from_checkpoint=True)
+    assert_same(weights(second.model), weights(straight.model))
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "straight")
+
+
+def test_the_final_adapter_loads_with_plain_peft(tmp_path: Path) -> None:
+    trainer = lora_trainer(tmp_path, max_steps=2)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    names = {p.name for p in (tmp_path / "adapter").iterdir()}
+    assert "adapter_config.json" in names
+    assert "anchor" not in names
+    plain = PeftModel.from_pretrained(ending_model(), str(tmp_path / "adapter"))
+    trained = plain_model(trainer.model).eval()
+    assert torch.equal(plain(IDS).logits, trained(IDS).logits)
+    assert not torch.equal(trained(IDS).logits, ending_model()(IDS).logits)
+    both = merged(ending_model(), str(tmp_path / "adapter"))
+    torch.testing.assert_close(both(IDS).logits, trained(IDS).logits, atol=1e-5, rtol=0)
+
+
+def test_an_error_leaves_no_adapter_behind(tmp_path: Path) -> None:
+    """PEFT's own mixed batches leave hooks behind when a pass fails, and later passes use the old adapters."""
+    trainer = moved(lora_trainer(tmp_path))
+    model = plain_model(trainer.model).eval()
+    before = model(IDS).logits
+    with pytest.raises(ValueError, match="adapter_names"), row_adapters(model, [ANCHOR, REFERENCE]):
+        model(IDS)
+    assert torch.equal(model(IDS).logits, before)
+    with row_adapters(model, [REFERENCE]):
+        assert torch.equal(model(IDS).logits, ending_model()(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"peft_config": LoraConfig(use_dora=True, target_modules=["q_proj"])}, "use_dora"),
+        ({"peft_config": LoraConfig(lora_dropout=0.1, target_modules=["q_proj"])}, "lora_dropout"),
+        ({"lora_target_modules": ["no_such_layer"]}, "lora_target_modules"),
+        ({"lora_r": 0}, "lora_r"),
+        ({"frozen_parameters": ["embed_tokens"]}, "frozen_parameters"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        lora_trainer(tmp_path, **change)
