@@ -15,6 +15,17 @@ class WeightPush:
 
     reload_weights: Any
     model_runner: Any
+    vllm_config: Any
+
+    def nonpareil_describe(self) -> dict[str, Any]:
+        """How this engine was started, in plain values for a server's JSON."""
+        config = self.vllm_config.model_config
+        return {
+            "dtype": str(config.dtype).removeprefix("torch."),
+            "logprobs_mode": str(config.logprobs_mode),
+            "max_model_len": config.max_model_len,
+            "takes_adapters": self.vllm_config.lora_config is not None,
+        }
 
     def nonpareil_push_directory(self, path: str) -> bool:
         """Read new weights from a model directory that this worker can see."""

@@ -130,6 +130,10 @@ class CopyDrawing:
         """See `Drawing`."""
         return token_logprobs(self.take(role), sequences, temperature, self.config.max_tokens_per_batch)
 
+    def hand_over(self, role: str, engine: PushedEngine) -> None:
+        """See `Drawing`."""
+        engine.push_weights(self.take(role).state_dict().items())
+
     def _draw(
         self, role: str, prompts: Sequence[Prompt], count: int, sampling: SamplingParams
     ) -> list[Draws]:

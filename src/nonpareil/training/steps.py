@@ -41,6 +41,14 @@ class StepDraws:
             for group, sampled in zip(self.groups, self.sampler_logprobs, strict=True)
         ]
 
+    def importance_weights(self, cap: float) -> Tensor:
+        """min(pi / sampler, cap) of each of the policy's draws `[b, k]`, over the whole completion."""
+        ratios = self.log_sampling_ratio()
+        if not ratios:
+            return torch.ones(len(self.groups), self.num_policy)
+        sums = torch.stack([torch.stack([tokens.sum() for tokens in row]) for row in ratios])
+        return sums.exp().clamp(max=cap)
+
     def padded_tokens(self, row: int, places: list[int]) -> int:
         """What these completions of a group cost in one forward pass, prompts and padding included."""
         group = self.groups[row]

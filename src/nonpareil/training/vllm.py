@@ -5,9 +5,11 @@ from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.engines.canary import Canary
-from nonpareil.errors import DataError
+from nonpareil.errors import ConfigError, DataError
 from nonpareil.models.adapters import REFERENCE
 from nonpareil.models.distributed import first_process_first, wait_for_all
 from nonpareil.models.logprobs import TokenSequences
@@ -105,6 +107,35 @@ class VLLMDrawing:
             return drawn
         values = iter(self.inner.token_logprobs(role, sequences, self.config.temperature))
         return [replace(d, logprobs=[next(values).tolist() for _ in d.completions]) for d in drawn]
+
+
+def vllm_engine(model: PreTrainedModel, tokenizer: Tokenizer, config: DistillationConfig) -> PushedEngine:
+    """The engine that the settings ask for, over the model's own path; its first weights are never drawn from.
+
+    Raises:
+        ConfigError: a model in memory that lies nowhere, or vLLM is not installed.
+        ModelError: vLLM cannot load the model.
+    """
+    path = model.name_or_path
+    if not path:
+        raise ConfigError(
+            "use_vllm: vLLM loads the model from its path, and this one has none; give the path"
+        )
+    dtype = str(config.compute_dtype(model.dtype)).removeprefix("torch.")
+    if config.vllm_mode == "server":
+        from nonpareil.engines.vllm_server import VLLMServerEngine
+
+        return VLLMServerEngine(config.vllm_server_base_url or "", tokenizer, dtype=dtype)
+    from nonpareil.engines.vllm import VLLMEngine
+
+    return VLLMEngine(
+        path,
+        tokenizer,
+        dtype=dtype,
+        max_lora_rank=config.lora_r if config.use_peft else None,
+        gpu_memory_utilization=config.vllm_gpu_memory_utilization
+        or (0.3 if model.device.type == "cuda" else None),
+    )
 
 
 def canary_sequences(prompts: Sequence[Prompt], max_completion_length: int) -> TokenSequences:
