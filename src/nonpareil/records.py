@@ -24,6 +24,7 @@ class Prompt:
     prompt_id: str
     prompt: PromptText
     token_ids: list[int]
+    """Empty where the engine takes text, a server without a tokenizer here."""
     columns: dict[str, Any] = field(default_factory=dict)
     """Further dataset columns; handed to reward functions and kept in the group."""
 
@@ -54,10 +55,12 @@ class Draws:
     completions: list[str]
     """Decoded, special tokens left out."""
     completion_token_ids: list[list[int]]
-    """The ids that were sampled, the end token included when drawn."""
+    """The ids that were sampled, the end token included when drawn; each is empty where a server gives none."""
     finish_reasons: list[FinishReason]
     logprobs: list[list[float]]
-    """Of each sampled token under the sampling policy, nats, temperature and kept set applied."""
+    """Of each sampled token under the sampling policy, nats, temperature and kept set applied; or empty."""
+    prompt_token_ids: list[int] | None = None
+    """What a server made of a prompt that was sent as text, where it says so."""
 
 
 @dataclass
@@ -83,7 +86,7 @@ class Group:
         return cls(
             prompt_id=prompt.prompt_id,
             prompt=prompt.prompt,
-            prompt_token_ids=prompt.token_ids,
+            prompt_token_ids=draws.prompt_token_ids or prompt.token_ids,
             completions=draws.completions,
             completion_token_ids=draws.completion_token_ids,
             finish_reasons=draws.finish_reasons,

@@ -6,14 +6,16 @@ else that the server refuses fails at once with what the server says.
 
 import asyncio
 import json
+import logging
+import math
 import os
 import random
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from nonpareil.errors import ConfigError, RemoteError
@@ -21,6 +23,7 @@ from nonpareil.errors import ConfigError, RemoteError
 if TYPE_CHECKING:
     import httpx
 
+T = TypeVar("T")
 DEFAULT_KEY = "OPENAI_API_KEY"
 """The environment variable of the key; this one may be unset, since servers of one's own ask for none."""
 FIRST_WAIT = 0.5
@@ -58,7 +61,7 @@ class JsonClient:
     ) -> None:
         """See the class."""
         self.base_url = checked_base_url(base_url)
-        if not timeout > 0:
+        if not (timeout > 0 and math.isfinite(timeout)):
             raise ConfigError(f"timeout={timeout} must be a positive number of seconds")
         if max_concurrency < 1:
             raise ConfigError(f"max_concurrency={max_concurrency} must be at least 1")
@@ -67,6 +70,7 @@ class JsonClient:
         self._key = _key_of(api_key_env)
         self._timeout, self._max_concurrency, self._max_retries = timeout, max_concurrency, max_retries
         self._http: httpx.AsyncClient | None = None
+        self._told: set[str] = set()
 
     async def __aenter__(self) -> "JsonClient":
         import httpx
@@ -111,6 +115,7 @@ class JsonClient:
                         raise RemoteError(
                             f"gave up after {tries} {word}; the last: {failure}", address, failure.status
                         ) from failure
+                    self._tell(f"{address}: {failure}; trying again, {self._max_retries} times at most")
                     await self._back_off(failure, tries, address)
         raise AssertionError("unreachable")
 
@@ -161,6 +166,12 @@ class JsonClient:
         while (left := self._quiet_until - time.monotonic()) > 0:
             await asyncio.sleep(left + random.uniform(0, FIRST_WAIT))
 
+    def _tell(self, words: str) -> None:
+        """Warn, once each, so that a long wait is no riddle and a storm no flood."""
+        if words not in self._told:
+            self._told.add(words)
+            logging.getLogger(__name__).warning(words)
+
     def _said(self, answer: "httpx.Response") -> str:
         """Status and the server's own words, in the forms that servers have for them."""
         words: Any = answer.text
@@ -194,6 +205,17 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run(coroutine)
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, coroutine).result()
+
+
+async def all_of(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await all together; the first failure ends the others and is raised as it is, in no group."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def checked_base_url(url: str) -> str:

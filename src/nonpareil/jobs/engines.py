@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 class DrawSource(Protocol):
     """A policy that is known before it is loaded: what it is, what it cannot do, and how to draw from it."""
 
-    tokenizer: "Tokenizer"
+    @property
+    def tokenizer(self) -> "Tokenizer | None":
+        """The policy's; None where a server reads the prompts as text."""
+        ...
 
     def check(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
         """Refuse prompts and sampling settings that cannot work, before anything is loaded."""
@@ -36,7 +39,29 @@ class DrawSource(Protocol):
 class EngineOptions:
     """Which engine draws. A setting of another engine than the one chosen is refused by name."""
 
-    engine: str = field(default="transformers", metadata={"help": "transformers, or vllm."})
+    engine: str = field(default="transformers", metadata={"help": "transformers, vllm, or openai: a server."})
+    base_url: str | None = field(
+        default=None,
+        metadata={"help": "Of engine openai: the server, such as http://127.0.0.1:8000/v1."},
+    )
+    api_key_env: str | None = field(
+        default=None,
+        metadata={"help": "Environment variable of the server's key. Default: OPENAI_API_KEY, if set."},
+    )
+    request_timeout: float | None = field(
+        default=None, metadata={"help": "Seconds one request may take. Default: 600."}
+    )
+    max_concurrency: int | None = field(
+        default=None, metadata={"help": "Requests under way at once. Default: 16."}
+    )
+    max_retries: int | None = field(
+        default=None,
+        metadata={"help": "Further tries of a request after 429, 5xx, time-outs, lost links. Default: 6."},
+    )
+    tokenizer_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "The served model's tokenizer: prompts are then sent as ids, and ids asked for."},
+    )
     vllm_gpu_memory_utilization: float | None = field(
         default=None,
         metadata={"help": "Share of the memory for vLLM's weights and cache. Default: vLLM's own."},
@@ -51,6 +76,14 @@ class EngineOptions:
 
 
 SETTINGS_OF: dict[str, tuple[str, ...]] = {
+    "openai": (
+        "base_url",
+        "api_key_env",
+        "request_timeout",
+        "max_concurrency",
+        "max_retries",
+        "tokenizer_name_or_path",
+    ),
     "vllm": ("vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_max_model_len"),
 }
 """Fields of `EngineOptions` that one engine alone reads; their default is None."""
@@ -81,10 +114,20 @@ def _transformers(options: "SampleOptions") -> DrawSource:
     return PolicySource(options.model_name_or_path or "", options.model_revision, options.dtype)
 
 
+def _openai(options: "SampleOptions") -> DrawSource:
+    from nonpareil.jobs.endpoint import EndpointSource
+
+    return EndpointSource(options)
+
+
 def _vllm(options: "SampleOptions") -> DrawSource:
     from nonpareil.jobs.vllm_source import VLLMSource
 
     return VLLMSource(options)
 
 
-SOURCES: dict[str, Callable[["SampleOptions"], DrawSource]] = {"transformers": _transformers, "vllm": _vllm}
+SOURCES: dict[str, Callable[["SampleOptions"], DrawSource]] = {
+    "transformers": _transformers,
+    "openai": _openai,
+    "vllm": _vllm,
+}

@@ -117,6 +117,7 @@ DEMO_FIELDS = (
     "model_name_or_path",
     "dataset_name",
     *("reward_model_name_or_path", "reward_funcs", "reward_endpoints", "judge_model"),
+    "base_url",  # a server does not have the demo's policy
 )
 
 
@@ -198,14 +199,14 @@ def load_unseen_reward(
 
 def load_prompt_records(
     options: PromptOptions,
-    tokenizer: "Tokenizer",
+    tokenizer: "Tokenizer | None",
     *,
     source: str,
     split: str,
     limit: int | None,
     seed: int | None = None,
 ) -> list[Prompt]:
-    """Prompts, checked and tokenised as the policy sees them."""
+    """Prompts, checked and tokenised as the policy sees them; without a tokenizer, as text alone."""
     from nonpareil.rollouts.prompts import load_prompts, tokenize_prompts
 
     rows = load_prompts(

@@ -92,8 +92,10 @@ def run(options: SampleOptions) -> dict[str, Any]:
 def _inspect(groups: list[Group], reward: Any, tokenizer: Any) -> None:
     """What policy and reward models really read, for the first completion of each group."""
     for group in groups:
-        print("policy reads", group.prompt_token_ids, repr(tokenizer.decode(group.prompt_token_ids)))
-        print("policy drew", group.completion_token_ids[0], f"({group.finish_reasons[0]})")
+        text = group.prompt if tokenizer is None else tokenizer.decode(group.prompt_token_ids)
+        print("policy reads", group.prompt_token_ids, repr(text))
+        drew = group.completion_token_ids[0] or repr(group.completions[0])  # a server may give no ids
+        print("policy drew", drew, f"({group.finish_reasons[0]})")
         for name, part in zip(reward.names, reward.rewards, strict=True):
             if hasattr(part, "inspect"):
                 request = ScoreRequest.of([group]).select([0])

@@ -224,7 +224,10 @@ def _with_stored(group: Group, stored: Group) -> Group:
         group.prompt_id,
         group.prompt,
         group.prompt_token_ids,
-        **vars(joined),
+        joined.completions,
+        joined.completion_token_ids,
+        joined.finish_reasons,
+        joined.logprobs,
         rewards_by_name={
             name: group.rewards_by_name.get(name, [None] * len(group))
             + stored.rewards_by_name.get(name, [None] * len(stored))
