@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from nonpareil.jobs.sample import SampleOptions
+    from nonpareil.rollouts.cluster import ShardWorkers
 
 
 class DrawSource(Protocol):
@@ -36,10 +37,25 @@ class DrawSource(Protocol):
 class EngineOptions:
     """Which engine draws. A setting of another engine than the one chosen is refused by name."""
 
-    engine: str = field(default="transformers", metadata={"help": "transformers."})
+    engine: str = field(default="transformers", metadata={"help": "transformers, or ray."})
+    num_workers: int | None = field(
+        default=None, metadata={"help": "ray: worker processes. Default: as many as there is room for."}
+    )
+    cpus_per_worker: int | None = field(
+        default=None, metadata={"help": "ray: CPUs, and so threads, of a worker. Default: 1."}
+    )
+    gpus_per_worker: float | None = field(
+        default=None, metadata={"help": "ray: GPUs of a worker. Default: 1 where this machine has one."}
+    )
+    ray_address: str | None = field(
+        default=None,
+        metadata={"help": "ray: auto, or host:port of a cluster's head. Default: one on this machine."},
+    )
 
 
-SETTINGS_OF: dict[str, tuple[str, ...]] = {}
+SETTINGS_OF: dict[str, tuple[str, ...]] = {
+    "ray": ("num_workers", "cpus_per_worker", "gpus_per_worker", "ray_address"),
+}
 """Fields of `EngineOptions` that one engine alone reads; their default is None."""
 
 
@@ -62,10 +78,22 @@ def source_of(options: "SampleOptions") -> DrawSource:
     return SOURCES[options.engine](options)
 
 
+def drawer_of(source: DrawSource, options: "SampleOptions") -> "Callable[[], Engine] | ShardWorkers":
+    """What `draw_and_score` draws with: an engine loaded when first needed, or workers that take whole shards."""
+    workers = getattr(source, "workers", None)
+    return workers() if workers is not None else lambda: source.engine(options.max_tokens_per_batch)
+
+
 def _transformers(options: "SampleOptions") -> DrawSource:
     from nonpareil.jobs.policy import PolicySource
 
     return PolicySource(options.model_name_or_path or "", options.model_revision, options.dtype)
 
 
-SOURCES: dict[str, Callable[["SampleOptions"], DrawSource]] = {"transformers": _transformers}
+def _ray(options: "SampleOptions") -> DrawSource:
+    from nonpareil.jobs.ray import RaySource
+
+    return RaySource(options)
+
+
+SOURCES: dict[str, Callable[["SampleOptions"], DrawSource]] = {"transformers": _transformers, "ray": _ray}
