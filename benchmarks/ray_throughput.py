@@ -61,9 +61,9 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--prompts", type=int, default=256)
-    parser.add_argument("--shard_size", type=int, default=16)
-    parser.add_argument("--m", type=int, default=16)
+    parser.add_argument("--prompts", type=int, default=128)
+    parser.add_argument("--shard_size", type=int, default=8)
+    parser.add_argument("--m", type=int, default=8)
     parser.add_argument("--write", type=Path)
     args = parser.parse_args()
     if "OMP_NUM_THREADS" in os.environ:

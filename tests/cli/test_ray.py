@@ -135,7 +135,7 @@ def test_kill_9_of_the_driver_and_run_again(sample, files, cluster, nonpareil):
     finally:
         driver.kill()
         # Ray ends its processes itself when the driver is gone, two agents of it only after some seconds.
-        _, alive = psutil.wait_procs(family, timeout=30)
+        _, alive = psutil.wait_procs(family, timeout=5)
         for process in alive:
             process.kill()
     assert len(family) > 3
@@ -148,8 +148,8 @@ def test_a_worker_that_fails_for_good_ends_the_run_with_its_own_words(sample, fi
         "nonpareil: reward function 'few' returned 1 values for 8 completions"
     )
     assert "Traceback" not in err
-    # What was finished stays, and another reward goes on from there.
-    assert sample("spread", "slow", ray=True)[0] == 0
+    # What was finished stays, and another reward, in this process, goes on from there.
+    assert sample("spread", "slow")[0] == 0
     assert sample("alone", "slow")[0] == 0
     read = [pq.read_table(files / name / "data")["rewards/slow"].to_pylist() for name in ("spread", "alone")]
     assert read[0] == read[1]
@@ -169,7 +169,10 @@ def dies(task):
 
 
 def test_a_task_that_kills_every_worker_ends_the_run(tmp_path, cluster):
-    with pytest.raises(ConfigError, match="a Ray worker died 4 times, most likely for want of memory"):
+    with pytest.raises(
+        ConfigError,
+        match="a Ray worker kept dying, most likely for want of memory; it was started again 3 times",
+    ):
         list(engine.RayPool(1).map(dies, [str(tmp_path / "log")]))
     assert (tmp_path / "log").read_text().split() == ["died"] * 4
 

@@ -1,6 +1,8 @@
 """Whole shards in workers: the same files as from one process. Here the workers are this process (`spread=map`)."""
 
+import os
 import pickle
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -121,6 +123,28 @@ def test_a_finished_shard_is_on_disk_before_the_next_is_drawn(tmp_path):
 
     roll(tmp_path / "out", engine=workers(watching), reward=make_reward)
     assert there == [0, 1, 2, 3]
+
+
+def test_relative_paths_mean_the_same_in_a_worker(tmp_path, monkeypatch):
+    """A model named `./policy` is beside the run's command, wherever Ray starts its workers."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "policy").touch()
+    monkeypatch.chdir(tmp_path)
+
+    def engine_of_a_path():
+        assert Path("policy").is_file()
+        return make_engine()
+
+    def elsewhere(worker, tasks):
+        for task in tasks:
+            os.chdir(tmp_path / "here")
+            yield worker(task)
+            os.chdir(tmp_path)
+
+    assert (
+        roll(tmp_path / "out", engine=workers(elsewhere, engine=engine_of_a_path), reward=None).shards_drawn
+        == 4
+    )
 
 
 def test_a_worker_with_another_reward_or_engine_is_refused(tmp_path):

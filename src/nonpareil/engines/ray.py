@@ -118,8 +118,8 @@ class RayPool:
                     yield answer
         except (ray.exceptions.ActorDiedError, ray.exceptions.OutOfMemoryError) as error:
             raise ConfigError(
-                f"a Ray worker died {RESTARTS + 1} times, most likely for want of memory; lower "
-                "max_tokens_per_batch or num_workers, and run again: what was finished stays. Ray says: "
+                f"a Ray worker kept dying, most likely for want of memory; it was started again {RESTARTS} "
+                "times. Lower max_tokens_per_batch or num_workers, and run again: what was finished stays. Ray: "
                 f"{' '.join(str(error).split())[:600]}"
             ) from error
 
