@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from nonpareil.jobs.sample import SampleOptions
+    from nonpareil.rollouts.cluster import ShardWorkers
 
 
 class DrawSource(Protocol):
@@ -39,7 +40,10 @@ class DrawSource(Protocol):
 class EngineOptions:
     """Which engine draws. A setting of another engine than the one chosen is refused by name."""
 
-    engine: str = field(default="transformers", metadata={"help": "transformers, vllm, or openai: a server."})
+    engine: str = field(
+        default="transformers",
+        metadata={"help": "transformers, vllm, ray (many workers), or openai (a server)."},
+    )
     base_url: str | None = field(
         default=None,
         metadata={"help": "Of engine openai: the server, such as http://127.0.0.1:8000/v1."},
@@ -73,6 +77,19 @@ class EngineOptions:
         default=None,
         metadata={"help": "Most tokens of prompt and completion in vLLM. Default: the model's window."},
     )
+    num_workers: int | None = field(
+        default=None, metadata={"help": "ray: worker processes. Default: as many as there is room for."}
+    )
+    cpus_per_worker: int | None = field(
+        default=None, metadata={"help": "ray: CPUs, and so threads, of a worker. Default: 1."}
+    )
+    gpus_per_worker: float | None = field(
+        default=None, metadata={"help": "ray: GPUs of a worker. Default: 1 where this machine has one."}
+    )
+    ray_address: str | None = field(
+        default=None,
+        metadata={"help": "ray: auto, or host:port of a cluster's head. Default: one on this machine."},
+    )
 
 
 SETTINGS_OF: dict[str, tuple[str, ...]] = {
@@ -85,6 +102,7 @@ SETTINGS_OF: dict[str, tuple[str, ...]] = {
         "tokenizer_name_or_path",
     ),
     "vllm": ("vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_max_model_len"),
+    "ray": ("num_workers", "cpus_per_worker", "gpus_per_worker", "ray_address"),
 }
 """Fields of `EngineOptions` that one engine alone reads; their default is None."""
 
@@ -108,6 +126,12 @@ def source_of(options: "SampleOptions") -> DrawSource:
     return SOURCES[options.engine](options)
 
 
+def drawer_of(source: DrawSource, options: "SampleOptions") -> "Callable[[], Engine] | ShardWorkers":
+    """What `draw_and_score` draws with: an engine loaded when first needed, or workers that take whole shards."""
+    workers = getattr(source, "workers", None)
+    return workers() if workers is not None else lambda: source.engine(options.max_tokens_per_batch)
+
+
 def _transformers(options: "SampleOptions") -> DrawSource:
     from nonpareil.jobs.policy import PolicySource
 
@@ -126,8 +150,15 @@ def _vllm(options: "SampleOptions") -> DrawSource:
     return VLLMSource(options)
 
 
+def _ray(options: "SampleOptions") -> DrawSource:
+    from nonpareil.jobs.ray import RaySource
+
+    return RaySource(options)
+
+
 SOURCES: dict[str, Callable[["SampleOptions"], DrawSource]] = {
     "transformers": _transformers,
     "openai": _openai,
     "vllm": _vllm,
+    "ray": _ray,
 }

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nonpareil.jobs.engines import EngineOptions, source_of
+from nonpareil.jobs.engines import EngineOptions, drawer_of, source_of
 from nonpareil.jobs.options import (
     ModelOptions,
     PromptOptions,
@@ -68,7 +68,7 @@ def run(options: SampleOptions) -> dict[str, Any]:
     with ProgressBar() as progress:
         result = draw_and_score(
             prompts,
-            lambda: policy.engine(options.max_tokens_per_batch),
+            drawer_of(policy, options),
             reward,
             options.sampling(),
             options.num_generations,
