@@ -72,6 +72,10 @@ class RewardInputOptions:
             "Begin with the begin token, where the reward model was trained so and its tokenizer does not."
         ),
     )
+    reward_engine: str = field(
+        default="transformers",
+        metadata=_help("What reward models run on: transformers, or vllm where it knows the model's class."),
+    )
     reward_overlong: str = field(
         default="error", metadata=_help("error, or truncate: cut the prompt from its left to fit the window.")
     )
@@ -157,6 +161,7 @@ def load_reward(
         append_eos=options.reward_append_eos,
         prepend_bos=options.reward_prepend_bos,
         overlong=options.reward_overlong,
+        engine=options.reward_engine,
     )
 
 
@@ -171,7 +176,11 @@ def load_unseen_reward(
     from nonpareil.rewards import load_rewards
 
     unseen = load_rewards(
-        spec, timeout=options.reward_timeout, dtype=options.reward_dtype, overlong=options.reward_overlong
+        spec,
+        timeout=options.reward_timeout,
+        dtype=options.reward_dtype,
+        overlong=options.reward_overlong,
+        engine=options.reward_engine,
     )
     for name in unseen.names:
         if name in reward.names:

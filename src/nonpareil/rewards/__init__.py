@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CombinedReward", "FunctionReward", "RewardModel", "load_function", "load_rewards"]
 
+ENGINES = ("transformers", "vllm")
+"""What a reward model runs on."""
 RewardSpec = Reward | Callable[..., Any] | str | Path
 """A reward, a function, a model in memory, or the name of a function or model."""
 
@@ -37,6 +39,7 @@ def load_rewards(
     tokenizers: Sequence[Any] | None = None,
     weights: Sequence[float] | None = None,
     timeout: float | None = None,
+    engine: str = "transformers",
     **model_options: Any,
 ) -> CombinedReward:
     """Rewards from what a user names, combined.
@@ -48,6 +51,7 @@ def load_rewards(
         tokenizers: one a spec (None for functions and for models that bring their own).
         weights: one a reward; 1 each by default.
         timeout: seconds a function may take a call.
+        engine: what reward models run on, "transformers" or "vllm".
         **model_options: for every reward model, as `RewardModel` takes them: `dtype`, `append_eos`, ...
 
     Raises:
@@ -60,14 +64,18 @@ def load_rewards(
         raise ConfigError(
             f"{len(own_tokenizers)} reward tokenizers for {len(listed)} rewards; give one each, or None"
         )
-    _check_options(model_options)
+    if engine not in ENGINES:
+        raise ConfigError(f"reward_engine={engine!r} must be one of {', '.join(ENGINES)}")
+    _check_options(model_options, engine)
     pairs = zip(listed, own_tokenizers, strict=True)
     return CombinedReward(
-        [_load(spec, tokenizer, timeout, model_options) for spec, tokenizer in pairs], weights
+        [_load(spec, tokenizer, timeout, engine, model_options) for spec, tokenizer in pairs], weights
     )
 
 
-def _load(spec: Any, tokenizer: Any, timeout: float | None, model_options: dict[str, Any]) -> Reward:
+def _load(
+    spec: Any, tokenizer: Any, timeout: float | None, engine: str, model_options: dict[str, Any]
+) -> Reward:
     if isinstance(spec, Path):
         spec = str(spec)
     if isinstance(spec, str):
@@ -79,9 +87,17 @@ def _load(spec: Any, tokenizer: Any, timeout: float | None, model_options: dict[
         if hasattr(spec, "score") and hasattr(spec, "describe"):
             return spec
         return FunctionReward(spec, timeout=timeout)
+    return _model_class(engine)(spec, tokenizer, **model_options)
+
+
+def _model_class(engine: str) -> type:
+    if engine == "vllm":
+        from nonpareil.rewards.vllm_model import VLLMRewardModel
+
+        return VLLMRewardModel
     from nonpareil.rewards.model import RewardModel
 
-    return RewardModel(spec, tokenizer, **model_options)
+    return RewardModel
 
 
 def _is_torch_module(spec: Any) -> bool:
@@ -89,14 +105,12 @@ def _is_torch_module(spec: Any) -> bool:
     return torch is not None and isinstance(spec, torch.nn.Module)
 
 
-def _check_options(options: dict[str, Any]) -> None:
+def _check_options(options: dict[str, Any], engine: str) -> None:
     if not options:
         return
-    from nonpareil.rewards.model import RewardModel
-
     known = [
         name
-        for name in inspect.signature(RewardModel).parameters
+        for name in inspect.signature(_model_class(engine)).parameters
         if name not in ("model", "tokenizer", "name")
     ]
     for name in options:
