@@ -27,3 +27,12 @@ class EngineError(NonpareilError, RuntimeError):
 
 class SyncError(EngineError):
     """An engine whose weights are not the trainer's after a push."""
+
+
+class RemoteError(NonpareilError, RuntimeError):
+    """A server that was not reached, refused, or answered what cannot be used. No key stands in it."""
+
+    def __init__(self, reason: str, address: str = "", status: int | None = None) -> None:
+        """`address` is for the reader and part of the message; `reason` is without it; `status` is HTTP's."""
+        super().__init__(f"{address}: {reason}" if address else reason)
+        self.reason, self.status = reason, status

@@ -24,6 +24,7 @@ class Prompt:
     prompt_id: str
     prompt: PromptText
     token_ids: list[int]
+    """Empty where the engine takes text, a server without a tokenizer here."""
     columns: dict[str, Any] = field(default_factory=dict)
     """Further dataset columns; handed to reward functions and kept in the group."""
 
@@ -54,10 +55,12 @@ class Draws:
     completions: list[str]
     """Decoded, special tokens left out."""
     completion_token_ids: list[list[int]]
-    """The ids that were sampled, the end token included when drawn."""
+    """The ids that were sampled, the end token included when drawn; each is empty where a server gives none."""
     finish_reasons: list[FinishReason]
     logprobs: list[list[float]]
-    """Of each sampled token under the sampling policy, nats, temperature and kept set applied."""
+    """Of each sampled token under the sampling policy, nats, temperature and kept set applied; or empty."""
+    prompt_token_ids: list[int] | None = None
+    """What a server made of a prompt that was sent as text, where it says so."""
 
 
 @dataclass
@@ -83,7 +86,7 @@ class Group:
         return cls(
             prompt_id=prompt.prompt_id,
             prompt=prompt.prompt,
-            prompt_token_ids=prompt.token_ids,
+            prompt_token_ids=draws.prompt_token_ids or prompt.token_ids,
             completions=draws.completions,
             completion_token_ids=draws.completion_token_ids,
             finish_reasons=draws.finish_reasons,
@@ -109,6 +112,9 @@ class ScoreRequest:
     """Strings, or one assistant message in a list where the prompt is a conversation (TRL's convention)."""
     completion_ids: list[list[int]]
     columns: dict[str, list[Any]]
+    group_places: list[tuple[int, int]] | None = None
+    """The number of each completion's group and the size of that whole group; None where groups are unknown.
+    Two groups may have equal prompts, so a reward that compares within a group reads its borders here."""
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -116,18 +122,19 @@ class ScoreRequest:
     @classmethod
     def of(cls, groups: Sequence[Group]) -> "ScoreRequest":
         """Flatten groups, prompt by prompt; dataset columns are repeated for each completion."""
-        prompts, completions, ids = [], [], []
+        prompts, completions, ids, places = [], [], [], []
         names = list(dict.fromkeys(name for group in groups for name in group.columns))
         columns: dict[str, list[Any]] = {name: [] for name in names}
-        for group in groups:
+        for number, group in enumerate(groups):
             conversational = not isinstance(group.prompt, str)
             for text, token_ids in zip(group.completions, group.completion_token_ids, strict=True):
                 prompts.append(group.prompt)
                 completions.append([{"role": "assistant", "content": text}] if conversational else text)
                 ids.append(token_ids)
+                places.append((number, len(group)))
                 for name in names:
                     columns[name].append(group.columns.get(name))
-        return cls(prompts, completions, ids, columns)
+        return cls(prompts, completions, ids, columns, places)
 
     def select(self, rows: Sequence[int]) -> "ScoreRequest":
         """The request for some of the completions, in the order given."""
@@ -136,6 +143,7 @@ class ScoreRequest:
             [self.completions[i] for i in rows],
             [self.completion_ids[i] for i in rows],
             {name: [values[i] for i in rows] for name, values in self.columns.items()},
+            None if self.group_places is None else [self.group_places[i] for i in rows],
         )
 
 

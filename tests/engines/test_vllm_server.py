@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,18 +28,13 @@ SAMPLING = SamplingParams(max_completion_length=10, seed=3, temperature=0.8)
 END_IDS = end_token_ids(tied_llama(), make_tokenizer())
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("server")
+@contextmanager
+def serving(model: str, folder: Path) -> Iterator[str]:
+    """vLLM's real server on loopback; its output goes to `folder/log`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [
-        *server_command(save(tied_llama(), folder / "lm"), port),
-        "--dtype",
-        "float32",
-        "--enforce-eager",
-    ]
+    command = [*server_command(model, port), "--dtype", "float32", "--enforce-eager"]
     environment = {
         **os.environ,
         "VLLM_SERVER_DEV_MODE": "1",
@@ -47,9 +43,18 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     }
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-    yield f"http://127.0.0.1:{port}"
-    server.terminate()
-    server.wait(30)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    with serving(save(tied_llama(), folder / "lm"), folder) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

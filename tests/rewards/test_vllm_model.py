@@ -4,7 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+)
 
 from nonpareil.errors import ConfigError, ModelError
 from nonpareil.rewards import RewardModel, load_rewards
@@ -66,3 +73,28 @@ def test_what_is_no_reward_model_is_refused_before_it_is_loaded(
         load_rewards(causal_lm, engine="vllm", device="cpu")
     with pytest.raises(ConfigError, match="reward_engine='tgi' must be one of transformers, vllm"):
         load_rewards(causal_lm, engine="tgi")
+
+
+def test_an_encoder_is_scored_and_a_class_that_vllm_does_not_know_is_refused(
+    save: Callable[..., str],
+) -> None:
+    torch.manual_seed(0)
+    sizes = {name: value for name, value in SIZES.items() if name != "head_dim"}
+    shape = {
+        **sizes,
+        "vocab_size": 20,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 64,
+        "num_labels": 1,
+    }
+    bert = BertForSequenceClassification(BertConfig(**shape, pad_token_id=3, initializer_range=0.4)).eval()
+    path = save(bert, make_tokenizer(bert=True), "bert")
+    expected = RewardModel(path, dtype="float32", device="cpu").score(varied_request()).values
+    reward = load_rewards(path, engine="vllm", dtype="float32").rewards[0]
+    assert reward.score(varied_request()).values == pytest.approx(expected, abs=1e-3)
+    reward.release()
+    deberta = DebertaV2ForSequenceClassification(DebertaV2Config(**shape, pad_token_id=3))
+    with pytest.raises(
+        ModelError, match=r"(?s)vLLM could not load .*reward_engine='transformers' runs every"
+    ):
+        load_rewards(save(deberta, make_tokenizer(), "deberta"), engine="vllm", dtype="float32")

@@ -213,3 +213,11 @@ def test_a_conversation_needs_a_template_and_one_that_takes_it():
     tokenizer.chat_template = "{{ raise_exception('system first') }}"
     with pytest.raises(DataError, match=r"the chat template refuses roles \['user'\]: system first"):
         tokenize_prompts([{"prompt": CHAT}], tokenizer)
+
+
+def test_without_a_tokenizer_prompts_keep_their_ids_and_have_no_tokens():
+    rows = [{"prompt": "the film", "id": 3}, {"prompt": "a film", "id": 4}]
+    bare, read = tokenize_prompts(rows, None), tokenize_prompts(rows, make_tokenizer())
+    assert [prompt.token_ids for prompt in bare] == [[], []]
+    assert [prompt.prompt_id for prompt in bare] == [prompt.prompt_id for prompt in read]
+    assert [prompt.columns for prompt in bare] == [{"id": 3}, {"id": 4}]

@@ -74,7 +74,8 @@ def test_one_pass_draws_what_two_merged_models_draw(tmp_path: Path) -> None:
     passes: list[int] = []
     hook = plain_model(trainer.model).register_forward_hook(lambda *_: passes.append(1))
     sampling = {role: trainer.drawer._sampling(3, role) for role in models}
-    ours, theirs = drawing.draw(PROMPTS, 3, 2, sampling["policy"], sampling["anchor"])
+    both = drawing.draw(PROMPTS, 3, 2, sampling["policy"], sampling["anchor"])
+    ours, theirs = both.policy, both.anchor
     hook.remove()
     assert len(passes) <= 6, "one prefill and at most five tokens: both adapters in the same passes"
     for role, drawn, count in (("policy", ours, 3), ("anchor", theirs, 2)):

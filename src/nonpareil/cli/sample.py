@@ -37,4 +37,7 @@ def run(argv: Sequence[str]) -> CommandResult:
         f"({figures['shards_drawn']} shards drawn now). Next: nonpareil curve --groups {figures['output_dir']}",
         soft_wrap=True,
     )
+    if figures.get("judge"):
+        asked = ", ".join(f"{value} {key}" for key, value in figures["judge"].items())
+        Console(stderr=True).print(f"The judge: {asked}", soft_wrap=True)
     return CommandResult(figures if as_json else None)

@@ -1,6 +1,6 @@
 """A few sequences whose log-probs tell whether an engine has the trainer's weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from nonpareil.errors import ConfigError, SyncError
 from nonpareil.models.logprobs import TokenSequences
@@ -40,7 +40,7 @@ class Canary:
         engine_logprobs: Sequence[float],
         trainer_logprobs: Sequence[float],
         pushed: str = "weights",
-        others: Mapping[str, Sequence[float]] | None = None,
+        others: Mapping[str, Callable[[], Sequence[float]]] | None = None,
     ) -> float:
         """The largest difference, nats a token; call it after each push.
 
@@ -48,8 +48,8 @@ class Canary:
             engine_logprobs: of each sequence's completion, nats, summed, under the weights just pushed.
             trainer_logprobs: the same by the model that was pushed.
             pushed: what was pushed, where there are several; each has its own history.
-            others: the trainer's log-probs of the other models that the engine holds, by name, to tell a
-                mix-up from a stale copy.
+            others: what makes the trainer's log-probs of the other models that the engine holds, by name;
+                asked on a mismatch alone, to tell a mix-up from a stale copy.
 
         Raises:
             SyncError: they differ, or the trainer has moved and the engine has not.
@@ -72,19 +72,19 @@ class Canary:
         engine: list[float],
         pushed: str,
         unmoved: bool,
-        others: Mapping[str, Sequence[float]],
+        others: Mapping[str, Callable[[], Sequence[float]]],
     ) -> str:
-        for name, values in others.items():
-            if self._distance(engine, [float(v) for v in values])[0] <= self.tolerance:
-                return (
-                    f"They are those of {name}: the engine mixes its models up; do not draw with and without "
-                    "adapters in one call, and give each adapter an id of its own"
-                )
         if unmoved:
             return (
                 f"The engine answers exactly as before the push: {pushed} never arrived, or an adapter was "
                 "pushed under an id that the engine already held"
             )
+        for name, logprobs in others.items():
+            if self._distance(engine, [float(v) for v in logprobs()])[0] <= self.tolerance:
+                return (
+                    f"They are those of {name}: the engine mixes its models up; do not draw with and without "
+                    "adapters in one call, and give each adapter an id of its own"
+                )
         return (
             "Only a part of the weights arrived, most often an output head tied to the embeddings that was not "
             "packed anew, or the engine reads the model in another way than transformers; "

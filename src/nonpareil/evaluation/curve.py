@@ -113,10 +113,15 @@ def best_of_n_report(groups: Sequence[Group], max_n: int | None = None, *, seed:
         num_completions=size,
         failed_rewards=int(rewards.isnan().sum()),
         frac_reward_zero_std=_share_of_equal_rewards(rewards[valid > 0]),
-        mean_unique_completions=sum(len({tuple(i) for i in g.completion_token_ids}) for g in ordered)
-        / len(ordered),
+        mean_unique_completions=sum(_num_unique(group) for group in ordered) / len(ordered),
         mean_length=mean_length,
     )
+
+
+def _num_unique(group: Group) -> int:
+    ids = group.completion_token_ids
+    # A server or vBoN's lines give no ids; then texts, of which two token sequences can make one.
+    return len({tuple(one) for one in ids}) if all(ids) else len(set(group.completions))
 
 
 def _points(rewards: Tensor, reach: int, mean_length: float, bootstrap: Bootstrap) -> tuple[CurvePoint, ...]:

@@ -96,8 +96,9 @@ def rewards_of(groups: Sequence[Group], name: str | None = None) -> Tensor:
 
 
 def lengths_of(groups: Sequence[Group]) -> Tensor:
-    """Completion lengths [b, m] in tokens, the end token included; float64."""
-    return torch.tensor([[len(ids) for ids in g.completion_token_ids] for g in groups], dtype=torch.float64)
+    """Completion lengths [b, m] in tokens, the end token included; float64. NaN where no ids are known."""
+    lengths = [[len(ids) or float("nan") for ids in g.completion_token_ids] for g in groups]
+    return torch.tensor(lengths, dtype=torch.float64)
 
 
 def stopped_of(groups: Sequence[Group]) -> Tensor:

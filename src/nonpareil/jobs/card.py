@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil import __version__
 from nonpareil.files import write_bytes
+from nonpareil.jobs.remote_rewards import reward_labels
 
 if TYPE_CHECKING:
     from nonpareil.evaluation.metrics import Evaluation
@@ -58,14 +59,13 @@ def write_model_card(
             f"{headline(evaluation)}. Measured on {evaluation.num_prompts} held-out prompts, 95% intervals "
             "over prompts; the whole report is in `evaluation/report.html`."
         )
-    rewards = [options.reward_model_name_or_path, *(options.reward_funcs or [])]
     text = CARD.format(
         name=output_dir.name,
         version=__version__,
         model=_label(options.model_name_or_path),
         prompts=_label(options.groups or options.dataset_name),
         split=options.dataset_train_split,
-        reward=", ".join(f"`{_label(reward)}`" for reward in rewards if reward),
+        reward=", ".join(f"`{_label(reward)}`" for reward in reward_labels(options)),
         steps=steps,
         batch=config.train_batch_size * config.gradient_accumulation_steps * config.world_size,
         figures=figures,

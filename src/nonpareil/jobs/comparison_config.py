@@ -7,6 +7,7 @@ from typing import Any
 
 from nonpareil.errors import ConfigError
 from nonpareil.jobs.options import ModelOptions, PromptOptions, RewardOptions, _help, require_all
+from nonpareil.jobs.remote_rewards import refuse_judge
 from nonpareil.jobs.yaml_options import load_yaml, mapping, refuse_unknown, typed
 
 PLACEHOLDERS = ("output_dir", "seed", "groups", "model", "pairs", "python")
@@ -168,6 +169,7 @@ def _entry(name: Any, entry: Any) -> MethodEntry:
 def _check(spec: ComparisonSpec) -> None:
     options, budget, evaluation = spec.options, spec.budget, spec.evaluation
     require_all(options)
+    refuse_judge(options, "compare evaluates every policy")
     if not spec.methods:
         raise ConfigError("methods is missing or empty; name at least one, for example methods: {jbond: {}}")
     if (budget.completions is None) == (budget.seconds is None):

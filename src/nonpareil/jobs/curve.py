@@ -70,7 +70,7 @@ def _show(curve: Any) -> None:
             number(win),
             number(point.win_rate_ceiling),
             number(point.kl_upper_bound),
-            f"{point.tokens_per_prompt:.0f}",
+            number(point.tokens_per_prompt, 0),
         )
     console = Console(stderr=True)
     console.print(table)

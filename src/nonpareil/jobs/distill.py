@@ -18,6 +18,7 @@ from nonpareil.jobs.options import (
     load_reward,
     require_all,
 )
+from nonpareil.jobs.remote_rewards import refuse_judge
 from nonpareil.records import Group, Prompt, prompt_of
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
 
     method = method_of(config, stored=options.groups is not None)
     require_all(options, prompts_from_groups=options.groups is not None)
+    if options.evaluate_after:
+        refuse_judge(options, "distill evaluates the policy against its reference; give evaluate_after=false")
     output_dir = Path(str(config.output_dir))
     eval_source = _eval_source(options)
     if options.merge and not config.use_peft:
@@ -178,6 +181,7 @@ def _trainer(
 ) -> "DistillationTrainer":
     from nonpareil.jobs.policy import PolicySource
     from nonpareil.jobs.stored import check_reward
+    from nonpareil.training.method import check_group_rewards
     from nonpareil.training.trainer import DistillationTrainer
 
     policy = PolicySource(options.model_name_or_path or "", options.model_revision, config.policy_dtype())
@@ -188,6 +192,7 @@ def _trainer(
         )
     groups, prompts = _training_data(options, config, method, policy)
     reward = load_reward(options, config.reward_weights, config.reward_timeout)
+    check_group_rewards(reward, method, config, stored=groups is not None)
     if groups is not None:
         check_reward(options.groups or "", reward)
     held_out = None

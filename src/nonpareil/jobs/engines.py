@@ -12,12 +12,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from nonpareil.jobs.sample import SampleOptions
+    from nonpareil.rollouts.cluster import ShardWorkers
 
 
 class DrawSource(Protocol):
     """A policy that is known before it is loaded: what it is, what it cannot do, and how to draw from it."""
 
-    tokenizer: "Tokenizer"
+    @property
+    def tokenizer(self) -> "Tokenizer | None":
+        """The policy's; None where a server reads the prompts as text."""
+        ...
 
     def check(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
         """Refuse prompts and sampling settings that cannot work, before anything is loaded."""
@@ -36,7 +40,32 @@ class DrawSource(Protocol):
 class EngineOptions:
     """Which engine draws. A setting of another engine than the one chosen is refused by name."""
 
-    engine: str = field(default="transformers", metadata={"help": "transformers, or vllm."})
+    engine: str = field(
+        default="transformers",
+        metadata={"help": "transformers, vllm, ray (many workers), or openai (a server)."},
+    )
+    base_url: str | None = field(
+        default=None,
+        metadata={"help": "Of engine openai: the server, such as http://127.0.0.1:8000/v1."},
+    )
+    api_key_env: str | None = field(
+        default=None,
+        metadata={"help": "Environment variable of the server's key. Default: OPENAI_API_KEY, if set."},
+    )
+    request_timeout: float | None = field(
+        default=None, metadata={"help": "Seconds one request may take. Default: 600."}
+    )
+    max_concurrency: int | None = field(
+        default=None, metadata={"help": "Requests under way at once. Default: 16."}
+    )
+    max_retries: int | None = field(
+        default=None,
+        metadata={"help": "Further tries of a request after 429, 5xx, time-outs, lost links. Default: 6."},
+    )
+    tokenizer_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "The served model's tokenizer: prompts are then sent as ids, and ids asked for."},
+    )
     vllm_gpu_memory_utilization: float | None = field(
         default=None,
         metadata={"help": "Share of the memory for vLLM's weights and cache. Default: vLLM's own."},
@@ -48,10 +77,32 @@ class EngineOptions:
         default=None,
         metadata={"help": "Most tokens of prompt and completion in vLLM. Default: the model's window."},
     )
+    num_workers: int | None = field(
+        default=None, metadata={"help": "ray: worker processes. Default: as many as there is room for."}
+    )
+    cpus_per_worker: int | None = field(
+        default=None, metadata={"help": "ray: CPUs, and so threads, of a worker. Default: 1."}
+    )
+    gpus_per_worker: float | None = field(
+        default=None, metadata={"help": "ray: GPUs of a worker. Default: 1 where this machine has one."}
+    )
+    ray_address: str | None = field(
+        default=None,
+        metadata={"help": "ray: auto, or host:port of a cluster's head. Default: one on this machine."},
+    )
 
 
 SETTINGS_OF: dict[str, tuple[str, ...]] = {
+    "openai": (
+        "base_url",
+        "api_key_env",
+        "request_timeout",
+        "max_concurrency",
+        "max_retries",
+        "tokenizer_name_or_path",
+    ),
     "vllm": ("vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_max_model_len"),
+    "ray": ("num_workers", "cpus_per_worker", "gpus_per_worker", "ray_address"),
 }
 """Fields of `EngineOptions` that one engine alone reads; their default is None."""
 
@@ -75,10 +126,22 @@ def source_of(options: "SampleOptions") -> DrawSource:
     return SOURCES[options.engine](options)
 
 
+def drawer_of(source: DrawSource, options: "SampleOptions") -> "Callable[[], Engine] | ShardWorkers":
+    """What `draw_and_score` draws with: an engine loaded when first needed, or workers that take whole shards."""
+    workers = getattr(source, "workers", None)
+    return workers() if workers is not None else lambda: source.engine(options.max_tokens_per_batch)
+
+
 def _transformers(options: "SampleOptions") -> DrawSource:
     from nonpareil.jobs.policy import PolicySource
 
     return PolicySource(options.model_name_or_path or "", options.model_revision, options.dtype)
+
+
+def _openai(options: "SampleOptions") -> DrawSource:
+    from nonpareil.jobs.endpoint import EndpointSource
+
+    return EndpointSource(options)
 
 
 def _vllm(options: "SampleOptions") -> DrawSource:
@@ -87,4 +150,15 @@ def _vllm(options: "SampleOptions") -> DrawSource:
     return VLLMSource(options)
 
 
-SOURCES: dict[str, Callable[["SampleOptions"], DrawSource]] = {"transformers": _transformers, "vllm": _vllm}
+def _ray(options: "SampleOptions") -> DrawSource:
+    from nonpareil.jobs.ray import RaySource
+
+    return RaySource(options)
+
+
+SOURCES: dict[str, Callable[["SampleOptions"], DrawSource]] = {
+    "transformers": _transformers,
+    "openai": _openai,
+    "vllm": _vllm,
+    "ray": _ray,
+}

@@ -17,6 +17,7 @@ from nonpareil.jobs.options import (
     load_unseen_reward,
     require_all,
 )
+from nonpareil.jobs.remote_rewards import refuse_judge
 from nonpareil.records import Group, Prompt
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
 def _check(options: EvaluateOptions) -> None:
     """What can be refused before anything is read."""
     require_all(options)
+    refuse_judge(options, "evaluate compares the rewards of two policies")
     if options.reference_model_name_or_path is None:
         raise ConfigError(
             "reference_model_name_or_path is missing; name the model that the policy was before it was trained"
@@ -238,6 +240,8 @@ def _context(
 ) -> dict[str, Any]:
     from importlib.metadata import version
 
+    from nonpareil.rewards.remote import public_name
+
     return {
         "policy": policy.info(),
         "reference": reference.info(),
@@ -245,8 +249,9 @@ def _context(
         "reward": {
             "model": options.reward_model_name_or_path,
             "functions": options.reward_funcs,
+            "endpoints": [public_name(spec) for spec in options.reward_endpoints or []],
             "weights": options.reward_weights,
-            "unseen": options.unseen_reward,
+            "unseen": public_name(options.unseen_reward) if options.unseen_reward else None,
         },
         "sampling": vars(options.sampling()),
         "completions a prompt": {

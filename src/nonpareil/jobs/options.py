@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.assets import demo_path
 from nonpareil.errors import ConfigError
+from nonpareil.jobs.remote_rewards import RemoteRewardOptions, check_remote, load_judge, specs_of
 from nonpareil.records import Prompt, SamplingParams
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class PromptOptions:
 
 
 @dataclass
-class RewardInputOptions:
+class RewardInputOptions(RemoteRewardOptions):
     """Which rewards, and how reward models read their input."""
 
     reward_model_name_or_path: str | None = field(
@@ -86,10 +87,12 @@ class RewardOptions(RewardInputOptions):
     """The same with weights and timeout, which `DistillationConfig` holds for `nonpareil distill`."""
 
     reward_weights: list[float] | None = field(
-        default=None, metadata=_help("One a reward, the model's first. Default: 1 each.")
+        default=None,
+        metadata=_help("One a reward: the model's, then functions, endpoints, judge. Default: 1 each."),
     )
     reward_timeout: float | None = field(
-        default=None, metadata=_help("Seconds a Python reward may take; then its rewards are null.")
+        default=None,
+        metadata=_help("Seconds a Python reward or a request may take; then its rewards are null."),
     )
 
 
@@ -114,7 +117,12 @@ class SamplingOptions:
         )
 
 
-DEMO_FIELDS = ("model_name_or_path", "dataset_name", "reward_model_name_or_path", "reward_funcs")
+DEMO_FIELDS = (
+    "model_name_or_path",
+    "dataset_name",
+    *("reward_model_name_or_path", "reward_funcs", "reward_endpoints", "judge_model"),
+    "base_url",  # a server does not have the demo's policy
+)
 
 
 def uses_demo(given: dict[str, Any]) -> bool:
@@ -142,21 +150,32 @@ def require_all(options: Any, *, prompts_from_groups: bool = False) -> None:
         raise ConfigError("model_name_or_path is missing; name the policy")
     if options.dataset_name is None and not prompts_from_groups:
         raise ConfigError("dataset_name is missing; name a file or dataset of prompts")
-    if not (options.reward_model_name_or_path or options.reward_funcs):
-        raise ConfigError("no reward: give reward_model_name_or_path, reward_funcs, or both")
+    check_remote(options)
+    if not specs_of(options) and options.judge_model is None:
+        raise ConfigError(
+            "no reward: give reward_model_name_or_path, reward_funcs, reward_endpoints, judge_model, or several"
+        )
 
 
 def load_reward(
     options: RewardInputOptions, weights: list[float] | None, timeout: float | None
 ) -> "CombinedReward":
-    """The rewards of the options: the model first, then the functions."""
+    """The rewards of the options: the model first, then functions, endpoints and the judge.
+
+    Raises:
+        ConfigError: an engine for reward models, and no reward model named.
+    """
+    if options.reward_engine != "transformers" and not options.reward_model_name_or_path:
+        raise ConfigError(
+            f"reward_engine={options.reward_engine!r} runs reward models, and reward_model_name_or_path names none"
+        )
     from nonpareil.rewards import load_rewards
 
-    specs = [options.reward_model_name_or_path, *(options.reward_funcs or [])]
     return load_rewards(
-        [spec for spec in specs if spec],
+        [*specs_of(options), *load_judge(options, timeout)],
         weights=weights,
         timeout=timeout,
+        api_key_env=options.reward_api_key_env,
         dtype=options.reward_dtype,
         append_eos=options.reward_append_eos,
         prepend_bos=options.reward_prepend_bos,
@@ -178,6 +197,7 @@ def load_unseen_reward(
     unseen = load_rewards(
         spec,
         timeout=options.reward_timeout,
+        api_key_env=options.reward_api_key_env,
         dtype=options.reward_dtype,
         overlong=options.reward_overlong,
         engine=options.reward_engine,
@@ -193,14 +213,14 @@ def load_unseen_reward(
 
 def load_prompt_records(
     options: PromptOptions,
-    tokenizer: "Tokenizer",
+    tokenizer: "Tokenizer | None",
     *,
     source: str,
     split: str,
     limit: int | None,
     seed: int | None = None,
 ) -> list[Prompt]:
-    """Prompts, checked and tokenised as the policy sees them."""
+    """Prompts, checked and tokenised as the policy sees them; without a tokenizer, as text alone."""
     from nonpareil.rollouts.prompts import load_prompts, tokenize_prompts
 
     rows = load_prompts(

@@ -1,10 +1,11 @@
 """Draw m completions a prompt, score them, and keep the groups."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nonpareil.jobs.engines import EngineOptions, source_of
+from nonpareil.jobs.engines import EngineOptions, drawer_of, source_of
 from nonpareil.jobs.options import (
     ModelOptions,
     PromptOptions,
@@ -15,6 +16,7 @@ from nonpareil.jobs.options import (
     load_reward,
     require_all,
 )
+from nonpareil.jobs.remote_rewards import judge_counts
 from nonpareil.records import Group, ScoreRequest
 
 
@@ -56,11 +58,17 @@ def run(options: SampleOptions) -> dict[str, Any]:
     )
     policy.check(prompts, options.sampling())
     reward = load_reward(options, options.reward_weights, options.reward_timeout)
+    most_calls = reward.check_group_size(options.num_generations)
     reward.release()  # checked before drawing, in memory only after it
+    if most_calls:
+        print(
+            f"The judge is asked at most {most_calls * len(prompts)} times: {most_calls} a prompt",
+            file=sys.stderr,
+        )
     with ProgressBar() as progress:
         result = draw_and_score(
             prompts,
-            lambda: policy.engine(options.max_tokens_per_batch),
+            drawer_of(policy, options),
             reward,
             options.sampling(),
             options.num_generations,
@@ -76,6 +84,7 @@ def run(options: SampleOptions) -> dict[str, Any]:
         "output_dir": str(Path(options.output_dir)),
         "shards_drawn": result.shards_drawn,
         "shards_scored": result.shards_scored,
+        **({"judge": counts} if (counts := judge_counts(reward.rewards)) else {}),
         **result.manifest["counts"],
     }
 
@@ -83,8 +92,10 @@ def run(options: SampleOptions) -> dict[str, Any]:
 def _inspect(groups: list[Group], reward: Any, tokenizer: Any) -> None:
     """What policy and reward models really read, for the first completion of each group."""
     for group in groups:
-        print("policy reads", group.prompt_token_ids, repr(tokenizer.decode(group.prompt_token_ids)))
-        print("policy drew", group.completion_token_ids[0], f"({group.finish_reasons[0]})")
+        text = group.prompt if tokenizer is None else tokenizer.decode(group.prompt_token_ids)
+        print("policy reads", group.prompt_token_ids, repr(text))
+        drew = group.completion_token_ids[0] or repr(group.completions[0])  # a server may give no ids
+        print("policy drew", drew, f"({group.finish_reasons[0]})")
         for name, part in zip(reward.names, reward.rewards, strict=True):
             if hasattr(part, "inspect"):
                 request = ScoreRequest.of([group]).select([0])

@@ -21,7 +21,9 @@ def load_groups(
     method: "Method",
     limit: int | None = None,
 ) -> list[Group]:
-    """The first `limit` groups of a `nonpareil sample` folder, or of vBoN's JSON lines (cached rewards only).
+    """The first `limit` groups of a `nonpareil sample` folder, or of vBoN's JSON lines.
+
+    Those lines, and groups drawn from a server, are taken for their rewards alone: whose they are is unknown.
 
     Raises:
         DataError: no such groups, or groups that cannot be read or that the method cannot be trained on.
@@ -34,7 +36,12 @@ def load_groups(
         raise ConfigError(f"max_train_prompts={limit} must be at least 1")
     source = Path(path)
     is_file = source.suffix in (".json", ".jsonl")
-    groups = _with_token_ids(source, policy) if is_file else _read_folder(source, policy, config)
+    if is_file:
+        from nonpareil.rollouts.vbon import read_vbon
+
+        groups = _with_token_ids(read_vbon(source), policy)
+    else:
+        groups = _read_folder(source, policy, config, method)
     check_stored(groups[:limit], method)
     return groups[:limit]
 
@@ -60,7 +67,9 @@ def check_reward(path: str, reward: "CombinedReward") -> None:
             )
 
 
-def _read_folder(source: Path, policy: "PolicySource", config: "DistillationConfig") -> list[Group]:
+def _read_folder(
+    source: Path, policy: "PolicySource", config: "DistillationConfig", method: "Method"
+) -> list[Group]:
     from nonpareil.rollouts.manifest import read_manifest
     from nonpareil.rollouts.store import read_groups
 
@@ -71,26 +80,32 @@ def _read_folder(source: Path, policy: "PolicySource", config: "DistillationConf
             f"groups={path!r} has no manifest.json, so the model it was drawn from is unknown; give a folder "
             "written by `nonpareil sample`"
         )
-    _check_origin(path, manifest, policy, config)
-    return read_groups(source)
+    served = manifest["draw"].get("engine", {}).get("engine") == "openai"
+    if served and method.policy_draws == 0:
+        raise DataError(
+            f"groups={path!r} was drawn from a server, so nobody can say that its model is model_name_or_path="
+            f"{policy.name_or_path!r}, and {type(method).__name__} trains on the completions; draw groups with "
+            "engine=transformers, or take a method that needs their rewards alone (vbon)"
+        )
+    _check_origin(path, manifest, policy, config, served=served)
+    groups = read_groups(source)
+    return groups if all(g.prompt_token_ids for g in groups) else _with_token_ids(groups, policy)
 
 
-def _with_token_ids(source: Path, policy: "PolicySource") -> list[Group]:
-    """vBoN's groups have prompts as text only; the policy reads them as it reads any prompt."""
+def _with_token_ids(groups: list[Group], policy: "PolicySource") -> list[Group]:
+    """Groups of prompts as text only (vBoN's, a server's); the policy reads them as it reads any prompt."""
     from nonpareil.rollouts.prompts import tokenize_prompts
-    from nonpareil.rollouts.vbon import read_vbon
 
-    groups = read_vbon(source)
     prompts = tokenize_prompts([{"prompt": group.prompt} for group in groups], policy.tokenizer)
     return [replace(g, prompt_token_ids=p.token_ids) for g, p in zip(groups, prompts, strict=True)]
 
 
 def _check_origin(
-    path: str, manifest: dict[str, Any], policy: "PolicySource", config: "DistillationConfig"
+    path: str, manifest: dict[str, Any], policy: "PolicySource", config: "DistillationConfig", *, served: bool
 ) -> None:
     drawn = manifest["draw"]
     theirs, ours = drawn["model"].get("fingerprint"), policy.info()["fingerprint"]
-    if theirs != ours:
+    if theirs != ours and not served:  # a server's weights are as unknown as those of vBoN's lines
         raise ConfigError(
             f"groups={path!r} was drawn from {drawn['model'].get('path')!r} ({theirs}), not from "
             f"model_name_or_path={policy.name_or_path!r} ({ours}); draw groups from the model that is trained"

@@ -67,12 +67,17 @@ def add_policy_adapter(model: PreTrainedModel, config: "LoraConfig") -> "PeftMod
 
 
 def _saving_policy_only(adapted: "PeftModel") -> Any:
-    save = adapted.save_pretrained
-
     def save_pretrained(directory: str, **options: Any) -> None:
-        save(directory, **{**options, "selected_adapters": [POLICY]})
+        save = type(adapted).save_pretrained
+        save(adapted, directory, **{**options, "selected_adapters": [POLICY]})
 
     return save_pretrained
+
+
+def save_adapter(adapted: "PeftModel", name: str, directory: Path) -> Path:
+    """Write one adapter; returns the folder that it lies in."""
+    type(adapted).save_pretrained(adapted, str(directory), selected_adapters=[name])
+    return directory if name == POLICY else directory / name
 
 
 class AdapterAnchor(Anchor):

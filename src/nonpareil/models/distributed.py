@@ -91,6 +91,11 @@ def first_process_first(action: Callable[[], None]) -> None:
     """Let the first process act, on the file system say, before any goes on."""
     if process_index() == 0:
         action()
+    wait_for_all()
+
+
+def wait_for_all() -> None:
+    """Go on when every process has come here."""
     if num_processes() > 1:
         dist.barrier()
 
@@ -100,7 +105,7 @@ def end_processes() -> bool:
     if num_processes() == 1:
         return True
     first = process_index() == 0
-    dist.barrier()
+    wait_for_all()
     dist.destroy_process_group()
     return first
 

@@ -13,31 +13,37 @@ from nonpareil.errors import ConfigError, ModelError
 from nonpareil.models.adapters import adapter_base, merged
 from nonpareil.models.devices import best_device, resolve_dtype
 
+MODEL_FILES = ("config.json", "adapter_config.json")
+"""One of them lies in every directory of a model."""
 
-def check_local_path(name_or_path: str, field: str) -> None:
+
+def check_local_path(name_or_path: str, field: str, needs: tuple[str, ...] = MODEL_FILES) -> None:
     """Refuse a name that is a path to nowhere before a hub is asked for it.
 
     Raises:
-        ModelError: the name looks like a path and no directory is there, or the directory has no config.json.
+        ModelError: the name looks like a path and no directory is there, or one without any of the files it needs.
     """
     path = Path(name_or_path)
     looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") != 1
     if path.is_dir():
-        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        if not any((path / name).is_file() for name in needs):
             raise ModelError(
-                f"{field}={name_or_path!r} has no config.json; give a Hugging Face model directory"
+                f"{field}={name_or_path!r} has no {needs[0]}; give a Hugging Face model directory"
             )
     elif path.exists() or (looks_like_path and "/" in name_or_path):
         raise ModelError(f"{field}={name_or_path!r}: no such directory; give a model directory or a hub name")
 
 
-def load_tokenizer(name_or_path: str, revision: str | None = None) -> Tokenizer:
-    """The tokenizer that lies beside a model.
+def load_tokenizer(name_or_path: str, revision: str | None = None, *, alone: bool = False) -> Tokenizer:
+    """The tokenizer that lies beside a model, or `alone` in a directory of its own.
 
     Raises:
         ModelError: there is none.
     """
-    check_local_path(name_or_path, "model_name_or_path")
+    if alone:
+        check_local_path(name_or_path, "tokenizer_name_or_path", ("tokenizer_config.json",))
+    else:
+        check_local_path(name_or_path, "model_name_or_path")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from nonpareil.maths.kl import token_kl
 from nonpareil.models.devices import device_of
 from nonpareil.models.sharding import within
+from nonpareil.records import Draws, Prompt
 
 CHUNK_ELEMENTS = 2**22
 """Logits held at once, tokens x vocabulary of one chunk: 16 MiB in float32, which a CPU's cache helps with."""
@@ -26,6 +27,15 @@ class TokenSequences:
 
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt], drawn: Sequence[Draws]) -> "TokenSequences":
+        """Every completion with its prompt, prompt by prompt."""
+        pairs = list(zip(prompts, drawn, strict=True))
+        return cls(
+            [prompt.token_ids for prompt, draws in pairs for _ in draws.completion_token_ids],
+            [ids for _, draws in pairs for ids in draws.completion_token_ids],
+        )
 
     def __len__(self) -> int:
         return len(self.prompt_ids)

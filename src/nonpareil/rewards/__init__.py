@@ -1,6 +1,7 @@
-"""Rewards: sequence-classification models and Python functions, alone or as a weighted sum."""
+"""Rewards: classification models, Python functions, endpoints and judges, alone or as a weighted sum."""
 
 import difflib
+import importlib
 import inspect
 import sys
 from collections.abc import Callable, Sequence
@@ -12,24 +13,38 @@ from nonpareil.protocols import Reward
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.rewards.function import FunctionReward
 from nonpareil.rewards.load import is_function_path, load_function
+from nonpareil.rewards.remote import RemoteReward, is_endpoint, parse_endpoint
 
 if TYPE_CHECKING:
+    from nonpareil.rewards.judge import JudgeReward
     from nonpareil.rewards.model import RewardModel
+    from nonpareil.rewards.remote_vllm import VLLMReward
 
-__all__ = ["CombinedReward", "FunctionReward", "RewardModel", "load_function", "load_rewards"]
+__all__ = [
+    "CombinedReward",
+    "FunctionReward",
+    "JudgeReward",
+    "RemoteReward",
+    "RewardModel",
+    "VLLMReward",
+    "load_function",
+    "load_rewards",
+]
+
+TEXT_OPTIONS = ("append_eos", "prepend_bos", "max_length", "overlong")
+"""Of a reward model's options, those that also hold where vLLM serves it."""
+_LATER = {"JudgeReward": "judge", "RewardModel": "model", "VLLMReward": "remote_vllm"}
 
 ENGINES = ("transformers", "vllm")
 """What a reward model runs on."""
 RewardSpec = Reward | Callable[..., Any] | str | Path
-"""A reward, a function, a model in memory, or the name of a function or model."""
+"""A reward, a function, a model in memory, or the name of a function, model or endpoint."""
 
 
 def __getattr__(name: str) -> Any:
     """Import torch only for those who score with a model; a function's worker process starts without it."""
-    if name == "RewardModel":
-        from nonpareil.rewards.model import RewardModel
-
-        return RewardModel
+    if name in _LATER:
+        return getattr(importlib.import_module(f"nonpareil.rewards.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -39,18 +54,21 @@ def load_rewards(
     tokenizers: Sequence[Any] | None = None,
     weights: Sequence[float] | None = None,
     timeout: float | None = None,
+    api_key_env: str | None = None,
     engine: str = "transformers",
     **model_options: Any,
 ) -> CombinedReward:
     """Rewards from what a user names, combined.
 
-    `file.py:fn` and `pkg.mod.fn` are functions; a directory or `org/name` is a reward model.
+    `file.py:fn` and `pkg.mod.fn` are functions; a directory or `org/name` is a reward model;
+    `json+http://host:port/path#name` and `vllm+http://host:port#model` are endpoints.
 
     Args:
         specs: one, or a list that mixes kinds.
         tokenizers: one a spec (None for functions and for models that bring their own).
         weights: one a reward; 1 each by default.
-        timeout: seconds a function may take a call.
+        timeout: seconds a function may take a call, and an endpoint a request.
+        api_key_env: the environment variable whose value is sent to endpoints as a bearer token.
         engine: what reward models run on, "transformers" or "vllm".
         **model_options: for every reward model, as `RewardModel` takes them: `dtype`, `append_eos`, ...
 
@@ -69,15 +87,23 @@ def load_rewards(
     _check_options(model_options, engine)
     pairs = zip(listed, own_tokenizers, strict=True)
     return CombinedReward(
-        [_load(spec, tokenizer, timeout, engine, model_options) for spec, tokenizer in pairs], weights
+        [_load(spec, tokenizer, timeout, api_key_env, engine, model_options) for spec, tokenizer in pairs],
+        weights,
     )
 
 
 def _load(
-    spec: Any, tokenizer: Any, timeout: float | None, engine: str, model_options: dict[str, Any]
+    spec: Any,
+    tokenizer: Any,
+    timeout: float | None,
+    api_key_env: str | None,
+    engine: str,
+    model_options: dict[str, Any],
 ) -> Reward:
     if isinstance(spec, Path):
         spec = str(spec)
+    if is_endpoint(spec):
+        return _endpoint(spec, tokenizer, model_options, timeout=timeout, api_key_env=api_key_env)
     if isinstance(spec, str):
         # A directory may be called what a module is: what exists is meant.
         is_function = not Path(spec).expanduser().is_dir() and is_function_path(spec)
@@ -98,6 +124,17 @@ def _model_class(engine: str) -> type:
     from nonpareil.rewards.model import RewardModel
 
     return RewardModel
+
+
+def _endpoint(spec: str, tokenizer: Any, model_options: dict[str, Any], **settings: Any) -> Reward:
+    endpoint = parse_endpoint(spec)
+    if endpoint.kind == "json":
+        return RemoteReward(endpoint, **settings)
+    from nonpareil.rewards.remote_vllm import VLLMReward
+
+    # How texts are read; where and in what precision the model runs is the server's.
+    read = {name: value for name, value in model_options.items() if name in TEXT_OPTIONS}
+    return VLLMReward(endpoint, tokenizer, **read, **settings)
 
 
 def _is_torch_module(spec: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from nonpareil.errors import ConfigError
 from nonpareil.protocols import Reward
 from nonpareil.records import ScoreRequest, Scores
-from nonpareil.rewards.function import FunctionReward, run_coroutine
+from nonpareil.remote import run_coroutine
 
 
 class CombinedReward:
@@ -38,12 +38,12 @@ class CombinedReward:
         return "+".join(self.names)
 
     def score_each(self, request: ScoreRequest) -> dict[str, Scores]:
-        """Every reward's own scores by name; the `async def` ones are awaited together."""
+        """Every reward's own scores by name; those that wait (`async def`, endpoints) are awaited together."""
         scores: dict[str, Scores] = {}
-        waiting = {
+        waiting: dict[str, Any] = {
             name: reward
             for name, reward in zip(self.names, self.rewards, strict=True)
-            if isinstance(reward, FunctionReward) and reward.is_async
+            if getattr(reward, "is_async", False)
         }
         if waiting:
             scores.update(
@@ -85,6 +85,21 @@ class CombinedReward:
         ]
         return {"name": self.name, "kind": "weighted_sum", "rewards": rewards, "weights": self.weights}
 
+    @property
+    def names_within_groups(self) -> list[str]:
+        """The rewards that compare the completions of a group: across groups their scores mean nothing."""
+        pairs = zip(self.names, self.rewards, strict=True)
+        return [name for name, reward in pairs if getattr(reward, "compares_within_groups", False)]
+
+    def check_group_size(self, size: int) -> int:
+        """The most calls of a judge that groups of `size` completions take, each; 0 without a judge.
+
+        Raises:
+            ConfigError: a reward that cannot score groups of this size.
+        """
+        checks = [getattr(reward, "check_group_size", None) for reward in self.rewards]
+        return sum(check(size) for check in checks if check is not None)
+
     def release(self) -> None:
         """Free the memory and end the processes of every reward that holds some."""
         for reward in self.rewards:
@@ -99,7 +114,7 @@ class CombinedReward:
         return math.fsum(weight * value for weight, value in zip(self.weights, present, strict=True))
 
 
-async def _score_together(rewards: list[FunctionReward], request: ScoreRequest) -> list[Scores]:
+async def _score_together(rewards: list[Any], request: ScoreRequest) -> list[Scores]:
     return list(await asyncio.gather(*(reward.score_async(request) for reward in rewards)))
 
 

@@ -4,12 +4,12 @@ import asyncio
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 from nonpareil.errors import ConfigError, NonpareilError
 from nonpareil.records import ScoreRequest, Scores
+from nonpareil.remote import run_coroutine
 from nonpareil.rewards.load import load_function
 from nonpareil.rewards.values import accepted_arguments, read_values, reason_of, unwrapped
 from nonpareil.rewards.worker import CallFailed, Worker
@@ -129,16 +129,6 @@ class FunctionReward:
         except Exception as error:  # (a failing reward is a null with this reason)
             late = deadline.expired()
             raise CallFailed(f"timed out after {self._timeout:g} s" if late else reason_of(error)) from error
-
-
-def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run to the end, in a thread of its own where this one already runs a loop (a notebook does)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, coroutine).result()
 
 
 async def _awaited(awaitable: Any) -> Any:

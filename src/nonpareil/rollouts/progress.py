@@ -13,7 +13,7 @@ class Progress(Protocol):
     """What `draw_and_score` reports to."""
 
     def start(self, phase: str, total: int) -> None:
-        """Begin "draw" or "score" with `total` groups still to do."""
+        """Begin "draw", "score" or "draw and score" with `total` groups still to do."""
         ...
 
     def update(self, groups: int, tokens: int) -> None:

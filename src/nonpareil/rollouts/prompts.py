@@ -92,7 +92,7 @@ def checked_prompt(prompt: Any, where: str) -> PromptText:
 
 def tokenize_prompts(
     rows: Iterable[Mapping[str, Any]],
-    tokenizer: "Tokenizer",
+    tokenizer: "Tokenizer | None",
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[Prompt]:
     """The prompts as the policy sees them, up to where its completion begins.
@@ -100,7 +100,8 @@ def tokenize_prompts(
     A string gets the tokenizer's beginning tokens and never its end token. A conversation goes through
     the chat template, with the prompt for an answer after it, unless the assistant spoke last: then its
     words are continued. Either begins with one BOS at most. A prompt's id is of its content and its
-    position in the dataset (`PromptRow.position`, else its place among the rows).
+    position in the dataset (`PromptRow.position`, else its place among the rows). Without a tokenizer, for a
+    server that reads text, token ids are empty.
 
     Raises:
         DataError: no chat template for a conversation, a conversation the template refuses, or as
@@ -110,16 +111,23 @@ def tokenize_prompts(
     for place, row in enumerate(rows):
         position = getattr(row, "position", place)
         prompt = checked_prompt(row.get("prompt"), f"row {position} (the first is 0)")
-        if isinstance(prompt, str):
-            ids = _tokenize_text(prompt, tokenizer)
-        else:
-            ids = _tokenize_chat(prompt, tokenizer, chat_template_kwargs or {}, position)
-        bos = tokenizer.bos_token_id
-        while bos is not None and ids[:2] == [bos, bos]:  # the text, or the template's, already began with it
-            ids = ids[1:]
+        ids = [] if tokenizer is None else _ids_of(prompt, tokenizer, chat_template_kwargs or {}, position)
         columns = {name: value for name, value in row.items() if name != "prompt"}
         tokenized.append(Prompt(prompt_id_of(prompt, position), prompt, ids, columns))
     return tokenized
+
+
+def _ids_of(
+    prompt: PromptText, tokenizer: "Tokenizer", options: Mapping[str, Any], position: int
+) -> list[int]:
+    if isinstance(prompt, str):
+        ids = _tokenize_text(prompt, tokenizer)
+    else:
+        ids = _tokenize_chat(prompt, tokenizer, options, position)
+    bos = tokenizer.bos_token_id
+    while bos is not None and ids[:2] == [bos, bos]:  # the text, or the template's, already began with it
+        ids = ids[1:]
+    return ids
 
 
 def _tokenize_text(text: str, tokenizer: "Tokenizer") -> list[int]:

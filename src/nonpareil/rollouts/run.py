@@ -3,6 +3,7 @@
 import gc
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -11,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nonpareil.errors import ConfigError, DataError
-from nonpareil.files import jsonable, write_json
+from nonpareil.files import jsonable, write_bytes, write_json
 from nonpareil.protocols import Engine
 from nonpareil.records import Group, Prompt, SamplingParams
+from nonpareil.rollouts.cluster import ShardTask, ShardWorkers
 from nonpareil.rollouts.folder import MANIFEST, locked_folder
 from nonpareil.rollouts.manifest import Counts, check_same, draw_settings, read_manifest, versions
 from nonpareil.rollouts.progress import Progress
@@ -47,7 +49,7 @@ class RolloutResult:
 
 def draw_and_score(
     prompts: Sequence[Prompt],
-    engine: Engine | Callable[[], Engine],
+    engine: Engine | Callable[[], Engine] | ShardWorkers,
     reward: RewardSum | Callable[[], RewardSum] | None,
     sampling: SamplingParams,
     num_generations: int,
@@ -67,7 +69,8 @@ def draw_and_score(
     Args:
         prompts: whose ids must differ.
         engine: or a function that makes it, called only if something is to be drawn; what it made is let
-            go before the reward is made, so that one large model is in memory at a time.
+            go before the reward is made, so that one large model is in memory at a time. Or workers, each of
+            which draws and scores whole shards; then `reward` only says what theirs must be.
         reward: or a function that makes it, called after drawing; None draws only.
         sampling: its seed decides the draws, together with each prompt's id.
         num_generations: completions a prompt, at least 2.
@@ -93,8 +96,11 @@ def draw_and_score(
     with locked_folder(folder, overwrite=overwrite):
         draw = draw_settings(prompts, sampling, num_generations, model_info)
         run = _Run(folder, prompts, sampling, num_generations, draw, shard_size, progress or _Silent())
-        drawn = run.draw_missing(engine)
-        scored = 0 if reward is None else run.score_missing(reward)
+        if isinstance(engine, ShardWorkers):
+            drawn, scored = run.fill_missing(engine, reward)
+        else:
+            drawn = run.draw_missing(engine)
+            scored = 0 if reward is None else run.score_missing(reward)
         return RolloutResult(folder, run.finish(), drawn, scored)
 
 
@@ -119,16 +125,20 @@ class _Run:
         self.shards = [self.prompts[start : start + self.shard_size] for start in starts]
         self.paths = [shard_path(self.folder, index) for index in range(len(self.shards))]
 
-    def draw_missing(self, engine: Engine | Callable[[], Engine]) -> int:
+    def missing(self) -> list[int]:
         missing = []
         for i, path in enumerate(self.paths):
             if path.is_file():
                 _check_prompts_of(path, read_table(path), self.shards[i])
             else:
                 missing.append(i)
+        return missing
+
+    def draw_missing(self, engine: Engine | Callable[[], Engine]) -> int:
+        missing = self.missing()
         if not missing:
             return 0
-        types = column_types([prompt.columns for prompt in self.prompts])
+        types = self._column_types()
         made = not hasattr(engine, "draw")
         drawer = _resolve(engine, "draw")
         self._begin(drawer)
@@ -143,7 +153,7 @@ class _Run:
             _free_memory()
         return len(missing)
 
-    def _begin(self, engine: Engine) -> None:
+    def _begin(self, engine: Engine | ShardWorkers) -> None:
         """Check the engine against the folder's, or write the manifest of a new folder."""
         description = jsonable(engine.describe())
         if self.manifest:
@@ -162,17 +172,8 @@ class _Run:
     def score_missing(self, reward: RewardSum | Callable[[], RewardSum]) -> int:
         made = not hasattr(reward, "score_each")
         scorer = _resolve(reward, "score_each")
-        settings = reward_settings(scorer)
-        weights = dict(zip(scorer.names, scorer.weights, strict=True))
-        self.manifest["rewards"] = jsonable(scorer.describe())
-        todo = [
-            i
-            for i, path in enumerate(self.paths)
-            if not is_scored(notes_of(pq.read_schema(path)), settings, weights)
-        ]
+        settings, todo = self._begin_scoring(scorer)
         if todo:
-            self.manifest["complete"] = False
-            write_json(self.folder / MANIFEST, self.manifest)
             self.progress.start("score", sum(len(self.shards[i]) for i in todo))
         try:
             for i in todo:
@@ -181,6 +182,55 @@ class _Run:
             if made:
                 _release(scorer)
         return len(todo)
+
+    def _begin_scoring(self, scorer: RewardSum) -> tuple[dict[str, Any], list[int]]:
+        """What each column is to be scored with, and which shards lack it; the manifest says so first."""
+        settings = reward_settings(scorer)
+        weights = dict(zip(scorer.names, scorer.weights, strict=True))
+        self.manifest["rewards"] = jsonable(scorer.describe())
+        todo = [
+            i
+            for i, path in enumerate(self.paths)
+            if not path.is_file() or not is_scored(notes_of(pq.read_schema(path)), settings, weights)
+        ]
+        if todo:
+            self.manifest["complete"] = False
+            write_json(self.folder / MANIFEST, self.manifest)
+        return settings, todo
+
+    def fill_missing(
+        self, workers: ShardWorkers, reward: RewardSum | Callable[[], RewardSum] | None
+    ) -> tuple[int, int]:
+        """Draw and score in one go what lacks either; a shard is on disk as soon as a worker is done with it."""
+        missing = self.missing()
+        if missing:
+            self._begin(workers)
+        settings: dict[str, Any] | None = None
+        unscored: list[int] = []
+        if reward is not None:
+            settings, unscored = self._begin_scoring(_resolve(reward, "score_each"))
+        waiting = {*missing, *unscored}
+        if not waiting:
+            return 0, 0
+        self.progress.start("draw and score", sum(len(self.shards[i]) for i in waiting))
+        tasks = (
+            ShardTask(i, self.shards[i], None if i in missing else read_table(self.paths[i]))
+            for i in sorted(waiting)
+        )
+        types = self._column_types()
+        shards = workers.finish(tasks, self.sampling, self.num_generations, types, settings)
+        with closing(shards):
+            for shard in shards:
+                if shard.index in waiting:  # a worker that died may have been answered for twice
+                    waiting.remove(shard.index)
+                    write_bytes(self.paths[shard.index], shard.content)
+                    self.progress.update(shard.groups, shard.tokens)
+        if waiting:
+            raise DataError(f"no worker gave back the shards {sorted(waiting)}; run again to go on")
+        return len(missing), len(unscored)
+
+    def _column_types(self) -> dict[str, pa.DataType]:
+        return column_types([prompt.columns for prompt in self.prompts])
 
     def finish(self) -> dict[str, Any]:
         counts = Counts()

@@ -73,6 +73,16 @@ def score_shard(path: Path, reward: RewardSum, settings: Mapping[str, Any]) -> i
         RewardError: a reward that returns another number of scores than there are completions.
     """
     table = read_table(path)
+    write_table(path, score_table(table, reward, settings))
+    return len(table)
+
+
+def score_table(table: pa.Table, reward: RewardSum, settings: Mapping[str, Any]) -> pa.Table:
+    """A shard's table with its missing reward columns and the aggregate; its notes say how they were made.
+
+    Raises:
+        RewardError: as `score_shard`.
+    """
     notes = notes_of(table.schema)
     groups = to_groups(table)
     stale = stale_names(notes, settings)
@@ -88,8 +98,7 @@ def score_shard(path: Path, reward: RewardSum, settings: Mapping[str, Any]) -> i
     stored = {name: _flat(table[REWARD_PREFIX + name].to_pylist()) for name in reward.names}
     table = _with_column(table, "rewards", reward.aggregate(stored), sizes)
     notes = replace(notes, aggregate=dict(zip(reward.names, reward.weights, strict=True)))
-    write_table(path, with_notes(table, notes))
-    return len(groups)
+    return with_notes(table, notes)
 
 
 def _score(reward: RewardSum, stale: list[str], request: ScoreRequest) -> dict[str, Scores]:

@@ -117,9 +117,14 @@ def notes_of(schema: pa.Schema) -> ShardNotes:
 
 def write_table(path: Path, table: pa.Table) -> Path:
     """Write a shard in one step, with a checksum on every page."""
+    return write_bytes(path, parquet_bytes(table))
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A shard's file."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    return write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def write_shard(path: Path, groups: Sequence[Group], types: Mapping[str, pa.DataType] | None = None) -> Path:

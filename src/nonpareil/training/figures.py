@@ -31,12 +31,29 @@ def step_figures(drawn: StepDraws, reward_names: Sequence[str]) -> dict[str, flo
         "completions/mean_length": lengths.mean().item(),
         "completions/clipped_ratio": sum(clipped) / len(clipped),
     }
+    figures |= _sampling_figures(drawn)
     for name in reward_names:
         values = [v for g in drawn.groups for v in g.rewards_by_name[name][:k] if v is not None]
         if values:
             figures[f"rewards/{name}/mean"] = sum(values) / len(values)
             figures[f"rewards/{name}/std"] = torch.tensor(values).std(unbiased=False).item()
     return figures
+
+
+def _sampling_figures(drawn: StepDraws) -> dict[str, float]:
+    """How far the engine that drew is from the trainer's policy, under TRL's names; nothing where they are one."""
+    ratios = [tokens for row in drawn.log_sampling_ratio() for tokens in row]
+    if not ratios:
+        return {}
+    by_token = torch.cat(ratios).abs()
+    weights = torch.stack([tokens.sum() for tokens in ratios]).exp()
+    return {
+        "sampling/sampling_logp_difference/mean": by_token.mean().item(),
+        "sampling/sampling_logp_difference/max": by_token.max().item(),
+        "sampling/importance_sampling_ratio/min": weights.min().item(),
+        "sampling/importance_sampling_ratio/mean": weights.mean().item(),
+        "sampling/importance_sampling_ratio/max": weights.max().item(),
+    }
 
 
 def completion_rows(drawn: StepDraws, targets: Any, step: int) -> list[dict[str, Any]]:

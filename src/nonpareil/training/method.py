@@ -6,6 +6,7 @@ from typing import Any
 from nonpareil.errors import ConfigError
 from nonpareil.methods import build
 from nonpareil.methods.base import Method
+from nonpareil.rewards.combine import CombinedReward
 from nonpareil.rewards.load import is_function_path, load_function
 from nonpareil.training.config import DistillationConfig
 
@@ -57,6 +58,33 @@ def check_method(args: DistillationConfig, method: Method, *, stored: bool) -> M
         _check_iterations(args, iterations)
     anchor_motion(args, method)
     return method
+
+
+def check_group_rewards(
+    reward: CombinedReward, method: Method, args: DistillationConfig, *, stored: bool
+) -> None:
+    """Refuse a reward that compares within groups where the training would compare its scores across them.
+
+    Raises:
+        ConfigError: naming it and the setting; or groups of a size that it cannot score.
+    """
+    names = reward.names_within_groups
+    if not names:
+        return
+    label = type(method).__name__
+    if args.eval_strategy != "no":
+        when = getattr(args.eval_strategy, "value", args.eval_strategy)
+        raise ConfigError(
+            f"reward {names[0]!r} compares completions of one group, and eval_strategy={when!r} "
+            "scores one completion a prompt; give eval_strategy=no"
+        )
+    if stored and method.policy_draws:
+        raise ConfigError(
+            f"reward {names[0]!r} compares completions of one group, and {label} compares fresh draws with stored "
+            "groups, which were judged apart; leave groups out, or give a reward model, function or endpoint"
+        )
+    if size := method.policy_draws + method.anchor_draws:
+        reward.check_group_size(size)
 
 
 def _own_class(spec: str) -> type:

@@ -17,6 +17,7 @@ from nonpareil.records import Draws, Group, Prompt, SamplingParams, ScoreRequest
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.drawing import Drawing, no_draws
+from nonpareil.training.method import check_group_rewards
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,28 @@ class StepDraws:
     groups: list[Group]
     numbers: ScoredDraws
     num_policy: int
+    sampler_logprobs: list[list[list[float]]] | None = None
+    """Of the policy's tokens by prompt, where another engine than the trainer drew them; nats."""
+
+    def log_sampling_ratio(self) -> list[list[Tensor]]:
+        """log pi - log sampler of each token the policy drew, by prompt and draw; empty where they are one."""
+        if self.sampler_logprobs is None:
+            return []
+        return [
+            [
+                torch.tensor(ours) - torch.tensor(theirs)
+                for ours, theirs in zip(group.logprobs[: self.num_policy], sampled, strict=True)
+            ]
+            for group, sampled in zip(self.groups, self.sampler_logprobs, strict=True)
+        ]
+
+    def importance_weights(self, cap: float) -> Tensor:
+        """min(pi / sampler, cap) of each of the policy's draws `[b, k]`, over the whole completion."""
+        ratios = self.log_sampling_ratio()
+        if not ratios:
+            return torch.ones(len(self.groups), self.num_policy)
+        sums = torch.stack([torch.stack([tokens.sum() for tokens in row]) for row in ratios])
+        return sums.exp().clamp(max=cap)
 
     def padded_tokens(self, row: int, places: list[int]) -> int:
         """What these completions of a group cost in one forward pass, prompts and padding included."""
@@ -62,6 +85,7 @@ class StepDrawer:
         self._make_drawing = make_drawing
         self.method, self.reward, self.config = method, reward, config
         self.stored = stored or {}
+        check_group_rewards(reward, method, config, stored=bool(self.stored))
 
     @cached_property
     def drawing(self) -> Drawing:
@@ -78,11 +102,12 @@ class StepDrawer:
         if k + fresh:
             parts = gather_shares(self._draw_share(my_share(prompts), step))
             groups = [part.group for part in parts]
+            sampled = [part.sampler_logprobs for part in parts if part.sampler_logprobs is not None]
             self._check_rewards(groups, [part.failure for part in parts], step)
             of_policy = torch.tensor([part.anchor_logprobs_of_policy for part in parts])
         else:
             groups = [Group.of(p, d) for p, d in zip(prompts, no_draws(prompts), strict=True)]
-            of_policy = torch.empty(len(prompts), 0)
+            of_policy, sampled = torch.empty(len(prompts), 0), []
         if self.stored:
             groups = [_with_stored(group, self.stored[group.prompt_id]) for group in groups]
         width = max(len(ids) for group in groups for ids in group.completion_token_ids)
@@ -98,30 +123,33 @@ class StepDrawer:
             anchor_logprobs=_rectangular([[sum(v) for v in g.logprobs[k:]] for g in groups]).nan_to_num(0.0),
             tie_breaker=self._tie_breaker(prompts, step, rewards.shape[1] - k),
         )
-        return StepDraws(groups, numbers, k)
+        return StepDraws(groups, numbers, k, sampled or None)
 
     def _draw_share(self, prompts: Sequence[Prompt], step: int) -> "list[_DrawnPrompt]":
         """One process's prompts: drawn, compared with the anchor, and scored."""
         k, fresh = self.method.policy_draws, self.method.anchor_draws
         self.drawing.begin_step()
-        ours, theirs = self.drawing.draw(
-            prompts, k, fresh, self._sampling(step, "policy"), self._sampling(step, "anchor")
-        )
-        of_policy = self.drawing.logprobs("anchor", _sequences(prompts, ours)).view(len(prompts), k)
-        groups = [
-            Group.of(p, _join(mine, other)) for p, mine, other in zip(prompts, ours, theirs, strict=True)
-        ]
+        sampling = self._sampling(step, "policy"), self._sampling(step, "anchor")
+        drawn = self.drawing.draw(prompts, k, fresh, *sampling)
+        sequences = TokenSequences.of(prompts, drawn.policy)
+        by_token = self.drawing.token_logprobs("anchor", sequences, self.config.temperature)
+        of_policy = [values.sum().item() for values in by_token]
+        pairs = zip(drawn.policy, drawn.anchor, strict=True)
+        groups = [Group.of(p, _join(*pair)) for p, pair in zip(prompts, pairs, strict=True)]
         failures = score_groups(groups, self.reward) if groups else {}
         reason = next((reason for reasons in failures.values() for reason in reasons if reason), None)
-        rows = zip(groups, of_policy.tolist(), strict=True)
-        return [_DrawnPrompt(group, values, reason) for group, values in rows]
+        sampled = drawn.sampler_logprobs
+        return [
+            _DrawnPrompt(group, of_policy[i * k : (i + 1) * k], reason, sampled[i] if sampled else None)
+            for i, group in enumerate(groups)
+        ]
 
     def draw_policy(self, prompts: Sequence[Prompt], seed: int) -> list[Group]:
         """One scored completion of the policy a prompt, for evaluation during training."""
         mine = my_share(prompts)
         self.drawing.begin_step()
         sampling = self.config.sampling(seed)
-        draws, _ = self.drawing.draw(mine, 1, 0, sampling, sampling)
+        draws = self.drawing.draw(mine, 1, 0, sampling, sampling).policy
         groups = [Group.of(prompt, drawn) for prompt, drawn in zip(mine, draws, strict=True)]
         if groups:
             score_groups(groups, self.reward)
@@ -149,13 +177,7 @@ class _DrawnPrompt:
     anchor_logprobs_of_policy: list[float]
     failure: str | None
     """A reason why a reward of the same share failed."""
-
-
-def _sequences(prompts: Sequence[Prompt], drawn: Sequence[Draws]) -> TokenSequences:
-    return TokenSequences(
-        [prompt.token_ids for prompt, draws in zip(prompts, drawn, strict=True) for _ in draws.completions],
-        [ids for draws in drawn for ids in draws.completion_token_ids],
-    )
+    sampler_logprobs: list[list[float]] | None
 
 
 def score_groups(groups: Sequence[Group], reward: CombinedReward) -> dict[str, list[str | None]]:
@@ -202,7 +224,10 @@ def _with_stored(group: Group, stored: Group) -> Group:
         group.prompt_id,
         group.prompt,
         group.prompt_token_ids,
-        **vars(joined),
+        joined.completions,
+        joined.completion_token_ids,
+        joined.finish_reasons,
+        joined.logprobs,
         rewards_by_name={
             name: group.rewards_by_name.get(name, [None] * len(group))
             + stored.rewards_by_name.get(name, [None] * len(stored))

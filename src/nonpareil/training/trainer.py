@@ -138,6 +138,7 @@ class DistillationTrainer(CheckpointingTrainer):
             self.compute_loss_context_manager,
             self.accelerator.backward,
             self.spent,
+            args.importance_cap,
         )
         if args.shard_weights:
             self._shard(policy)
@@ -156,7 +157,14 @@ class DistillationTrainer(CheckpointingTrainer):
 
     def _make_drawing(self, policy: Any, tokenizer: Tokenizer) -> Drawing:
         kind = AdapterDrawing if is_adapted(policy) else CopyDrawing
-        return kind(policy, self.anchor, tokenizer, self.args)
+        own: Drawing = kind(policy, self.anchor, tokenizer, self.args)
+        if not self.args.use_vllm:
+            return own
+        from nonpareil.training.vllm import VLLMDrawing, vllm_engine
+
+        engine = vllm_engine(plain_model(policy), tokenizer, self.args)
+        prompts: Any = self.train_dataset
+        return VLLMDrawing(own, engine, self.args, prompts, shared=self.args.vllm_mode == "server")
 
     def _shard(self, policy: PreTrainedModel) -> None:
         """Split policy and anchor; what asks for a whole model is asked before."""

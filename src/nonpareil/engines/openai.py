@@ -1,0 +1,207 @@
+"""Draw completions from any server that speaks OpenAI's protocol: vLLM, SGLang, llama.cpp, a hosted one.
+
+Prompts with token ids go to `/completions` as ids. Others go as text: strings to `/completions`,
+conversations to `/chat/completions`, whose server applies its own template.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nonpareil.engines.choices import Choice, read_choices
+from nonpareil.engines.sampling import sample_keys
+from nonpareil.engines.transformers import check_sampling
+from nonpareil.errors import RemoteError
+from nonpareil.records import Draws, Prompt, SamplingParams
+from nonpareil.remote import JsonClient, all_of, run_coroutine
+
+MOST_CHOICES = 128
+"""Of one request: OpenAI's own limit."""
+SEEDS = 2**31
+"""Seeds lie below it: some servers take no larger ones."""
+NEUTRAL = {"vllm": {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}}
+"""By what a server calls itself: the values that switch off what it would take from the model's own
+generation_config, where a request leaves them out. The policy asked for has none of them."""
+FEWEST_TO_JUDGE = 4
+"""Groups of nothing but equal completions that are more than chance."""
+
+
+class OpenAIEngine:
+    """An engine over a served model.
+
+    What is kept of an answer: the text always. Token ids only where the server gives them together with the
+    prompt's (or those were sent). Log-probs only beside ids, one each, and only for draws at temperature 1 from
+    the whole vocabulary: servers may give those of the unchanged distribution (vLLM does unless told
+    otherwise), and elsewhere these are not the sampling policy's. What is not kept is an empty list.
+    Completions are reproducible as far as the server honours `seed`.
+
+    Args:
+        model: its name on the server.
+        client: to the server, not yet opened.
+        trial: a prompt and its sampling, for the one-token request that shows what the server gives; it is
+            made before the first draw.
+    """
+
+    def __init__(self, model: str, client: JsonClient, trial: tuple[Prompt, SamplingParams]) -> None:
+        """Sends nothing yet."""
+        self._model, self._client, self._trial = model, client, trial
+        self._owner: str | None = None
+        self._at_once = MOST_CHOICES
+        self._seen: dict[str, Any] | None = None
+        self._groups = self._mixed = 0
+
+    def describe(self) -> dict[str, Any]:
+        """The served model, who serves it, the endpoint, and whether ids and log-probs are given.
+
+        The address is left out: it may be private, and a server that has moved gives the same draws.
+
+        Raises:
+            RemoteError: no answer, or one that cannot be used.
+        """
+        return run_coroutine(self._opened(self._look))
+
+    def draw(
+        self,
+        prompts: Sequence[Prompt],
+        num_generations: int,
+        sampling: SamplingParams,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Draws]:
+        """Draw `num_generations` completions a prompt; see `protocols.Engine`.
+
+        Raises:
+            ConfigError: sampling parameters out of their range.
+            RemoteError: a request refused or given up, an answer that cannot be used, or draws that are all
+                equal.
+        """
+        check_sampling(sampling)
+
+        async def group(prompt: Prompt, seen: dict[str, Any]) -> Draws:
+            choices = await self._choices(prompt, num_generations, 0, sampling)
+            draws = _draws(choices, seen["token_ids"], seen["logprobs"])
+            if on_progress is not None:
+                on_progress(1, sum(map(len, draws.completion_token_ids)))
+            return draws
+
+        async def together() -> list[Draws]:
+            seen = await self._look()
+            return await all_of(group(prompt, seen) for prompt in prompts)
+
+        drawn = run_coroutine(self._opened(together))
+        self._check_differ(drawn)
+        return drawn
+
+    def _check_differ(self, drawn: list[Draws]) -> None:
+        self._groups += len(drawn)
+        self._mixed += sum(len(set(draws.completions)) > 1 for draws in drawn)
+        if self._groups >= FEWEST_TO_JUDGE and not self._mixed:
+            raise RemoteError(
+                f"all {self._groups} prompts got equal completions throughout: the server is greedy "
+                "(transformers serve is, unless the model's generation_config says do_sample), or a cache "
+                "answers for it; best-of-N needs draws that differ"
+            )
+
+    async def _opened(self, work: Callable) -> Any:
+        async with self._client:
+            return await work()
+
+    async def _look(self) -> dict[str, Any]:
+        """Ask once who serves, and for two completions of one token."""
+        if self._seen is None:
+            served = await self._served()
+            self._owner = served.get("owned_by")
+            prompt, sampling = self._trial
+            short = SamplingParams(**{**vars(sampling), "max_completion_length": 1})
+            choice = (await self._choices(prompt, 2, 0, short))[0]
+            self._seen = {
+                "engine": "openai",
+                "model": served.get("id", self._model),
+                "server": self._owner,
+                "endpoint": _endpoint(prompt),
+                "token_ids": bool(choice.token_ids),
+                "logprobs": bool(choice.logprobs),
+            }
+        return self._seen
+
+    async def _served(self) -> dict[str, Any]:
+        """The server's own entry of the model, or nothing where it keeps no list or does not list it."""
+        try:
+            listed = await self._client.get("models")
+        except RemoteError as error:
+            # Without a list, or broken at it for good (transformers serve without a cache folder): the trial
+            # that follows says what else is wrong. A server that is only busy must not count as unknown.
+            if error.status is None or error.status in (429, 502, 503, 504):
+                raise
+            return {}
+        entries = listed.get("data") if isinstance(listed, dict) else None
+        named = [e for e in entries or [] if isinstance(e, dict) and e.get("id") == self._model]
+        return named[0] if named else {}
+
+    async def _choices(
+        self, prompt: Prompt, count: int, first: int, sampling: SamplingParams
+    ) -> list[Choice]:
+        """The choices first .. first + count - 1 of a prompt's group, in as few requests as the server allows."""
+        if count > (most := self._at_once):
+            starts = range(0, count, most)
+            parts = await all_of(
+                self._choices(prompt, min(most, count - start), first + start, sampling) for start in starts
+            )
+            return [choice for part in parts for choice in part]
+        got = await self._ask(prompt, count, first, sampling)
+        if len(got) < count:
+            # Whatever n says, some servers answer one.
+            self._at_once = min(self._at_once, max(1, len(got)))
+            got = got + await self._choices(prompt, count - len(got), first + len(got), sampling)
+        return got
+
+    async def _ask(self, prompt: Prompt, n: int, first: int, sampling: SamplingParams) -> list[Choice]:
+        """One request. None at all where the server refuses several choices: the caller asks for one each."""
+        path = _endpoint(prompt)
+        try:
+            answer = await self._client.post(path, self._payload(prompt, n, first, sampling))
+        except RemoteError as error:
+            if n > 1 and error.status in (400, 422):
+                return []
+            raise
+        return read_choices(answer, n, sampling.max_completion_length, prompt.token_ids)
+
+    def _payload(self, prompt: Prompt, n: int, first: int, sampling: SamplingParams) -> dict[str, Any]:
+        base = int(sample_keys(prompt.prompt_id, [0], sampling.seed)[0]) % SEEDS
+        payload: dict[str, Any] = {
+            "model": self._model,
+            "n": n,
+            "max_tokens": sampling.max_completion_length,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            # Each choice has a number of its own in its group: a server that gives its n choices the seeds
+            # seed, seed + 1, ... (vLLM) never meets those of another request.
+            "seed": (base + first) % SEEDS,
+            **NEUTRAL.get(self._owner or "", {}),
+        }
+        if sampling.top_k > 0:
+            payload["top_k"] = sampling.top_k
+        if sampling.min_p > 0:
+            payload["min_p"] = sampling.min_p
+        chat = _endpoint(prompt) == "chat/completions"
+        payload["messages" if chat else "prompt"] = prompt.token_ids or prompt.prompt
+        if prompt.token_ids or self._owner == "vllm":
+            payload["return_token_ids"] = True
+            if sampling.temperature == 1 and sampling.keeps_whole_vocabulary:
+                payload["logprobs"] = True if chat else 0  # 0: of the sampled token alone
+        return payload
+
+
+def _endpoint(prompt: Prompt) -> str:
+    return "completions" if prompt.token_ids or isinstance(prompt.prompt, str) else "chat/completions"
+
+
+def _draws(choices: list[Choice], keep_ids: bool, keep_logprobs: bool) -> Draws:
+    # A group has ids, or log-probs, of all its completions or of none.
+    ids = keep_ids and all(choice.token_ids for choice in choices)
+    logprobs = ids and keep_logprobs and all(choice.logprobs for choice in choices)
+    return Draws(
+        completions=[choice.text for choice in choices],
+        completion_token_ids=[choice.token_ids if ids else [] for choice in choices],
+        finish_reasons=[choice.finish_reason for choice in choices],
+        logprobs=[choice.logprobs if logprobs else [] for choice in choices],
+        prompt_token_ids=choices[0].prompt_token_ids,
+    )

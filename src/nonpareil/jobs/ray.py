@@ -1,0 +1,65 @@
+"""`--engine ray`: the transformers engine and the rewards in the workers of a Ray cluster."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nonpareil.engines.ray import RayPool
+from nonpareil.engines.transformers import TransformersEngine
+from nonpareil.jobs.options import load_reward
+from nonpareil.jobs.policy import PolicySource
+from nonpareil.models.devices import best_device
+from nonpareil.rollouts.cluster import ShardWorkers, check_alike
+
+if TYPE_CHECKING:
+    from nonpareil.jobs.sample import SampleOptions
+    from nonpareil.rewards import CombinedReward
+
+
+class RaySource(PolicySource):
+    """A policy that this process checks and its workers draw from."""
+
+    def __init__(self, options: "SampleOptions"):
+        """Refuses numbers of workers that cannot work.
+
+        Raises:
+            ConfigError: as `RayPool`.
+            ModelError: as `PolicySource`.
+        """
+        gpus = options.gpus_per_worker
+        if gpus is None:
+            gpus = 1 if best_device().type == "cuda" else 0
+        cpus = 1 if options.cpus_per_worker is None else options.cpus_per_worker
+        self.pool = RayPool(options.num_workers, cpus, gpus, options.ray_address)
+        self.pool.check()
+        super().__init__(options.model_name_or_path or "", options.model_revision, options.dtype)
+        self._options = options
+
+    def workers(self) -> ShardWorkers:
+        """What draws and scores, a shard at a time; nothing is started before there is something to do."""
+        info = self.info()
+        return ShardWorkers(
+            _EngineOfWorker(self._options, info),
+            _RewardOfWorker(self._options),
+            {"engine": "transformers", "dtype": info["dtype"]},
+            self.pool.map,
+        )
+
+
+@dataclass(frozen=True)
+class _EngineOfWorker:
+    options: "SampleOptions"
+    info: dict[str, Any]
+
+    def __call__(self) -> TransformersEngine:
+        options = self.options
+        source = PolicySource(options.model_name_or_path or "", options.model_revision, options.dtype)
+        check_alike("policy", source.info(), self.info)
+        return source.engine(options.max_tokens_per_batch)
+
+
+@dataclass(frozen=True)
+class _RewardOfWorker:
+    options: "SampleOptions"
+
+    def __call__(self) -> "CombinedReward":
+        return load_reward(self.options, self.options.reward_weights, self.options.reward_timeout)

@@ -1,0 +1,62 @@
+"""Many questions to one server: a failed one is its own loss, a server that is down ends the run."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nonpareil.errors import RemoteError, RewardError
+from nonpareil.remote import JsonClient
+
+FAILED_IN_A_ROW = 16
+"""After so many failed requests without an answer between them, each tried again and again, a server is down."""
+
+
+async def ask_all(
+    client: JsonClient,
+    path: str,
+    payloads: Sequence[dict[str, Any]],
+    *,
+    name: str,
+    at_once: int,
+    on_answer: Callable[[int, Any], None],
+    is_fatal: Callable[[RemoteError], bool],
+) -> dict[int, str]:
+    """Post every payload; `on_answer(place, answer)` is called as answers come. Returns the failures' reasons.
+
+    A run whose rewards are all null would look like a run, and its shards would never be scored again. So a
+    server that answers nothing at all, or fails 16 times in a row, is an error: what was stored stays, and
+    the same command goes on where it stopped.
+
+    Raises:
+        RewardError: a failure that `is_fatal` says no other request can escape, or a server that is down.
+    """
+    failures: dict[int, str] = {}
+    waiting = iter(enumerate(payloads))
+    in_a_row = 0
+
+    async def work() -> None:
+        nonlocal in_a_row
+        for place, payload in waiting:
+            try:
+                answer = await client.post(path, payload)
+            except RemoteError as failure:
+                if is_fatal(failure):
+                    raise RewardError(f"reward {name!r}: {failure}") from failure
+                failures[place] = failure.reason
+                in_a_row += 1
+                if in_a_row >= FAILED_IN_A_ROW or len(failures) == len(payloads):
+                    raise RewardError(
+                        f"reward {name!r}: {len(failures)} of {len(payloads)} requests failed, the last "
+                        f"{in_a_row} in a row: {failure}; run again when the server answers: what is stored stays"
+                    ) from failure
+            else:
+                in_a_row = 0
+                on_answer(place, answer)
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(min(at_once, len(payloads))):
+                tasks.create_task(work())
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
+    return failures

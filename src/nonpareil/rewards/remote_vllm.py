@@ -1,0 +1,144 @@
+"""A reward model that vLLM serves: our token ids go in, as the model was trained to read them, logits come out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from nonpareil.errors import ModelError, RewardError
+from nonpareil.models.fingerprint import fingerprint
+from nonpareil.models.loading import check_local_path, load_tokenizer
+from nonpareil.records import ScoreRequest, Scores
+from nonpareil.remote import run_coroutine
+from nonpareil.rewards.classifier import check_single_label
+from nonpareil.rewards.encoding import Overlong, RewardEncoder, check_special_tokens, length_limit
+from nonpareil.rewards.remote import Endpoint, RemoteReward, parse_endpoint, read_scores
+
+CANARIES = ("a", "The answer is no.", "It was good, and I would go there again.", "0 1 2 3 4 5 6 7 8 9")
+"""Texts whose logits tell whether the server honours `use_activation`."""
+
+
+class VLLMReward(RemoteReward):
+    """The logit of `python -m vllm.entrypoints.openai.api_server --model MODEL --runner pooling`.
+
+    Token ids are sent, written here with the reward model's own tokenizer and chat template, so that the
+    text is read as `RewardModel` reads it; only configuration and tokenizer are loaded. The server is asked
+    for the logit itself: by default it answers a sigmoid of it, and one that does not know the request's
+    `use_activation` would too, so the difference between the two is looked for before anything is scored.
+
+    Args:
+        endpoint: `vllm+http://host:port#model`.
+        tokenizer: the reward model's own; by default the one beside it.
+        append_eos, prepend_bos, max_length, overlong: as `RewardModel` takes them.
+        **settings: as `RemoteReward` takes them.
+
+    Raises:
+        ModelError: num_labels not 1, no tokenizer, or a server that answers probabilities.
+        ConfigError, RemoteError, RewardError: as `RemoteReward`.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | Endpoint,
+        tokenizer: Any | None = None,
+        *,
+        append_eos: bool = False,
+        prepend_bos: bool = False,
+        max_length: int | None = None,
+        overlong: Overlong = "error",
+        **settings: Any,
+    ) -> None:
+        """See the class."""
+        endpoint = parse_endpoint(endpoint) if isinstance(endpoint, str) else endpoint
+        self._path = str(Path(endpoint.label).expanduser())
+        check_local_path(self._path, "reward endpoint's model")
+        tokenizer = tokenizer if tokenizer is not None else load_tokenizer(self._path)
+        config = AutoConfig.from_pretrained(self._path)
+        check_single_label(config, self._path)
+        name = Path(self._path).name
+        check_special_tokens(tokenizer, name, prepend_bos=prepend_bos, append_eos=append_eos)
+        limit = length_limit(tokenizer, config) if max_length is None else max_length
+        self._encoder = RewardEncoder(tokenizer, name, limit, overlong, prepend_bos, append_eos)
+        self._has_activation = config.problem_type != "regression"  # vLLM leaves a regression's logit alone
+        self._fingerprint = fingerprint(self._path)
+        self.truncated = 0
+        super().__init__(endpoint, **settings)
+
+    async def score_async(self, request: ScoreRequest) -> Scores:
+        """As `score`, together with other rewards."""
+        encoded = self._encoder.encode(request)
+        self.truncated += sum(text.truncated for text in encoded)
+        # Equal texts are scored once, so that they tie exactly whatever the server's batches do to rounding.
+        unique = list(dict.fromkeys(tuple(text.token_ids) for text in encoded if text.failure is None))
+        pieces = [unique[at : at + self._batch_size] for at in range(0, len(unique), self._batch_size)]
+        scored = await self._post_all([_payload(piece) for piece in pieces], [len(piece) for piece in pieces])
+        by_ids = dict(zip(unique, zip(scored.values, scored.failures, strict=True), strict=True))
+        rows = [(None, text.failure) if text.failure else by_ids[tuple(text.token_ids)] for text in encoded]
+        return Scores([value for value, _ in rows], [failure for _, failure in rows])
+
+    def inspect(self, request: ScoreRequest) -> list[list[int]]:
+        """The exact token ids that are sent for each completion.
+
+        Raises:
+            DataError, ModelError: as `RewardModel.inspect`.
+        """
+        return [text.token_ids for text in self._encoder.encode(request)]
+
+    def describe(self) -> dict[str, Any]:
+        """Settings that change the scores, and no address. `fingerprint` is of the files that are read here."""
+        return {
+            "name": self.name,
+            "kind": "vllm endpoint",
+            "path": self._path,
+            "served": self._served,
+            "fingerprint": self._fingerprint,
+            "append_eos": self._encoder.append_eos,
+            "prepend_bos": self._encoder.prepend_bos,
+            "max_length": self._encoder.max_length,
+            "overlong": self._encoder.overlong,
+        }
+
+    def _name(self) -> str:
+        return self._encoder.name
+
+    def _introduced(self) -> str | None:
+        """The name the model is served under, once its logits have been seen to be logits."""
+        texts = self._encoder.tokenizer(list(CANARIES), add_special_tokens=True)["input_ids"]
+        rows = [list(ids) for ids in texts if ids]
+        answer = run_coroutine(self._ask(_payload(rows)))
+        raw = self._read(answer, len(rows)).values
+        activated = self._read(run_coroutine(self._ask(_payload(rows, activation=True))), len(rows)).values
+        if self._has_activation and raw == activated and all(x is None or 0 <= x <= 1 for x in raw):
+            raise ModelError(
+                f"reward {self.name!r}: the server answers {raw} with and without use_activation, so these "
+                "are probabilities and no logits; use a vLLM whose /classify knows use_activation"
+            )
+        return self._identity(answer)
+
+    def _identity(self, answer: dict[str, Any]) -> str | None:
+        served = answer.get("model")
+        return Path(served).name if isinstance(served, str) else None  # a machine's folders are no identity
+
+    def _read(self, answer: Any, size: int) -> Scores:
+        data = answer.get("data") if isinstance(answer, dict) else None
+        if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
+            raise RewardError(
+                f"reward {self.name!r} answered {str(answer)[:100]!r}, not vLLM's classify route"
+            )
+        by_index = {row.get("index"): row.get("probs") for row in data}
+        if len(data) != size or set(by_index) != set(range(size)):
+            raise RewardError(f"reward {self.name!r} answered {len(data)} scores for {size} texts")
+        rows = [by_index[index] for index in range(size)]
+        for row in rows:
+            if not isinstance(row, list) or len(row) != 1:
+                labels = len(row) if isinstance(row, list) else "no"
+                raise ModelError(
+                    f"reward {self.name!r}: the served model answers {labels} labels a text; a reward is one "
+                    "number, so num_labels must be 1"
+                )
+        return read_scores([row[0] for row in rows], [None] * size)
+
+
+def _payload(rows: Sequence[Sequence[int]], *, activation: bool = False) -> dict[str, Any]:
+    return {"input": [list(row) for row in rows], "use_activation": activation}

@@ -1,0 +1,172 @@
+"""Draw a step's completions with vLLM, which is given policy and anchor anew whenever they have moved."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from nonpareil.engines.canary import Canary
+from nonpareil.errors import ConfigError, DataError
+from nonpareil.models.adapters import REFERENCE
+from nonpareil.models.distributed import first_process_first, wait_for_all
+from nonpareil.models.loading import end_token_ids
+from nonpareil.models.logprobs import TokenSequences
+from nonpareil.records import Draws, Prompt, SamplingParams
+from nonpareil.training.config import DistillationConfig
+from nonpareil.training.drawing import Drawing, Drawn, no_draws
+
+if TYPE_CHECKING:
+    from nonpareil.engines.vllm import VLLMEngine
+    from nonpareil.engines.vllm_server import VLLMServerEngine
+
+    PushedEngine = VLLMEngine | VLLMServerEngine
+
+CANARIES, CANARY_TOKENS = 3, 8
+
+
+class VLLMDrawing:
+    """Draws with vLLM and scores with the trainer's own models.
+
+    After every push the engine's log-probs of a few canary sequences must be the trainer's: training on another
+    model's draws would look like training. `shared`: one server draws for all processes; the first one pushes.
+    """
+
+    def __init__(
+        self,
+        inner: Drawing,
+        engine: "PushedEngine",
+        config: DistillationConfig,
+        prompts: Sequence[Prompt],
+        shared: bool,
+    ):
+        self.inner, self.engine, self.config, self.shared = inner, engine, config, shared
+        self.adapters, self.anchor_moves = inner.adapters, inner.anchor_moves
+        self.canary = Canary(canary_sequences(prompts, config.max_completion_length), engine.dtype)
+        self._versions = {"policy": 0, "anchor": 0}
+        self._held: dict[str, tuple[str, int]] = {}
+        """Whose weights, and from which step, each adapter of the engine has; "" is the whole model."""
+
+    def begin_step(self) -> None:
+        """See `Drawing`."""
+        self.inner.begin_step()
+        self._versions["policy"] += 1
+        self._versions["anchor"] += self.anchor_moves
+
+    def draw(
+        self, prompts: Sequence[Prompt], k: int, m: int, policy: SamplingParams, anchor: SamplingParams
+    ) -> Drawn:
+        """See `Drawing`. Log-probs are the trainer's; the engine's own of the policy's draws are beside them."""
+        ours = self._draw("policy", prompts, k, policy)
+        sampled = [draws.logprobs for draws in ours] if k else None
+        ours = self._scored("policy", prompts, ours)
+        theirs = self._scored("anchor", prompts, self._draw("anchor", prompts, m, anchor))
+        return Drawn(ours, theirs, sampled)
+
+    def token_logprobs(self, role: str, sequences: TokenSequences, temperature: float) -> list[Tensor]:
+        """See `Drawing`."""
+        return self.inner.token_logprobs(role, sequences, temperature)
+
+    def hand_over(self, role: str, engine: "PushedEngine") -> None:
+        """See `Drawing`."""
+        self.inner.hand_over(role, engine)
+
+    def _draw(
+        self, role: str, prompts: Sequence[Prompt], count: int, sampling: SamplingParams
+    ) -> list[Draws]:
+        if not count:
+            return no_draws(prompts)
+        options = self._bring(role)
+        drawn = self.engine.draw(prompts, count, sampling, **options)
+        if self.shared:
+            wait_for_all()  # the next push must not meet another process's draws
+        return drawn
+
+    def _bring(self, role: str) -> dict[str, Any]:
+        """Let the engine hold a role's model as it is now; returns the options to draw from it with."""
+        name = self.adapters[role]
+        if name == REFERENCE:
+            return {}  # the base, which never moves
+        options: dict[str, Any] = {"adapter": name} if name else {}
+        if self._held.get(name) != (role, self._versions[role]):
+            mine = self._sums(role)  # on every process: shards are gathered for it
+            push = partial(self.inner.hand_over, role, self.engine)
+            first_process_first(push) if self.shared else push()
+            self._held[name] = (role, self._versions[role])
+            other = "anchor" if role == "policy" else "policy"
+            self.canary.check(
+                self.engine.completion_logprobs(self.canary.sequences, **options),
+                mine,
+                pushed=f"the {role}",
+                others={f"the {other}": partial(self._sums, other)},
+            )
+        return options
+
+    def _sums(self, role: str) -> list[float]:
+        values = self.inner.token_logprobs(role, self.canary.sequences, 1.0)
+        return [float(each.sum()) for each in values]
+
+    def _scored(self, role: str, prompts: Sequence[Prompt], drawn: list[Draws]) -> list[Draws]:
+        """The draws with the trainer's log-probs in place of the engine's."""
+        sequences = TokenSequences.of(prompts, drawn)
+        if not len(sequences):
+            return drawn
+        values = iter(self.inner.token_logprobs(role, sequences, self.config.temperature))
+        return [replace(d, logprobs=[next(values).tolist() for _ in d.completions]) for d in drawn]
+
+
+def vllm_engine(model: PreTrainedModel, tokenizer: Tokenizer, config: DistillationConfig) -> "PushedEngine":
+    """The engine that the settings ask for, over the model's own path; its first weights are never drawn from.
+
+    Raises:
+        ConfigError: a model in memory that lies nowhere, or vLLM is not installed.
+        ModelError: vLLM cannot load the model.
+    """
+    path = model.name_or_path
+    if not path:
+        raise ConfigError(
+            "use_vllm: vLLM loads the model from its path, and this one has none; give the path"
+        )
+    dtype = str(config.compute_dtype(model.dtype)).removeprefix("torch.")
+    if config.vllm_mode == "server":
+        from nonpareil.engines.vllm_server import VLLMServerEngine
+
+        folder = Path(str(config.output_dir))  # what server and trainer share, if anything
+        folder.mkdir(parents=True, exist_ok=True)
+        return VLLMServerEngine(
+            config.vllm_server_base_url or "",
+            tokenizer,
+            end_token_ids(model, tokenizer),
+            push_directory=str(folder.resolve()),
+        )
+    from nonpareil.engines.vllm import VLLMEngine
+
+    return VLLMEngine(
+        path,
+        tokenizer,
+        dtype=dtype,
+        max_lora_rank=config.lora_r if config.use_peft else None,
+        gpu_memory_utilization=config.vllm_gpu_memory_utilization
+        or (0.3 if model.device.type == "cuda" else None),
+    )
+
+
+def canary_sequences(prompts: Sequence[Prompt], max_completion_length: int) -> TokenSequences:
+    """A few short prompts, each followed by the beginning of another: any tokens will do.
+
+    Raises:
+        DataError: no prompt and completion leave a token of the window free, which vLLM needs for scoring.
+    """
+    length = min(CANARY_TOKENS, max_completion_length - 1)
+    if length < 1:
+        raise DataError(
+            f"max_completion_length={max_completion_length} must be at least 2 with vLLM: its log-probs are "
+            "compared with the trainer's on completions that leave one token free"
+        )
+    shortest = sorted(prompts, key=lambda prompt: len(prompt.token_ids))[:CANARIES]
+    ids = [prompt.token_ids for prompt in shortest]
+    return TokenSequences(ids, [other[:length] for other in reversed(ids)])

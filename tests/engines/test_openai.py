@@ -1,0 +1,247 @@
+"""Draws from real servers on loopback: the small one of openai_server.py, with its faults."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nonpareil import remote
+from nonpareil.engines.openai import OpenAIEngine
+from nonpareil.errors import RemoteError
+from nonpareil.records import Group, Prompt, SamplingParams
+from nonpareil.remote import JsonClient
+from tests.engines.openai_server import MODEL, OpenAIServer
+from tests.tiny import UNEVEN, make_model, make_tokenizer, worst_error
+
+SAMPLING = SamplingParams(max_completion_length=8, seed=5)
+TEXTS = [Prompt(f"t{i}", text, []) for i, text in enumerate(["the film", "a", "not very good", "was"])]
+TALKS = [Prompt(f"c{i}", [{"role": "user", "content": str(p.prompt)}], []) for i, p in enumerate(TEXTS)]
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., OpenAIServer]]:
+    servers = []
+
+    def start(**habits: Any) -> OpenAIServer:
+        servers.append(OpenAIServer(**habits))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
+
+
+def engine_of(server: OpenAIServer, model: str = MODEL, prompt: Prompt = UNEVEN[0]) -> OpenAIEngine:
+    client = JsonClient(server.url, timeout=30, max_concurrency=4, max_retries=2)
+    return OpenAIEngine(model, client, (prompt, SAMPLING))
+
+
+def test_what_is_stored_is_what_the_served_model_drew(serve):
+    server = serve()
+    engine = engine_of(server)
+    told: list[tuple[int, int]] = []
+    drawn = engine.draw(UNEVEN, 5, SAMPLING, lambda prompts, tokens: told.append((prompts, tokens)))
+    assert worst_error(make_model(), UNEVEN, drawn, SAMPLING) < 1e-4
+    tokenizer = make_tokenizer()
+    for prompt, draws in zip(UNEVEN, drawn, strict=True):
+        assert draws.completions == tokenizer.batch_decode(
+            draws.completion_token_ids, skip_special_tokens=True
+        )
+        for ids, reason in zip(draws.completion_token_ids, draws.finish_reasons, strict=True):
+            assert reason == ("stop" if ids[-1] == tokenizer.eos_token_id else "length")
+        assert len({tuple(ids) for ids in draws.completion_token_ids}) > 1
+        assert Group.of(prompt, draws).prompt_token_ids == prompt.token_ids
+    lengths = [sum(map(len, draws.completion_token_ids)) for draws in drawn]
+    assert sorted(told) == sorted((1, length) for length in lengths)
+    # The trial, then one request a prompt.
+    assert [request["n"] for _, request in server.posts] == [2] + [5] * len(UNEVEN)
+    assert engine.describe() == {
+        "engine": "openai",
+        "model": MODEL,
+        "server": "vllm",
+        "endpoint": "completions",
+        "token_ids": True,
+        "logprobs": True,
+    }
+
+
+@pytest.mark.parametrize("habit", [{"most": 1}, {"most": 3}, {"refuses_many": True}])
+def test_a_server_that_answers_fewer_choices_gives_the_same_groups(serve, habit):
+    usual = engine_of(serve()).draw(UNEVEN, 7, SAMPLING)
+    server = serve(**habit)
+    assert engine_of(server).draw(UNEVEN, 7, SAMPLING) == usual
+    # Noticed at the trial of two, where it answers but one.
+    asked = [request["n"] for _, request in server.posts]
+    assert asked[0] == 2
+    if habit != {"most": 3}:
+        assert set(asked[1:]) == {1}
+    seeds = [request["seed"] for _, request in server.posts[1:] if request["max_tokens"] == 8]
+    assert len(set(seeds)) == len(seeds), "two requests with one seed draw the same"
+
+
+def test_requests_stay_within_the_protocols_most_choices(serve):
+    server = serve()
+    (drawn,) = engine_of(server).draw(UNEVEN[:1], 150, replace(SAMPLING, max_completion_length=2))
+    assert len(drawn.completions) == 150
+    assert sorted(request["n"] for _, request in server.posts) == [2, 22, 128]
+
+
+def test_the_seed_decides_and_the_other_prompts_do_not(serve):
+    engine = engine_of(serve())
+    together = engine.draw(UNEVEN, 4, SAMPLING)
+    assert [engine.draw([prompt], 4, SAMPLING)[0] for prompt in UNEVEN] == together
+    other = engine.draw(UNEVEN, 4, replace(SAMPLING, seed=6))
+    assert all(a.completion_token_ids != b.completion_token_ids for a, b in zip(together, other, strict=True))
+
+
+@pytest.mark.parametrize("habit", [{"most": 1}, {}])
+def test_draws_that_are_all_equal_are_refused(serve, habit):
+    server = serve(ignores_seed=True, **habit)
+    with pytest.raises(RemoteError, match=r"equal completions throughout: the server is greedy"):
+        engine_of(server).draw(UNEVEN, 3, SAMPLING)
+
+
+@pytest.mark.parametrize("change", [{"temperature": 0.6}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}])
+def test_logprobs_of_another_distribution_than_the_one_sampled_are_not_kept(serve, change):
+    server = serve()
+    sampling = replace(SAMPLING, **change)
+    client = JsonClient(server.url, timeout=30, max_concurrency=4, max_retries=2)
+    engine = OpenAIEngine(MODEL, client, (UNEVEN[0], sampling))
+    drawn = engine.draw(UNEVEN, 3, sampling)
+    assert all(ids for draws in drawn for ids in draws.completion_token_ids)
+    assert not any(values for draws in drawn for values in draws.logprobs)
+    assert engine.describe()["logprobs"] is False
+    for _, request in server.posts:
+        assert {name: request[name] for name in change} == change
+
+
+def test_text_and_talk_without_a_tokenizer(serve):
+    for prompts, endpoint in ((TEXTS, "completions"), (TALKS, "chat/completions")):
+        plain = serve(owner="someone")
+        engine = engine_of(plain, prompt=prompts[0])
+        drawn = engine.draw(prompts, 3, SAMPLING)
+        assert {path for path, _ in plain.posts} == {endpoint}
+        for _, request in plain.posts:
+            sent = {"model", "n", "max_tokens", "temperature", "top_p", "seed", "prompt", "messages"}
+            assert set(request) <= sent, "a strict server refuses what it does not know"
+        assert all(draws.completion_token_ids == draws.logprobs == [[], [], []] for draws in drawn)
+        assert all(Group.of(p, d).prompt_token_ids == [] for p, d in zip(prompts, drawn, strict=True))
+        assert (engine.describe()["token_ids"], engine.describe()["server"]) == (False, "someone")
+
+        # vLLM gives the ids of text too, and is told to leave out the model's own generation_config.
+        vllm = serve()
+        known = engine_of(vllm, prompt=prompts[0]).draw(prompts, 3, SAMPLING)
+        assert [draws.completions for draws in known] == [draws.completions for draws in drawn]
+        read = [
+            Prompt(p.prompt_id, p.prompt, d.prompt_token_ids) for p, d in zip(prompts, known, strict=True)
+        ]
+        assert all(prompt.token_ids[0] == 1 for prompt in read)
+        kept = [Group.of(p, d).prompt_token_ids for p, d in zip(prompts, known, strict=True)]
+        assert kept == [prompt.token_ids for prompt in read]
+        assert worst_error(make_model(), read, known, SAMPLING) < 1e-4
+        assert all(request["repetition_penalty"] == 1.0 for _, request in vllm.posts[1:])
+        assert all(request["top_k"] == request["min_p"] == 0 for _, request in vllm.posts[1:])
+
+
+@pytest.mark.parametrize(("ids", "logprobs"), [(False, True), (True, False)])
+def test_what_a_server_does_not_give_is_empty(serve, ids, logprobs):
+    engine = engine_of(serve(ids=ids, logprobs=logprobs))
+    drawn = engine.draw(UNEVEN, 3, SAMPLING)
+    assert {bool(one) for draws in drawn for one in draws.completion_token_ids} == {ids}
+    assert {bool(one) for draws in drawn for one in draws.logprobs} == {False}  # of no use without ids
+    assert (engine.describe()["token_ids"], engine.describe()["logprobs"]) == (ids, False)
+
+
+def test_a_group_has_ids_of_all_its_completions_or_of_none(serve):
+    def spoil(number: int, request: dict, answer: dict) -> None:
+        if number == 2:
+            answer["choices"][0].pop("token_ids")
+        if number == 3:
+            answer["choices"][0]["logprobs"]["token_logprobs"].append(-0.5)
+
+    drawn = engine_of(serve(spoil=spoil)).draw(UNEVEN, 3, SAMPLING)
+    kept = sorted(
+        tuple(kind(lists) for lists in (d.completion_token_ids, d.logprobs) for kind in (any, all))
+        for d in drawn
+    )
+    neither, no_logprobs, both = (False,) * 4, (True, True, False, False), (True,) * 4
+    assert kept == [neither, no_logprobs] + [both] * 3
+
+
+def first(answer: dict) -> dict:
+    return answer["choices"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda a: first(a).update(finish_reason="content_filter"), "finish_reason='content_filter'"),
+        (lambda a: first(a).update(finish_reason=None), "finish_reason=None"),
+        (lambda a: first(a).update(finish_reason="tool_calls"), "finish_reason='tool_calls'"),
+        (lambda a: a["choices"].clear(), "has 0 choices, and n=3 were asked for"),
+        (lambda a: a["choices"].extend([first(a)] * 4), "has 7 choices, and n=3"),
+        (lambda a: a.update(choices="?"), "no list of choices"),
+        (lambda a: first(a).update(text=None), "a choice has no text"),
+        (lambda a: first(a).update(token_ids=[7] * 9), "9 tokens, over max_completion_length=8"),
+        (
+            lambda a: a.update(usage={"completion_tokens": 25}),
+            "25 tokens for n=3 and max_completion_length=8",
+        ),
+        (lambda a: first(a).update(prompt_token_ids=[1, 1]), "read other prompt ids than were sent"),
+    ],
+)
+def test_answers_that_cannot_be_used_are_errors(serve, change, says):
+    server = serve(spoil=lambda number, request, answer: change(answer) if number else None)
+    with pytest.raises(RemoteError, match=says):
+        engine_of(server).draw(UNEVEN, 3, SAMPLING)
+
+
+def test_chats_that_are_no_plain_text(serve):
+    def empty(number: int, request: dict, answer: dict) -> None:
+        for choice in answer["choices"]:
+            choice["message"]["content"] = None if number == 1 else "so"
+            if number == 2:
+                choice["message"]["reasoning_content"] = "because"
+
+    drawn = engine_of(serve(spoil=empty), prompt=TALKS[0]).draw(TALKS[:3], 2, SAMPLING)
+    assert sorted(draws.completions for draws in drawn) == [["", ""], ["so", "so"], ["so", "so"]]
+    # Where the reasoning is kept apart, the ids are not those of the completion.
+    assert [any(draws.completion_token_ids) for draws in drawn].count(False) == 1
+
+    def tool(number: int, request: dict, answer: dict) -> None:
+        first(answer)["message"]["tool_calls"] = [{"type": "function"}]
+
+    with pytest.raises(RemoteError, match="called a tool"):
+        engine_of(serve(spoil=tool), prompt=TALKS[0]).describe()
+
+
+def test_refusals_carry_the_servers_words_and_storms_pass(serve):
+    with pytest.raises(RemoteError, match="404 Not Found: refused, 404"):
+        engine_of(serve(), model="no-such-model").describe()
+    with pytest.raises(RemoteError, match="400 Bad Request: refused, 400"):
+        engine_of(serve(refuse=lambda number: 400 if number > 2 else None)).draw(UNEVEN, 3, SAMPLING)
+    with pytest.raises(RemoteError, match=r"gave up after 3 tries; the last: 503 .*refused, 503"):
+        engine_of(serve(refuse=lambda number: 503 if number > 2 else None)).draw(UNEVEN, 3, SAMPLING)
+    usual = engine_of(serve()).draw(UNEVEN, 3, SAMPLING)
+    stormy = serve(refuse=lambda number: 429 if number % 2 else None)
+    client = JsonClient(stormy.url, timeout=30, max_concurrency=4, max_retries=30)
+    assert OpenAIEngine(MODEL, client, (UNEVEN[0], SAMPLING)).draw(UNEVEN, 3, SAMPLING) == usual
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_server_without_a_list_of_models(serve, status):
+    engine = engine_of(serve(lists_models=status))
+    described = engine.describe()
+    assert (described["model"], described["server"]) == (MODEL, None)
+    assert len(engine.draw(UNEVEN, 2, SAMPLING)) == len(UNEVEN)
+
+
+def test_a_server_too_busy_to_list_its_models_is_not_taken_for_another(serve):
+    with pytest.raises(RemoteError, match=r"GET .*models: gave up after 3 tries; the last: 503"):
+        engine_of(serve(lists_models=503)).describe()
