@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from nonpareil.models.fingerprint import fingerprint
 from nonpareil.models.logprobs import TokenSequences, completion_logprobs
@@ -121,3 +121,21 @@ def test_vllms_settings_are_refused_for_another_engine(nonpareil):
     status, _, err = nonpareil("sample", vllm_max_model_len=24)
     assert status != 0
     assert "vllm_max_model_len=24 is not read by engine=transformers" in " ".join(err.split())
+
+
+@pytest.mark.vllm
+def test_a_reward_model_on_vllm_scores_what_transformers_drew(sample, files):
+    LlamaForSequenceClassification(config(**SIZES)).save_pretrained(files / "rm")
+    scores = {}
+    for engine in ("transformers", "vllm"):
+        sample(
+            reward_funcs=None,
+            reward_model_name_or_path=files / "rm",
+            reward_engine=engine,
+            reward_dtype="float32",
+            dtype="float32",
+            output_dir=files / engine,
+        )
+        scores[engine] = [value for group in read_groups(files / engine) for value in group.rewards]
+    assert len(scores["vllm"]) == 48
+    assert scores["vllm"] == pytest.approx(scores["transformers"], abs=1e-3)

@@ -234,8 +234,8 @@ def test_rows_of_the_base_model_that_got_an_adapter_are_caught(pushed: VLLMEngin
     base, anchor = with_adapter(peft_model, None), with_adapter(peft_model, "anchor")
     canary = Canary(CANARIES, pushed.dtype)
     with pytest.raises(SyncError, match=r"They are those of anchor: the engine mixes its models up"):
-        canary.check(mixed, base, "base", {"anchor": anchor})
-    assert canary.check(pushed.completion_logprobs(CANARIES), base, "base", {"anchor": anchor}) < 1e-4
+        canary.check(mixed, base, "base", {"anchor": lambda: anchor})
+    assert canary.check(pushed.completion_logprobs(CANARIES), base, "base", {"anchor": lambda: anchor}) < 1e-4
 
 
 def test_what_an_adapter_engine_refuses(pushed: VLLMEngine, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.engines.transformers import check_prompts, check_sampling
 from nonpareil.engines.vllm_extension import EXTENSION
-from nonpareil.engines.vllm_load import make_llm, save_tensors, shut_down, supported_rank
 from nonpareil.engines.vllm_requests import (
     LOGPROBS_MODE,
     Choice,
@@ -20,6 +19,7 @@ from nonpareil.errors import ConfigError, DataError, EngineError, SyncError
 from nonpareil.models.devices import best_device, resolve_dtype
 from nonpareil.models.loading import stored_end_token_ids
 from nonpareil.models.logprobs import TokenSequences
+from nonpareil.models.vllm_load import make_llm, save_tensors, shut_down, supported_rank
 from nonpareil.records import Draws, Prompt, SamplingParams
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.engines.transformers import check_prompts, check_sampling
 from nonpareil.engines.vllm_extension import EXTENSION
-from nonpareil.engines.vllm_load import save_tensors
 from nonpareil.engines.vllm_requests import (
     LOGPROBS_MODE,
     Choice,
@@ -21,6 +20,7 @@ from nonpareil.engines.vllm_requests import (
 )
 from nonpareil.errors import ConfigError, DataError, EngineError, SyncError
 from nonpareil.models.logprobs import TokenSequences
+from nonpareil.models.vllm_load import save_tensors
 from nonpareil.records import Draws, Prompt, SamplingParams
 
 if TYPE_CHECKING:

@@ -73,6 +73,10 @@ class RewardInputOptions(RemoteRewardOptions):
             "Begin with the begin token, where the reward model was trained so and its tokenizer does not."
         ),
     )
+    reward_engine: str = field(
+        default="transformers",
+        metadata=_help("What reward models run on: transformers, or vllm where it knows the model's class."),
+    )
     reward_overlong: str = field(
         default="error", metadata=_help("error, or truncate: cut the prompt from its left to fit the window.")
     )
@@ -156,7 +160,15 @@ def require_all(options: Any, *, prompts_from_groups: bool = False) -> None:
 def load_reward(
     options: RewardInputOptions, weights: list[float] | None, timeout: float | None
 ) -> "CombinedReward":
-    """The rewards of the options: the model first, then functions, endpoints and the judge."""
+    """The rewards of the options: the model first, then functions, endpoints and the judge.
+
+    Raises:
+        ConfigError: an engine for reward models, and no reward model named.
+    """
+    if options.reward_engine != "transformers" and not options.reward_model_name_or_path:
+        raise ConfigError(
+            f"reward_engine={options.reward_engine!r} runs reward models, and reward_model_name_or_path names none"
+        )
     from nonpareil.rewards import load_rewards
 
     return load_rewards(
@@ -168,6 +180,7 @@ def load_reward(
         append_eos=options.reward_append_eos,
         prepend_bos=options.reward_prepend_bos,
         overlong=options.reward_overlong,
+        engine=options.reward_engine,
     )
 
 
@@ -187,6 +200,7 @@ def load_unseen_reward(
         api_key_env=options.reward_api_key_env,
         dtype=options.reward_dtype,
         overlong=options.reward_overlong,
+        engine=options.reward_engine,
     )
     for name in unseen.names:
         if name in reward.names:

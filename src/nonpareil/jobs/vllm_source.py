@@ -5,10 +5,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.engines.transformers import check_prompts
-from nonpareil.engines.vllm_load import adapter_rank, supported_rank
 from nonpareil.engines.vllm_requests import check_vllm_sampling
 from nonpareil.errors import ConfigError
 from nonpareil.jobs.policy import PolicySource
+from nonpareil.models.vllm_load import adapter_rank, supported_rank
 from nonpareil.records import Prompt, SamplingParams
 
 if TYPE_CHECKING:

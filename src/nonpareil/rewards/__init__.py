@@ -35,6 +35,8 @@ TEXT_OPTIONS = ("append_eos", "prepend_bos", "max_length", "overlong")
 """Of a reward model's options, those that also hold where vLLM serves it."""
 _LATER = {"JudgeReward": "judge", "RewardModel": "model", "VLLMReward": "remote_vllm"}
 
+ENGINES = ("transformers", "vllm")
+"""What a reward model runs on."""
 RewardSpec = Reward | Callable[..., Any] | str | Path
 """A reward, a function, a model in memory, or the name of a function, model or endpoint."""
 
@@ -53,6 +55,7 @@ def load_rewards(
     weights: Sequence[float] | None = None,
     timeout: float | None = None,
     api_key_env: str | None = None,
+    engine: str = "transformers",
     **model_options: Any,
 ) -> CombinedReward:
     """Rewards from what a user names, combined.
@@ -66,6 +69,7 @@ def load_rewards(
         weights: one a reward; 1 each by default.
         timeout: seconds a function may take a call, and an endpoint a request.
         api_key_env: the environment variable whose value is sent to endpoints as a bearer token.
+        engine: what reward models run on, "transformers" or "vllm".
         **model_options: for every reward model, as `RewardModel` takes them: `dtype`, `append_eos`, ...
 
     Raises:
@@ -78,15 +82,23 @@ def load_rewards(
         raise ConfigError(
             f"{len(own_tokenizers)} reward tokenizers for {len(listed)} rewards; give one each, or None"
         )
-    _check_options(model_options)
+    if engine not in ENGINES:
+        raise ConfigError(f"reward_engine={engine!r} must be one of {', '.join(ENGINES)}")
+    _check_options(model_options, engine)
     pairs = zip(listed, own_tokenizers, strict=True)
     return CombinedReward(
-        [_load(spec, tokenizer, timeout, api_key_env, model_options) for spec, tokenizer in pairs], weights
+        [_load(spec, tokenizer, timeout, api_key_env, engine, model_options) for spec, tokenizer in pairs],
+        weights,
     )
 
 
 def _load(
-    spec: Any, tokenizer: Any, timeout: float | None, api_key_env: str | None, model_options: dict[str, Any]
+    spec: Any,
+    tokenizer: Any,
+    timeout: float | None,
+    api_key_env: str | None,
+    engine: str,
+    model_options: dict[str, Any],
 ) -> Reward:
     if isinstance(spec, Path):
         spec = str(spec)
@@ -101,9 +113,17 @@ def _load(
         if hasattr(spec, "score") and hasattr(spec, "describe"):
             return spec
         return FunctionReward(spec, timeout=timeout)
+    return _model_class(engine)(spec, tokenizer, **model_options)
+
+
+def _model_class(engine: str) -> type:
+    if engine == "vllm":
+        from nonpareil.rewards.vllm_model import VLLMRewardModel
+
+        return VLLMRewardModel
     from nonpareil.rewards.model import RewardModel
 
-    return RewardModel(spec, tokenizer, **model_options)
+    return RewardModel
 
 
 def _endpoint(spec: str, tokenizer: Any, model_options: dict[str, Any], **settings: Any) -> Reward:
@@ -122,14 +142,12 @@ def _is_torch_module(spec: Any) -> bool:
     return torch is not None and isinstance(spec, torch.nn.Module)
 
 
-def _check_options(options: dict[str, Any]) -> None:
+def _check_options(options: dict[str, Any], engine: str) -> None:
     if not options:
         return
-    from nonpareil.rewards.model import RewardModel
-
     known = [
         name
-        for name in inspect.signature(RewardModel).parameters
+        for name in inspect.signature(_model_class(engine)).parameters
         if name not in ("model", "tokenizer", "name")
     ]
     for name in options:

@@ -1,11 +1,12 @@
 """Text to the ids a reward model scores: its own tokenizer, one beginning token, nothing cut silently."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from nonpareil.errors import DataError, ModelError
-from nonpareil.records import Message, ScoreRequest
+from nonpareil.records import Message, ScoreRequest, Scores
 
 Overlong = Literal["error", "truncate"]
 
@@ -124,6 +125,24 @@ class RewardEncoder:
                 [], failure=f"completion alone is over the limit of {limit} tokens", truncated=True
             )
         return EncodedText(ids[:head] + ids[len(ids) - room :], truncated=True)
+
+
+def score_once(
+    encoded: Sequence[EncodedText], score_rows: Callable[[list[tuple[int, ...]]], list[float]]
+) -> Scores:
+    """Each text's logit; None where it is not finite or the text cannot be scored.
+
+    Equal texts are scored once: less work, and they tie exactly whatever a batch does to rounding.
+    """
+    unique = list(dict.fromkeys(tuple(text.token_ids) for text in encoded if text.failure is None))
+    logits = dict(zip(unique, score_rows(unique), strict=True))
+    values, failures = [], []
+    for text in encoded:
+        value = logits.get(tuple(text.token_ids), math.nan)
+        failure = text.failure or (None if math.isfinite(value) else f"score is {value}")
+        values.append(value if failure is None else None)
+        failures.append(failure)
+    return Scores(values, failures)
 
 
 def text_of(completion: str | list[Message]) -> str:

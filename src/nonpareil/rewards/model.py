@@ -20,6 +20,7 @@ from nonpareil.rewards.encoding import (
     RewardEncoder,
     check_special_tokens,
     length_limit,
+    score_once,
 )
 
 
@@ -98,16 +99,7 @@ class RewardModel:
         """
         encoded = self._encoder.encode(request)
         self.truncated += sum(text.truncated for text in encoded)
-        # Equal texts are scored once: less work, and they tie exactly whatever a batch does to rounding.
-        unique = list(dict.fromkeys(tuple(text.token_ids) for text in encoded if text.failure is None))
-        logits = dict(zip(unique, self._score_rows(unique), strict=True))
-        values, failures = [], []
-        for text in encoded:
-            value = logits.get(tuple(text.token_ids), math.nan)
-            failure = text.failure or (None if math.isfinite(value) else f"score is {value}")
-            values.append(value if failure is None else None)
-            failures.append(failure)
-        return Scores(values, failures)
+        return score_once(encoded, self._score_rows)
 
     def inspect(self, request: ScoreRequest) -> list[list[int]]:
         """The exact token ids scored for each completion, special tokens included; empty where none can be.

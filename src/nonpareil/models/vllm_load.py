@@ -15,8 +15,10 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The maximal ranks that vLLM compiles for; an adapter's rank is rounded up."""
 
 
-def make_llm(model: str, **settings: Any) -> Any:
+def make_llm(model: str, *, default_gpu_share: float | None = None, **settings: Any) -> Any:
     """A `vllm.LLM` over token ids alone, with what a CPU needs set where the user has not set it.
+
+    `default_gpu_share` is the gpu_memory_utilization of a GPU where the settings name none.
 
     Raises:
         ConfigError: vLLM is not installed.
@@ -35,8 +37,10 @@ def make_llm(model: str, **settings: Any) -> Any:
         if "gpu_memory_utilization" not in settings:  # which that variable would override
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         settings["enforce_eager"] = True
+    elif default_gpu_share is not None:
+        settings.setdefault("gpu_memory_utilization", default_gpu_share)
     try:
-        return LLM(model=model, skip_tokenizer_init=True, **settings)
+        return LLM(model=model, **{"skip_tokenizer_init": True, **settings})
     except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
         raise ModelError(f"vLLM could not load {model!r}: {error}") from error
 
