@@ -22,6 +22,7 @@ def train(folder: Path, settings: dict[str, Any]) -> None:
     anchor = trainer.anchor.weights().values() if trainer.anchor is not None else ()
     held = {
         "processes": num_processes(),
+        "read_in_shards": trainer._weights is not None,
         "policy": sum(local(p).numel() for p in trainer.model.parameters()),
         "anchor": sum(local(p).numel() for p in anchor),
         "optimizer": sum(

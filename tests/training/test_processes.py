@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from nonpareil.models.anchors import ANCHOR_FILE
-from tests.tiny import make_tokenizer
+from tests.tiny import favour, make_model, make_tokenizer
 from tests.training.conftest import ending_model, metrics
 
 pytestmark = pytest.mark.distributed
@@ -38,7 +38,16 @@ JOBS: dict[str, dict[str, Any]] = {
     "accumulated": {**SGD, "gradient_accumulation_steps": 2, "max_steps": 2},
     "passes": {**SGD, "max_tokens_per_batch": 20},
 }
-SHARDED = ("jbond", "adamw", "bond", "regression", "passes")
+SHARDED = ("jbond", "adamw", "bond", "regression", "passes", "files")
+
+
+def tied_model(folder: Path) -> str:
+    """One whose head is its embeddings, and that ends by an id which its generation config alone names."""
+    model = favour(make_model("tied"), 2, 1.0)
+    model.generation_config.eos_token_id = [2, 8]
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return str(folder)
 
 
 def launch(processes: int, arguments: list[str], **environment: str) -> subprocess.CompletedProcess:
@@ -67,10 +76,13 @@ def train(folder: Path, processes: int, jobs: dict[str, dict[str, Any]]) -> Path
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same jobs on one process, on two, on two that share the weights, and on four, some idle at times."""
     folder = tmp_path_factory.mktemp("processes")
-    sharded = {name: {**JOBS[name], "shard_weights": True} for name in SHARDED}
+    files = {"files": {**SAVED, "model": tied_model(folder / "model")}}
+    sharded = {
+        name: {**job, "shard_weights": True} for name, job in {**JOBS, **files}.items() if name in SHARDED
+    }
     lora = {"lora": {**SAVED, "use_peft": True, "lora_r": 4}}
     return {
-        "one": train(folder / "one", 1, {**JOBS, **lora}),
+        "one": train(folder / "one", 1, {**JOBS, **lora, **files}),
         "two": train(folder / "two", 2, {**JOBS, **lora}),
         "sharded": train(folder / "sharded", 2, sharded),
         "four": train(folder / "four", 4, {"jbond": JOBS["jbond"]}),
@@ -121,6 +133,13 @@ def test_shards_are_shards(runs: dict[str, Path], kind: str, processes: int) -> 
         else:
             assert sum(h[what] for h in held) == alone[what]
             assert max(h[what] for h in held) <= 1.3 * alone[what] / processes
+
+
+def test_a_path_is_read_shard_by_shard(runs: dict[str, Path]) -> None:
+    held = json.loads((runs["sharded"] / "files" / "held.json").read_text())
+    assert [h["read_in_shards"] for h in held] == [True, True]
+    (alone,) = json.loads((runs["one"] / "files" / "held.json").read_text())
+    assert sum(h["policy"] for h in held) == alone["policy"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Training draws with real vLLM: its draws are the policy's after every update, and what goes wrong is caught."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -196,3 +197,29 @@ def test_a_server_draws_for_training(tmp_path: Path) -> None:
     assert all(line["sampling/sampling_logp_difference/max"] < 2e-3 for line in lines)
     start = tied_llama().state_dict()
     assert max((p - start[n]).abs().max() for n, p in trainer.model.named_parameters()) > 0.01
+
+
+@pytest.mark.vllm
+def test_sharded_processes_draw_from_one_server_and_hold_no_whole_model(tmp_path: Path) -> None:
+    from tests.engines.test_vllm_server import serving
+    from tests.engines.vllm_models import save, tied_llama
+    from tests.training.test_processes import train
+
+    path = save(tied_llama(), tmp_path / "model")
+    with serving(path, tmp_path) as url:
+        settings = {**SETTINGS, "vllm_mode": "server", "vllm_server_base_url": url, "model": path}
+        train(
+            tmp_path / "two",
+            2,
+            {"jbond": {**settings, "per_device_train_batch_size": 3, "shard_weights": True}},
+        )
+        train(tmp_path / "one", 1, {"jbond": settings})
+    held = json.loads((tmp_path / "two" / "jbond" / "held.json").read_text())
+    assert [h["read_in_shards"] for h in held] == [True, True]
+    whole = sum(p.numel() for p in tied_llama().parameters())
+    assert sum(h["policy"] for h in held) == sum(h["anchor"] for h in held) == whole
+    two, one = metrics(tmp_path / "two" / "jbond"), metrics(tmp_path / "one" / "jbond")
+    assert [line["step"] for line in two] == [1, 2, 3]
+    for mine, alone in zip(two, one, strict=True):
+        assert mine["sampling/sampling_logp_difference/max"] < 2e-3
+        assert mine["loss"] == pytest.approx(alone["loss"], rel=1e-2, abs=1e-3)

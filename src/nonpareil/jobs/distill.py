@@ -200,7 +200,7 @@ def _trainer(
         held_out = _prompts(options, policy, eval_source, options.dataset_test_split, held_out=True)
         policy.check(held_out, config.sampling(config.seed))
     return DistillationTrainer(
-        policy.load(),
+        policy.local_path() if config.shard_weights else policy.load(),
         reward,
         config,
         prompts,

@@ -11,6 +11,7 @@ from nonpareil.engines.transformers import TransformersEngine, check_prompts, ch
 from nonpareil.errors import ModelError
 from nonpareil.models.adapters import adapter_base
 from nonpareil.models.devices import best_device, resolve_dtype
+from nonpareil.models.empty import model_folder
 from nonpareil.models.fingerprint import fingerprint
 from nonpareil.models.loading import load_policy, load_tokenizer
 from nonpareil.records import Prompt, SamplingParams
@@ -44,6 +45,10 @@ class PolicySource:
     def load(self, dtype: str | None = None) -> PreTrainedModel:
         """The model, on the best device of this machine."""
         return load_policy(self.name_or_path, dtype=dtype or self.dtype, revision=self.revision)[0]
+
+    def local_path(self) -> str:
+        """The model's folder on this machine; a hub model's is downloaded."""
+        return str(model_folder(self.name_or_path, self.revision))
 
     def engine(self, max_tokens_per_batch: int) -> TransformersEngine:
         """The engine over the model, which is loaded now."""

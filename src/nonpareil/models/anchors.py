@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nonpareil.errors import DataError
+from nonpareil.models.devices import best_device
 from nonpareil.models.distributed import process_index
-from nonpareil.models.sharding import copy_whole, is_sharded, local, whole
+from nonpareil.models.sharding import copy_whole, is_empty, is_sharded, local, make_room, whole
 
 ANCHOR_FILE = "anchor.safetensors"
 
@@ -108,8 +109,11 @@ class WorkingCopy:
     token; this casts once a step, and holds one copy for both models.
     """
 
-    def __init__(self, policy: PreTrainedModel, dtype: torch.dtype):
+    def __init__(self, policy: PreTrainedModel, dtype: torch.dtype, device: torch.device | None = None):
+        """`device`: of a policy whose weights are still to be read; else the copy lies where the policy does."""
         self.model = cast(PreTrainedModel, copy.deepcopy(policy).eval().requires_grad_(False))
+        if is_empty(self.model):
+            make_room(self.model, device or best_device())
         for parameter in self.model.parameters():
             # Weights only: model.to(dtype) would round the rotary frequencies too, which from_pretrained does not.
             parameter.data = parameter.data.to(dtype)

@@ -55,6 +55,20 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
+def is_empty(model: nn.Module) -> bool:
+    """Whether its weights are still to be read; see `empty.empty_policy`."""
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def make_room(model: Any, device: torch.device) -> None:
+    """Memory for the weights, or shards, of an empty model; what is in it is undefined until they are read."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.to_empty(device=device)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    model.tie_weights()
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The whole of a sharded tensor, or the tensor itself; called by all processes."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

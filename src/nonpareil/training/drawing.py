@@ -92,7 +92,7 @@ class CopyDrawing:
         if anchor is not None:
             self.sources["anchor"] = anchor.module
         self.config = config
-        self.working = WorkingCopy(policy, config.compute_dtype(policy.dtype))
+        self.working = WorkingCopy(policy, config.compute_dtype(policy.dtype), config.device)
         self.engine = TransformersEngine(
             self.working.model, tokenizer, max_tokens_per_batch=config.max_tokens_per_batch
         )

@@ -19,9 +19,10 @@ from nonpareil.errors import ConfigError
 from nonpareil.methods.base import Method, Targets
 from nonpareil.models.adapters import AdapterAnchor, add_policy_adapter, is_adapted, plain_model
 from nonpareil.models.anchors import Anchor
-from nonpareil.models.loading import context_window, disable_dropout, freeze, load_policy
+from nonpareil.models.empty import empty_policy
+from nonpareil.models.loading import context_window, disable_dropout, freeze, load_policy, load_tokenizer
 from nonpareil.models.logprobs import output_head_is_plain
-from nonpareil.models.sharding import shard
+from nonpareil.models.sharding import is_empty, load_whole_state_dict, make_room, shard
 from nonpareil.records import Group, Prompt, prompt_of
 from nonpareil.rewards import CombinedReward, load_rewards
 from nonpareil.training.accumulate import Accumulator
@@ -88,9 +89,14 @@ class DistillationTrainer(CheckpointingTrainer):
             train_dataset = [prompt_of(group) for group in groups]
         if not train_dataset:
             raise ConfigError("train_dataset is empty; give at least one prompt")
+        self._weights: Path | None = None
         if isinstance(model, str):
-            model, tokenizer = load_policy(model, dtype=args.policy_dtype(), device=args.device)
-            processing_class = processing_class or tokenizer
+            path, empty = model, empty_policy(model) if args.shard_weights else None
+            if empty is not None:
+                model, self._weights = empty
+            else:
+                model, _ = load_policy(path, dtype=args.policy_dtype(), device=args.device)
+            processing_class = processing_class or load_tokenizer(path)
         if processing_class is None:
             raise ConfigError("processing_class=None: a model object needs its tokenizer beside it")
         for prompts in (train_dataset, eval_dataset or ()):
@@ -171,13 +177,21 @@ class DistillationTrainer(CheckpointingTrainer):
         return VLLMDrawing(scoring, engine, self.args, prompts, shared=self.args.vllm_mode == "server")
 
     def _shard(self, policy: PreTrainedModel) -> None:
-        """Split policy and anchor over the processes."""
+        """Split policy and anchor over the processes; where the policy is empty, its shards are read now."""
         if not self.args.use_vllm:
             _ = self.drawer.drawing  # copies a whole model
         dtype = self.args.compute_dtype(policy.dtype)
-        for model in (policy, self.anchor.module) if self.anchor is not None else (policy,):
+        models = [policy, self.anchor.module] if self.anchor is not None else [policy]
+        for model in models:
             shard(model, dtype)
+            if self._weights is not None:
+                make_room(model, self.args.device)
+                load_whole_state_dict(model, self._weights)
             output_head_is_plain(model)  # asked by all processes together, and not amid a pass
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        if not is_empty(model):
+            super()._move_model_to_device(model, device)
 
     def get_train_dataloader(self) -> DataLoader:
         """Whole batches, of all processes together: each knows all prompts and draws for its share."""
