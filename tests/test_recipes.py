@@ -330,3 +330,24 @@ def test_a_comparison_fits_its_budget(recipe: str) -> None:
     assert spec.budget.completions is not None
     for plan in plans:
         assert 0 <= plan.pool_completions <= spec.budget.completions
+
+
+@pytest.mark.parametrize("name", ["ddp", "sharded", "nodes"])
+def test_launch_files_are_accelerates(name: str) -> None:
+    from accelerate.commands.config import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    file = RECIPES / "launch" / f"{name}.yaml"
+    config = load_config_from_file(str(file))
+    assert config.distributed_type.value == "MULTI_GPU"
+    text = file.read_text()
+    commands = text[text.index("accelerate launch") :].split("compute_environment")[0]
+    words = commands.replace("#", " ").replace("\\", " ").split("accelerate starts")[0].split("output_dir")[0]
+    arguments = words.split("per_device")[0].split()[2:]
+    parsed = launch_command_parser().parse_args(arguments)
+    assert parsed.training_script == "nonpareil"
+    assert parsed.training_script_args[0] == "distill"
+    names = {f"--{f}" for cls in (DistillOptions, DistillationConfig) for f in cls.__dataclass_fields__}
+    flags = [word for word in parsed.training_script_args if word.startswith("--")]
+    assert flags[0] == "--config"
+    assert set(flags[1:]) <= names
