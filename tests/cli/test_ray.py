@@ -117,7 +117,7 @@ def test_kill_9_of_the_driver_and_run_again(sample, files, cluster, nonpareil):
     )
     family = []
     try:
-        data, deadline = folder / "data", time.monotonic() + 150
+        data, deadline = folder / "data", time.monotonic() + 300
         while len(list(data.glob("shard-*.parquet"))) < 2:
             assert time.monotonic() < deadline, "no shards"
             assert driver.poll() is None, driver.stderr.read().decode()

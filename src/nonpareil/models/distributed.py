@@ -52,11 +52,20 @@ def any_process(flag: bool) -> bool:
 
 def sum_over_processes(value: float) -> float:
     """The sum of each process's number."""
+    return sum(_of_each_process(value))  # in one order everywhere, so that all processes hold the same number
+
+
+def max_over_processes(value: int) -> int:
+    """The largest of each process's number."""
+    return max(_of_each_process(value))
+
+
+def _of_each_process(value: T) -> list[T]:
     if num_processes() == 1:
-        return value
-    values: list[float] = [0.0] * num_processes()
+        return [value]
+    values = [value] * num_processes()
     dist.all_gather_object(values, value)
-    return sum(values)  # in one order everywhere, so that all processes hold the same number
+    return values
 
 
 @torch.no_grad()

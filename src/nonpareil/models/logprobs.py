@@ -141,7 +141,7 @@ def _predicting_states(
     flat, target_ids = torch.cat(positions).to(device), torch.cat(targets).to(device)
     owner, input_ids = torch.cat(owners).to(device), input_ids.to(device)
     if output_head_is_plain(model):
-        states = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        states = _hidden_states(model, input_ids)
         return states.flatten(0, 1)[flat], target_ids, owner, model.get_output_embeddings()
     logits = model(input_ids=input_ids, use_cache=False).logits
     return logits.flatten(0, 1)[flat], target_ids, owner, nn.Identity()
@@ -165,6 +165,10 @@ def output_head_is_plain(model: PreTrainedModel) -> bool:
     return _PLAIN_HEADS[model]
 
 
+def _hidden_states(model: PreTrainedModel, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+
+
 def _logits_are_the_heads(model: PreTrainedModel, head: nn.Module) -> bool:
     seen: list[tuple[Tensor, Tensor]] = []
 
@@ -180,7 +184,7 @@ def _logits_are_the_heads(model: PreTrainedModel, head: nn.Module) -> bool:
     try:
         ids = torch.arange(3, device=device_of(model))[None]
         logits = model(input_ids=ids, use_cache=False).logits
-        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        states = within(model, _hidden_states, ids)
     finally:
         hook.remove()
         for module, was in training:

@@ -30,7 +30,8 @@ def shard(model: nn.Module, compute_dtype: torch.dtype | None = None) -> nn.Modu
     for module in list(model.modules()):
         if type(module).__name__ in blocks:
             fully_shard(module, mp_policy=precision)
-    fully_shard(model, mp_policy=precision)
+    # By default the outermost weights would stay gathered after a pass that has no backward one.
+    fully_shard(model, mp_policy=precision, reshard_after_forward=True)
     setattr(model, WITHIN, MethodType(_call, model))
     register_fsdp_forward_method(model, WITHIN)
     return model

@@ -22,6 +22,7 @@ from nonpareil.models.adapters import (
     save_adapter,
 )
 from nonpareil.models.anchors import Anchor, WorkingCopy
+from nonpareil.models.distributed import process_index
 from nonpareil.models.logprobs import (
     TokenSequences,
     completion_token_logprobs,
@@ -46,8 +47,11 @@ class Drawn:
     """Of the policy's tokens, in the words of an engine that is not the trainer's; None where it is."""
 
 
-class Drawing(Protocol):
-    """Draws from policy and anchor, and scores under either. Weights change between steps, never within one."""
+class Scoring(Protocol):
+    """Scores under policy and anchor as they are now. Weights change between steps, never within one.
+
+    With several processes, all call each of these together.
+    """
 
     adapters: dict[str, str]
     """By role ("policy", "anchor") the adapter that it is; "" where it is a whole model."""
@@ -57,18 +61,22 @@ class Drawing(Protocol):
         """Policy and anchor may have moved since the last draw."""
         ...
 
-    def draw(
-        self, prompts: Sequence[Prompt], k: int, m: int, policy: SamplingParams, anchor: SamplingParams
-    ) -> Drawn:
-        """k completions of the policy and m of the anchor for each prompt; k or m may be 0."""
-        ...
-
     def token_logprobs(self, role: str, sequences: TokenSequences, temperature: float) -> list[Tensor]:
         """log-probs of each completion's tokens under "policy" or "anchor", float32 nats, on the CPU."""
         ...
 
     def hand_over(self, role: str, engine: "VLLMEngine | VLLMServerEngine") -> None:
-        """Give a role's model, as it is now, to another engine."""
+        """Give a role's model to another engine; the first process does, from all of them where shards are."""
+        ...
+
+
+class Drawing(Scoring, Protocol):
+    """Draws from policy and anchor, too."""
+
+    def draw(
+        self, prompts: Sequence[Prompt], k: int, m: int, policy: SamplingParams, anchor: SamplingParams
+    ) -> Drawn:
+        """k completions of the policy and m of the anchor for each prompt; k or m may be 0."""
         ...
 
 
@@ -106,8 +114,10 @@ class CopyDrawing:
         return token_logprobs(self.take(role), sequences, temperature, self.config.max_tokens_per_batch)
 
     def hand_over(self, role: str, engine: "VLLMEngine | VLLMServerEngine") -> None:
-        """See `Drawing`."""
-        engine.push_weights(self.take(role).state_dict().items())
+        """See `Scoring`."""
+        weights = self.take(role).state_dict()
+        if process_index() == 0:
+            engine.push_weights(weights.items())
 
     def _draw(
         self, role: str, prompts: Sequence[Prompt], count: int, sampling: SamplingParams

@@ -33,10 +33,11 @@ from nonpareil.training.callbacks import (
 )
 from nonpareil.training.checkpoints import CheckpointingTrainer
 from nonpareil.training.config import DistillationConfig
-from nonpareil.training.drawing import AdapterDrawing, CopyDrawing, Drawing
+from nonpareil.training.drawing import AdapterDrawing, CopyDrawing, Drawing, Scoring
 from nonpareil.training.figures import completion_rows, step_figures, write_completions
 from nonpareil.training.method import anchor_motion, given_method, method_of
 from nonpareil.training.sampler import RepeatedBatches, whole_batches
+from nonpareil.training.sharded import ShardedScoring
 from nonpareil.training.spent import Spent
 from nonpareil.training.steps import StepDrawer, StepDraws, reward_tensor
 from nonpareil.training.stored import check_stored
@@ -156,24 +157,27 @@ class DistillationTrainer(CheckpointingTrainer):
         return anchor
 
     def _make_drawing(self, policy: Any, tokenizer: Tokenizer) -> Drawing:
+        if self.args.shard_weights and self.args.use_vllm:
+            return self._drawn_by_vllm(ShardedScoring(policy, self.anchor, self.args), policy, tokenizer)
         kind = AdapterDrawing if is_adapted(policy) else CopyDrawing
         own: Drawing = kind(policy, self.anchor, tokenizer, self.args)
-        if not self.args.use_vllm:
-            return own
+        return self._drawn_by_vllm(own, policy, tokenizer) if self.args.use_vllm else own
+
+    def _drawn_by_vllm(self, scoring: Scoring, policy: Any, tokenizer: Tokenizer) -> Drawing:
         from nonpareil.training.vllm import VLLMDrawing, vllm_engine
 
         engine = vllm_engine(plain_model(policy), tokenizer, self.args)
         prompts: Any = self.train_dataset
-        return VLLMDrawing(own, engine, self.args, prompts, shared=self.args.vllm_mode == "server")
+        return VLLMDrawing(scoring, engine, self.args, prompts, shared=self.args.vllm_mode == "server")
 
     def _shard(self, policy: PreTrainedModel) -> None:
-        """Split policy and anchor; what asks for a whole model is asked before."""
-        output_head_is_plain(policy)
-        _ = self.drawer.drawing
+        """Split policy and anchor over the processes."""
+        if not self.args.use_vllm:
+            _ = self.drawer.drawing  # copies a whole model
         dtype = self.args.compute_dtype(policy.dtype)
-        shard(policy, dtype)
-        if self.anchor is not None:
-            shard(self.anchor.module, torch.float32)
+        for model in (policy, self.anchor.module) if self.anchor is not None else (policy,):
+            shard(model, dtype)
+            output_head_is_plain(model)  # asked by all processes together, and not amid a pass
 
     def get_train_dataloader(self) -> DataLoader:
         """Whole batches, of all processes together: each knows all prompts and draws for its share."""

@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from nonpareil.engines.canary import Canary
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.models.adapters import REFERENCE
-from nonpareil.models.distributed import first_process_first, wait_for_all
+from nonpareil.models.distributed import wait_for_all
 from nonpareil.models.loading import end_token_ids
 from nonpareil.models.logprobs import TokenSequences
 from nonpareil.records import Draws, Prompt, SamplingParams
 from nonpareil.training.config import DistillationConfig
-from nonpareil.training.drawing import Drawing, Drawn, no_draws
+from nonpareil.training.drawing import Drawn, Scoring, no_draws
 
 if TYPE_CHECKING:
     from nonpareil.engines.vllm import VLLMEngine
@@ -38,7 +38,7 @@ class VLLMDrawing:
 
     def __init__(
         self,
-        inner: Drawing,
+        inner: Scoring,
         engine: "PushedEngine",
         config: DistillationConfig,
         prompts: Sequence[Prompt],
@@ -93,9 +93,10 @@ class VLLMDrawing:
             return {}  # the base, which never moves
         options: dict[str, Any] = {"adapter": name} if name else {}
         if self._held.get(name) != (role, self._versions[role]):
-            mine = self._sums(role)  # on every process: shards are gathered for it
-            push = partial(self.inner.hand_over, role, self.engine)
-            first_process_first(push) if self.shared else push()
+            mine = self._sums(role)
+            self.inner.hand_over(role, self.engine)
+            if self.shared:
+                wait_for_all()
             self._held[name] = (role, self._versions[role])
             other = "anchor" if role == "policy" else "policy"
             self.canary.check(
