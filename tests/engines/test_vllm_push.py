@@ -1,5 +1,7 @@
 """Weights pushed into vLLM are the trainer's; the ways in which they silently are not, each caught."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,14 @@ def test_an_engine_that_stands_still_is_caught_within_the_tolerance(fresh: VLLME
     moved = [value + 0.5 * canary.tolerance * 3 for value in trainers(tied_llama())]
     with pytest.raises(SyncError, match="never arrived"):
         canary.check(values, moved)
+
+
+def test_an_engine_survives_the_end_of_another(fresh: VLLMEngine, tmp_path: Path) -> None:
+    """A reward model's, say, that is let go between two updates."""
+    other = VLLMEngine(save(tied_llama(5), tmp_path / "other"), make_tokenizer(), dtype="float32")
+    assert other.completion_logprobs(CANARIES) == pytest.approx(trainers(tied_llama(5)), abs=1e-4)
+    other.release()
+    assert fresh.completion_logprobs(CANARIES) == pytest.approx(trainers(tied_llama()), abs=1e-4)
 
 
 # --- Adapters
@@ -243,3 +253,18 @@ def test_what_an_adapter_engine_refuses(pushed: VLLMEngine, tmp_path: Path) -> N
         pushed.push_weights([])
     with pytest.raises(ConfigError, match="one more than the 2"):
         pushed.push_adapter("third", tmp_path)
+
+
+def test_a_process_group_of_the_trainers_outlives_the_engine(tmp_path: Path) -> None:
+    """In a process of its own: this one's group may already be vLLM's."""
+    program = """
+import sys, torch.distributed as dist
+from nonpareil.models.vllm_load import make_llm, shut_down
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=0, world_size=1)
+ours = dist.group.WORLD
+shut_down(make_llm(sys.argv[1], dtype="float32", max_model_len=64))
+assert dist.is_initialized() and dist.group.WORLD is ours
+"""
+    words = [sys.executable, "-c", program, save(tied_llama(), tmp_path / "lm"), str(tmp_path / "store")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,10 +1,13 @@
 """Make and end a `vllm.LLM`, and what it needs on disk."""
 
+import gc
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch.distributed
 
 from nonpareil.errors import ConfigError, ModelError
 
@@ -13,6 +16,8 @@ if TYPE_CHECKING:
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The maximal ranks that vLLM compiles for; an adapter's rank is rounded up."""
+_ALIVE: list[Any] = []
+"""Engines of this process that were not shut down."""
 
 
 def make_llm(model: str, *, default_gpu_share: float | None = None, **settings: Any) -> Any:
@@ -39,20 +44,32 @@ def make_llm(model: str, *, default_gpu_share: float | None = None, **settings: 
         settings["enforce_eager"] = True
     elif default_gpu_share is not None:
         settings.setdefault("gpu_memory_utilization", default_gpu_share)
+    # Ours to end, too, where an engine that is still alive began it.
+    began = not torch.distributed.is_initialized() or any(llm.began_process_group for llm in _ALIVE)
     try:
-        return LLM(model=model, **{"skip_tokenizer_init": True, **settings})
+        llm: Any = LLM(model=model, **{"skip_tokenizer_init": True, **settings})
     except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
         raise ModelError(f"vLLM could not load {model!r}: {error}") from error
+    llm.began_process_group = began
+    _ALIVE.append(llm)
+    return llm
 
 
 def shut_down(llm: Any) -> None:
-    """End a `vllm.LLM`: its workers, and what it made of torch.distributed where it made it."""
-    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+    """End a `vllm.LLM` of `make_llm`: its workers, and the process group where vLLM began it for this one alone.
 
-    in_process = hasattr(llm.llm_engine, "model_executor")
-    llm.llm_engine.engine_core.shutdown()
-    if in_process:
-        cleanup_dist_env_and_memory()
+    vLLM by itself would end torch.distributed as a whole, under a trainer or another engine that still uses it.
+    """
+    from vllm.v1.engine import core
+
+    _ALIVE.remove(llm)
+    clean_up = core.cleanup_dist_env_and_memory
+    if _ALIVE or not llm.began_process_group:
+        core.cleanup_dist_env_and_memory = gc.collect
+    try:
+        llm.llm_engine.engine_core.shutdown()
+    finally:
+        core.cleanup_dist_env_and_memory = clean_up
 
 
 def save_tensors(named_tensors: "Iterable[tuple[str, Tensor]]", folder: Path) -> None:
