@@ -14,7 +14,15 @@ from transformers import PreTrainedModel
 from nonpareil.errors import DataError
 from nonpareil.models.devices import best_device
 from nonpareil.models.distributed import process_index
-from nonpareil.models.sharding import copy_whole, is_empty, is_sharded, local, make_room, whole
+from nonpareil.models.sharding import (
+    copy_whole,
+    is_empty,
+    is_sharded,
+    keep_whole,
+    local,
+    make_room,
+    whole,
+)
 
 ANCHOR_FILE = "anchor.safetensors"
 
@@ -68,7 +76,7 @@ class Anchor:
 
     def save(self, directory: Path) -> None:
         """Write the anchor's weights, whole, beside a checkpoint; called by all processes, the first one writes."""
-        tensors = {name: whole(weight).cpu().contiguous() for name, weight in self.weights().items()}
+        tensors = {name: keep_whole(weight) for name, weight in self.weights().items()}
         if process_index() > 0:
             return
         partial = directory / f"{ANCHOR_FILE}.tmp"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from nonpareil.errors import DataError
+from nonpareil.models.distributed import process_index
 
 WITHIN = "_nonpareil_within"
 
@@ -90,17 +91,23 @@ def copy_whole(target: Tensor, source: Tensor) -> None:
 
 
 def whole_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state with whole tensors on the CPU; one weight at a time is in an accelerator's memory.
+    """The model's state with whole tensors, in the first process's memory; the other processes' is empty.
 
-    Tied weights stay one tensor, so that saving finds them.
+    An accelerator holds one whole weight at a time. Tied weights stay one tensor, so that saving finds them.
     """
     gathered: dict[int, Tensor] = {}
     state = {}
     for name, value in model.state_dict(keep_vars=True).items():
         if id(value) not in gathered:
-            gathered[id(value)] = whole(value.detach()).cpu()
+            gathered[id(value)] = keep_whole(value.detach())
         state[name] = gathered[id(value)]
-    return state
+    return state if process_index() == 0 else {}
+
+
+def keep_whole(tensor: Tensor) -> Tensor:
+    """The whole tensor on the CPU of the first process; nothing in the others, which take part in gathering it."""
+    gathered = whole(tensor)
+    return gathered.cpu().contiguous() if process_index() == 0 else gathered.new_empty(0)
 
 
 def load_whole_state_dict(model: nn.Module, directory: Path) -> None:
@@ -121,10 +128,10 @@ def load_whole_state_dict(model: nn.Module, directory: Path) -> None:
 
 
 def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """As the optimizer of an unsharded model would say it."""
+    """As the optimizer of an unsharded model would say it, in the first process's memory."""
     state = optimizer.state_dict()
     moments = {
-        index: {name: whole(v).cpu() if isinstance(v, Tensor) else v for name, v in values.items()}
+        index: {name: keep_whole(v) if isinstance(v, Tensor) else v for name, v in values.items()}
         for index, values in state["state"].items()
     }
     return {**state, "state": moments}
