@@ -10,6 +10,9 @@ import yaml
 
 from nonpareil.jobs.comparison_config import read_spec
 from nonpareil.jobs.comparison_plan import plan_runs
+from nonpareil.jobs.distill import DistillOptions
+from nonpareil.jobs.sample import SampleOptions
+from nonpareil.training.config import DistillationConfig
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 SMALL = "--max_completion_length 6 --report_to none --disable_tqdm true"
@@ -79,3 +82,16 @@ def test_the_python_tour_runs_as_written(tour):
     torch.manual_seed(0)
     exec(code.replace("max_steps=1000,", small), {})
     assert (tour / "distilled" / "metrics.jsonl").is_file()
+
+
+def test_every_flag_of_the_tables_is_known():
+    flags = {
+        flag for row in README.splitlines() if row.startswith("|") for flag in re.findall(r"--(\w+)", row)
+    }
+    assert {"use_peft", "shard_weights", "use_vllm", "engine"} <= flags
+    known = {
+        field
+        for cls in (DistillOptions, DistillationConfig, SampleOptions)
+        for field in cls.__dataclass_fields__
+    }
+    assert flags <= known
