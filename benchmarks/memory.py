@@ -1,0 +1,293 @@
+"""Peak memory of J-BOND on the CPU, full weights against LoRA, beside the formula of `distill --dry_run`.
+
+    python benchmarks/memory.py --write benchmarks/results/memory-cpu.json     (minutes)
+    python benchmarks/memory.py --table benchmarks/results/memory-cpu.json     prints the tables of docs/memory.md
+    python benchmarks/memory.py --smoke                                        seconds; tiny model, prints only
+
+A process a case. Bytes are of resident memory (the kernel's high-water mark, reset before each phase of a step)
+over what the process held after a first training of a tiny model: libraries, kernels and thread stacks are in
+neither figure. The C allocator is told to map every block above 64 KiB and to unmap it when freed, so that resident
+memory follows live tensors; temporaries inside kernels count, which torch's own counters would not see.
+
+Activations are measured apart, in a process that holds the policy alone: one forward and backward pass, and one
+drawing, both of a whole token budget, gradients already there. The claim is that training's peak stays within what
+the formula says is held and these activations.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+SIZES = ["25M", "100M", "250M"]
+BATCH = {"prompts": 4, "prompt_tokens": 64, "completion_tokens": 64, "max_tokens_per_batch": 1024}
+SEED = 0
+MIB = 2**20
+CHILD = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**16),
+    "MALLOC_TRIM_THRESHOLD_": str(2**17),
+    "MALLOC_ARENA_MAX": "1",
+    "OMP_NUM_THREADS": "1",
+}
+"""The allocator's behaviour; and one thread, since each one more has memory of its own."""
+
+
+def status(name: str) -> int:
+    """A line of /proc/self/status, bytes."""
+    line = next(line for line in open("/proc/self/status") if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def resident() -> int:
+    return status("VmRSS")
+
+
+def peak() -> int:
+    return status("VmHWM")
+
+
+def reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def trained(size: str, lora: bool, bf16: bool, steps: int = 3) -> dict[str, Any]:
+    """Most bytes of each phase of a real training, and what the formula says."""
+    from step import Phases, make_config, make_trainer
+
+    from nonpareil.jobs.dry_run import memory_estimate
+
+    baseline = warmed_up(lora, bf16)
+    with tempfile.TemporaryDirectory() as folder:
+        options = {**BATCH, "lora": lora, "bf16": bf16, "seed": SEED, "use_cpu": True}
+        trainer = make_trainer(size, Path(folder), steps=steps, **options)
+        phases = Phases(trainer, lambda: None, reset_peak, peak)
+        trainer.train()
+        make_config(size, 128).save_pretrained(folder)
+        estimate = memory_estimate(folder, None, trainer.args, trainer.method)
+    return {
+        "parameters": estimate["parameters"],
+        "trained_parameters": estimate["trained_parameters"],
+        "formula": estimate["memory_bytes"],
+        "peak_bytes": {name: value - baseline for name, value in phases.peaks.items()},
+        "peak": max(phases.peaks.values()) - baseline,
+    }
+
+
+def warmed_up(lora: bool, bf16: bool) -> int:
+    """Resident bytes after a training of a tiny model."""
+    from step import Phases, make_trainer
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = {**BATCH, "lora": lora, "bf16": bf16, "seed": SEED, "use_cpu": True}
+        trainer = make_trainer("tiny", Path(folder), steps=2, **options)
+        Phases(trainer, lambda: None, reset_peak, peak)
+        trainer.train()
+    del trainer
+    return resident()
+
+
+def alone(size: str, lora: bool, bf16: bool) -> dict[str, Any]:
+    """Activations of the policy by itself: a pass of a token budget forward and back, and a drawing of one."""
+    import torch
+    from step import LORA, make_model, make_prompts, make_tokenizer
+
+    from nonpareil.engines.transformers import TransformersEngine
+    from nonpareil.models.adapters import add_policy_adapter, plain_model
+    from nonpareil.models.loading import cast_weights
+    from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs, output_head_is_plain
+    from nonpareil.records import SamplingParams
+    from nonpareil.training import DistillationConfig
+
+    warmed_up(lora, bf16)
+    with tempfile.TemporaryDirectory() as folder:
+        args = DistillationConfig(output_dir=folder, bf16=bf16, use_cpu=True, **(LORA if lora else {}))
+    width = BATCH["prompt_tokens"] + BATCH["completion_tokens"]
+    model: Any = make_model(size, width, args.device, getattr(torch, args.policy_dtype()), SEED)
+    policy = plain_model(add_policy_adapter(model, args.lora_config())) if lora else model
+    rows = BATCH["max_tokens_per_batch"] // width
+    prompts = make_prompts(rows, BATCH["prompt_tokens"], model.config.vocab_size, SEED)
+    completions = [p.token_ids for p in make_prompts(rows, BATCH["completion_tokens"], 500, SEED + 1)]
+    sequences = TokenSequences([p.token_ids for p in prompts], completions)
+    output_head_is_plain(policy)
+
+    def there_and_back() -> None:
+        context = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
+        with context:
+            loss = completion_token_logprobs(policy.train(), sequences).sum()
+        loss.backward()
+
+    there_and_back()  # leaves the gradients, which the formula counts
+    backward = over_held(there_and_back)
+    policy.zero_grad(set_to_none=True)
+    if not lora:
+        cast_weights(policy.requires_grad_(False), args.compute_dtype(torch.float32))
+    engine = TransformersEngine(policy, make_tokenizer(model.config.vocab_size), max_tokens_per_batch=10**9)
+    sampling = SamplingParams(BATCH["completion_tokens"], seed=SEED)
+    drawing = over_held(lambda: engine.draw(prompts, 1, sampling))
+    return {"forward_backward": backward, "draw": drawing}
+
+
+def over_held(action: Callable[[], Any]) -> int:
+    before = resident()
+    reset_peak()
+    action()
+    return peak() - before
+
+
+def shards(size: str, folder: Path) -> None:
+    """Under torchrun: bytes that each process holds of a sharded training, beside the formula's."""
+    from step import make_config, make_trainer
+
+    from nonpareil.jobs.dry_run import memory_estimate
+    from nonpareil.models.distributed import end_processes, gather_shares, num_processes, process_index
+    from nonpareil.models.sharding import local
+
+    sharded = int(os.environ["WORLD_SIZE"]) > 1
+    options = {**BATCH, "prompts": BATCH["prompts"] // int(os.environ["WORLD_SIZE"]), "use_cpu": True}
+    trainer = make_trainer(
+        size, folder / "out", steps=1, lora=False, bf16=False, seed=SEED, shard_weights=sharded, **options
+    )
+    trainer.train()
+
+    def size_of(tensors: Any) -> int:
+        return sum(local(t).numel() * t.element_size() for t in tensors)
+
+    moments = [v for s in trainer.optimizer.state.values() for v in s.values() if v.dim()]
+    held = {
+        "weights": size_of(trainer.model.parameters()),
+        "anchor": size_of(trainer.anchor.weights().values()),
+        "optimizer": size_of(moments),
+        "working_copy": size_of(trainer.drawer.drawing.working.model.parameters()),
+    }
+    everywhere = gather_shares([held])
+    if process_index() == 0:
+        make_config(size, 128).save_pretrained(folder)
+        told = memory_estimate(str(folder), None, trainer.args, trainer.method)["memory_bytes"]
+        result = {"processes": num_processes(), "held": everywhere, "formula": {k: told[k] for k in held}}
+        (folder / "held.json").write_text(json.dumps(result))
+    end_processes()
+
+
+def child(*arguments: str, launcher: tuple[str, ...] = ()) -> str:
+    """A fresh process; its last line."""
+    done = subprocess.run(
+        [sys.executable, *launcher, __file__, *arguments],
+        env={**os.environ, **CHILD},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise SystemExit(f"{arguments} failed:\n{done.stderr[-3000:]}")
+    return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+
+
+def case(size: str, lora: bool, bf16: bool) -> dict[str, Any]:
+    settings = {"size": size, "lora": lora, "bf16": bf16}
+    result = {**settings, **json.loads(child("--case", json.dumps({**settings, "what": "trained"})))}
+    result["activations"] = json.loads(child("--case", json.dumps({**settings, "what": "alone"})))
+    result["bound"] = result["formula"]["total"] + max(result["activations"].values())
+    result["peak_over_bound"] = round(result["peak"] / result["bound"], 4)
+    return result
+
+
+def sharded(size: str, processes: int) -> dict[str, Any]:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
+    with tempfile.TemporaryDirectory() as folder:
+        child("--shards", size, "--folder", folder, launcher=launcher)
+        return json.loads((Path(folder) / "held.json").read_text())
+
+
+def about() -> dict[str, Any]:
+    import torch
+    import transformers
+
+    import nonpareil
+
+    model = next((x for x in open("/proc/cpuinfo") if x.startswith("model name")), ":").split(":")[1].strip()
+    versions = {"nonpareil": nonpareil.__version__, "torch": torch.__version__}
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{os.cpu_count()} cores of {model} ({platform.machine()}), one thread a process",
+        "versions": {**versions, "transformers": transformers.__version__},
+        "batch": BATCH,
+        "seed": SEED,
+    }
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Markdown, MiB."""
+
+    def mib(value: float) -> str:
+        return f"{value / MIB:.0f}"
+
+    lines = [
+        "| parameters | trained | dtype | held (formula) | activations | bound | measured peak | of bound |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for run in result["cases"]:
+        cells = [
+            f"{run['parameters'] / 1e6:.0f}M",
+            f"LoRA, {run['trained_parameters'] / 1e6:.1f}M" if run["lora"] else "all",
+            "bfloat16" if run["bf16"] else "float32",
+            mib(run["formula"]["total"]),
+            mib(max(run["activations"].values())),
+            mib(run["bound"]),
+            f"**{mib(run['peak'])}**",
+            f"{run['peak_over_bound']:.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    names = list(result["shards"][0]["formula"])
+    lines += ["", "| processes | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for run in result["shards"]:
+        most = {name: max(held[name] for held in run["held"]) for name in names}
+        lines.append(f"| {run['processes']} | " + " | ".join(mib(most[name]) for name in names) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", nargs="*", default=SIZES)
+    parser.add_argument("--smoke", action="store_true", help="a tiny model, one dtype")
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("--table", type=Path, help="print the tables of a result and measure nothing")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--shards", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        settings = json.loads(args.case)
+        measure = {"trained": trained, "alone": alone}[settings.pop("what")]
+        print(json.dumps(measure(**settings)))
+        return
+    if args.shards:
+        shards(args.shards, args.folder)
+        return
+    if args.table:
+        print(tables(json.loads(args.table.read_text())))
+        return
+    sizes = ["tiny"] if args.smoke else args.sizes
+    result: dict[str, Any] = {**about(), "cases": []}
+    for bf16 in (False,) if args.smoke else (False, True):
+        for size in sizes:
+            for lora in (False, True):
+                result["cases"].append(case(size, lora, bf16))
+                print(json.dumps(result["cases"][-1]), flush=True)
+    result["shards"] = [{"size": sizes[0], **sharded(sizes[0], processes)} for processes in (1, 2)]
+    print(tables(result))
+    if args.write:
+        args.write.parent.mkdir(parents=True, exist_ok=True)
+        args.write.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
