@@ -42,8 +42,8 @@ CHILD = {
 
 def status(name: str) -> int:
     """A line of /proc/self/status, bytes."""
-    line = next(line for line in open("/proc/self/status") if line.startswith(name))
-    return int(line.split()[1]) * 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
 
 
 def resident() -> int:
@@ -211,7 +211,8 @@ def about() -> dict[str, Any]:
 
     import nonpareil
 
-    model = next((x for x in open("/proc/cpuinfo") if x.startswith("model name")), ":").split(":")[1].strip()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "an unnamed CPU")
     versions = {"nonpareil": nonpareil.__version__, "torch": torch.__version__}
     return {
         "date": datetime.date.today().isoformat(),

@@ -57,7 +57,9 @@ def make_config(size: str, window: int) -> LlamaConfig:
     )
 
 
-def make_model(size: str, window: int, device: torch.device, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+def make_model(
+    size: str, window: int, device: torch.device, dtype: torch.dtype, seed: int
+) -> PreTrainedModel:
     """Random weights, made where they are used."""
     torch.manual_seed(seed)
     with device:

@@ -1,6 +1,7 @@
 """Where a step's completions come from: policy and anchor as they are now, however their weights are held."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Protocol, cast
 
 import torch
@@ -136,11 +137,10 @@ def sequence_logprobs(
 ) -> Tensor:
     """log-prob of each completion `[s]`, float32 on the CPU, in passes within the token budget."""
     values = torch.empty(len(sequences))
-    for rows in token_budget_batches(sequences.lengths(), config.max_tokens_per_batch):
-        if adapter:
-            with row_adapters(model, [adapter] * len(rows)):
-                part = completion_logprobs(model, sequences.select(rows), config.temperature)
-        else:
+    with row_adapters(model) if adapter else nullcontext() as routes:
+        for rows in token_budget_batches(sequences.lengths(), config.max_tokens_per_batch):
+            if routes is not None:
+                routes.names = [adapter] * len(rows)
             part = completion_logprobs(model, sequences.select(rows), config.temperature)
-        values[rows] = part.float().cpu()
+            values[rows] = part.float().cpu()
     return values
