@@ -5,6 +5,7 @@ always, and never finds it, so that every completion has its full length and thr
 Vocabulary, widths and layers are those of real models of the size; what random weights write does not matter here.
 """
 
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -198,6 +199,5 @@ class Phases(TrainerCallback):
 
 def spread(values: list[float], digits: int = 4) -> dict[str, float]:
     """Smallest, middle and largest."""
-    ordered = sorted(values)
-    names = {"min": ordered[0], "median": ordered[len(ordered) // 2], "max": ordered[-1]}
+    names = {"min": min(values), "median": statistics.median(values), "max": max(values)}
     return {name: round(value, digits) for name, value in names.items()}
