@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 SIZES = ["25M", "100M", "250M"]
-BATCH = {"prompts": 4, "prompt_tokens": 64, "completion_tokens": 64, "max_tokens_per_batch": 1024}
+BATCH = {"prompts": 2, "prompt_tokens": 64, "completion_tokens": 32, "max_tokens_per_batch": 384}
 SEED = 0
 MIB = 2**20
 CHILD = {
@@ -58,7 +58,7 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def trained(size: str, lora: bool, bf16: bool, steps: int = 3) -> dict[str, Any]:
+def trained(size: str, lora: bool, bf16: bool, steps: int = 2) -> dict[str, Any]:
     """Most bytes of each phase of a real training, and what the formula says."""
     from step import Phases, make_config, make_trainer
 
@@ -277,17 +277,17 @@ def main() -> None:
         print(tables(json.loads(args.table.read_text())))
         return
     sizes = ["tiny"] if args.smoke else args.sizes
+    shards_of = sizes[0]
     result: dict[str, Any] = {**about(), "cases": []}
+    result["shards"] = [{"size": shards_of, **sharded(shards_of, processes)} for processes in (1, 2)]
     for bf16 in (False,) if args.smoke else (False, True):
         for size in sizes:
             for lora in (False, True):
                 result["cases"].append(case(size, lora, bf16))
                 print(json.dumps(result["cases"][-1]), flush=True)
-    result["shards"] = [{"size": sizes[0], **sharded(sizes[0], processes)} for processes in (1, 2)]
+                if args.write:
+                    args.write.write_text(json.dumps(result, indent=2) + "\n")
     print(tables(result))
-    if args.write:
-        args.write.parent.mkdir(parents=True, exist_ok=True)
-        args.write.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
