@@ -5,25 +5,25 @@
     python benchmarks/memory.py --smoke                                        seconds; tiny model, prints only
 
 A process a case. Bytes are of resident memory (the kernel's high-water mark, reset before each phase of a step)
-over what the process held after a first training of a tiny model: libraries, kernels and thread stacks are in
-neither figure. The C allocator is told to map every block above 64 KiB and to unmap it when freed, so that resident
-memory follows live tensors; temporaries inside kernels count, which torch's own counters would not see.
+over what stays when the last tensor is gone: libraries, and workspaces that oneDNN keeps for good (tens of MiB in
+bfloat16; `kept_by_libraries`, over a training of a tiny model). The C allocator is told to map every block above
+8 KiB and to unmap it when freed, so that resident memory follows live tensors; temporaries inside kernels count,
+which torch's own counters would not see.
 
-Activations are measured apart, in a process that holds the policy alone: one forward and backward pass, and one
-drawing, both of a whole token budget, gradients already there. The claim is that training's peak stays within what
-the formula says is held and these activations.
+Activations are measured apart, in a process that holds the policy alone: forward and backward passes of a whole
+token budget, gradients already there. The claim is that training's peak stays within what the formula says is held
+and these activations.
 """
 
 import argparse
 import datetime
+import gc
 import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ BATCH = {"prompts": 2, "prompt_tokens": 64, "completion_tokens": 32, "max_tokens
 SEED = 0
 MIB = 2**20
 CHILD = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**16),
-    "MALLOC_TRIM_THRESHOLD_": str(2**17),
+    "MALLOC_MMAP_THRESHOLD_": str(2**13),
+    "MALLOC_TRIM_THRESHOLD_": str(2**16),
     "MALLOC_ARENA_MAX": "1",
     "OMP_NUM_THREADS": "1",
 }
@@ -72,13 +72,26 @@ def trained(size: str, lora: bool, bf16: bool, steps: int = 2) -> dict[str, Any]
         trainer.train()
         make_config(size, 128).save_pretrained(folder)
         estimate = memory_estimate(folder, None, trainer.args, trainer.method)
+    peaks = dict(phases.peaks)
+    del trainer, phases
+    kept = resident_without_tensors() - baseline
     return {
         "parameters": estimate["parameters"],
         "trained_parameters": estimate["trained_parameters"],
         "formula": estimate["memory_bytes"],
-        "peak_bytes": {name: value - baseline for name, value in phases.peaks.items()},
-        "peak": max(phases.peaks.values()) - baseline,
+        "kept_by_libraries": kept,
+        "peak_bytes": {name: value - baseline - kept for name, value in peaks.items()},
+        "peak": max(peaks.values()) - baseline - kept,
     }
+
+
+def resident_without_tensors() -> int:
+    """What stays when the last tensor is gone is the libraries': no tensor may be left."""
+    import torch
+
+    gc.collect()
+    assert not any(isinstance(x, torch.Tensor) and x.numel() > 10**6 for x in gc.get_objects())
+    return resident()
 
 
 def warmed_up(lora: bool, bf16: bool) -> int:
@@ -95,16 +108,14 @@ def warmed_up(lora: bool, bf16: bool) -> int:
 
 
 def alone(size: str, lora: bool, bf16: bool) -> dict[str, Any]:
-    """Activations of the policy by itself: a pass of a token budget forward and back, and a drawing of one."""
+    """Activations of the policy by itself: the peak of a pass there and back, less its weights and gradients."""
     import torch
-    from step import LORA, make_model, make_prompts, make_tokenizer
+    from step import LORA, make_model, make_prompts
 
-    from nonpareil.engines.transformers import TransformersEngine
     from nonpareil.models.adapters import add_policy_adapter, plain_model
-    from nonpareil.models.loading import cast_weights
     from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs, output_head_is_plain
-    from nonpareil.records import SamplingParams
     from nonpareil.training import DistillationConfig
+    from nonpareil.training.accumulate import adapters_take_what_comes
 
     warmed_up(lora, bf16)
     with tempfile.TemporaryDirectory() as folder:
@@ -112,34 +123,23 @@ def alone(size: str, lora: bool, bf16: bool) -> dict[str, Any]:
     width = BATCH["prompt_tokens"] + BATCH["completion_tokens"]
     model: Any = make_model(size, width, args.device, getattr(torch, args.policy_dtype()), SEED)
     policy = plain_model(add_policy_adapter(model, args.lora_config())) if lora else model
+    held = sum(p.numel() * p.element_size() for p in policy.parameters())
     rows = BATCH["max_tokens_per_batch"] // width
     prompts = make_prompts(rows, BATCH["prompt_tokens"], model.config.vocab_size, SEED)
     completions = [p.token_ids for p in make_prompts(rows, BATCH["completion_tokens"], 500, SEED + 1)]
     sequences = TokenSequences([p.token_ids for p in prompts], completions)
     output_head_is_plain(policy)
-
-    def there_and_back() -> None:
-        context = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
-        with context:
+    gradients = sum(p.numel() * 4 for p in policy.parameters() if p.requires_grad)
+    for _ in range(2):  # the first one leaves the gradients
+        reset_peak()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16), adapters_take_what_comes(policy):
             loss = completion_token_logprobs(policy.train(), sequences).sum()
         loss.backward()
-
-    there_and_back()  # leaves the gradients, which the formula counts
-    backward = over_held(there_and_back)
-    policy.zero_grad(set_to_none=True)
-    if not lora:
-        cast_weights(policy.requires_grad_(False), args.compute_dtype(torch.float32))
-    engine = TransformersEngine(policy, make_tokenizer(model.config.vocab_size), max_tokens_per_batch=10**9)
-    sampling = SamplingParams(BATCH["completion_tokens"], seed=SEED)
-    drawing = over_held(lambda: engine.draw(prompts, 1, sampling))
-    return {"forward_backward": backward, "draw": drawing}
-
-
-def over_held(action: Callable[[], Any]) -> int:
-    before = resident()
-    reset_peak()
-    action()
-    return peak() - before
+        del loss
+    backward = peak() - held - gradients
+    del policy, model
+    kept = resident_without_tensors()
+    return {"activations": backward - kept}
 
 
 def shards(size: str, folder: Path) -> None:
@@ -192,8 +192,8 @@ def child(*arguments: str, launcher: tuple[str, ...] = ()) -> str:
 def case(size: str, lora: bool, bf16: bool) -> dict[str, Any]:
     settings = {"size": size, "lora": lora, "bf16": bf16}
     result = {**settings, **json.loads(child("--case", json.dumps({**settings, "what": "trained"})))}
-    result["activations"] = json.loads(child("--case", json.dumps({**settings, "what": "alone"})))
-    result["bound"] = result["formula"]["total"] + max(result["activations"].values())
+    result |= json.loads(child("--case", json.dumps({**settings, "what": "alone"})))
+    result["bound"] = result["formula"]["total"] + result["activations"]
     result["peak_over_bound"] = round(result["peak"] / result["bound"], 4)
     return result
 
@@ -239,7 +239,7 @@ def tables(result: dict[str, Any]) -> str:
             f"LoRA, {run['trained_parameters'] / 1e6:.1f}M" if run["lora"] else "all",
             "bfloat16" if run["bf16"] else "float32",
             mib(run["formula"]["total"]),
-            mib(max(run["activations"].values())),
+            mib(run["activations"]),
             mib(run["bound"]),
             f"**{mib(run['peak'])}**",
             f"{run['peak_over_bound']:.2f}",

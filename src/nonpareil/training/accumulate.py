@@ -1,7 +1,7 @@
 """The gradient of a whole batch's mean loss, in passes that fit the token budget, on one process or many."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ class Accumulator:
             [groups[i].prompt_token_ids for i, _ in places],
             [groups[i].completion_token_ids[j] for i, j in places],
         )
-        with self.autocast():
+        with self.autocast(), adapters_take_what_comes(model):
             values = completion_token_logprobs(model, sequences, self.temperature)  # type: ignore[arg-type]
         index = tuple(torch.tensor(places, device=values.device).T)
         values = nn.functional.pad(values, (0, drawn.width - values.shape[1]))
@@ -97,3 +97,22 @@ class Accumulator:
         with self.autocast():
             values = completion_token_logprobs(model, TokenSequences([[0]], [[0]]), self.temperature)  # type: ignore[arg-type]
         return values.sum() * 0.0
+
+
+@contextmanager
+def adapters_take_what_comes(model: nn.Module) -> Iterator[None]:
+    """Under autocast, adapters in float32 take the activations as they are.
+
+    PEFT would cast them to float32, and autocast back: the same numbers in a new tensor, which each adapted layer
+    would keep for the backward pass.
+    """
+    layers: list[Any] = []
+    if torch.is_autocast_enabled(next(model.parameters()).device.type):
+        layers = [m for m in model.modules() if getattr(m, "cast_input_dtype_enabled", False)]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.cast_input_dtype_enabled = True
