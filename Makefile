@@ -1,4 +1,4 @@
-.PHONY: demo test slow lint types bench
+.PHONY: demo test slow lint types bench gpu
 
 demo:  ## distil the embedded models, under 5 minutes on 2 cores
 	nonpareil distill
@@ -18,4 +18,8 @@ types:
 	mypy
 
 bench:  ## each prints what it measured
-	set -e; for script in benchmarks/*.py; do echo "== $$script"; python "$$script"; done
+	set -e; for name in allocator estimators memory rollouts trl_dpo; do \
+	  echo "== benchmarks/$$name.py"; python "benchmarks/$$name.py"; done
+
+gpu:  ## tests and benchmarks on one GPU
+	bash benchmarks/gpu.sh

@@ -225,3 +225,32 @@ def test_an_error_leaves_no_adapter_behind(tmp_path: Path) -> None:
 def test_what_cannot_work_is_refused_by_name(tmp_path: Path, change: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         lora_trainer(tmp_path, **change)
+
+
+@pytest.mark.parametrize("lora", [{}, LORA], ids=["full", "lora"])
+def test_gradient_checkpointing_changes_nothing_in_bfloat16(tmp_path: Path, lora: dict[str, Any]) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        trainer = make_trainer(
+            tmp_path / str(checkpointing),
+            bf16=True,
+            gradient_checkpointing=checkpointing,
+            max_steps=1,
+            **lora,
+        )
+        clip = trainer.accelerator.clip_grad_norm_
+        seen: dict[str, torch.Tensor] = {}
+
+        def kept(
+            parameters: Any, norm: float, trainer: Any = trainer, seen: Any = seen, clip: Any = clip
+        ) -> Any:
+            seen.update(
+                {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+            )
+            return clip(parameters, norm)
+
+        trainer.accelerator.clip_grad_norm_ = kept
+        trainer.train()
+        gradients.append(seen)
+    assert any("lora_A" in name for name in gradients[0]) == bool(lora)
+    assert_same(*gradients)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.training import DistillationConfig, DistillationTrainer
@@ -203,3 +203,17 @@ def test_prompts_that_do_not_fit_are_refused_before_training(tmp_path: Path) -> 
     for where in ("prompts", "eval_dataset"):
         with pytest.raises(DataError, match="over the model's window of 64"):
             make_trainer(tmp_path, **{where: too_long})
+
+
+def test_one_process_takes_one_of_several_gpus(tmp_path, monkeypatch):
+    """transformers would take all, by DataParallel, and as many times the prompts a step."""
+
+    def finds_four(self):
+        self._n_gpu, self.distributed_state = 4, None
+        return torch.device("cpu")
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(finds_four))
+    others = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=8)
+    assert others.train_batch_size == 32, "what is to be avoided"
+    config = DistillationConfig(output_dir=str(tmp_path), per_device_train_batch_size=8)
+    assert config.train_batch_size == 8

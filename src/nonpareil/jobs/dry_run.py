@@ -16,18 +16,52 @@ OPTIMIZER_BYTES = {"sgd": 0, "rmsprop": 4, "adagrad": 4, "adafactor": 0}
 def memory_estimate(
     name_or_path: str, revision: str | None, config: "DistillationConfig", method: "Method"
 ) -> dict[str, Any]:
-    """The model's class, its parameters, and the bytes that training holds for good.
+    """The model's class, its parameters, and the bytes that training holds for good, in each process.
 
     In float32: weights, gradients and optimizer state of what is trained, and the anchor where there is one; in the
-    compute dtype the working copy that draws. Activations and the key cache come on top; they follow
-    `max_tokens_per_batch`.
+    compute dtype the working copy that draws. With LoRA the base is there once, in the compute dtype, and what is
+    trained is an adapter; the anchor is a second one, or none where it never moves; nothing is copied. With
+    `shard_weights` all but the working copy is divided by the processes. Activations and the key cache come on
+    top; they follow `max_tokens_per_batch`. `parameters` are the model's own, without adapters.
 
     Raises:
         ModelError: a config that cannot be read, or is of no causal language model.
+        ConfigError: frozen parameters or LoRA target modules that the model has not.
     """
+    from nonpareil.training.method import anchor_motion
+
+    model, parameters, trained = _on_paper(name_or_path, revision, config)
+    draws = method.policy_draws + method.anchor_draws > 0
+    adapters = trained if config.use_peft else 0
+    share = config.world_size if config.shard_weights else 1
+    if config.use_peft:
+        anchor = adapters if draws and any(anchor_motion(config, method)) else 0
+    else:
+        anchor = parameters * draws
+    optimizer = str(getattr(config.optim, "value", config.optim))  # an enum, whose str() is not its value
+    compute = "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
+    copied = 0 if config.use_peft else parameters * draws
+    held = {
+        "weights": (BYTES[config.policy_dtype()] * parameters + 4 * adapters) // share,
+        "gradients": 4 * trained // share,
+        "optimizer": OPTIMIZER_BYTES.get(optimizer, 8) * trained // share,
+        "anchor": 4 * anchor // share,
+        "working_copy": BYTES[compute] * copied,
+    }
+    return {
+        "model_class": model,
+        "parameters": parameters,
+        "trained_parameters": trained,
+        "memory_bytes": {**held, "total": sum(held.values())},
+    }
+
+
+def _on_paper(name_or_path: str, revision: str | None, config: "DistillationConfig") -> tuple[str, int, int]:
+    """The model's class, its parameters without adapters, and those that are trained; no weight is made."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from nonpareil.models.adapters import add_policy_adapter
     from nonpareil.models.loading import freeze
 
     try:
@@ -37,21 +71,11 @@ def memory_estimate(
             )
     except (OSError, ValueError) as error:
         raise ModelError(f"model_name_or_path={name_or_path!r} cannot be trained: {error}") from error
-    freeze(model, config.frozen_parameters or [])
-    parameters = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    draws = method.policy_draws + method.anchor_draws > 0
-    compute = "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
-    held = {
-        "weights": 4 * parameters,
-        "gradients": 4 * trained,
-        "optimizer": OPTIMIZER_BYTES.get(str(config.optim), 8) * trained,
-        "anchor": 4 * parameters * draws,
-        "working_copy": BYTES[compute] * parameters * draws,
-    }
-    return {
-        "model_class": type(model).__name__,
-        "parameters": parameters,
-        "trained_parameters": trained,
-        "memory_bytes": {**held, "total": sum(held.values())},
-    }
+    name, parameters = type(model).__name__, sum(p.numel() for p in model.parameters())
+    lora = config.lora_config()
+    if lora is None:
+        freeze(model, config.frozen_parameters or [])
+    else:
+        with torch.device("meta"):
+            model = add_policy_adapter(model, lora)
+    return name, parameters, sum(p.numel() for p in model.parameters() if p.requires_grad)

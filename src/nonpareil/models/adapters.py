@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -103,12 +104,15 @@ class AdapterAnchor(Anchor):
 
     def weights(self) -> dict[str, Tensor]:
         """The second adapter's factors by name."""
-        return {name: p for name, p in self._policy.named_parameters() if f".{ANCHOR}." in name}
+        named = self._policy.named_parameters()
+        # By parts of the name: an embedding's factor ends in the adapter's name, a layer's goes on with .weight
+        return {name: p for name, p in named if "lora_" in name and ANCHOR in name.split(".")}
 
     def weights_of(self, policy: nn.Module) -> list[Tensor]:
         """The first adapter's, in the same order."""
         named = dict(policy.named_parameters())
-        return [named[name.replace(f".{ANCHOR}.", f".{POLICY}.")] for name in self.weights()]
+        parts = [name.split(".") for name in self.weights()]
+        return [named[".".join(POLICY if part == ANCHOR else part for part in name)] for name in parts]
 
     def _copy_buffers(self, policy: nn.Module) -> None:
         """Both live on the same buffers."""
@@ -118,15 +122,71 @@ class RowAdapters:
     """Which adapter each row of a forward pass uses; the list may change from one pass to the next."""
 
     def __init__(self, names: Sequence[str]):
-        self.names = list(names)
+        self.names = names
+
+    @property
+    def names(self) -> Sequence[str]:
+        """One adapter a row."""
+        return self._names
+
+    @names.setter
+    def names(self, names: Sequence[str]) -> None:
+        """Name them anew, before the next pass."""
+        if list(names) != getattr(self, "_names", None):  # most tokens have the rows of the token before
+            self._names, self.used = list(names), set(names)
+            self._masks: dict[tuple, Tensor] = {}
+
+    def mask(self, ranks: dict[str, int], like: Tensor) -> Tensor:
+        """1 where a row (first axis) uses the adapter that a column of the stacked factors belongs to, else 0."""
+        key = (tuple(ranks.items()), like.dtype, like.device, like.dim())
+        if key not in self._masks:
+            columns = [name for name, rank in ranks.items() for _ in range(rank)]
+            kinds = {name: [float(column == name) for column in columns] for name in self.used}
+            mask = torch.tensor([kinds[name] for name in self.names], dtype=like.dtype, device=like.device)
+            self._masks[key] = mask.view(len(mask), *[1] * (like.dim() - 2), -1)
+        return self._masks[key]
+
+
+class StackedAdapters:
+    """The forward pass of one linear layer with both adapters side by side, in the type of the base.
+
+    Two small products serve all rows, whichever adapter each uses: a mask puts the others' part to zero. PEFT's own
+    way gathers and scatters each adapter's rows in every layer at every token.
+    """
+
+    def __init__(self, layer: Any, rows: RowAdapters):
+        self.layer, self.rows = layer, rows
+        names = [name for name in (POLICY, ANCHOR) if name in layer.lora_A]
+        self.ranks = {name: layer.lora_A[name].out_features for name in names}
+        dtype = layer.base_layer.weight.dtype
+        down = [layer.lora_A[name].weight.detach() for name in names]
+        up = [layer.lora_B[name].weight.detach() * layer.scaling[name] for name in names]
+        self.down, self.up = torch.cat(down).to(dtype), torch.cat(up, dim=1).to(dtype).T
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The layer's output `[rows, ..., out]`.
+
+        Raises:
+            ValueError: the rows are not those that adapters were named for.
+        """
+        if len(x) != len(self.rows.names):
+            raise ValueError(f"{len(self.rows.names)} adapter_names for a pass of {len(x)} rows")
+        result = self.layer.base_layer(x)
+        if self.rows.used == {REFERENCE}:
+            return result
+        states = nn.functional.linear(x, self.down)
+        states = states * self.rows.mask(self.ranks, states)
+        # view, not reshape: the sum must land in the result itself.
+        result.view(-1, result.shape[-1]).addmm_(states.flatten(0, -2), self.up)
+        return result
 
 
 @contextmanager
 def row_adapters(model: nn.Module, names: Sequence[str] = ()) -> Iterator[RowAdapters]:
-    """Forward passes inside use one adapter a row: `POLICY`, `ANCHOR` or `REFERENCE`.
+    """Forward passes inside use one adapter a row: `POLICY`, `ANCHOR` or `REFERENCE`; no gradient reaches one.
 
     PEFT's own way in leaves its hooks behind after an error, so that later passes silently use these adapters;
-    here they always go.
+    here they always go. Adapters must not change inside.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -136,12 +196,30 @@ def row_adapters(model: nn.Module, names: Sequence[str] = ()) -> Iterator[RowAda
         return inputs, {**options, "adapter_names": rows.names}
 
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    handles = [layer.register_forward_pre_hook(route, with_kwargs=True) for layer in layers]
+    stacked = [layer for layer in layers if _can_be_stacked(layer)]
+    others = [layer for layer in layers if not _can_be_stacked(layer)]
+    handles = [layer.register_forward_pre_hook(route, with_kwargs=True) for layer in others]
     try:
+        for layer in stacked:
+            layer.forward = StackedAdapters(layer, rows)
         yield rows
     finally:
+        for layer in stacked:
+            vars(layer).pop("forward", None)
         for handle in handles:
             handle.remove()
+
+
+def _can_be_stacked(layer: Any) -> bool:
+    """Whether it is plain LoRA on a plain linear layer; embeddings, quantised and merged ones are PEFT's."""
+    from peft.tuners.lora import Linear
+
+    plain = type(layer) is Linear and isinstance(layer.base_layer, nn.Linear) and not layer.lora_variant
+    return (
+        plain
+        and not (layer.merged or layer.disable_adapters or "forward" in vars(layer))
+        and all(up.bias is None for up in layer.lora_B.values())
+    )
 
 
 def adapter_base(name_or_path: str) -> tuple[str, str | None] | None:

@@ -1,7 +1,7 @@
 """The gradient of a whole batch's mean loss, in passes that fit the token budget, on one process or many."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,16 +45,17 @@ class Accumulator:
         used, passes = self._plan(drawn, targets)
         total = torch.zeros((), device=next(model.parameters()).device)
         sharded = is_sharded(model)
-        for index in range(max(map(len, passes)) if sharded else len(passes[process_index()])):
-            mine = passes[process_index()]
-            # Every pass gathers shards from all processes: one that has no rows left takes part with none.
-            loss = (
-                self._loss(model, drawn, targets, mine[index]) if index < len(mine) else self._no_loss(model)
-            )
-            loss = loss / max(used, 1)
-            # FSDP2 takes the mean over processes where the sum is meant.
-            self.backward(loss * scale * (num_processes() if sharded else 1))
-            total += loss.detach()
+        mine = passes[process_index()]
+        # Every pass gathers shards from all processes: one that has no rows left takes part with none.
+        count = max(map(len, passes)) if sharded else len(mine)
+        with adapters_take_what_comes(model, self.autocast):
+            for index in range(count):
+                here = mine[index] if index < len(mine) else None
+                loss = self._loss(model, drawn, targets, here) if here else self._no_loss(model)
+                loss = loss / max(used, 1)
+                # FSDP2 takes the mean over processes where the sum is meant.
+                self.backward(loss * scale * (num_processes() if sharded else 1))
+                total += loss.detach()
         if last and not sharded:
             sum_gradients(model.parameters())
         return torch.full_like(total, sum_over_processes(total.item())) if num_processes() > 1 else total
@@ -111,3 +112,26 @@ def weighted_gradient(values: Tensor, weights: Tensor) -> Tensor:
     whatever the method, and leaves the coefficients as they are.
     """
     return weights * values + ((1 - weights) * values).detach()
+
+
+@contextmanager
+def adapters_take_what_comes(
+    model: nn.Module, autocast: Callable[[], AbstractContextManager[Any]]
+) -> Iterator[None]:
+    """Under autocast, adapters in float32 take the activations as they are.
+
+    PEFT would cast them to float32, and autocast back: the same numbers in a new tensor, which each adapted layer
+    would keep for the backward pass. That pass belongs inside too, since checkpointing repeats the forward there.
+    """
+    with autocast():
+        casts = torch.is_autocast_enabled(next(model.parameters()).device.type)
+    layers: list[Any] = [
+        module for module in model.modules() if casts and getattr(module, "cast_input_dtype_enabled", False)
+    ]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.cast_input_dtype_enabled = True

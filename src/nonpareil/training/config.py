@@ -177,6 +177,8 @@ class DistillationConfig(TrainingArguments):
         self._check_scale()
         super().__post_init__()
         _ = self.device  # of several processes, this makes them a group
+        # A process trains on one GPU: transformers would wrap the model in DataParallel and take on more prompts.
+        self._n_gpu = min(self._n_gpu, 1)
         if self.shard_weights and self.world_size == 1:
             raise ConfigError(
                 "shard_weights=true with one process has nothing to share; start several: "

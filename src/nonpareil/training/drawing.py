@@ -195,10 +195,11 @@ def token_logprobs(
 ) -> list[Tensor]:
     """log-probs of each completion's tokens, float32 on the CPU, in passes of at most `budget` tokens."""
     values: list[Tensor] = [torch.empty(0)] * len(sequences)
-    for rows in token_budget_batches(sequences.lengths(), budget):
-        routed = row_adapters(model, [adapter] * len(rows)) if adapter else nullcontext()
-        with routed:
+    with row_adapters(model) if adapter else nullcontext() as routes:
+        for rows in token_budget_batches(sequences.lengths(), budget):
+            if routes is not None:
+                routes.names = [adapter] * len(rows)
             part = completion_token_logprobs(model, sequences.select(rows), temperature).float().cpu()
-        for row, logprobs in zip(rows, part, strict=True):
-            values[row] = logprobs[: len(sequences.completion_ids[row])]
+            for row, logprobs in zip(rows, part, strict=True):
+                values[row] = logprobs[: len(sequences.completion_ids[row])]
     return values

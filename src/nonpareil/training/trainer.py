@@ -142,7 +142,7 @@ class DistillationTrainer(CheckpointingTrainer):
             self.method,
             args.max_tokens_per_batch,
             args.temperature,
-            self.compute_loss_context_manager,
+            self.accelerator.autocast,  # transformers' own does nothing, where the model's inner part is called
             self.accelerator.backward,
             self.spent,
             args.importance_cap,

@@ -1,0 +1,71 @@
+"""bf16 means that training multiplies in bfloat16, with full weights and with adapters."""
+
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nonpareil.models.adapters import plain_model
+from nonpareil.models.loading import cast_weights
+from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs
+from nonpareil.training.accumulate import adapters_take_what_comes
+from tests.tiny import make_model
+from tests.training.conftest import PROMPTS, make_trainer
+
+LORA: dict[str, Any] = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["all-linear"]}
+SEQUENCES = TokenSequences([[1, 7, 8], [1, 9, 9]], [[7, 8, 2], [9, 2]])
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("changes", [{}, LORA], ids=["full", "lora"])
+def test_bf16_training_multiplies_in_bfloat16(changes: dict[str, Any], bf16: bool, tmp_path: Path) -> None:
+    model = make_model()
+    if bf16 and changes:
+        cast_weights(model, torch.bfloat16)
+    trainer = make_trainer(tmp_path, model=model, bf16=bf16, **changes)
+    drawn = trainer.drawer.draw(PROMPTS, step=0)
+    targets = trainer.method.targets(drawn.numbers)
+    policy = plain_model(trainer.model).train()
+    seen: list[torch.dtype] = []
+    for module in policy.modules():
+        if type(module) is nn.Linear:
+            module.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    trainer.accumulator.step(policy, drawn, targets, True, 1.0)
+    assert len(seen) > 14
+    assert set(seen) == {torch.bfloat16 if bf16 else torch.float32}
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {p.grad.dtype for p in trained} == {torch.float32}
+
+
+def test_adapters_keep_no_second_copy_of_their_inputs(tmp_path: Path) -> None:
+    """The same bits, with fewer bytes kept for the backward pass than by PEFT's cast to float32."""
+    trainer = make_trainer(tmp_path, model=cast_weights(make_model(), torch.bfloat16), bf16=True, **LORA)
+    policy: Any = plain_model(trainer.model).train()
+    own = {p.untyped_storage().data_ptr() for p in policy.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    results, sizes = [], []
+    hooks = torch.autograd.graph.saved_tensors_hooks
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16)
+    for context in (nullcontext, partial(adapters_take_what_comes, policy, autocast)):
+        kept.clear()
+        with hooks(pack, lambda tensor: tensor), autocast(), context():
+            loss = completion_token_logprobs(policy, SEQUENCES).sum()
+        sizes.append(sum(kept.values()))
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in policy.parameters() if p.requires_grad)])
+        policy.zero_grad(set_to_none=True)
+    for mine, theirs in zip(*results, strict=True):
+        assert torch.equal(mine, theirs)
+    assert sizes[1] < 0.9 * sizes[0]
+    assert all(getattr(m, "cast_input_dtype_enabled", True) for m in policy.modules()), "put back"
