@@ -154,7 +154,7 @@ class Phases(TrainerCallback):
         self.completions = trainer.method.policy_draws + trainer.method.anchor_draws
         drawing = trainer.drawer.drawing
         self._wrap(drawing, "draw", "draw")
-        self._wrap(drawing, "logprobs", "anchor_logprobs")
+        self._wrap(drawing, "token_logprobs", "anchor_logprobs")
         self._wrap(trainer.reward, "score_each", "score")
         self._wrap(trainer.accumulator, "step", "forward_backward")
         trainer.add_callback(self)  # behind the anchor's, whose average is then in the last phase
