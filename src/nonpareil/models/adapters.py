@@ -131,7 +131,7 @@ class RowAdapters:
 
     @names.setter
     def names(self, names: Sequence[str]) -> None:
-        """Name them anew, before the next pass."""
+        """Name the rows of the next passes."""
         if list(names) != getattr(self, "_names", None):  # most tokens have the rows of the token before
             self._names, self.used = list(names), set(names)
             self._masks: dict[tuple, Tensor] = {}
