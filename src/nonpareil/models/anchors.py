@@ -57,7 +57,7 @@ class Anchor:
     def _move(self, policy: nn.Module, rate: float) -> None:
         # Shard by shard, where weights are sharded: both are split alike.
         ours = [local(weight) for weight in self.weights().values()]
-        theirs = [local(weight.detach()).to(torch.float32) for weight in self.weights_of(policy)]
+        theirs = [local(weight).detach().to(torch.float32) for weight in self.weights_of(policy)]
         torch._foreach_lerp_(ours, theirs, rate)
         self._copy_buffers(policy)
 
@@ -119,7 +119,7 @@ class WorkingCopy:
         """Take on the weights of `source`, cast to the compute type."""
         if is_sharded(source):
             for weight, shard in zip(self.model.parameters(), source.parameters(), strict=True):
-                weight.copy_(whole(shard.detach()))  # one gathered weight at a time
+                weight.copy_(whole(shard).detach())  # one gathered weight at a time
         else:
             torch._foreach_copy_(list(self.model.parameters()), [p.detach() for p in source.parameters()])
         for mine, other in zip(self.model.buffers(), source.buffers(), strict=True):

@@ -1,4 +1,4 @@
-"""Weights in shards, one a process (FSDP2), and back.
+"""Weights in shards, one a process (FSDP2; `zero` has DeepSpeed's), and back.
 
 Checkpoints are whole, so any number of processes resumes them.
 """
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from nonpareil.errors import DataError
+from nonpareil.models.zero import ZeroOptimizer, engine_of, gather, is_partition, my_part, part_of, partition, zero_requested
 
 WITHIN = "_nonpareil_within"
 
@@ -23,6 +24,8 @@ def shard(model: nn.Module, compute_dtype: torch.dtype | None = None) -> nn.Modu
 
     `compute_dtype`: what the forward pass gathers weights in; gradients are still reduced in float32.
     """
+    if zero_requested():
+        return partition(model)
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
@@ -38,6 +41,8 @@ def shard(model: nn.Module, compute_dtype: torch.dtype | None = None) -> nn.Modu
 
 def within(model: nn.Module, function: Callable[..., Any], *arguments: Any) -> Any:
     """`function(model, ...)`, which may use inner modules: their weights are gathered as for a forward pass."""
+    if zero := engine_of(model):
+        return zero.engine(function, *arguments)
     return (
         getattr(model, WITHIN)(function, *arguments)
         if hasattr(model, WITHIN)
@@ -51,22 +56,29 @@ def _call(model: nn.Module, function: Callable[..., Any], *arguments: Any) -> An
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether its weights are shards."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return any(isinstance(parameter, DTensor) or is_partition(parameter) for parameter in model.parameters())
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole of a sharded tensor, or the tensor itself; called by all processes."""
+    if is_partition(tensor):
+        return gather(tensor)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
     """This process's shard, which shares its memory, or the tensor itself."""
+    if is_partition(tensor):
+        return part_of(tensor)
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
 def copy_whole(target: Tensor, source: Tensor) -> None:
     """Copy a whole tensor into one that may be sharded."""
+    if is_partition(target):
+        part_of(target).copy_(my_part(target, source))
+        return
     if isinstance(target, DTensor):
         source = distribute_tensor(
             source.to(device=target.device, dtype=target.dtype), target.device_mesh, target.placements
@@ -83,7 +95,7 @@ def whole_state_dict(model: nn.Module) -> dict[str, Tensor]:
     state = {}
     for name, value in model.state_dict(keep_vars=True).items():
         if id(value) not in gathered:
-            gathered[id(value)] = whole(value.detach()).cpu()
+            gathered[id(value)] = whole(value).detach().cpu()
         state[name] = gathered[id(value)]
     return state
 
@@ -107,6 +119,8 @@ def load_whole_state_dict(model: nn.Module, directory: Path) -> None:
 
 def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """As the optimizer of an unsharded model would say it."""
+    if isinstance(inner := getattr(optimizer, "optimizer", optimizer), ZeroOptimizer):
+        return inner.whole_state()
     state = optimizer.state_dict()
     moments = {
         index: {name: whole(v).cpu() if isinstance(v, Tensor) else v for name, v in values.items()}
@@ -117,6 +131,8 @@ def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 def shard_optimizer_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The opposite: each weight's moments placed as the weight is."""
+    if isinstance(getattr(optimizer, "optimizer", optimizer), ZeroOptimizer):
+        return state  # which takes its parts itself
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
 
     def placed(weight: Tensor, value: Any) -> Any:

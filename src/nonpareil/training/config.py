@@ -10,6 +10,7 @@ from nonpareil.engines.transformers import check_sampling
 from nonpareil.errors import ConfigError
 from nonpareil.models.devices import best_device, fast_dtype
 from nonpareil.models.distributed import check_launch
+from nonpareil.models.zero import zero_requested
 from nonpareil.records import SamplingParams
 
 METHOD_SETTINGS = (
@@ -165,13 +166,15 @@ class DistillationConfig(TrainingArguments):
     def _check_scale(self) -> None:
         """Refuse LoRA settings and ways of running on many devices that would silently be something else."""
         check_launch()
+        self.shard_weights = zero_requested() or self.shard_weights
         if self.fsdp:
             raise ConfigError(
                 f"fsdp={self.fsdp!r} is not used (on the CPU it would silently be DDP); give shard_weights=true"
             )
         if self.deepspeed:
             raise ConfigError(
-                "deepspeed is not supported: the anchor would be whole; give shard_weights=true"
+                f"deepspeed={self.deepspeed!r} is not read; ask for ZeRO-3 by accelerate's config "
+                "(recipes/launch/zero3.yaml)"
             )
         if self.lora_r < 1 or self.lora_alpha < 1:
             raise ConfigError(f"lora_r={self.lora_r} and lora_alpha={self.lora_alpha} must be at least 1")

@@ -22,6 +22,7 @@ from nonpareil.models.anchors import Anchor
 from nonpareil.models.loading import context_window, disable_dropout, freeze, load_policy
 from nonpareil.models.logprobs import output_head_is_plain
 from nonpareil.models.sharding import shard
+from nonpareil.models.zero import ZeroOptimizer, engine_of, zero_requested
 from nonpareil.records import Group, Prompt, prompt_of
 from nonpareil.rewards import CombinedReward, load_rewards
 from nonpareil.training.accumulate import Accumulator
@@ -166,6 +167,15 @@ class DistillationTrainer(CheckpointingTrainer):
         shard(policy, dtype)
         if self.anchor is not None:
             shard(self.anchor.module, torch.float32)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Under ZeRO-3, DeepSpeed's engine with it."""
+        optimizer = super().create_optimizer(model)
+        if zero_requested() and engine_of(self.model) is None:
+            zero = ZeroOptimizer(self.model, optimizer, self.compute_loss_context_manager)
+            self.optimizer = optimizer = zero
+            self.accelerator.clip_grad_norm_ = zero.clip  # type: ignore[method-assign]
+        return optimizer
 
     def get_train_dataloader(self) -> DataLoader:
         """Whole batches, of all processes together: each knows all prompts and draws for its share."""
