@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from nonpareil.maths.kl import token_kl
 from nonpareil.models.devices import device_of
-from nonpareil.models.sharding import within
+from nonpareil.models.sharding import output_head, within
 
 CHUNK_ELEMENTS = 2**22
 """Logits held at once, tokens x vocabulary of one chunk: 16 MiB in float32, which a CPU's cache helps with."""
@@ -132,7 +132,7 @@ def _predicting_states(
     owner, input_ids = torch.cat(owners).to(device), input_ids.to(device)
     if output_head_is_plain(model):
         states = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        return states.flatten(0, 1)[flat], target_ids, owner, model.get_output_embeddings()
+        return states.flatten(0, 1)[flat], target_ids, owner, output_head(model)
     logits = model(input_ids=input_ids, use_cache=False).logits
     return logits.flatten(0, 1)[flat], target_ids, owner, nn.Identity()
 

@@ -54,6 +54,13 @@ def _call(model: nn.Module, function: Callable[..., Any], *arguments: Any) -> An
     return function(model, *arguments)
 
 
+def output_head(model: Any) -> Callable[[Tensor], Tensor]:
+    """The last layer, for use `within` the model as often as this process likes."""
+    head = model.get_output_embeddings()
+    # DeepSpeed's hooks gather at each call, and every process must call as often; its weight is there (`zero`).
+    return head.forward if engine_of(model) else head
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether its weights are shards."""
     return any(isinstance(parameter, DTensor) or is_partition(parameter) for parameter in model.parameters())

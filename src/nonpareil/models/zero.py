@@ -21,6 +21,7 @@ LAUNCH = "ACCELERATE_DEEPSPEED_"
 SETTINGS: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 1,  # names only: passes, their sums and clipping are ours
     "gradient_accumulation_steps": 1,
+    "gradient_clipping": 0.0,  # 1.0 unless told otherwise
     "zero_allow_untested_optimizer": True,
     "steps_per_print": 2**62,
     "zero_optimization": {

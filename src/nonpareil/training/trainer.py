@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.trainer_callback import ProgressCallback
 
 from nonpareil.engines.transformers import check_prompts
-from nonpareil.errors import ConfigError
+from nonpareil.errors import ConfigError, ModelError
 from nonpareil.methods.base import Method, Targets
 from nonpareil.models.adapters import AdapterAnchor, add_policy_adapter, is_adapted, plain_model
 from nonpareil.models.anchors import Anchor
@@ -161,7 +161,11 @@ class DistillationTrainer(CheckpointingTrainer):
 
     def _shard(self, policy: PreTrainedModel) -> None:
         """Split policy and anchor; what asks for a whole model is asked before."""
-        output_head_is_plain(policy)
+        if not output_head_is_plain(policy) and zero_requested():
+            raise ModelError(
+                f"{type(policy).__name__} scales or caps its logits behind the output head, which ZeRO-3 does not "
+                "support; take distributed_type: MULTI_GPU and --shard_weights true"
+            )
         _ = self.drawer.drawing
         dtype = self.args.compute_dtype(policy.dtype)
         shard(policy, dtype)
