@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from nonpareil.errors import DataError
 from nonpareil.models.distributed import process_index
-from nonpareil.models.sharding import copy_whole, is_sharded, local, whole
+from nonpareil.models.sharding import copy_whole, is_sharded, local, whole, whole_shape
 
 ANCHOR_FILE = "anchor.safetensors"
 
@@ -91,7 +91,7 @@ class Anchor:
         except SafetensorError as error:
             raise DataError(f"{path} cannot be read ({error}); resume from another checkpoint") from error
         weights = self.weights()
-        unlike = [n for n, p in weights.items() if n not in tensors or tensors[n].shape != p.shape]
+        unlike = [n for n, p in weights.items() if n not in tensors or tensors[n].shape != whole_shape(p)]
         if unlike or len(tensors) != len(weights):
             raise DataError(
                 f"{path} is the anchor of another model (first difference: {(unlike or ['more weights'])[0]}); "

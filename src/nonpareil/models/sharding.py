@@ -73,6 +73,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def whole_shape(tensor: Any) -> torch.Size:
+    """The shape that `whole` would have."""
+    return torch.Size(tensor.ds_shape if is_partition(tensor) else tensor.shape)
+
+
 def local(tensor: Tensor) -> Tensor:
     """This process's shard, which shares its memory, or the tensor itself."""
     if is_partition(tensor):

@@ -4,6 +4,7 @@ DeepSpeed's engine is driven here and not by accelerate, which would take an opt
 a batch, and on a CPU would silently leave DeepSpeed out.
 """
 
+import copy
 import importlib.util
 import os
 from collections.abc import Callable
@@ -177,16 +178,19 @@ class ZeroOptimizer(torch.optim.Optimizer):
         """As the optimizer of an unsharded model would say it, on the CPU; called by all processes."""
         from deepspeed.utils import safe_get_local_optimizer_state
 
-        state: dict[int, dict[str, Any]] = {}
+        def entry(weight: Any, name: str, value: Any) -> Any:
+            if _is_moment(value):
+                return gather(weight, safe_get_local_optimizer_state(weight, name)).cpu()
+            # Its own, or whoever loads this counts one weight's steps for all.
+            return value.clone() if isinstance(value, Tensor) else value
+
         some = next(iter(self.state.values()), {})
-        for index, weight in enumerate(self.weights):
-            state[index] = {
-                name: gather(weight, safe_get_local_optimizer_state(weight, name)).cpu()
-                if isinstance(value, Tensor) and value.dim()
-                else value
-                for name, value in some.items()
-            }
-        return {"state": {k: v for k, v in state.items() if v}, "param_groups": self._groups()}
+        state = {
+            index: {name: entry(weight, name, value) for name, value in some.items()}
+            for index, weight in enumerate(self.weights)
+            if some
+        }
+        return {"state": state, "param_groups": self._groups()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what `whole_state` gave, whatever the number of processes then."""
@@ -199,14 +203,12 @@ class ZeroOptimizer(torch.optim.Optimizer):
         some = next(iter(state_dict["state"].values()))
         for flat in self.engine.optimizer.fp32_partitioned_groups_flat:
             self.state[flat] = {
-                name: torch.zeros_like(flat)
-                if isinstance(value, Tensor) and value.dim()
-                else (value.clone() if isinstance(value, Tensor) else value)
+                name: torch.zeros_like(flat) if _is_moment(value) else copy.deepcopy(value)
                 for name, value in some.items()
             }
         for index, weight in enumerate(self.weights):
             for name, value in state_dict["state"][index].items():
-                if isinstance(value, Tensor) and value.dim():
+                if _is_moment(value):
                     safe_set_local_optimizer_state(weight, my_part(weight, value), name)
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -216,6 +218,11 @@ class ZeroOptimizer(torch.optim.Optimizer):
             {**group, "params": list(range(start, start + size))}
             for group, start, size in zip(self.param_groups, starts, self.sizes, strict=True)
         ]
+
+
+def _is_moment(value: Any) -> bool:
+    """One number for each of the weight's, unlike the count of steps."""
+    return isinstance(value, Tensor) and value.dim() > 0
 
 
 def _forward(model: nn.Module, autocast: Callable[[], Any], function: Callable[..., Any], *given: Any) -> Any:
