@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from nonpareil.errors import DataError
-from nonpareil.models.zero import ZeroOptimizer, engine_of, gather, is_partition, my_part, part_of, partition, zero_requested
+from nonpareil.models.zero import (
+    ZeroOptimizer,
+    engine_of,
+    gather,
+    is_partition,
+    part_of,
+    partition,
+    put,
+    zero_requested,
+)
 
 WITHIN = "_nonpareil_within"
 
@@ -89,7 +98,7 @@ def local(tensor: Tensor) -> Tensor:
 def copy_whole(target: Tensor, source: Tensor) -> None:
     """Copy a whole tensor into one that may be sharded."""
     if is_partition(target):
-        part_of(target).copy_(my_part(target, source))
+        put(target, source)
         return
     if isinstance(target, DTensor):
         source = distribute_tensor(

@@ -6,7 +6,9 @@ a batch, and on a CPU would silently leave DeepSpeed out.
 
 import copy
 import importlib.util
+import logging
 import os
+import sys
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -19,6 +21,8 @@ from nonpareil.errors import ConfigError, ModelError
 
 ENGINE = "_nonpareil_engine"
 LAUNCH = "ACCELERATE_DEEPSPEED_"
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
+"""Those that treat each number of a weight alone."""
 SETTINGS: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 1,  # names only: passes, their sums and clipping are ours
     "gradient_accumulation_steps": 1,
@@ -48,8 +52,8 @@ def zero_requested() -> bool:
     stage = os.environ.get(f"{LAUNCH}ZERO_STAGE", "2")  # accelerate's default
     if stage != "3":
         raise ConfigError(
-            f"zero_stage: {stage} in accelerate's config is not supported: policy and anchor would be whole in every "
-            "process; give zero_stage: 3, or distributed_type: MULTI_GPU"
+            f"zero_stage: {stage} in accelerate's config is not supported: policy and anchor would be whole "
+            "in every process; give zero_stage: 3, or distributed_type: MULTI_GPU"
         )
     for name in ("OFFLOAD_OPTIMIZER_DEVICE", "OFFLOAD_PARAM_DEVICE"):
         place = os.environ.get(f"{LAUNCH}{name}", "none")
@@ -66,15 +70,37 @@ def zero_requested() -> bool:
     return True
 
 
+def check_zero_settings(optim: str, fp16: bool) -> None:
+    """Refuse what DeepSpeed would do otherwise than an unsharded training.
+
+    Raises:
+        ConfigError: float16, or an optimizer that looks at a weight's shape, which is flat here.
+    """
+    if fp16:
+        raise ConfigError("fp16=true with ZeRO-3 is not supported; give bf16=true, or neither")
+    name = getattr(optim, "value", optim)
+    if name not in OPTIMIZERS:
+        raise ConfigError(
+            f"optim={name} with ZeRO-3 is not supported: it would see parts of weights, flattened; "
+            f"give one of {', '.join(OPTIMIZERS)}"
+        )
+
+
 def is_partition(tensor: Tensor) -> bool:
     """Whether this is a weight of which DeepSpeed holds a part in each process."""
     return hasattr(tensor, "ds_tensor")
 
 
 def partition(model: nn.Module) -> nn.Module:
-    """Split every weight over all processes, in place and in the type that it has."""
-    import deepspeed
+    """Split every weight over all processes, in place.
 
+    Raises:
+        ModelError: a weight that is not in float32.
+    """
+    for name, weight in model.named_parameters():
+        if weight.dtype != torch.float32:
+            raise ModelError(f"{name} is in {weight.dtype}; ZeRO-3 needs a policy in float32: model.float()")
+    deepspeed = _deepspeed()
     deepspeed.zero.Init(module=model, config_dict_or_path=SETTINGS, dtype=torch.float32)
     return model
 
@@ -90,6 +116,16 @@ def gather(weight: Any, part: Tensor | None = None) -> Tensor:
     parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, mine)
     return torch.cat(parts)[: weight.ds_numel].view(weight.ds_shape)
+
+
+@torch.no_grad()
+def put(weight: Any, value: Tensor) -> None:
+    """Give a partitioned weight the value of a whole tensor."""
+    from deepspeed.utils import safe_set_local_fp32_param
+
+    part_of(weight).copy_(my_part(weight, value))
+    if hasattr(weight, "_z3_optimizer"):  # which has a copy of its own, and writes that back at each step
+        safe_set_local_fp32_param(weight, part_of(weight))
 
 
 def my_part(weight: Any, value: Tensor) -> Tensor:
@@ -112,13 +148,16 @@ class ZeroOptimizer(torch.optim.Optimizer):
     """
 
     def __init__(self, model: Any, optimizer: torch.optim.Optimizer, autocast: Callable[[], Any]):
-        import deepspeed
-
+        if type(optimizer) not in (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD):
+            raise ConfigError(
+                f"the optimizer {type(optimizer).__name__} with ZeRO-3 is not supported; give AdamW"
+            )
+        deepspeed = _deepspeed()
         self.weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         self.sizes = [len(group["params"]) for group in optimizer.param_groups]
         self.engine = deepspeed.initialize(model=model, optimizer=optimizer, config=SETTINGS)[0]
         self.inner, self.param_groups = optimizer, optimizer.param_groups
-        self.state, self.defaults = optimizer.state, optimizer.defaults  # type: ignore[assignment]
+        self.state, self.defaults = optimizer.state, optimizer.defaults
         if any(optimizer.state.values()):
             raise ModelError(
                 "this version of DeepSpeed steps before the first step; pip install -U deepspeed (0.19.8 works)"
@@ -184,7 +223,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
             # Its own, or whoever loads this counts one weight's steps for all.
             return value.clone() if isinstance(value, Tensor) else value
 
-        some = next(iter(self.state.values()), {})
+        some: dict[str, Any] = next(iter(self.state.values()), {})
         state = {
             index: {name: entry(weight, name, value) for name, value in some.items()}
             for index, weight in enumerate(self.weights)
@@ -218,6 +257,16 @@ class ZeroOptimizer(torch.optim.Optimizer):
             {**group, "params": list(range(start, start + size))}
             for group, start, size in zip(self.param_groups, starts, self.sizes, strict=True)
         ]
+
+
+def _deepspeed() -> Any:
+    """The library, telling what it does on stderr: stdout is the command's answer."""
+    import deepspeed
+
+    for handler in logging.getLogger("DeepSpeed").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)
+    return deepspeed
 
 
 def _is_moment(value: Any) -> bool:

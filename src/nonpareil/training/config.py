@@ -10,7 +10,7 @@ from nonpareil.engines.transformers import check_sampling
 from nonpareil.errors import ConfigError
 from nonpareil.models.devices import best_device, fast_dtype
 from nonpareil.models.distributed import check_launch
-from nonpareil.models.zero import zero_requested
+from nonpareil.models.zero import check_zero_settings, zero_requested
 from nonpareil.records import SamplingParams
 
 METHOD_SETTINGS = (
@@ -108,7 +108,10 @@ class DistillationConfig(TrainingArguments):
     )
     shard_weights: bool = field(
         default=False,
-        metadata={"help": "Split policy, anchor and optimizer state over the processes (FSDP2)."},
+        metadata={
+            "help": "Split policy, anchor and optimizer state over the processes, by FSDP2. Accelerate's config "
+            "may ask for ZeRO-3 in its place."
+        },
     )
     max_train_seconds: float | None = field(
         default=None, metadata={"help": "Stop after so many seconds of training steps, resumes included."}
@@ -166,7 +169,9 @@ class DistillationConfig(TrainingArguments):
     def _check_scale(self) -> None:
         """Refuse LoRA settings and ways of running on many devices that would silently be something else."""
         check_launch()
-        self.shard_weights = zero_requested() or self.shard_weights
+        if zero_requested():
+            check_zero_settings(self.optim, self.fp16)
+            self.shard_weights = True
         if self.fsdp:
             raise ConfigError(
                 f"fsdp={self.fsdp!r} is not used (on the CPU it would silently be DDP); give shard_weights=true"

@@ -178,7 +178,7 @@ class DistillationTrainer(CheckpointingTrainer):
         if zero_requested() and engine_of(self.model) is None:
             zero = ZeroOptimizer(self.model, optimizer, self.compute_loss_context_manager)
             self.optimizer = optimizer = zero
-            self.accelerator.clip_grad_norm_ = zero.clip  # type: ignore[method-assign]
+            self.accelerator.clip_grad_norm_ = zero.clip
         return optimizer
 
     def get_train_dataloader(self) -> DataLoader:
