@@ -7,22 +7,30 @@ from typing import Any
 
 import torch
 
+from nonpareil.models import logprobs
 from nonpareil.models.distributed import end_processes, gather_shares, my_share, num_processes, process_index
 from nonpareil.models.sharding import local
+from tests.tiny import make_model
 from tests.training.conftest import StopAfter, make_trainer, stored_groups
+
+WHOLE_CHUNK = logprobs.CHUNK_ELEMENTS
 
 
 def train(folder: Path, settings: dict[str, Any]) -> None:
     """Train and save; the first process writes down what each process held."""
     stop, resume = settings.pop("stop_after", None), settings.pop("resume", False)
     groups = stored_groups(4) if settings.pop("stored", False) else None
-    trainer = make_trainer(folder, callbacks=[StopAfter(stop)] if stop else None, groups=groups, **settings)
+    # Chunks so small that processes differ in how many of them they call the output head for.
+    logprobs.CHUNK_ELEMENTS = settings.pop("chunk", WHOLE_CHUNK)
+    model = make_model(settings.pop("kind")) if "kind" in settings else None
+    stops = [StopAfter(stop)] if stop else None
+    trainer = make_trainer(folder, model=model, callbacks=stops, groups=groups, **settings)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(str(folder / "final"))
     anchor = trainer.anchor.weights().values() if trainer.anchor is not None else ()
     held = {
         "processes": num_processes(),
-        "read_in_shards": trainer._weights is not None,
+        "read_in_shards": trainer.read_in_shards,
         "policy": sum(local(p).numel() for p in trainer.model.parameters()),
         "anchor": sum(local(p).numel() for p in anchor),
         "optimizer": sum(

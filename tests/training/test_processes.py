@@ -22,6 +22,7 @@ pytestmark = pytest.mark.distributed
 ROOT = Path(__file__).parents[2]
 SGD = {"optim": "sgd", "learning_rate": 0.02}
 SAVED = {**SGD, "save_strategy": "steps", "save_steps": 2}
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 JOBS: dict[str, dict[str, Any]] = {
     "jbond": SAVED,
     "adamw": {"learning_rate": 1e-3, "adam_epsilon": 1e-2, "save_strategy": "steps", "save_steps": 2},
@@ -62,12 +63,13 @@ def launch(processes: int, arguments: list[str], **environment: str) -> subproce
     )
 
 
-def train(folder: Path, processes: int, jobs: dict[str, dict[str, Any]]) -> Path:
+def train(folder: Path, processes: int, jobs: dict[str, dict[str, Any]], **environment: str) -> Path:
     """The jobs on so many processes; 4 prompts a step in all, and 2 in the epoch's last one."""
     folder.mkdir(exist_ok=True)
     size = {"per_device_train_batch_size": 4 // processes}
     (folder / "jobs.json").write_text(json.dumps({name: {**size, **job} for name, job in jobs.items()}))
-    done = launch(processes, ["-m", "tests.training.processes", str(folder), str(folder / "jobs.json")])
+    arguments = ["-m", "tests.training.processes", str(folder), str(folder / "jobs.json")]
+    done = launch(processes, arguments, **environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -109,13 +111,13 @@ def test_any_number_of_processes_trains_the_same(runs: dict[str, Path], kind: st
     assert_near(runs[kind] / job / "final", runs["one"] / job / "final")
 
 
-def assert_near(ours: Path, theirs: Path, atol: float = 2e-5) -> None:
+def assert_near(ours: Path, theirs: Path, atol: float = 2e-5, model: Any = None) -> None:
     (file,) = [path.name for path in ours.glob("*model.safetensors")]
     mine, alone = load_file(ours / file), load_file(theirs / file)
     assert mine.keys() == alone.keys()
     for name, value in alone.items():
         torch.testing.assert_close(mine[name], value, atol=atol, rtol=1e-3)
-    start = dict(ending_model().named_parameters())
+    start = dict((model or ending_model()).named_parameters())
     assert any(name not in start or not torch.equal(mine[name], start[name]) for name in mine), (
         "nothing moved"
     )
@@ -255,7 +257,10 @@ def test_accelerates_cpu_launcher_which_starts_one_process_is_refused(
         (["--fsdp=full_shard"], {}, "shard_weights"),
         (["--shard_weights=true"], {}, "torchrun"),
         ([], {"ACCELERATE_USE_FSDP": "true"}, "shard_weights"),
-        ([], {"ACCELERATE_USE_DEEPSPEED": "true"}, "shard_weights"),
+        ([], {"ACCELERATE_USE_DEEPSPEED": "true"}, "zero_stage: 3"),
+        ([], {**ZERO, "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "give none"),
+        ([], {**ZERO, "ACCELERATE_DEEPSPEED_CONFIG_FILE": "zero.json"}, "not read"),
+        (["--deepspeed=zero.json"], {}, "zero3.yaml"),
     ],
 )
 def test_sharding_that_would_silently_be_ddp_is_refused(

@@ -22,6 +22,7 @@ from nonpareil.models.sharding import (
     local,
     make_room,
     whole,
+    whole_shape,
 )
 
 ANCHOR_FILE = "anchor.safetensors"
@@ -66,7 +67,7 @@ class Anchor:
     def _move(self, policy: nn.Module, rate: float) -> None:
         # Shard by shard, where weights are sharded: both are split alike.
         ours = [local(weight) for weight in self.weights().values()]
-        theirs = [local(weight.detach()).to(torch.float32) for weight in self.weights_of(policy)]
+        theirs = [local(weight).detach().to(torch.float32) for weight in self.weights_of(policy)]
         torch._foreach_lerp_(ours, theirs, rate)
         self._copy_buffers(policy)
 
@@ -100,7 +101,7 @@ class Anchor:
         except SafetensorError as error:
             raise DataError(f"{path} cannot be read ({error}); resume from another checkpoint") from error
         weights = self.weights()
-        unlike = [n for n, p in weights.items() if n not in tensors or tensors[n].shape != p.shape]
+        unlike = [n for n, p in weights.items() if n not in tensors or tensors[n].shape != whole_shape(p)]
         if unlike or len(tensors) != len(weights):
             raise DataError(
                 f"{path} is the anchor of another model (first difference: {(unlike or ['more weights'])[0]}); "
@@ -131,7 +132,7 @@ class WorkingCopy:
         """Take on the weights of `source`, cast to the compute type."""
         if is_sharded(source):
             for weight, shard in zip(self.model.parameters(), source.parameters(), strict=True):
-                weight.copy_(whole(shard.detach()))  # one gathered weight at a time
+                weight.copy_(whole(shard).detach())  # one gathered weight at a time
         else:
             torch._foreach_copy_(list(self.model.parameters()), [p.detach() for p in source.parameters()])
         for mine, other in zip(self.model.buffers(), source.buffers(), strict=True):

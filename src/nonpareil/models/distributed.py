@@ -137,8 +137,3 @@ def check_launch() -> None:
             "take distributed_type: MULTI_GPU, and give --shard_weights true: FSDP2 then shards policy, anchor and "
             "optimizer state"
         )
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("true", "1"):
-        raise ConfigError(
-            "distributed_type: DEEPSPEED in accelerate's config is not supported: the anchor would not be sharded; "
-            "take distributed_type: MULTI_GPU, and give --shard_weights true (FSDP2, what ZeRO-3 does)"
-        )

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from nonpareil.maths.kl import token_kl
 from nonpareil.models.devices import device_of
-from nonpareil.models.sharding import within
+from nonpareil.models.sharding import output_head, within
 from nonpareil.records import Draws, Prompt
 
 CHUNK_ELEMENTS = 2**22
@@ -142,7 +142,7 @@ def _predicting_states(
     owner, input_ids = torch.cat(owners).to(device), input_ids.to(device)
     if output_head_is_plain(model):
         states = _hidden_states(model, input_ids)
-        return states.flatten(0, 1)[flat], target_ids, owner, model.get_output_embeddings()
+        return states.flatten(0, 1)[flat], target_ids, owner, output_head(model)
     logits = model(input_ids=input_ids, use_cache=False).logits
     return logits.flatten(0, 1)[flat], target_ids, owner, nn.Identity()
 

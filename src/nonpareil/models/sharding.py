@@ -1,4 +1,4 @@
-"""Weights in shards, one a process (FSDP2), and back.
+"""Weights in shards, one a process (FSDP2; `zero` has DeepSpeed's), and back.
 
 Checkpoints are whole, so any number of processes resumes them.
 """
@@ -15,6 +15,16 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from nonpareil.errors import DataError
 from nonpareil.models.distributed import process_index
+from nonpareil.models.zero import (
+    ZeroOptimizer,
+    engine_of,
+    gather,
+    is_partition,
+    part_of,
+    partition,
+    put,
+    zero_requested,
+)
 
 WITHIN = "_nonpareil_within"
 
@@ -24,6 +34,8 @@ def shard(model: nn.Module, compute_dtype: torch.dtype | None = None) -> nn.Modu
 
     `compute_dtype`: what the forward pass gathers weights in; gradients are still reduced in float32.
     """
+    if zero_requested():
+        return partition(model)
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
@@ -40,6 +52,8 @@ def shard(model: nn.Module, compute_dtype: torch.dtype | None = None) -> nn.Modu
 
 def within(model: nn.Module, function: Callable[..., Any], *arguments: Any) -> Any:
     """`function(model, ...)`, which may use inner modules: their weights are gathered as for a forward pass."""
+    if zero := engine_of(model):
+        return zero.engine(function, *arguments)
     return (
         getattr(model, WITHIN)(function, *arguments)
         if hasattr(model, WITHIN)
@@ -51,9 +65,16 @@ def _call(model: nn.Module, function: Callable[..., Any], *arguments: Any) -> An
     return function(model, *arguments)
 
 
+def output_head(model: Any) -> Callable[[Tensor], Tensor]:
+    """The last layer, for use `within` the model as often as this process likes."""
+    head = model.get_output_embeddings()
+    # DeepSpeed's hooks gather at each call, and every process must call as often; its weight is there (`zero`).
+    return head.forward if engine_of(model) else head
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether its weights are shards."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return any(isinstance(parameter, DTensor) or is_partition(parameter) for parameter in model.parameters())
 
 
 def is_empty(model: nn.Module) -> bool:
@@ -72,17 +93,29 @@ def make_room(model: Any, device: torch.device) -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole of a sharded tensor, or the tensor itself; called by all processes."""
+    if is_partition(tensor):
+        return gather(tensor)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_shape(tensor: Any) -> torch.Size:
+    """The shape that `whole` would have."""
+    return torch.Size(tensor.ds_shape if is_partition(tensor) else tensor.shape)
 
 
 def local(tensor: Tensor) -> Tensor:
     """This process's shard, which shares its memory, or the tensor itself."""
+    if is_partition(tensor):
+        return part_of(tensor)
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
 def copy_whole(target: Tensor, source: Tensor) -> None:
     """Copy a whole tensor into one that may be sharded."""
+    if is_partition(target):
+        put(target, source)
+        return
     if isinstance(target, DTensor):
         source = distribute_tensor(
             source.to(device=target.device, dtype=target.dtype), target.device_mesh, target.placements
@@ -99,14 +132,14 @@ def whole_state_dict(model: nn.Module) -> dict[str, Tensor]:
     state = {}
     for name, value in model.state_dict(keep_vars=True).items():
         if id(value) not in gathered:
-            gathered[id(value)] = keep_whole(value.detach())
+            gathered[id(value)] = keep_whole(value)
         state[name] = gathered[id(value)]
     return state if process_index() == 0 else {}
 
 
 def keep_whole(tensor: Tensor) -> Tensor:
     """The whole tensor on the CPU of the first process; nothing in the others, which take part in gathering it."""
-    gathered = whole(tensor)
+    gathered = whole(tensor).detach()
     return gathered.cpu().contiguous() if process_index() == 0 else gathered.new_empty(0)
 
 
@@ -129,6 +162,8 @@ def load_whole_state_dict(model: nn.Module, directory: Path) -> None:
 
 def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """As the optimizer of an unsharded model would say it, in the first process's memory."""
+    if isinstance(inner := getattr(optimizer, "optimizer", optimizer), ZeroOptimizer):
+        return inner.whole_state()
     state = optimizer.state_dict()
     moments = {
         index: {name: keep_whole(v) if isinstance(v, Tensor) else v for name, v in values.items()}
@@ -139,6 +174,8 @@ def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 def shard_optimizer_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The opposite: each weight's moments placed as the weight is."""
+    if isinstance(getattr(optimizer, "optimizer", optimizer), ZeroOptimizer):
+        return state  # which takes its parts itself
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
 
     def placed(weight: Tensor, value: Any) -> Any:

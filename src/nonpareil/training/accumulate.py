@@ -12,6 +12,7 @@ from nonpareil.methods.base import Method, Targets
 from nonpareil.models.distributed import num_processes, process_index, sum_gradients, sum_over_processes
 from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs, token_budget_batches
 from nonpareil.models.sharding import is_sharded
+from nonpareil.models.zero import engine_of
 from nonpareil.training.spent import Spent
 from nonpareil.training.steps import StepDraws
 
@@ -45,6 +46,8 @@ class Accumulator:
         used, passes = self._plan(drawn, targets)
         total = torch.zeros((), device=next(model.parameters()).device)
         sharded = is_sharded(model)
+        zero = engine_of(model)
+        backward = zero.backward if zero else self.backward
         mine = passes[process_index()]
         # Every pass gathers shards from all processes: one that has no rows left takes part with none.
         count = max(map(len, passes)) if sharded else len(mine)
@@ -53,8 +56,8 @@ class Accumulator:
                 here = mine[index] if index < len(mine) else None
                 loss = self._loss(model, drawn, targets, here) if here else self._no_loss(model)
                 loss = loss / max(used, 1)
-                # FSDP2 takes the mean over processes where the sum is meant.
-                self.backward(loss * scale * (num_processes() if sharded else 1))
+                # FSDP2 and DeepSpeed take the mean over processes where the sum is meant.
+                backward(loss * scale * (num_processes() if sharded else 1))
                 total += loss.detach()
         if last and not sharded:
             sum_gradients(model.parameters())

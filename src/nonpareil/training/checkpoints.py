@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerState
+from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import TrainOutput
 
@@ -18,16 +18,13 @@ from nonpareil.models.sharding import (
     whole_state_dict,
 )
 from nonpareil.training.callbacks import StopCleanly, is_finished, last_whole_checkpoint
-from nonpareil.training.config import DistillationConfig
+from nonpareil.training.placement import PlacingTrainer
 
 
-class CheckpointingTrainer(Trainer):
+class CheckpointingTrainer(PlacingTrainer):
     """A Trainer that also saves and restores the anchor, and saves shards as whole weights."""
 
-    args: DistillationConfig
-    model: nn.Module
     optimizer: torch.optim.Optimizer
-    anchor: Anchor | None
     stopper: StopCleanly
 
     @property

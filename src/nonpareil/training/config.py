@@ -11,6 +11,7 @@ from nonpareil.engines.transformers import check_sampling
 from nonpareil.errors import ConfigError
 from nonpareil.models.devices import best_device, fast_dtype
 from nonpareil.models.distributed import check_launch
+from nonpareil.models.zero import check_zero_settings, zero_requested
 from nonpareil.records import SamplingParams
 
 METHOD_SETTINGS = (
@@ -108,7 +109,10 @@ class DistillationConfig(TrainingArguments):
     )
     shard_weights: bool = field(
         default=False,
-        metadata={"help": "Split policy, anchor and optimizer state over the processes (FSDP2)."},
+        metadata={
+            "help": "Split policy, anchor and optimizer state over the processes, by FSDP2. Accelerate's config "
+            "may ask for ZeRO-3 in its place."
+        },
     )
     use_vllm: bool = field(
         default=False, metadata={"help": "Draw with vLLM, which gets policy and anchor after every update."}
@@ -193,13 +197,22 @@ class DistillationConfig(TrainingArguments):
     def _check_scale(self) -> None:
         """Refuse LoRA settings and ways of running on many devices that would silently be something else."""
         check_launch()
+        if zero_requested():
+            check_zero_settings(self.optim, self.fp16)
+            if self.use_vllm:
+                raise ConfigError(
+                    "use_vllm with ZeRO-3 is not supported: its anchor is not scored in shards; take "
+                    "distributed_type: MULTI_GPU and --shard_weights true"
+                )
+            self.shard_weights = True
         if self.fsdp:
             raise ConfigError(
                 f"fsdp={self.fsdp!r} is not used (on the CPU it would silently be DDP); give shard_weights=true"
             )
         if self.deepspeed:
             raise ConfigError(
-                "deepspeed is not supported: the anchor would be whole; give shard_weights=true"
+                f"deepspeed={self.deepspeed!r} is not read; ask for ZeRO-3 by accelerate's config "
+                "(recipes/launch/zero3.yaml)"
             )
         self._check_vllm()
         if self.lora_r < 1 or self.lora_alpha < 1:

@@ -21,8 +21,7 @@ from nonpareil.models.adapters import AdapterAnchor, add_policy_adapter, is_adap
 from nonpareil.models.anchors import Anchor
 from nonpareil.models.empty import empty_policy
 from nonpareil.models.loading import context_window, disable_dropout, freeze, load_policy, load_tokenizer
-from nonpareil.models.logprobs import output_head_is_plain
-from nonpareil.models.sharding import is_empty, load_whole_state_dict, make_room, shard
+from nonpareil.models.zero import zero_requested
 from nonpareil.records import Group, Prompt, prompt_of
 from nonpareil.rewards import CombinedReward, load_rewards
 from nonpareil.training.accumulate import Accumulator
@@ -89,11 +88,11 @@ class DistillationTrainer(CheckpointingTrainer):
             train_dataset = [prompt_of(group) for group in groups]
         if not train_dataset:
             raise ConfigError("train_dataset is empty; give at least one prompt")
-        self._weights: Path | None = None
+        weights: Path | None = None  # the folder to read them from, shard by shard
         if isinstance(model, str):
-            path, empty = model, empty_policy(model) if args.shard_weights else None
+            path, empty = model, empty_policy(model) if args.shard_weights and not zero_requested() else None
             if empty is not None:
-                model, self._weights = empty
+                model, weights = empty
             else:
                 model, _ = load_policy(path, dtype=args.policy_dtype(), device=args.device)
             processing_class = processing_class or load_tokenizer(path)
@@ -148,7 +147,9 @@ class DistillationTrainer(CheckpointingTrainer):
             args.importance_cap,
         )
         if args.shard_weights:
-            self._shard(policy)
+            if not args.use_vllm:
+                _ = self.drawer.drawing  # copies a whole model
+            self.shard(policy, weights)
         self._last_draw: tuple[int, StepDraws] | None = None
         self._figures: dict[str, list[float]] = defaultdict(list)
         self._completions: dict[int, list[dict[str, Any]]] = {}
@@ -175,23 +176,6 @@ class DistillationTrainer(CheckpointingTrainer):
         engine = vllm_engine(plain_model(policy), tokenizer, self.args)
         prompts: Any = self.train_dataset
         return VLLMDrawing(scoring, engine, self.args, prompts, shared=self.args.vllm_mode == "server")
-
-    def _shard(self, policy: PreTrainedModel) -> None:
-        """Split policy and anchor over the processes; where the policy is empty, its shards are read now."""
-        if not self.args.use_vllm:
-            _ = self.drawer.drawing  # copies a whole model
-        dtype = self.args.compute_dtype(policy.dtype)
-        models = [policy, self.anchor.module] if self.anchor is not None else [policy]
-        for model in models:
-            shard(model, dtype)
-            if self._weights is not None:
-                make_room(model, self.args.device)
-                load_whole_state_dict(model, self._weights)
-            output_head_is_plain(model)  # asked by all processes together, and not amid a pass
-
-    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
-        if not is_empty(model):
-            super()._move_model_to_device(model, device)
 
     def get_train_dataloader(self) -> DataLoader:
         """Whole batches, of all processes together: each knows all prompts and draws for its share."""
