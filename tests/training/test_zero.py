@@ -120,7 +120,7 @@ def test_accelerate_launch_distils_by_the_recipe(command: list[str], tmp_path: P
     recipe = str(ROOT / "recipes" / "launch" / "zero3.yaml")
     starter = ["-m", "accelerate.commands.launch", "--config_file", recipe, "--num_processes", "2"]
     done = subprocess.run(
-        [sys.executable, *starter, *command, f"--output_dir={tmp_path / 'out'}", "--json"],
+        [sys.executable, *starter, *command, f"--output_dir={tmp_path / 'out'}", "--optim=sgd", "--json"],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
         capture_output=True,
@@ -132,7 +132,7 @@ def test_accelerate_launch_distils_by_the_recipe(command: list[str], tmp_path: P
     assert json.loads(line)["steps"] == 3
     assert (tmp_path / "out" / "evaluation" / "report.html").is_file()
     assert (tmp_path / "out" / "model.safetensors").is_file()
-    assert "untested optimizer" in done.stderr  # it was DeepSpeed
+    assert "ZeRO with an untested optimizer" in done.stderr  # DeepSpeed on SGD; not on stdout
 
 
 def test_a_capped_output_head_is_refused(command: list[str], tmp_path: Path) -> None:
@@ -142,3 +142,16 @@ def test_a_capped_output_head_is_refused(command: list[str], tmp_path: Path) -> 
     done = launch(2, [*command, *changed], **ZERO)
     assert done.returncode != 0
     assert "behind the output head" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "named"),
+    [("--optim=adafactor", "adamw_torch"), ("--fp16=true", "bf16=true"), ("--use_peft=true", "use_peft")],
+)
+def test_what_would_be_another_training_is_refused_at_once(
+    command: list[str], tmp_path: Path, flag: str, named: str
+) -> None:
+    done = launch(2, [*command, flag, f"--output_dir={tmp_path / 'out'}"], **ZERO)
+    assert done.returncode != 0
+    assert named in done.stderr
+    assert not (tmp_path / "out").exists()
