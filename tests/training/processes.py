@@ -11,7 +11,7 @@ from nonpareil.models import logprobs
 from nonpareil.models.distributed import end_processes, gather_shares, my_share, num_processes, process_index
 from nonpareil.models.sharding import local
 from tests.tiny import make_model
-from tests.training.conftest import StopAfter, make_trainer, stored_groups
+from tests.training.conftest import PROMPTS, StopAfter, ending_model, make_trainer, stored_groups
 
 WHOLE_CHUNK = logprobs.CHUNK_ELEMENTS
 
@@ -22,9 +22,12 @@ def train(folder: Path, settings: dict[str, Any]) -> None:
     groups = stored_groups(4) if settings.pop("stored", False) else None
     # Chunks so small that processes differ in how many of them they call the output head for.
     logprobs.CHUNK_ELEMENTS = settings.pop("chunk", WHOLE_CHUNK)
-    model = make_model(settings.pop("kind")) if "kind" in settings else None
+    kind = settings.pop("kind", None)
+    model = settings.pop("model", None) or (make_model(kind) if kind else ending_model())
     stops = [StopAfter(stop)] if stop else None
-    trainer = make_trainer(folder, model=model, callbacks=stops, groups=groups, **settings)
+    prompts = None if groups else PROMPTS[: settings.pop("num_prompts", None)]
+    torch.manual_seed(process_index())  # what a process drew before must not matter
+    trainer = make_trainer(folder, model=model, prompts=prompts, callbacks=stops, groups=groups, **settings)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(str(folder / "final"))
     anchor = trainer.anchor.weights().values() if trainer.anchor is not None else ()

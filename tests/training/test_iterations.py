@@ -188,7 +188,7 @@ def test_repeated_batches() -> None:
     assert list(order) != rows
     assert list(RepeatedBatches(7, 3, 2, seed=2)) != rows
     with pytest.raises(
-        ConfigError, match=r"per_device_train_batch_size=3 is more than the 2 prompts .*lower it"
+        ConfigError, match=r"per_device_train_batch_size: a step has 3 prompts .* more than the 2 .*lower it"
     ):
         RepeatedBatches(2, 3, 2, seed=1)
 

@@ -218,6 +218,7 @@ def test_an_error_leaves_no_adapter_behind(tmp_path: Path) -> None:
         ({"peft_config": LoraConfig(use_dora=True, target_modules=["q_proj"])}, "use_dora"),
         ({"peft_config": LoraConfig(lora_dropout=0.1, target_modules=["q_proj"])}, "lora_dropout"),
         ({"lora_target_modules": ["no_such_layer"]}, "lora_target_modules"),
+        ({"lora_target_modules": ["q_proj", "lm_head"]}, "output head"),
         ({"lora_r": 0}, "lora_r"),
         ({"frozen_parameters": ["embed_tokens"]}, "frozen_parameters"),
     ],
@@ -254,3 +255,14 @@ def test_gradient_checkpointing_changes_nothing_in_bfloat16(tmp_path: Path, lora
         gradients.append(seen)
     assert any("lora_A" in name for name in gradients[0]) == bool(lora)
     assert_same(*gradients)
+
+
+def test_an_adapters_start_follows_from_the_seed_alone(tmp_path: Path) -> None:
+    def start(before: int, seed: int) -> torch.Tensor:
+        model = ending_model()
+        torch.manual_seed(before)
+        trainer = lora_trainer(tmp_path, model=model, seed=seed)
+        return next(p.detach().clone() for n, p in trainer.model.named_parameters() if "lora_A" in n)
+
+    assert torch.equal(start(1, seed=7), start(2, seed=7))
+    assert not torch.equal(start(1, seed=7), start(1, seed=8))

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from nonpareil.errors import ConfigError, SyncError
 from nonpareil.models.logprobs import TokenSequences
 from nonpareil.training import DistillationTrainer
 from nonpareil.training.accumulate import weighted_gradient
 from tests.tiny import forced_logprobs
-from tests.training.conftest import make_trainer, metrics
+from tests.training.conftest import make_trainer, metrics, stored_groups
 
 SETTINGS: dict[str, Any] = {
     "use_vllm": True,
@@ -153,9 +154,20 @@ def test_importance_weights_are_truncated_ratios_of_whole_completions(tmp_path: 
     assert torch.equal(drawn.importance_weights(2.0), torch.ones(6, 1))
 
 
+def test_an_engine_that_nothing_would_use_is_refused(tmp_path: Path) -> None:
+    server = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": "http://127.0.0.1:1"}
+    with pytest.raises(ConfigError, match="use_vllm"):
+        make_trainer(tmp_path, method="regression", n=2, groups=stored_groups(4), **server)
+    with pytest.raises(ConfigError, match="vllm_mode"):
+        make_trainer(tmp_path, peft_config=LoraConfig(target_modules=["q_proj"]), **server)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        ({"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": "127.0.0.1:8000"}, "http://"),
+        ({"shard_weights": True, "load_best_model_at_end": True}, "load_best_model_at_end"),
+        ({"shard_weights": True, "save_on_each_node": True}, "save_on_each_node"),
         ({"vllm_server_base_url": "http://127.0.0.1:1"}, "vllm_server_base_url"),
         ({"vllm_importance_sampling_correction": True}, "vllm_importance_sampling_correction"),
         ({"vllm_gpu_memory_utilization": 0.5}, "vllm_gpu_memory_utilization"),
@@ -208,10 +220,14 @@ def test_sharded_processes_draw_from_one_server_and_hold_no_whole_model(tmp_path
     path = save(tied_llama(), tmp_path / "model")
     with serving(path, tmp_path) as url:
         settings = {**SETTINGS, "vllm_mode": "server", "vllm_server_base_url": url, "model": path}
+        settings |= {
+            "num_prompts": 5,
+            "per_device_train_batch_size": 2,
+        }  # the third step has one prompt for two
         train(
             tmp_path / "two",
             2,
-            {"jbond": {**settings, "per_device_train_batch_size": 3, "shard_weights": True}},
+            {"jbond": {**settings, "per_device_train_batch_size": 1, "shard_weights": True}},
         )
         train(tmp_path / "one", 1, {"jbond": settings})
     held = json.loads((tmp_path / "two" / "jbond" / "held.json").read_text())

@@ -86,6 +86,7 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
         NonpareilError: whatever cannot work, before any model is loaded where that can be known.
     """
     from nonpareil.models.distributed import end_processes, first_process_first
+    from nonpareil.models.memory import free_memory
     from nonpareil.training.method import method_of
 
     method = method_of(config, stored=options.groups is not None)
@@ -101,13 +102,17 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     first_process_first(partial(_prepare, output_dir, options.overwrite, bool(config.resume_from_checkpoint)))
     trainer = _trainer(options, config, method, eval_source)
     resume = config.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
+    try:
+        trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
+    finally:
+        trainer.release()
     result: dict[str, Any] = {"output_dir": str(output_dir), "steps": trainer.state.global_step}
     interrupted = trainer.stopper.stopped and trainer.state.global_step < trainer.state.max_steps
     if not interrupted:
         trainer.save_model()
         trainer.save_state()
     del trainer
+    free_memory()  # a trainer and its callbacks hold each other, and models with them
     if not end_processes():
         return {}
     if interrupted:

@@ -62,9 +62,22 @@ def add_policy_adapter(model: PreTrainedModel, config: "LoraConfig") -> "PeftMod
             f"lora_target_modules={config.target_modules!r} cannot be used: {error}; name parts of the model's "
             "linear layers, or give all-linear"
         ) from error
+    if hasattr(model.get_output_embeddings(), "lora_A"):
+        raise ConfigError(
+            f"lora_target_modules={config.target_modules!r} adapts the output head, which is applied to chunks of "
+            "tokens, not rows; leave it out"
+        )
     # Only the policy is saved as an adapter; the anchor lies beside the optimizer state.
     adapted.save_pretrained = _saving_policy_only(adapted)  # type: ignore[method-assign]
     return adapted
+
+
+def adapter_rank(model: Any) -> int | None:
+    """The largest rank of the policy's adapter; None without one."""
+    if not is_adapted(model):
+        return None
+    config = model.peft_config[POLICY]
+    return max(config.r, *config.rank_pattern.values(), 1)
 
 
 def _saving_policy_only(adapted: "PeftModel") -> Any:

@@ -121,11 +121,11 @@ class WorkingCopy:
     def __init__(self, policy: PreTrainedModel, dtype: torch.dtype, device: torch.device | None = None):
         """`device`: of a policy whose weights are still to be read; else the copy lies where the policy does."""
         self.model = cast(PreTrainedModel, copy.deepcopy(policy).eval().requires_grad_(False))
-        if is_empty(self.model):
-            make_room(self.model, device or best_device())
         for parameter in self.model.parameters():
             # Weights only: model.to(dtype) would round the rotary frequencies too, which from_pretrained does not.
             parameter.data = parameter.data.to(dtype)
+        if is_empty(self.model):
+            make_room(self.model, device or best_device())
 
     @torch.no_grad()
     def load(self, source: nn.Module) -> PreTrainedModel:

@@ -5,7 +5,7 @@ Every function is the identity in a single process, and is called by all process
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -50,6 +50,23 @@ def any_process(flag: bool) -> bool:
     return sum_over_processes(float(flag)) > 0
 
 
+def of_first_process(ask: Callable[[], T]) -> T:
+    """What the first process is told, for all of them."""
+    if num_processes() == 1:
+        return ask()
+    told: list[Any] = [ask() if process_index() == 0 else None]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
+
+
+@torch.no_grad()
+def make_equal(model: nn.Module) -> None:
+    """Give every process the first one's weights: gradients are summed as of one model."""
+    if num_processes() > 1:
+        for parameter in model.parameters():
+            dist.broadcast(parameter.data, src=0)
+
+
 def sum_over_processes(value: float) -> float:
     """The sum of each process's number."""
     return sum(_of_each_process(value))  # in one order everywhere, so that all processes hold the same number
@@ -70,14 +87,15 @@ def _of_each_process(value: T) -> list[T]:
 
 @torch.no_grad()
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Add up the gradients of all processes; one that has none counts as zero, unless none has any."""
+    """Add up the gradients of all processes; one that has none counts as zero, unless no process has any."""
     if num_processes() == 1:
         return
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if not any_process(any(parameter.grad is not None for parameter in trained)):
-        return
+    masks = _of_each_process([parameter.grad is not None for parameter in trained])
     bucket: list[Tensor] = []
-    for parameter in trained:
+    for parameter, has_some in zip(trained, zip(*masks, strict=True), strict=True):
+        if not any(has_some):
+            continue  # as in one process, where the optimizer then leaves the weight alone
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         bucket.append(parameter.grad)

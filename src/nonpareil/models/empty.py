@@ -35,7 +35,10 @@ def empty_policy(name_or_path: str) -> tuple[PreTrainedModel, Path] | None:
     for file in folder.glob("model*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
             stored |= set(tensors.keys())
-    if not {name for name, _ in model.named_parameters()} <= stored:
+    names: dict[int, set[str]] = {}
+    for name, value in model.state_dict(keep_vars=True).items():  # tied weights have several names
+        names.setdefault(id(value), set()).add(name)
+    if not all(own & stored for own in names.values()):
         return None
     if (folder / "generation_config.json").is_file():  # which ids end a completion, for one
         model.generation_config = GenerationConfig.from_pretrained(folder)

@@ -75,10 +75,10 @@ def load_policy(
     base = adapter_base(name_or_path)
     if base is not None:
         check_local_path(base[0], "base_model_name_or_path")
-        model = merged(_load_model(base[0], base[1], torch.float32), name_or_path)
+        model = merged(load_model(base[0], base[1], torch.float32), name_or_path)
         cast_weights(model, resolve_dtype(dtype, device))
     else:
-        model = _load_model(name_or_path, revision, resolve_dtype(dtype, device))
+        model = load_model(name_or_path, revision, resolve_dtype(dtype, device))
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
 
 
@@ -89,7 +89,12 @@ def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def _load_model(name_or_path: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
+def load_model(name_or_path: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
+    """A causal language model on the CPU, with every weight from its checkpoint.
+
+    Raises:
+        ModelError: no such model, or weights that the checkpoint does not hold: they would be random.
+    """
     try:
         AutoConfig.from_pretrained(name_or_path, revision=revision)
         loaded: Any = AutoModelForCausalLM.from_pretrained(

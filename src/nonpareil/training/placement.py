@@ -39,7 +39,7 @@ class PlacingTrainer(Trainer):
         dtype = self.args.compute_dtype(policy.dtype)
         models = [policy, self.anchor.module] if self.anchor is not None else [policy]
         for model in models:
-            shard_model(model, dtype)
+            shard_model(model, self.args.device, dtype)
             if weights is not None:
                 self.read_in_shards = True
                 make_room(model, self.args.device)

@@ -21,8 +21,8 @@ class RepeatedBatches(Sampler[int]):
     def __init__(self, size: int, batch_size: int, repeats: int, seed: int):
         if size < batch_size:
             raise ConfigError(
-                f"per_device_train_batch_size={batch_size} is more than the {size} prompts there are, and with "
-                f"num_iterations={repeats} every batch must be full; lower it"
+                f"per_device_train_batch_size: a step has {batch_size} prompts over all processes, more than the "
+                f"{size} there are, and with num_iterations={repeats} every batch must be full; lower it"
             )
         self.size, self.batch_size, self.repeats, self.seed = size, batch_size, repeats, seed
         self.epoch = 0

@@ -10,17 +10,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.trainer_callback import ProgressCallback
 
 from nonpareil.engines.transformers import check_prompts
 from nonpareil.errors import ConfigError
 from nonpareil.methods.base import Method, Targets
-from nonpareil.models.adapters import AdapterAnchor, add_policy_adapter, is_adapted, plain_model
+from nonpareil.models.adapters import (
+    AdapterAnchor,
+    add_policy_adapter,
+    is_adapted,
+    plain_model,
+)
 from nonpareil.models.anchors import Anchor
+from nonpareil.models.distributed import make_equal
 from nonpareil.models.empty import empty_policy
 from nonpareil.models.loading import context_window, disable_dropout, freeze, load_policy, load_tokenizer
+from nonpareil.models.sharding import is_empty
 from nonpareil.models.zero import zero_requested
 from nonpareil.records import Group, Prompt, prompt_of
 from nonpareil.rewards import CombinedReward, load_rewards
@@ -32,12 +39,12 @@ from nonpareil.training.callbacks import (
     StopCleanly,
 )
 from nonpareil.training.checkpoints import CheckpointingTrainer
+from nonpareil.training.checks import check_adapter
 from nonpareil.training.config import DistillationConfig
-from nonpareil.training.drawing import AdapterDrawing, CopyDrawing, Drawing, Scoring
+from nonpareil.training.drawings import make_drawing
 from nonpareil.training.figures import completion_rows, step_figures, write_completions
 from nonpareil.training.method import anchor_motion, given_method, method_of
 from nonpareil.training.sampler import RepeatedBatches, whole_batches
-from nonpareil.training.sharded import ShardedScoring
 from nonpareil.training.spent import Spent
 from nonpareil.training.steps import StepDrawer, StepDraws, reward_tensor
 from nonpareil.training.stored import check_stored
@@ -59,7 +66,7 @@ class DistillationTrainer(CheckpointingTrainer):
     object, in place of the one that `args` describes.
 
     Raises:
-        ConfigError: several processes, an empty train_dataset, or settings the method does not read.
+        ConfigError: an empty train_dataset, or settings that nothing reads or that do not go together.
         DataError: a prompt that does not fit the model's window, or groups that cannot be trained on.
         ModelError: a model or reward model that cannot be used.
     """
@@ -83,6 +90,13 @@ class DistillationTrainer(CheckpointingTrainer):
     ):
         stored = groups is not None
         self.method = given_method(args, method, stored=stored) if method else method_of(args, stored=stored)
+        lora = peft_config or args.lora_config()
+        check_adapter(args, lora is not None)
+        self.draws = self.method.policy_draws + self.method.anchor_draws > 0 or args.eval_strategy != "no"
+        if args.use_vllm and not self.draws:
+            raise ConfigError(
+                f"use_vllm: {args.method} draws nothing here, and nothing would use it; remove it"
+            )
         if groups is not None:
             check_stored(groups, self.method)
             train_dataset = [prompt_of(group) for group in groups]
@@ -112,8 +126,10 @@ class DistillationTrainer(CheckpointingTrainer):
         )
         disable_dropout(model)
         freeze(model, args.frozen_parameters or [])
-        lora = peft_config or args.lora_config()
+        set_seed(args.seed)  # an adapter begins at random
         policy: Any = model if lora is None else add_policy_adapter(model, lora)
+        if not is_empty(policy):
+            make_equal(policy.to(args.device))
         self.repeats: int = getattr(self.method, "num_iterations", 1)
         self.stopper, self.spent = StopCleanly(self.repeats), Spent(args.max_train_seconds)
         super().__init__(
@@ -135,7 +151,11 @@ class DistillationTrainer(CheckpointingTrainer):
         self.anchor = self._make_anchor(policy)
         by_id = {group.prompt_id: group for group in groups or ()}
         self.drawer = StepDrawer(
-            partial(self._make_drawing, policy, processing_class), self.method, self.reward, args, by_id
+            partial(make_drawing, policy, self.anchor, processing_class, args, train_dataset),
+            self.method,
+            self.reward,
+            args,
+            by_id,
         )
         self.accumulator = Accumulator(
             self.method,
@@ -147,7 +167,7 @@ class DistillationTrainer(CheckpointingTrainer):
             args.importance_cap,
         )
         if args.shard_weights:
-            if not args.use_vllm:
+            if self.draws and not args.use_vllm:
                 _ = self.drawer.drawing  # copies a whole model
             self.shard(policy, weights)
         self._last_draw: tuple[int, StepDraws] | None = None
@@ -163,19 +183,11 @@ class DistillationTrainer(CheckpointingTrainer):
         self.add_callback(AnchorCallback(anchor))
         return anchor
 
-    def _make_drawing(self, policy: Any, tokenizer: Tokenizer) -> Drawing:
-        if self.args.shard_weights and self.args.use_vllm:
-            return self._drawn_by_vllm(ShardedScoring(policy, self.anchor, self.args), policy, tokenizer)
-        kind = AdapterDrawing if is_adapted(policy) else CopyDrawing
-        own: Drawing = kind(policy, self.anchor, tokenizer, self.args)
-        return self._drawn_by_vllm(own, policy, tokenizer) if self.args.use_vllm else own
-
-    def _drawn_by_vllm(self, scoring: Scoring, policy: Any, tokenizer: Tokenizer) -> Drawing:
-        from nonpareil.training.vllm import VLLMDrawing, vllm_engine
-
-        engine = vllm_engine(plain_model(policy), tokenizer, self.args)
-        prompts: Any = self.train_dataset
-        return VLLMDrawing(scoring, engine, self.args, prompts, shared=self.args.vllm_mode == "server")
+    def release(self) -> None:
+        """End what draws beside the trainer, and holds memory for it; nothing can be drawn afterwards."""
+        engine = getattr(vars(self.drawer).get("drawing"), "engine", None)
+        if self.args.use_vllm and engine is not None:
+            engine.release()
 
     def get_train_dataloader(self) -> DataLoader:
         """Whole batches, of all processes together: each knows all prompts and draws for its share."""

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from nonpareil.engines.canary import Canary
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.models.adapters import REFERENCE
-from nonpareil.models.distributed import wait_for_all
+from nonpareil.models.distributed import of_first_process, wait_for_all
 from nonpareil.models.loading import end_token_ids
 from nonpareil.models.logprobs import TokenSequences
 from nonpareil.records import Draws, Prompt, SamplingParams
@@ -63,8 +63,10 @@ class VLLMDrawing:
         """See `Drawing`. Log-probs are the trainer's; the engine's own of the policy's draws are beside them."""
         ours = self._draw("policy", prompts, k, policy)
         sampled = [draws.logprobs for draws in ours] if k else None
-        ours = self._scored("policy", prompts, ours)
-        theirs = self._scored("anchor", prompts, self._draw("anchor", prompts, m, anchor))
+        theirs = self._draw("anchor", prompts, m, anchor)
+        # Where nothing was asked for there is nothing to score; an empty share is scored with the other processes'.
+        ours = self._scored("policy", prompts, ours) if k else ours
+        theirs = self._scored("anchor", prompts, theirs) if m else theirs
         return Drawn(ours, theirs, sampled)
 
     def token_logprobs(self, role: str, sequences: TokenSequences, temperature: float) -> list[Tensor]:
@@ -99,8 +101,12 @@ class VLLMDrawing:
                 wait_for_all()
             self._held[name] = (role, self._versions[role])
             other = "anchor" if role == "policy" else "policy"
+            # One process asks for all, so that all find the same.
+            said = of_first_process(
+                partial(self.engine.completion_logprobs, self.canary.sequences, **options)
+            )
             self.canary.check(
-                self.engine.completion_logprobs(self.canary.sequences, **options),
+                said,
                 mine,
                 pushed=f"the {role}",
                 others={f"the {other}": partial(self._sums, other)},
@@ -114,13 +120,13 @@ class VLLMDrawing:
     def _scored(self, role: str, prompts: Sequence[Prompt], drawn: list[Draws]) -> list[Draws]:
         """The draws with the trainer's log-probs in place of the engine's."""
         sequences = TokenSequences.of(prompts, drawn)
-        if not len(sequences):
-            return drawn
         values = iter(self.inner.token_logprobs(role, sequences, self.config.temperature))
         return [replace(d, logprobs=[next(values).tolist() for _ in d.completions]) for d in drawn]
 
 
-def vllm_engine(model: PreTrainedModel, tokenizer: Tokenizer, config: DistillationConfig) -> "PushedEngine":
+def vllm_engine(
+    model: PreTrainedModel, tokenizer: Tokenizer, config: DistillationConfig, lora_rank: int | None
+) -> "PushedEngine":
     """The engine that the settings ask for, over the model's own path; its first weights are never drawn from.
 
     Raises:
@@ -150,7 +156,7 @@ def vllm_engine(model: PreTrainedModel, tokenizer: Tokenizer, config: Distillati
         path,
         tokenizer,
         dtype=dtype,
-        max_lora_rank=config.lora_r if config.use_peft else None,
+        max_lora_rank=lora_rank,
         gpu_memory_utilization=config.vllm_gpu_memory_utilization
         or (0.3 if model.device.type == "cuda" else None),
     )

