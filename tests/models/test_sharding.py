@@ -9,6 +9,7 @@ from torch import nn
 
 from nonpareil.errors import DataError
 from nonpareil.models.empty import empty_policy
+from nonpareil.models.loading import stored_state
 from nonpareil.models.sharding import load_whole_state_dict, make_room
 from tests.tiny import make_model
 
@@ -25,7 +26,7 @@ class Scaled(nn.Module):
 def test_buffers_of_the_checkpoint_are_read_too(tmp_path: Path) -> None:
     save_file(Scaled(0.3).state_dict(), tmp_path / "model.safetensors")
     model = Scaled(1.0)
-    load_whole_state_dict(model, tmp_path)
+    load_whole_state_dict(model, tmp_path, stored_state)
     assert model.scale == torch.tensor(0.3)
     assert torch.equal(model.weight.detach(), torch.full((3,), 0.3))
 
@@ -40,7 +41,7 @@ def test_an_empty_policy_filled_from_its_folder_is_the_model(kind: str, tmp_path
     empty, folder = found
     assert all(parameter.is_meta for parameter in empty.parameters())
     make_room(empty, torch.device("cpu"))
-    load_whole_state_dict(empty, folder)
+    load_whole_state_dict(empty, folder, stored_state)
     ids = torch.tensor([[1, 7, 8, 9]])
     assert torch.equal(empty(ids).logits, model(ids).logits)
     assert empty.generation_config.eos_token_id == [2, 5]
@@ -55,7 +56,7 @@ def test_a_weight_that_is_missing_is_named_and_never_random(tmp_path: Path) -> N
     del stored["model.layers.1.mlp.up_proj.weight"]
     save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(DataError, match="up_proj"):
-        load_whole_state_dict(make_model(seed=1), tmp_path)
+        load_whole_state_dict(make_model(seed=1), tmp_path, stored_state)
 
 
 def test_weights_stored_under_other_names_are_read_whole(tmp_path: Path) -> None:
@@ -67,6 +68,6 @@ def test_weights_stored_under_other_names_are_read_whole(tmp_path: Path) -> None
     save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert empty_policy(str(tmp_path)) is None
     other = make_model(seed=1)
-    load_whole_state_dict(other, tmp_path)
+    load_whole_state_dict(other, tmp_path, stored_state)
     ids = torch.tensor([[1, 7, 8, 9]])
     assert torch.equal(other(ids).logits, model(ids).logits)

@@ -116,6 +116,15 @@ def load_model(name_or_path: str, revision: str | None, dtype: torch.dtype) -> P
     return model
 
 
+def stored_state(directory: Path) -> dict[str, torch.Tensor]:
+    """A checkpoint's weights by the model's own names, float32, on the CPU.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+    return load_model(str(directory), None, torch.float32).state_dict()
+
+
 def end_token_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> frozenset[int]:
     """Every id that ends a completion: the generation config's, else the model's, else the tokenizer's."""
     return _first_end_ids(getattr(model, "generation_config", None), model.config, tokenizer)

@@ -146,10 +146,12 @@ def keep_whole(tensor: Tensor) -> Tensor:
     return gathered.cpu().contiguous() if process_index() == 0 else gathered.new_empty(0)
 
 
-def load_whole_state_dict(model: nn.Module, directory: Path) -> None:
+def load_whole_state_dict(
+    model: nn.Module, directory: Path, read_whole: Callable[[Path], Mapping[str, Tensor]]
+) -> None:
     """Read a plain checkpoint's weights, and the buffers it holds, into a sharded model, one file at a time.
 
-    A checkpoint that names its weights otherwise than the model does (fused experts) is read whole.
+    A checkpoint that names its weights otherwise than the model does (fused experts) is read by `read_whole`.
 
     Raises:
         DataError: it lacks a weight.
@@ -166,10 +168,8 @@ def load_whole_state_dict(model: nn.Module, directory: Path) -> None:
     for file in sorted(directory.glob("model*.safetensors")):
         take(load_file(file))
     if missing:
-        from nonpareil.models.loading import load_model  # which builds on what is here
-
         try:
-            take(load_model(str(directory), None, torch.float32).state_dict())
+            take(read_whole(directory))
         except ModelError as error:
             name = min(missing.values())
             raise DataError(f"{directory} lacks {name}; resume from another checkpoint") from error

@@ -11,6 +11,7 @@ from transformers.trainer_utils import TrainOutput
 
 from nonpareil.errors import DataError
 from nonpareil.models.anchors import Anchor
+from nonpareil.models.loading import stored_state
 from nonpareil.models.sharding import (
     load_whole_state_dict,
     shard_optimizer_state,
@@ -49,7 +50,7 @@ class CheckpointingTrainer(PlacingTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.args.shard_weights:
-            load_whole_state_dict(self.model, Path(resume_from_checkpoint))
+            load_whole_state_dict(self.model, Path(resume_from_checkpoint), stored_state)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, Trainer
 
 from nonpareil.errors import ModelError
 from nonpareil.models.anchors import Anchor
+from nonpareil.models.loading import stored_state
 from nonpareil.models.logprobs import output_head_is_plain
 from nonpareil.models.sharding import is_empty, load_whole_state_dict, make_room
 from nonpareil.models.sharding import shard as shard_model
@@ -43,7 +44,7 @@ class PlacingTrainer(Trainer):
             if weights is not None:
                 self.read_in_shards = True
                 make_room(model, self.args.device)
-                load_whole_state_dict(model, weights)
+                load_whole_state_dict(model, weights, stored_state)
             if not zero_requested():
                 output_head_is_plain(model)  # asked by all processes together, and not amid a pass
 
