@@ -302,6 +302,28 @@ def test_token_ids_are_those_the_model_reads(llama_rm: str) -> None:
     assert set(server.paths) == {"/classify"}
 
 
+def test_an_end_token_that_is_the_pad_is_not_sent(save: Callable[..., str]) -> None:
+    """`RewardModel` pools before it, and vLLM would at it."""
+    path = save(make_llama(pad_token_id=2), make_tokenizer(pad="</s>"))
+    data = varied_request(6)
+    with serve(classify(lambda ids: len(ids) - 9.5)) as server:
+        reward = vllm_reward(server, path, append_eos=True)
+        before = len(server.requests)
+        reward.score(data)
+        sent = [row for request in server.requests[before:] for row in request["input"]]
+    ids = reward.inspect(data)
+    assert ids == RewardModel(path, append_eos=True, device="cpu").inspect(data)
+    assert all(row[-1] == 2 for row in ids)
+    assert sorted(sent) == sorted(row[:-1] for row in ids)
+
+
+def test_another_model_than_the_named_one_is_refused(llama_rm: str) -> None:
+    with serve(classify(lambda ids: len(ids) - 9.5, model="/models/other")) as server:
+        with pytest.raises(ModelError, match=r"serves 'other' and not 'rm'.*--served-model-name rm"):
+            vllm_reward(server, llama_rm)
+        assert len(server.requests) == 1
+
+
 def test_equal_texts_are_sent_once_and_tie(llama_rm: str) -> None:
     with serve(classify(lambda ids: time.perf_counter())) as server:
         reward = vllm_reward(server, llama_rm)
@@ -379,10 +401,11 @@ def vllm_server(path: str) -> Iterator[str]:
 
 
 @pytest.mark.vllm
-def test_vllm_gives_the_reward_models_own_logits(save: Callable[..., str]) -> None:
+@pytest.mark.parametrize(("pad", "pad_id"), [("<pad>", 3), ("</s>", 2)])
+def test_vllm_gives_the_reward_models_own_logits(save: Callable[..., str], pad: str, pad_id: int) -> None:
     pytest.importorskip("vllm", reason="needs the vllm extra")
-    model = make_llama(hidden_size=128, intermediate_size=64, num_attention_heads=4, num_key_value_heads=4)
-    path = save(model, make_tokenizer(chat=True))
+    sizes = {"hidden_size": 128, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
+    path = save(make_llama(**sizes, pad_token_id=pad_id), make_tokenizer(pad=pad, chat=True))
     data = varied_request(24)
     talk = request_of(
         *(([{"role": "user", "content": "the film"}], f"was {w}") for w in ("good", "very bad"))
