@@ -191,3 +191,4 @@ def test_unreadable_verdicts_are_counted(nonpareil, files):
     assert json.loads(out.splitlines()[-1])["judge"]["unreadable"] > 0
     reasons = json.loads((files / "out" / "manifest.json").read_text())["counts"]
     assert "the judge's verdict could not be read" in json.dumps(reasons)
+    assert "rewards of judge-judge are null: 4 times the judge's verdict could not be read" in err

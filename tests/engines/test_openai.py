@@ -107,6 +107,14 @@ def test_draws_that_are_all_equal_are_refused(serve, habit):
         engine_of(server).draw(UNEVEN, 3, SAMPLING)
 
 
+@pytest.mark.parametrize("most", [2, 4])
+def test_draws_repeated_within_a_request_are_refused(serve, most):
+    """The groups are mixed, of two draws that are repeated: no group of draws that differ."""
+    server = serve(repeats=True, most=most)
+    with pytest.raises(RemoteError, match=r"choices of each request are equal.*the server draws once"):
+        engine_of(server).draw(UNEVEN, 8, SAMPLING)
+
+
 @pytest.mark.parametrize("change", [{"temperature": 0.6}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}])
 def test_logprobs_of_another_distribution_than_the_one_sampled_are_not_kept(serve, change):
     server = serve()

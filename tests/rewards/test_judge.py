@@ -117,9 +117,16 @@ def test_conversations_and_braces_reach_the_judge_as_they_are() -> None:
         (" b\n", 0.0),
         ("Tie.", 0.5),
         ("**B**", 0.0),
-        ("[[A]] since it is right", 1.0),
+        ("[[A]]\r\nsince it is right", 1.0),
         ("A\nBecause", 1.0),
-        ("b: shorter", 0.0),
+        ("b:", 0.0),
+        ("b: shorter", None),
+        ("[[A]] since it is right", None),
+        ("A: 3/10, B: 9/10", None),
+        ("(A) is worse than (B).", None),
+        ("**A** and **B** are equal", None),
+        ("A's answer is worse", None),
+        ("A.B.", None),
         ("TIE", 0.5),
         ("A good answer would", None),
         ("A tie", None),
@@ -188,7 +195,8 @@ def test_a_call_that_fails_costs_its_pair_only(status: int) -> None:
         assert "127.0.0.1" not in (scores.failures[2] or "")  # reasons are stored; addresses are not
         tries = Counter(answers_of(request) for request in server.requests)
         assert tries["a", "b"] == (3 if status in (429, 500) else 1)
-        assert tries["a", "aa"] == 1
+        # Whether the server is gone is seen by asking once more for what it has answered.
+        assert tries["a", "aa"] + tries["aa", "a"] == (3 if status in (429, 500) else 2)
     # It was not kept: when the judge is well again, only these calls are made.
     with serve(longer) as well:
         again = judge(well, cache=None)

@@ -152,6 +152,21 @@ def test_a_server_that_dies_ends_the_run() -> None:
         reward.score(DATA)
 
 
+def test_a_server_that_goes_away_ends_the_run_however_few_requests_are_left() -> None:
+    """Three failures are no sixteen, but their nulls would be stored for good."""
+    answered = 0
+
+    def leaves(request: dict[str, Any]) -> Any:
+        nonlocal answered
+        answered += 1
+        return lengths(request) if answered <= 3 else (503, b"loading")
+
+    with serve(leaves) as server:
+        reward = remote(server, batch_size=2, at_once=1)
+        with pytest.raises(RewardError, match=r"3 of 5 requests failed, the last 3 in a row.*run again when"):
+            reward.score(DATA)
+
+
 def test_a_server_that_is_not_there_is_told_at_once() -> None:
     with serve(lengths) as server:
         pass

@@ -23,6 +23,8 @@ NEUTRAL = {"vllm": {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}}
 generation_config, where a request leaves them out. The policy asked for has none of them."""
 FEWEST_TO_JUDGE = 4
 """Groups of nothing but equal completions that are more than chance."""
+FEWEST_REPEATS = 8
+"""Likewise, choices that repeat the first one of their request."""
 
 
 class OpenAIEngine:
@@ -48,6 +50,7 @@ class OpenAIEngine:
         self._at_once = MOST_CHOICES
         self._seen: dict[str, Any] | None = None
         self._groups = self._mixed = 0
+        self._repeats = self._varied = 0  # choices beside the first of their request, equal to it and not
 
     def describe(self) -> dict[str, Any]:
         """The served model, who serves it, the endpoint, and whether ids and log-probs are given.
@@ -98,6 +101,12 @@ class OpenAIEngine:
                 f"all {self._groups} prompts got equal completions throughout: the server is greedy "
                 "(transformers serve is, unless the model's generation_config says do_sample), or a cache "
                 "answers for it; best-of-N needs draws that differ"
+            )
+        if self._mixed and self._repeats >= FEWEST_REPEATS and not self._varied:
+            raise RemoteError(
+                f"the choices of each request are equal ({self._repeats} repeat the first), those of different "
+                "requests are not: the server draws once and repeats it (one seed for all choices, or a cache), "
+                "and best-of-N needs draws that differ; let it answer one choice a request"
             )
 
     async def _opened(self, work: Callable) -> Any:
@@ -162,7 +171,11 @@ class OpenAIEngine:
             if n > 1 and error.status in (400, 422):
                 return []
             raise
-        return read_choices(answer, n, sampling.max_completion_length, prompt.token_ids)
+        choices = read_choices(answer, n, sampling.max_completion_length, prompt.token_ids)
+        differing = sum(choice.text != choices[0].text for choice in choices)
+        self._varied += differing
+        self._repeats += len(choices) - 1 - differing
+        return choices
 
     def _payload(self, prompt: Prompt, n: int, first: int, sampling: SamplingParams) -> dict[str, Any]:
         base = int(sample_keys(prompt.prompt_id, [0], sampling.seed)[0]) % SEEDS
