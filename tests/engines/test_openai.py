@@ -129,6 +129,23 @@ def test_logprobs_of_another_distribution_than_the_one_sampled_are_not_kept(serv
         assert {name: request[name] for name in change} == change
 
 
+@pytest.mark.parametrize(("habit", "value"), [({"owner": "proxy"}, -0.7), ({}, 0.7), ({}, 1e-3)])
+def test_logprobs_that_may_be_anothers_or_are_none_are_not_kept(serve, habit, value):
+    """A server that may add its own top_k or repetition_penalty, or numbers that no probability has."""
+
+    def spoil(number: int, request: dict, answer: dict) -> None:
+        for choice in answer["choices"]:  # asked for or not
+            choice["logprobs"] = {"token_logprobs": [value] * len(choice["token_ids"])}
+
+    server = serve(spoil=spoil, **habit)
+    engine = engine_of(server)
+    drawn = engine.draw(UNEVEN, 3, SAMPLING)
+    assert all(ids for draws in drawn for ids in draws.completion_token_ids)
+    assert not any(values for draws in drawn for values in draws.logprobs)
+    assert engine.describe()["logprobs"] is False
+    assert habit == {} or not any("logprobs" in request for _, request in server.posts)
+
+
 def test_text_and_talk_without_a_tokenizer(serve):
     for prompts, endpoint in ((TEXTS, "completions"), (TALKS, "chat/completions")):
         plain = serve(owner="someone")

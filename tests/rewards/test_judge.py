@@ -324,6 +324,21 @@ def test_a_second_run_makes_no_call(tmp_path: Path) -> None:
     assert judge(server, cache=tmp_path / "answers" / "judge.jsonl").score(data) == first
 
 
+def test_an_unreadable_verdict_is_asked_for_again(tmp_path: Path) -> None:
+    """By the next run: a judge that stammered once would otherwise have no verdict for ever."""
+    cache, data = tmp_path / "judge.jsonl", request_of(group("p", "a", "bb"), group("q", "c", "dd", number=1))
+
+    def stammers(request: dict[str, Any]) -> dict[str, Any]:
+        return chat("A: 3/10") if "c" in answers_of(request) else longer(request)
+
+    with serve(stammers) as server:
+        assert judge(server, cache=cache).score(data).values == [0.0, 1.0, None, None]
+    with serve(longer) as server:
+        assert judge(server, cache=cache).score(data).values == [0.0, 1.0, 0.0, 1.0]
+        assert len(server.requests) == 2
+    assert judge(server, cache=cache).score(data).values == [0.0, 1.0, 0.0, 1.0]
+
+
 def test_another_judge_template_or_order_is_another_question(tmp_path: Path) -> None:
     cache = tmp_path / "judge.jsonl"
     data = request_of(group("p", "a", "bb"))

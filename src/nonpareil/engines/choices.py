@@ -97,7 +97,7 @@ def _check_usage(usage: Any, asked: int, max_tokens: int) -> None:
 
 
 def _logprobs(given: Any) -> list[float]:
-    """Of completions (`token_logprobs`) or of a chat (`content`); empty where any is missing."""
+    """Of completions (`token_logprobs`) or of a chat (`content`); empty where any is missing or none."""
     if not isinstance(given, dict):
         return []
     values = given.get("token_logprobs")
@@ -106,7 +106,8 @@ def _logprobs(given: Any) -> list[float]:
         rows = content if isinstance(content, list) else []
         values = [row.get("logprob") if isinstance(row, dict) else None for row in rows]
     known = isinstance(values, list) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        # Of a probability: above 0 by rounding at most.
+        isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value <= 1e-4
         for value in values
     )
     return [float(value) for value in values] if known else []

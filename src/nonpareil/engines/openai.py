@@ -31,9 +31,10 @@ class OpenAIEngine:
     """An engine over a served model.
 
     What is kept of an answer: the text always. Token ids only where the server gives them together with the
-    prompt's (or those were sent). Log-probs only beside ids, one each, and only for draws at temperature 1 from
-    the whole vocabulary: servers may give those of the unchanged distribution (vLLM does unless told
-    otherwise), and elsewhere these are not the sampling policy's. What is not kept is an empty list.
+    prompt's (or those were sent). Log-probs only beside ids, one each, only for draws at temperature 1 from the
+    whole vocabulary, and only of a server that was told to add nothing of its own (`NEUTRAL`): servers may give
+    those of the unchanged distribution (vLLM does unless told otherwise), and elsewhere these are not the
+    sampling policy's. What is not kept is an empty list.
     Completions are reproducible as far as the server honours `seed`.
 
     Args:
@@ -80,7 +81,8 @@ class OpenAIEngine:
 
         async def group(prompt: Prompt, seen: dict[str, Any]) -> Draws:
             choices = await self._choices(prompt, num_generations, 0, sampling)
-            draws = _draws(choices, seen["token_ids"], seen["logprobs"])
+            keep_logprobs = seen["logprobs"] and self._samples_unchanged(sampling)
+            draws = _draws(choices, seen["token_ids"], keep_logprobs)
             if on_progress is not None:
                 on_progress(1, sum(map(len, draws.completion_token_ids)))
             return draws
@@ -127,7 +129,7 @@ class OpenAIEngine:
                 "server": self._owner,
                 "endpoint": _endpoint(prompt),
                 "token_ids": bool(choice.token_ids),
-                "logprobs": bool(choice.logprobs),
+                "logprobs": bool(choice.logprobs) and self._samples_unchanged(sampling),
             }
         return self._seen
 
@@ -198,9 +200,13 @@ class OpenAIEngine:
         payload["messages" if chat else "prompt"] = prompt.token_ids or prompt.prompt
         if prompt.token_ids or self._owner == "vllm":
             payload["return_token_ids"] = True
-            if sampling.temperature == 1 and sampling.keeps_whole_vocabulary:
+            if self._samples_unchanged(sampling):
                 payload["logprobs"] = True if chat else 0  # 0: of the sampled token alone
         return payload
+
+    def _samples_unchanged(self, sampling: SamplingParams) -> bool:
+        """Whether the server's log-probs are the sampling policy's, of whichever distribution it gives them."""
+        return sampling.temperature == 1 and sampling.keeps_whole_vocabulary and self._owner in NEUTRAL
 
 
 def _endpoint(prompt: Prompt) -> str:

@@ -45,7 +45,8 @@ class JudgeReward:
         base_url: of an OpenAI-compatible server, `http://host:port/v1`.
         template: what the judge reads, with {prompt}, {a} and {b}.
         max_calls: most calls a group (a prompt). By default all pairs are judged.
-        cache: file of answers, appended to and read again; None keeps them in memory.
+        cache: file of answers, appended to and read again but for those that cannot be read as a verdict, which
+            are asked for again; None keeps them in memory.
         name: of the reward's column; by default `judge-` and the last part of the model's name.
         api_key_env: the environment variable whose value is sent as a bearer token; None sends none.
         timeout: seconds a call may take, each try.
@@ -93,7 +94,7 @@ class JudgeReward:
         )
         self._model, self._template, self._max_calls = model, template, max_calls
         self._at_once, self._seed = at_once, seed
-        self._cache = AnswerCache(cache)
+        self._cache = AnswerCache(cache, lambda answer: read_verdict(answer) is not None)
         self.name = name or "judge-" + re.sub(r"[^\w.+-]", "-", Path(model).name)
         self.counts: Counter[str] = Counter()
 
