@@ -159,7 +159,7 @@ def test_more_workers_than_there_is_room_for(sample, files, cluster):
     status, _, err = sample("spread", "slow", ray=True, num_workers=3)
     assert status == 2
     assert "num_workers=3" in err
-    assert "2 CPUs and 0 GPUs, room for 2" in err
+    assert "2 CPUs and 0 GPUs on 1 nodes, room for 2" in err
 
 
 def dies(task):

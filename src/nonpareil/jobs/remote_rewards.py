@@ -1,6 +1,5 @@
 """The options of rewards that a server computes: endpoints, and a chat model as a pairwise judge."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,11 +124,6 @@ def load_judge(options: RemoteRewardOptions, timeout: float | None) -> "list[Jud
             timeout=timeout,
         )
     ]
-
-
-def judge_counts(rewards: Sequence[Any]) -> dict[str, int]:
-    """What a judge among the rewards was asked, and what came of it; empty without one."""
-    return {key: value for reward in rewards for key, value in getattr(reward, "counts", {}).items()}
 
 
 def reward_labels(options: RemoteRewardOptions) -> list[str]:
