@@ -227,6 +227,17 @@ def test_answers_that_cannot_be_used_are_errors(serve, change, says):
         engine_of(server).draw(UNEVEN, 3, SAMPLING)
 
 
+@pytest.mark.parametrize(
+    "answer", [{"error": "wrong key sk-789"}, {"choices": [{"finish_reason": "stop", "x": "sk-789"}]}]
+)
+def test_a_key_that_an_answer_repeats_is_in_no_error(serve, monkeypatch, answer):
+    monkeypatch.setenv("ENGINE_KEY", "sk-789")
+    server = serve(spoil=lambda number, request, given: (given.clear(), given.update(answer)))
+    client = JsonClient(server.url, api_key_env="ENGINE_KEY", timeout=30, max_concurrency=4, max_retries=2)
+    with pytest.raises(RemoteError, match=r"(wrong key |'x': ')\*\*\*"):
+        OpenAIEngine(MODEL, client, (UNEVEN[0], SAMPLING)).describe()
+
+
 def test_chats_that_are_no_plain_text(serve):
     def empty(number: int, request: dict, answer: dict) -> None:
         for choice in answer["choices"]:

@@ -277,6 +277,16 @@ def test_a_schedule_follows_from_its_key() -> None:
     assert len({schedule(12, 48, f"{i}").pairs for i in range(20)}) == 20
 
 
+def test_which_pairs_are_judged_follows_from_seed_and_prompt() -> None:
+    asked = []
+    for seed, prompt in ((0, "p"), (0, "p"), (1, "p"), (0, "q")):
+        with serve(longer) as server:
+            judge(server, max_calls=24, seed=seed).score(request_of(group(prompt, *"abcdefghijkl")))
+            asked.append({answers_of(request) for request in server.requests})
+    assert asked[0] == asked[1]
+    assert asked[2] != asked[0] != asked[3]
+
+
 @pytest.mark.parametrize(("budget", "calls"), [(None, 56), (56, 56), (55, 48), (31, 24), (16, 16)])
 def test_the_budget_is_kept_to_the_call(budget: int | None, calls: int) -> None:
     data = request_of(*(group(f"p{i}", *("a" * n for n in range(1, 9)), number=i) for i in range(3)))

@@ -91,6 +91,20 @@ def test_an_answer_of_another_form_is_an_error(body: Any) -> None:
             reward.score(DATA)
 
 
+def test_a_key_that_a_server_repeats_is_in_no_error_and_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCORE_KEY", "sk-456")
+
+    def leaky(request: dict[str, Any]) -> Any:
+        count = len(request["prompts"])
+        return {"scores": [None] * count, "reasons": ["wrong key sk-456"] * count} if count < 4 else "sk-456"
+
+    with serve(leaky) as server:
+        reward = remote(server, api_key_env="SCORE_KEY")
+        assert reward.score(DATA.select([0])).failures == ["wrong key ***"]
+        with pytest.raises(RewardError, match=r"answered '\*\*\*' for 4"):
+            reward.score(DATA)
+
+
 def fails(status: int, body: Any = b"busy") -> Callable[[dict[str, Any]], Any]:
     return lambda request: (status, body) if "p5" in request["prompts"] else lengths(request)
 
@@ -241,6 +255,9 @@ def test_a_reward_is_known_by_its_name_not_its_address(monkeypatch: pytest.Monke
         "json+http://h:1/score#a b",
         "json+http://h:1/score?x=1#a",
         "json+https://me:secret@h/score#a",
+        "json+http://me:pa/secret@h/score",
+        "json+http://h/score?key=secret",
+        "json+http://h/score?key=secret#a",
         "grpc+http://h/score#a",
         "me:secret+http://h#a",
     ],
@@ -248,7 +265,7 @@ def test_a_reward_is_known_by_its_name_not_its_address(monkeypatch: pytest.Monke
 def test_an_endpoint_that_cannot_be_meant_is_refused(spec: str) -> None:
     with pytest.raises(ConfigError) as refused:
         parse_endpoint(spec)
-    assert not re.search("//me:secret", str(refused.value))
+    assert not re.search("//me:secret|/secret|=secret", str(refused.value))
 
 
 def test_the_parts_of_an_endpoint() -> None:

@@ -173,7 +173,8 @@ class OpenAIEngine:
             if n > 1 and error.status in (400, 422):
                 return []
             raise
-        choices = read_choices(answer, n, sampling.max_completion_length, prompt.token_ids)
+        limit, mask = sampling.max_completion_length, self._client.masked
+        choices = read_choices(answer, n, limit, prompt.token_ids, mask)
         differing = sum(choice.text != choices[0].text for choice in choices)
         self._varied += differing
         self._repeats += len(choices) - 1 - differing

@@ -152,9 +152,10 @@ class JudgeReward:
         """Where nothing of a call can be read, nothing of the next will be: it would only be paid for."""
         said = [answer for answer in answers if answer is not None]
         if len(said) >= ENOUGH_TO_TELL and all(read_verdict(answer) is None for answer in said):
+            first = self._client.masked(said[0])[:80]
             raise RewardError(
                 f"reward {self.name!r}: none of {len(said)} answers begins with a verdict (A, B or tie); the first "
-                f"is {said[0][:80]!r}. Give a judge that answers at once, or a judge_template that asks it to"
+                f"is {first!r}. Give a judge that answers at once, or a judge_template that asks it to"
             )
 
     def _answer(self, question: Question) -> str | None:
@@ -168,7 +169,7 @@ class JudgeReward:
             content = content_of(answer)
             if content is None:
                 unread[questions[place]] = (
-                    f"the judge answered {str(answer)[:100]!r}, which holds no one choice"
+                    f"the judge answered {self._client.masked(str(answer))[:100]!r}, which holds no one choice"
                 )
             else:
                 self._cache.keep(questions[place].key(self._model, self._template), content, self._model)

@@ -146,9 +146,8 @@ class VLLMReward(RemoteReward):
     def _read(self, answer: Any, size: int) -> Scores:
         data = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
-            raise RewardError(
-                f"reward {self.name!r} answered {str(answer)[:100]!r}, not vLLM's classify route"
-            )
+            said = self._client.masked(str(answer))[:100]
+            raise RewardError(f"reward {self.name!r} answered {said!r}, not vLLM's classify route")
         by_index = {row.get("index"): row.get("probs") for row in data}
         if len(data) != size or set(by_index) != set(range(size)):
             raise RewardError(f"reward {self.name!r} answered {len(data)} scores for {size} texts")
