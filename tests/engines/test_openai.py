@@ -8,7 +8,7 @@ import pytest
 
 from nonpareil import remote
 from nonpareil.engines.openai import OpenAIEngine
-from nonpareil.errors import RemoteError
+from nonpareil.errors import ConfigError, RemoteError
 from nonpareil.records import Group, Prompt, SamplingParams
 from nonpareil.remote import JsonClient
 from tests.engines.openai_server import MODEL, OpenAIServer
@@ -236,6 +236,13 @@ def test_a_key_that_an_answer_repeats_is_in_no_error(serve, monkeypatch, answer)
     client = JsonClient(server.url, api_key_env="ENGINE_KEY", timeout=30, max_concurrency=4, max_retries=2)
     with pytest.raises(RemoteError, match=r"(wrong key |'x': ')\*\*\*"):
         OpenAIEngine(MODEL, client, (UNEVEN[0], SAMPLING)).describe()
+
+
+def test_sampling_that_cannot_work_is_refused_before_any_request(serve):
+    server = serve()
+    with pytest.raises(ConfigError, match=r"temperature=0\.0 must be above 0"):
+        engine_of(server).draw(UNEVEN, 2, replace(SAMPLING, temperature=0.0))
+    assert server.posts == []
 
 
 def test_chats_that_are_no_plain_text(serve):
