@@ -271,6 +271,12 @@ def test_the_key_is_in_no_error(serve, monkeypatch):
         ("http://", {}, "must be an address"),
         ("http://a:port/", {}, "must be an address"),
         ("http://a/v1?key=1", {}, "must be an address"),
+        ("http://\u2603.b:1/v1", {}, "must be an address"),
+        ("http://a b/v1", {}, "must be an address"),
+        ("http://a/v1#", {}, "a fragment"),
+        ("http://a\x7f:80", {}, "must be an address"),
+        ("http://a/\x01x", {}, "must be an address"),
+        ("http://a..b/v1", {}, "must be an address"),
         ("http://a", {"timeout": 0.0}, "timeout=0.0 must be a positive"),
         ("http://a", {"max_concurrency": 0}, "max_concurrency=0"),
         ("http://a", {"max_retries": -1}, "max_retries=-1"),
@@ -284,7 +290,8 @@ def test_settings_that_cannot_work_are_refused(url, settings, message):
 
 def test_secrets_in_settings_are_not_repeated(monkeypatch):
     monkeypatch.setenv("MY_KEY", f"{KEY}\nü")
-    for url, settings in ((f"http://me:{KEY}@a:x/", {}), ("http://a", {"api_key_env": "MY_KEY"})):
+    urls = (f"http://me:{KEY}@a:x/", f"http://me:{KEY}/{KEY}@a", f"http://a/v1?api_key={KEY}", f"a?{KEY}")
+    for url, settings in (*((url, {}) for url in urls), ("http://a", {"api_key_env": "MY_KEY"})):
         with pytest.raises(ConfigError) as caught:
             ask(url, **settings)
         assert "very-secret" not in str(caught.value)

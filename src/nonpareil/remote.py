@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -61,13 +62,12 @@ class JsonClient:
     ) -> None:
         """See the class."""
         self.base_url = checked_base_url(base_url)
-        if not (timeout > 0 and math.isfinite(timeout)):
-            raise ConfigError(f"timeout={timeout} must be a positive number of seconds")
+        check_timeout(timeout)
         if max_concurrency < 1:
             raise ConfigError(f"max_concurrency={max_concurrency} must be at least 1")
         if max_retries < 0:
             raise ConfigError(f"max_retries={max_retries} must be 0 or more")
-        self._key = _key_of(api_key_env)
+        self._key = key_of(api_key_env)
         self._timeout, self._max_concurrency, self._max_retries = timeout, max_concurrency, max_retries
         self._http: httpx.AsyncClient | None = None
         self._told: set[str] = set()
@@ -79,7 +79,8 @@ class JsonClient:
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         # Its own time-outs are of single reads: an answer that drips would never end. Ours is of the whole.
-        limits = httpx.Limits(max_connections=self._max_concurrency)
+        # Nor is its limit of connections needed: requests wait at the semaphore, before their time begins.
+        limits = httpx.Limits(max_connections=None)
         self._http = httpx.AsyncClient(headers=headers, timeout=None, limits=limits)
         self._turn = asyncio.Semaphore(self._max_concurrency)
         self._quiet_until = 0.0
@@ -183,9 +184,13 @@ class JsonClient:
         words = words if isinstance(words, str) else json.dumps(words)
         return self._safe(f"{answer.status_code} {answer.reason_phrase}: {words}".rstrip(": "))
 
+    def masked(self, words: str) -> str:
+        """Without the key, which some servers and libraries repeat."""
+        return words.replace(self._key, "***") if self._key else words
+
     def _safe(self, words: str) -> str:
-        """Short, and without the key, which some servers and libraries repeat."""
-        words = words.replace(self._key, "***") if self._key else words
+        """Without the key, and short."""
+        words = self.masked(words)
         return words if len(words) <= MESSAGE_LENGTH else words[:MESSAGE_LENGTH] + "..."
 
 
@@ -218,34 +223,69 @@ async def all_of(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def checked_base_url(url: str) -> str:
+def checked_base_url(url: str, setting: str = "base_url") -> str:
     """The URL without its last slash.
 
     Raises:
-        ConfigError: no http(s) address, or one with a password, a query or a fragment in it. The message does
-            not repeat a password.
+        ConfigError: no http(s) address, or one with a password, a query or a fragment in it. The message names
+            the setting and repeats no more than scheme and host.
     """
+    import httpx
+
+    url = url.strip()
     try:
-        parts = urlsplit(url.strip())
+        parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        usable = usable and not (parts.query or parts.fragment)
-    except ValueError:  # a port that is no number, a broken IPv6 address
+        usable = usable and not re.search(r"[?#\s]", url)
+        str(parts.hostname).encode("idna")
+        httpx.URL(url)
+    except (
+        ValueError,
+        httpx.InvalidURL,
+    ):  # a port that is no number, a broken IPv6 address, no name of a host
         usable = False
     if "@" in url:
-        raise ConfigError("base_url has a user or password in it; give the key in an environment variable")
+        raise ConfigError(f"{setting} has a user or password in it; give the key in an environment variable")
     if not usable:
-        raise ConfigError(f"base_url={url!r} must be an address such as http://127.0.0.1:8000/v1")
-    return url.strip().rstrip("/")
+        raise ConfigError(
+            f"{setting}={host_of(url)!r} must be an address such as http://127.0.0.1:8000/v1, without a query (?), "
+            "a fragment (#) or spaces"
+        )
+    return url.rstrip("/")
 
 
-def _key_of(variable: str | None) -> str | None:
+def host_of(url: str) -> str:
+    """Of what may be a URL, all that a message may show: scheme and host; no path, query, user or password."""
+    scheme, _, rest = url.rpartition("://") if "@" in url else url.partition("://")
+    if not rest:
+        scheme, rest = "", url
+    host = re.split(r"[/?#]", rest)[0] if "@" not in url else "***"
+    return f"{scheme}://{host}" if scheme and "@" not in scheme else host
+
+
+def check_timeout(seconds: float, setting: str = "timeout") -> None:
+    """Refuse a limit that is none.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    if not (seconds > 0 and math.isfinite(seconds)):
+        raise ConfigError(f"{setting}={seconds} must be a positive number of seconds")
+
+
+def key_of(variable: str | None, setting: str = "api_key_env") -> str | None:
+    """The key in an environment variable; None without a variable, or where the default one is unset.
+
+    Raises:
+        ConfigError: naming setting and variable: it is unset, or its value can be no key.
+    """
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
     if not key and variable != DEFAULT_KEY:
-        raise ConfigError(f"api_key_env={variable!r}: no such environment variable is set")
+        raise ConfigError(f"{setting}={variable!r}: no such environment variable is set")
     if not (key.isascii() and all(c.isprintable() and c != " " for c in key)):
-        raise ConfigError(f"api_key_env={variable!r}: its value has characters that no key can have")
+        raise ConfigError(f"{setting}={variable!r}: its value has characters that no key can have")
     return key or None
 
 

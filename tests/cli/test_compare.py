@@ -22,6 +22,7 @@ from nonpareil.jobs.comparison_inputs import files_of
 from nonpareil.jobs.comparison_plan import plan_runs
 from nonpareil.jobs.processes import Finished, last_lines, locked, run_logged
 from nonpareil.jobs.yaml_options import load_yaml
+from tests.rewards.servers import serve
 
 COPY = """
 import json, shutil, sys
@@ -178,6 +179,30 @@ def good(prompts, completions, **columns):
     assert figures["comparison"]["jbond"]["figures"]["completions_drawn"]["values"] == [60]
     steps = {json.loads(line)["step"] for line in (model / "metrics.jsonl").read_text().splitlines()}
     assert steps == {1, 2, 3, 4, 5}
+
+
+def test_served_rewards_move_and_leave_no_address(comparison, in_process, files):
+    """Wherever an endpoint may be named; the second time nothing is left to do."""
+
+    def longer(request):
+        return {"scores": [float(len(text)) for text in request["completions"]]}
+
+    for times in range(2):
+        with serve(longer) as server:
+            status, _, error = comparison(
+                methods={"jbond": {}},
+                seeds=[0],
+                reward_funcs=[f"json+{server.url}/a#first"],
+                reward_endpoints=[f"json+{server.url}/b#second"],
+                gold_reward=f"json+{server.url}/c#gold",
+            )
+        assert status == 0, error
+        assert len(in_process) == 1
+        if not times:
+            assert {"/a", "/b", "/c"} == set(server.paths)
+    texts = {p: p.read_text(errors="replace") for p in (files / "out").rglob("*") if p.is_file()}
+    assert [path for path, text in texts.items() if "127.0.0.1" in text] == []
+    assert "first" in (files / "out/runs/jbond/seed-0/run.yaml").read_text()
 
 
 def test_a_run_in_a_process_of_its_own(comparison, files):

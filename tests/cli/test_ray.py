@@ -16,6 +16,9 @@ import pytest
 
 from nonpareil.engines import ray as engine
 from nonpareil.errors import ConfigError, RewardError
+from nonpareil.jobs import ray as jobs_ray
+from nonpareil.jobs.policy import PolicySource
+from nonpareil.jobs.sample import SampleOptions
 
 pytestmark = pytest.mark.ray
 
@@ -155,11 +158,19 @@ def test_a_worker_that_fails_for_good_ends_the_run_with_its_own_words(sample, fi
     assert read[0] == read[1]
 
 
+def test_a_worker_with_another_policy_is_refused(files):
+    options = SampleOptions(model_name_or_path=str(files / "policy"))
+    info = PolicySource(options.model_name_or_path, None, options.dtype).info()
+    assert jobs_ray._EngineOfWorker(options, info)() is not None
+    with pytest.raises(ConfigError, match=r"another policy than the run:\n  fingerprint: 'other' where"):
+        jobs_ray._EngineOfWorker(options, {**info, "fingerprint": "other"})()
+
+
 def test_more_workers_than_there_is_room_for(sample, files, cluster):
     status, _, err = sample("spread", "slow", ray=True, num_workers=3)
     assert status == 2
     assert "num_workers=3" in err
-    assert "2 CPUs and 0 GPUs, room for 2" in err
+    assert "2 CPUs and 0 GPUs on 1 nodes, room for 2" in err
 
 
 def dies(task):

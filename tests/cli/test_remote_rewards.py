@@ -89,6 +89,20 @@ def test_a_model_card_and_report_hold_names_only(nonpareil, files):
     assert "| reward | `goods` |" in (files / "out" / "README.md").read_text()
 
 
+def test_a_report_holds_names_only_wherever_an_endpoint_is_named(nonpareil, files):
+    with serve(goods) as server:
+        status, _, err = nonpareil(
+            "evaluate",
+            reward_funcs=f"json+{server.url}/score#goods",
+            reward_model_name_or_path=f"json+{server.url}/score#others",
+        )
+    assert status == 0, err
+    texts = [p.read_text() for p in (files / "out").rglob("*") if p.suffix in (".json", ".html")]
+    assert len(texts) > 3
+    assert not any("127.0.0.1" in text for text in texts)
+    assert any("goods" in text for text in texts)
+
+
 def test_training_with_a_judge(nonpareil, files):
     with serve(longer) as server:
         status, _, err = nonpareil("distill", **judged(files, server), evaluate_after="false", max_steps=1)
@@ -151,6 +165,16 @@ def test_fresh_draws_are_not_compared_with_groups_judged_apart(nonpareil, files)
         ({"judge_cache": "x.jsonl"}, "judge_cache='x.jsonl' is not read without judge_model"),
         ({"judge_model": "m"}, "judge_model='m' has no server; give judge_base_url"),
         ({"reward_api_key_env": "KEY"}, "reward_api_key_env='KEY' is read by reward endpoints only"),
+        ({"reward_timeout": -1}, "reward_timeout=-1.0 must be a positive number of seconds"),
+        (
+            {"reward_endpoints": "json+http://h/#x", "reward_api_key_env": "NONPAREIL_UNSET"},
+            "reward_api_key_env='NONPAREIL_UNSET': no such environment variable",
+        ),
+        ({"judge_model": "m", "judge_base_url": "nohost"}, "judge_base_url='nohost' must be an address"),
+        (
+            {"judge_model": "m", "judge_base_url": "http://h", "judge_api_key_env": "NONPAREIL_UNSET"},
+            "judge_api_key_env='NONPAREIL_UNSET': no such environment variable",
+        ),
         ({"reward_endpoints": "http://h/score"}, "must be json+http://host:port/path#name"),
         (
             {"judge_model": "m", "judge_base_url": "http://127.0.0.1:9/v1", "judge_template": "none.txt"},
@@ -191,3 +215,4 @@ def test_unreadable_verdicts_are_counted(nonpareil, files):
     assert json.loads(out.splitlines()[-1])["judge"]["unreadable"] > 0
     reasons = json.loads((files / "out" / "manifest.json").read_text())["counts"]
     assert "the judge's verdict could not be read" in json.dumps(reasons)
+    assert "rewards of judge-judge are null: 4 times the judge's verdict could not be read" in err

@@ -21,6 +21,7 @@ class OpenAIServer:
         refuses_many: it answers 400 to n > 1.
         ids, logprobs: whether it gives them when asked.
         ignores_seed: as a server that is greedy.
+        repeats: it gives all choices of a request the same draw.
         spoil: changes an answer before it is sent; told the number of the POST and the request.
         lists_models: the status of its answer to /models.
         refuse: a status instead of an answer to the POST of this number, or None.
@@ -35,12 +36,14 @@ class OpenAIServer:
         ids: bool = True,
         logprobs: bool = True,
         ignores_seed: bool = False,
+        repeats: bool = False,
         lists_models: int = 200,
         spoil: Callable[[int, dict, dict], None] = lambda number, request, answer: None,
         refuse: Callable[[int], int | None] = lambda number: None,
     ):
         self.owner, self.most, self.refuses_many = owner, most, refuses_many
         self.ids, self.logprobs, self.ignores_seed = ids, logprobs, ignores_seed
+        self.repeats = repeats
         self.lists_models, self.spoil, self.refuse = lists_models, spoil, refuse
         self.engine, self.tokenizer = make_engine(), make_tokenizer()
         self.posts: list[tuple[str, dict[str, Any]]] = []
@@ -114,7 +117,7 @@ class OpenAIServer:
         )
         choices, spent = [], 0
         for i in range(min(request["n"], self.most)):
-            seed = 0 if self.ignores_seed else request["seed"] + i
+            seed = 0 if self.ignores_seed else request["seed"] + (0 if self.repeats else i)
             (drawn,) = self.engine.draw([Prompt(f"seed {seed}", "", prompt)], 1, sampling)
             ids, values = drawn.completion_token_ids[0], drawn.logprobs[0]
             spent += len(ids)

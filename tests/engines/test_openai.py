@@ -8,7 +8,7 @@ import pytest
 
 from nonpareil import remote
 from nonpareil.engines.openai import OpenAIEngine
-from nonpareil.errors import RemoteError
+from nonpareil.errors import ConfigError, RemoteError
 from nonpareil.records import Group, Prompt, SamplingParams
 from nonpareil.remote import JsonClient
 from tests.engines.openai_server import MODEL, OpenAIServer
@@ -107,6 +107,14 @@ def test_draws_that_are_all_equal_are_refused(serve, habit):
         engine_of(server).draw(UNEVEN, 3, SAMPLING)
 
 
+@pytest.mark.parametrize("most", [2, 4])
+def test_draws_repeated_within_a_request_are_refused(serve, most):
+    """The groups are mixed, of two draws that are repeated: no group of draws that differ."""
+    server = serve(repeats=True, most=most)
+    with pytest.raises(RemoteError, match=r"choices of each request are equal.*the server draws once"):
+        engine_of(server).draw(UNEVEN, 8, SAMPLING)
+
+
 @pytest.mark.parametrize("change", [{"temperature": 0.6}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}])
 def test_logprobs_of_another_distribution_than_the_one_sampled_are_not_kept(serve, change):
     server = serve()
@@ -119,6 +127,23 @@ def test_logprobs_of_another_distribution_than_the_one_sampled_are_not_kept(serv
     assert engine.describe()["logprobs"] is False
     for _, request in server.posts:
         assert {name: request[name] for name in change} == change
+
+
+@pytest.mark.parametrize(("habit", "value"), [({"owner": "proxy"}, -0.7), ({}, 0.7), ({}, 1e-3)])
+def test_logprobs_that_may_be_anothers_or_are_none_are_not_kept(serve, habit, value):
+    """A server that may add its own top_k or repetition_penalty, or numbers that no probability has."""
+
+    def spoil(number: int, request: dict, answer: dict) -> None:
+        for choice in answer["choices"]:  # asked for or not
+            choice["logprobs"] = {"token_logprobs": [value] * len(choice["token_ids"])}
+
+    server = serve(spoil=spoil, **habit)
+    engine = engine_of(server)
+    drawn = engine.draw(UNEVEN, 3, SAMPLING)
+    assert all(ids for draws in drawn for ids in draws.completion_token_ids)
+    assert not any(values for draws in drawn for values in draws.logprobs)
+    assert engine.describe()["logprobs"] is False
+    assert habit == {} or not any("logprobs" in request for _, request in server.posts)
 
 
 def test_text_and_talk_without_a_tokenizer(serve):
@@ -200,6 +225,24 @@ def test_answers_that_cannot_be_used_are_errors(serve, change, says):
     server = serve(spoil=lambda number, request, answer: change(answer) if number else None)
     with pytest.raises(RemoteError, match=says):
         engine_of(server).draw(UNEVEN, 3, SAMPLING)
+
+
+@pytest.mark.parametrize(
+    "answer", [{"error": "wrong key sk-789"}, {"choices": [{"finish_reason": "stop", "x": "sk-789"}]}]
+)
+def test_a_key_that_an_answer_repeats_is_in_no_error(serve, monkeypatch, answer):
+    monkeypatch.setenv("ENGINE_KEY", "sk-789")
+    server = serve(spoil=lambda number, request, given: (given.clear(), given.update(answer)))
+    client = JsonClient(server.url, api_key_env="ENGINE_KEY", timeout=30, max_concurrency=4, max_retries=2)
+    with pytest.raises(RemoteError, match=r"(wrong key |'x': ')\*\*\*"):
+        OpenAIEngine(MODEL, client, (UNEVEN[0], SAMPLING)).describe()
+
+
+def test_sampling_that_cannot_work_is_refused_before_any_request(serve):
+    server = serve()
+    with pytest.raises(ConfigError, match=r"temperature=0\.0 must be above 0"):
+        engine_of(server).draw(UNEVEN, 2, replace(SAMPLING, temperature=0.0))
+    assert server.posts == []
 
 
 def test_chats_that_are_no_plain_text(serve):

@@ -117,9 +117,16 @@ def test_conversations_and_braces_reach_the_judge_as_they_are() -> None:
         (" b\n", 0.0),
         ("Tie.", 0.5),
         ("**B**", 0.0),
-        ("[[A]] since it is right", 1.0),
+        ("[[A]]\r\nsince it is right", 1.0),
         ("A\nBecause", 1.0),
-        ("b: shorter", 0.0),
+        ("b:", 0.0),
+        ("b: shorter", None),
+        ("[[A]] since it is right", None),
+        ("A: 3/10, B: 9/10", None),
+        ("(A) is worse than (B).", None),
+        ("**A** and **B** are equal", None),
+        ("A's answer is worse", None),
+        ("A.B.", None),
         ("TIE", 0.5),
         ("A good answer would", None),
         ("A tie", None),
@@ -188,7 +195,8 @@ def test_a_call_that_fails_costs_its_pair_only(status: int) -> None:
         assert "127.0.0.1" not in (scores.failures[2] or "")  # reasons are stored; addresses are not
         tries = Counter(answers_of(request) for request in server.requests)
         assert tries["a", "b"] == (3 if status in (429, 500) else 1)
-        assert tries["a", "aa"] == 1
+        # Whether the server is gone is seen by asking once more for what it has answered.
+        assert tries["a", "aa"] + tries["aa", "a"] == (3 if status in (429, 500) else 2)
     # It was not kept: when the judge is well again, only these calls are made.
     with serve(longer) as well:
         again = judge(well, cache=None)
@@ -269,6 +277,16 @@ def test_a_schedule_follows_from_its_key() -> None:
     assert len({schedule(12, 48, f"{i}").pairs for i in range(20)}) == 20
 
 
+def test_which_pairs_are_judged_follows_from_seed_and_prompt() -> None:
+    asked = []
+    for seed, prompt in ((0, "p"), (0, "p"), (1, "p"), (0, "q")):
+        with serve(longer) as server:
+            judge(server, max_calls=24, seed=seed).score(request_of(group(prompt, *"abcdefghijkl")))
+            asked.append({answers_of(request) for request in server.requests})
+    assert asked[0] == asked[1]
+    assert asked[2] != asked[0] != asked[3]
+
+
 @pytest.mark.parametrize(("budget", "calls"), [(None, 56), (56, 56), (55, 48), (31, 24), (16, 16)])
 def test_the_budget_is_kept_to_the_call(budget: int | None, calls: int) -> None:
     data = request_of(*(group(f"p{i}", *("a" * n for n in range(1, 9)), number=i) for i in range(3)))
@@ -314,6 +332,21 @@ def test_a_second_run_makes_no_call(tmp_path: Path) -> None:
         assert len(server.requests) == 8
     # The server is gone, and nobody asks for it.
     assert judge(server, cache=tmp_path / "answers" / "judge.jsonl").score(data) == first
+
+
+def test_an_unreadable_verdict_is_asked_for_again(tmp_path: Path) -> None:
+    """By the next run: a judge that stammered once would otherwise have no verdict for ever."""
+    cache, data = tmp_path / "judge.jsonl", request_of(group("p", "a", "bb"), group("q", "c", "dd", number=1))
+
+    def stammers(request: dict[str, Any]) -> dict[str, Any]:
+        return chat("A: 3/10") if "c" in answers_of(request) else longer(request)
+
+    with serve(stammers) as server:
+        assert judge(server, cache=cache).score(data).values == [0.0, 1.0, None, None]
+    with serve(longer) as server:
+        assert judge(server, cache=cache).score(data).values == [0.0, 1.0, 0.0, 1.0]
+        assert len(server.requests) == 2
+    assert judge(server, cache=cache).score(data).values == [0.0, 1.0, 0.0, 1.0]
 
 
 def test_another_judge_template_or_order_is_another_question(tmp_path: Path) -> None:

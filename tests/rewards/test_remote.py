@@ -91,6 +91,20 @@ def test_an_answer_of_another_form_is_an_error(body: Any) -> None:
             reward.score(DATA)
 
 
+def test_a_key_that_a_server_repeats_is_in_no_error_and_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCORE_KEY", "sk-456")
+
+    def leaky(request: dict[str, Any]) -> Any:
+        count = len(request["prompts"])
+        return {"scores": [None] * count, "reasons": ["wrong key sk-456"] * count} if count < 4 else "sk-456"
+
+    with serve(leaky) as server:
+        reward = remote(server, api_key_env="SCORE_KEY")
+        assert reward.score(DATA.select([0])).failures == ["wrong key ***"]
+        with pytest.raises(RewardError, match=r"answered '\*\*\*' for 4"):
+            reward.score(DATA)
+
+
 def fails(status: int, body: Any = b"busy") -> Callable[[dict[str, Any]], Any]:
     return lambda request: (status, body) if "p5" in request["prompts"] else lengths(request)
 
@@ -150,6 +164,21 @@ def test_a_server_that_dies_ends_the_run() -> None:
         reward = remote(server)
     with pytest.raises(RewardError, match=r"3 of 3 requests failed.*run again when the server answers"):
         reward.score(DATA)
+
+
+def test_a_server_that_goes_away_ends_the_run_however_few_requests_are_left() -> None:
+    """Three failures are no sixteen, but their nulls would be stored for good."""
+    answered = 0
+
+    def leaves(request: dict[str, Any]) -> Any:
+        nonlocal answered
+        answered += 1
+        return lengths(request) if answered <= 3 else (503, b"loading")
+
+    with serve(leaves) as server:
+        reward = remote(server, batch_size=2, at_once=1)
+        with pytest.raises(RewardError, match=r"3 of 5 requests failed, the last 3 in a row.*run again when"):
+            reward.score(DATA)
 
 
 def test_a_server_that_is_not_there_is_told_at_once() -> None:
@@ -226,6 +255,9 @@ def test_a_reward_is_known_by_its_name_not_its_address(monkeypatch: pytest.Monke
         "json+http://h:1/score#a b",
         "json+http://h:1/score?x=1#a",
         "json+https://me:secret@h/score#a",
+        "json+http://me:pa/secret@h/score",
+        "json+http://h/score?key=secret",
+        "json+http://h/score?key=secret#a",
         "grpc+http://h/score#a",
         "me:secret+http://h#a",
     ],
@@ -233,7 +265,7 @@ def test_a_reward_is_known_by_its_name_not_its_address(monkeypatch: pytest.Monke
 def test_an_endpoint_that_cannot_be_meant_is_refused(spec: str) -> None:
     with pytest.raises(ConfigError) as refused:
         parse_endpoint(spec)
-    assert not re.search("//me:secret", str(refused.value))
+    assert not re.search("//me:secret|/secret|=secret", str(refused.value))
 
 
 def test_the_parts_of_an_endpoint() -> None:
@@ -300,6 +332,28 @@ def test_token_ids_are_those_the_model_reads(llama_rm: str) -> None:
     assert sorted(row for request in sent for row in request["input"]) == sorted(ids)
     assert {request["use_activation"] for request in sent} == {False}
     assert set(server.paths) == {"/classify"}
+
+
+def test_an_end_token_that_is_the_pad_is_not_sent(save: Callable[..., str]) -> None:
+    """`RewardModel` pools before it, and vLLM would at it."""
+    path = save(make_llama(pad_token_id=2), make_tokenizer(pad="</s>"))
+    data = varied_request(6)
+    with serve(classify(lambda ids: len(ids) - 9.5)) as server:
+        reward = vllm_reward(server, path, append_eos=True)
+        before = len(server.requests)
+        reward.score(data)
+        sent = [row for request in server.requests[before:] for row in request["input"]]
+    ids = reward.inspect(data)
+    assert ids == RewardModel(path, append_eos=True, device="cpu").inspect(data)
+    assert all(row[-1] == 2 for row in ids)
+    assert sorted(sent) == sorted(row[:-1] for row in ids)
+
+
+def test_another_model_than_the_named_one_is_refused(llama_rm: str) -> None:
+    with serve(classify(lambda ids: len(ids) - 9.5, model="/models/other")) as server:
+        with pytest.raises(ModelError, match=r"serves 'other' and not 'rm'.*--served-model-name rm"):
+            vllm_reward(server, llama_rm)
+        assert len(server.requests) == 1
 
 
 def test_equal_texts_are_sent_once_and_tie(llama_rm: str) -> None:
@@ -379,10 +433,11 @@ def vllm_server(path: str) -> Iterator[str]:
 
 
 @pytest.mark.vllm
-def test_vllm_gives_the_reward_models_own_logits(save: Callable[..., str]) -> None:
+@pytest.mark.parametrize(("pad", "pad_id"), [("<pad>", 3), ("</s>", 2)])
+def test_vllm_gives_the_reward_models_own_logits(save: Callable[..., str], pad: str, pad_id: int) -> None:
     pytest.importorskip("vllm", reason="needs the vllm extra")
-    model = make_llama(hidden_size=128, intermediate_size=64, num_attention_heads=4, num_key_value_heads=4)
-    path = save(model, make_tokenizer(chat=True))
+    sizes = {"hidden_size": 128, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
+    path = save(make_llama(**sizes, pad_token_id=pad_id), make_tokenizer(pad=pad, chat=True))
     data = varied_request(24)
     talk = request_of(
         *(([{"role": "user", "content": "the film"}], f"was {w}") for w in ("good", "very bad"))

@@ -2,12 +2,15 @@
 
 import os
 import pickle
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from nonpareil.errors import ConfigError, DataError
+from nonpareil.rewards import CombinedReward, FunctionReward
 from nonpareil.rollouts.cluster import ShardWorkers
 from nonpareil.rollouts.store import shard_path
 from tests.rollouts.conftest import combined, count_of_good, length, make_engine, never, roll, shards, state
@@ -47,6 +50,36 @@ def test_shards_and_manifest_are_those_of_one_process(tmp_path):
     assert spread.manifest == alone.manifest
     assert alone.manifest["counts"]["failed_rewards"]["failing"]["count"] > 0
     assert tables(tmp_path / "spread") == tables(tmp_path / "alone")
+
+
+class Counting(FunctionReward):
+    """As a judge does, it counts its calls for as long as it lives."""
+
+    def __init__(self):
+        super().__init__(length)
+        self.counts = Counter()
+
+    def score(self, request):
+        self.counts["calls"] += len(request)
+        return super().score(request)
+
+
+def test_what_rewards_count_is_summed_over_workers(tmp_path):
+    make = lambda: CombinedReward([Counting()])  # noqa: E731
+    two = [None, None]
+
+    def in_two(worker, tasks):
+        """Two processes' worth of workers, each with a reward of its own that lives on."""
+        for task in tasks:
+            two[task.index % 2] = two[task.index % 2] or replace(worker)
+            yield two[task.index % 2](task)
+
+    spread = roll(tmp_path / "spread", engine=workers(in_two, reward=make), reward=make)
+    alone = roll(tmp_path / "alone", reward=make)
+    completions = spread.manifest["counts"]["completions"]
+    assert spread.reward_counts == alone.reward_counts == {"calls": completions}
+    assert two[0].reward is not two[1].reward
+    assert roll(tmp_path / "spread", engine=workers(in_two, reward=make), reward=make).reward_counts == {}
 
 
 @pytest.mark.parametrize("first", ["alone", "spread"])

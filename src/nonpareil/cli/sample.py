@@ -37,6 +37,12 @@ def run(argv: Sequence[str]) -> CommandResult:
         f"({figures['shards_drawn']} shards drawn now). Next: nonpareil curve --groups {figures['output_dir']}",
         soft_wrap=True,
     )
+    for name, failed in figures["failed_rewards"].items():
+        if failed["count"]:
+            reasons = "; ".join(f"{count} times {reason}" for reason, count in failed["reasons"].items())
+            Console(stderr=True).print(
+                f"{failed['count']} rewards of {name} are null: {reasons}", soft_wrap=True, markup=False
+            )
     if figures.get("judge"):
         asked = ", ".join(f"{value} {key}" for key, value in figures["judge"].items())
         Console(stderr=True).print(f"The judge: {asked}", soft_wrap=True)

@@ -1,7 +1,7 @@
 """What an OpenAI-compatible server answers, checked: as many choices as can be used, and nothing made up."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,7 +24,9 @@ class Choice:
     prompt_token_ids: list[int]
 
 
-def read_choices(answer: Any, asked: int, max_tokens: int, prompt_ids: list[int]) -> list[Choice]:
+def read_choices(
+    answer: Any, asked: int, max_tokens: int, prompt_ids: list[int], mask: Callable[[str], str] = str
+) -> list[Choice]:
     """The choices of an answer of either endpoint, in the order of their index; from one to `asked` of them.
 
     Args:
@@ -32,6 +34,7 @@ def read_choices(answer: Any, asked: int, max_tokens: int, prompt_ids: list[int]
         asked: the n of the request.
         max_tokens: of one completion.
         prompt_ids: as sent; empty where text was sent.
+        mask: takes the key out of what is quoted of the answer.
 
     Raises:
         RemoteError: no choices or more than asked; no text; a finish reason other than stop and length; more
@@ -39,22 +42,24 @@ def read_choices(answer: Any, asked: int, max_tokens: int, prompt_ids: list[int]
     """
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-        raise RemoteError(f"the answer has no list of choices: {answer!r:.200}")
+        raise RemoteError(f"the answer has no list of choices: {mask(repr(answer)):.200}")
     if not 1 <= len(choices) <= asked:
         raise RemoteError(f"the answer has {len(choices)} choices, and n={asked} were asked for")
     _check_usage(answer.get("usage"), asked, max_tokens)
     ordered = sorted(choices, key=lambda choice: _whole(choice.get("index")) or 0)
-    return [_choice(one, answer, max_tokens, prompt_ids) for one in ordered]
+    return [_choice(one, answer, max_tokens, prompt_ids, mask) for one in ordered]
 
 
-def _choice(choice: Json, answer: Json, max_tokens: int, sent: list[int]) -> Choice:
+def _choice(
+    choice: Json, answer: Json, max_tokens: int, sent: list[int], mask: Callable[[str], str]
+) -> Choice:
     reason = choice.get("finish_reason")
     if reason not in ("stop", "length"):
         raise RemoteError(
             f"finish_reason={reason!r}: a completion ends with stop or length; anything else is no draw of the "
             "policy. Change what is asked or how the model is served"
         )
-    text, whole = _text(choice)
+    text, whole = _text(choice, mask)
     # vLLM has the prompt's ids in each choice of a completion, and once in a chat's answer.
     read = _ids(choice.get("prompt_token_ids")) or _ids(answer.get("prompt_token_ids"))
     if sent and read and read != sent:
@@ -69,7 +74,7 @@ def _choice(choice: Json, answer: Json, max_tokens: int, sent: list[int]) -> Cho
     )
 
 
-def _text(choice: Json) -> tuple[str, bool]:
+def _text(choice: Json, mask: Callable[[str], str]) -> tuple[str, bool]:
     """The completion, and whether it is all that was sampled: a server may keep the reasoning apart."""
     if "message" not in choice:
         text, whole = choice.get("text"), True
@@ -83,7 +88,7 @@ def _text(choice: Json) -> tuple[str, bool]:
         text = message.get("content")
         text = "" if text is None else text  # how an empty message is written
     if not isinstance(text, str):
-        raise RemoteError(f"a choice has no text: {choice!r:.200}")
+        raise RemoteError(f"a choice has no text: {mask(repr(choice)):.200}")
     return text, whole
 
 
@@ -97,7 +102,7 @@ def _check_usage(usage: Any, asked: int, max_tokens: int) -> None:
 
 
 def _logprobs(given: Any) -> list[float]:
-    """Of completions (`token_logprobs`) or of a chat (`content`); empty where any is missing."""
+    """Of completions (`token_logprobs`) or of a chat (`content`); empty where any is missing or none."""
     if not isinstance(given, dict):
         return []
     values = given.get("token_logprobs")
@@ -106,7 +111,8 @@ def _logprobs(given: Any) -> list[float]:
         rows = content if isinstance(content, list) else []
         values = [row.get("logprob") if isinstance(row, dict) else None for row in rows]
     known = isinstance(values, list) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        # Of a probability: above 0 by rounding at most.
+        isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value <= 1e-4
         for value in values
     )
     return [float(value) for value in values] if known else []

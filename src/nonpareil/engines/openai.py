@@ -23,15 +23,18 @@ NEUTRAL = {"vllm": {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}}
 generation_config, where a request leaves them out. The policy asked for has none of them."""
 FEWEST_TO_JUDGE = 4
 """Groups of nothing but equal completions that are more than chance."""
+FEWEST_REPEATS = 8
+"""Likewise, choices that repeat the first one of their request."""
 
 
 class OpenAIEngine:
     """An engine over a served model.
 
     What is kept of an answer: the text always. Token ids only where the server gives them together with the
-    prompt's (or those were sent). Log-probs only beside ids, one each, and only for draws at temperature 1 from
-    the whole vocabulary: servers may give those of the unchanged distribution (vLLM does unless told
-    otherwise), and elsewhere these are not the sampling policy's. What is not kept is an empty list.
+    prompt's (or those were sent). Log-probs only beside ids, one each, only for draws at temperature 1 from the
+    whole vocabulary, and only of a server that was told to add nothing of its own (`NEUTRAL`): servers may give
+    those of the unchanged distribution (vLLM does unless told otherwise), and elsewhere these are not the
+    sampling policy's. What is not kept is an empty list.
     Completions are reproducible as far as the server honours `seed`.
 
     Args:
@@ -48,6 +51,7 @@ class OpenAIEngine:
         self._at_once = MOST_CHOICES
         self._seen: dict[str, Any] | None = None
         self._groups = self._mixed = 0
+        self._repeats = self._varied = 0  # choices beside the first of their request, equal to it and not
 
     def describe(self) -> dict[str, Any]:
         """The served model, who serves it, the endpoint, and whether ids and log-probs are given.
@@ -77,7 +81,8 @@ class OpenAIEngine:
 
         async def group(prompt: Prompt, seen: dict[str, Any]) -> Draws:
             choices = await self._choices(prompt, num_generations, 0, sampling)
-            draws = _draws(choices, seen["token_ids"], seen["logprobs"])
+            keep_logprobs = seen["logprobs"] and self._samples_unchanged(sampling)
+            draws = _draws(choices, seen["token_ids"], keep_logprobs)
             if on_progress is not None:
                 on_progress(1, sum(map(len, draws.completion_token_ids)))
             return draws
@@ -99,6 +104,12 @@ class OpenAIEngine:
                 "(transformers serve is, unless the model's generation_config says do_sample), or a cache "
                 "answers for it; best-of-N needs draws that differ"
             )
+        if self._mixed and self._repeats >= FEWEST_REPEATS and not self._varied:
+            raise RemoteError(
+                f"the choices of each request are equal ({self._repeats} repeat the first), those of different "
+                "requests are not: the server draws once and repeats it (one seed for all choices, or a cache), "
+                "and best-of-N needs draws that differ; let it answer one choice a request"
+            )
 
     async def _opened(self, work: Callable) -> Any:
         async with self._client:
@@ -118,7 +129,7 @@ class OpenAIEngine:
                 "server": self._owner,
                 "endpoint": _endpoint(prompt),
                 "token_ids": bool(choice.token_ids),
-                "logprobs": bool(choice.logprobs),
+                "logprobs": bool(choice.logprobs) and self._samples_unchanged(sampling),
             }
         return self._seen
 
@@ -162,7 +173,12 @@ class OpenAIEngine:
             if n > 1 and error.status in (400, 422):
                 return []
             raise
-        return read_choices(answer, n, sampling.max_completion_length, prompt.token_ids)
+        limit, mask = sampling.max_completion_length, self._client.masked
+        choices = read_choices(answer, n, limit, prompt.token_ids, mask)
+        differing = sum(choice.text != choices[0].text for choice in choices)
+        self._varied += differing
+        self._repeats += len(choices) - 1 - differing
+        return choices
 
     def _payload(self, prompt: Prompt, n: int, first: int, sampling: SamplingParams) -> dict[str, Any]:
         base = int(sample_keys(prompt.prompt_id, [0], sampling.seed)[0]) % SEEDS
@@ -185,9 +201,13 @@ class OpenAIEngine:
         payload["messages" if chat else "prompt"] = prompt.token_ids or prompt.prompt
         if prompt.token_ids or self._owner == "vllm":
             payload["return_token_ids"] = True
-            if sampling.temperature == 1 and sampling.keeps_whole_vocabulary:
+            if self._samples_unchanged(sampling):
                 payload["logprobs"] = True if chat else 0  # 0: of the sampled token alone
         return payload
+
+    def _samples_unchanged(self, sampling: SamplingParams) -> bool:
+        """Whether the server's log-probs are the sampling policy's, of whichever distribution it gives them."""
+        return sampling.temperature == 1 and sampling.keeps_whole_vocabulary and self._owner in NEUTRAL
 
 
 def _endpoint(prompt: Prompt) -> str:

@@ -6,7 +6,7 @@ import os
 import pickle
 import socket
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -125,17 +125,25 @@ class RayPool:
 
     def _workers(self, ray: Any) -> int:
         """How many workers to start; refuses more than there is room for, which Ray would wait for in silence."""
-        there = ray.cluster_resources()
-        room = int(there.get("CPU", 0) // self.cpus_per_worker)
-        if self.gpus_per_worker:
-            room = min(room, int(there.get("GPU", 0) / self.gpus_per_worker))
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        room = sum(map(self._room_on, nodes))
         if room < (self.num_workers or 1):
+            cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
             raise ConfigError(
                 f"num_workers={self.num_workers or 1} of cpus_per_worker={self.cpus_per_worker} and "
-                f"gpus_per_worker={self.gpus_per_worker:g}: the cluster has {there.get('CPU', 0):g} CPUs and "
-                f"{there.get('GPU', 0):g} GPUs, room for {room}; ask for fewer, or start the nodes first"
+                f"gpus_per_worker={self.gpus_per_worker:g}: the cluster has {cpus:g} CPUs and {gpus:g} GPUs on "
+                f"{len(nodes)} nodes, room for {room}, since a worker lies on one node; ask for fewer or smaller "
+                "ones, or start the nodes first"
             )
         return self.num_workers or room
+
+    def _room_on(self, node: Mapping[str, float]) -> int:
+        """How many workers fit on a node of these resources; a fraction of a GPU lies on one GPU."""
+        room = int(node.get("CPU", 0) // self.cpus_per_worker)
+        if self.gpus_per_worker:
+            gpus, each = node.get("GPU", 0), self.gpus_per_worker
+            room = min(room, int(gpus) * int(1 / each) if each < 1 else int(gpus / each))
+        return room
 
     @contextmanager
     def _connected(self, ray: Any) -> Iterator[None]:

@@ -24,6 +24,7 @@ from nonpareil.jobs.options import (
     RewardOptions,
 )
 from nonpareil.jobs.processes import last_lines, locked, run_logged
+from nonpareil.jobs.remote_rewards import without_addresses
 
 if TYPE_CHECKING:
     from nonpareil.evaluation.comparison import RunRecord
@@ -178,8 +179,13 @@ class _Comparison:
                     f"drawing its stored pool took {self._pool_seconds(plan):.0f} s, all of "
                     f"budget.seconds={seconds:g}; raise the budget or lower groups.max_prompts"
                 )
-        file = write_bytes(plan.folder / "run.yaml", yaml.safe_dump(jsonable(settings)).encode())
+        # No file of the comparison holds an address: those go along as flags, which prevail.
+        kept = without_addresses(settings)
+        file = write_bytes(plan.folder / "run.yaml", yaml.safe_dump(jsonable(kept)).encode())
         words = [sys.executable, "-m", "nonpareil.cli.main", "distill", "--config", str(file)]
+        for name, value in settings.items():
+            if kept[name] != value:
+                words += [f"--{name}", *([value] if isinstance(value, str) else value)]
         if last_whole_checkpoint(plan.model, plan.moving_anchor) is not None:
             return [*words, "--resume_from_checkpoint", "true"]
         shutil.rmtree(plan.model, ignore_errors=True)

@@ -13,6 +13,7 @@ from nonpareil.jobs.comparison_inputs import Inputs
 from nonpareil.jobs.comparison_plan import RunPlan
 from nonpareil.jobs.evaluate import EvaluateOptions
 from nonpareil.jobs.options import PromptOptions, RewardOptions
+from nonpareil.jobs.remote_rewards import without_addresses
 
 if TYPE_CHECKING:
     from nonpareil.evaluation.comparison import RunRecord
@@ -36,7 +37,7 @@ class Evaluator:
             "gold": inputs.gold,
         }
         self.settings: dict[str, Any] = json.loads(
-            json.dumps(jsonable({**vars(spec.evaluation), **self._shared(), **content}))
+            json.dumps(jsonable({**vars(spec.evaluation), **without_addresses(self._shared()), **content}))
         )
 
     def drawing(self) -> dict[str, Any]:
@@ -46,7 +47,7 @@ class Evaluator:
         values |= {"split": self.options.dataset_train_split, "model": self.inputs.model}
         values |= {"prompts": self.inputs.training, "reward": self.inputs.reward}
         values |= {name: getattr(self.options, name) for name in ("max_completion_length", "temperature")}
-        return json.loads(json.dumps(jsonable(values)))
+        return json.loads(json.dumps(jsonable(without_addresses(values))))
 
     def refuse_changed(self, *, overwrite: bool) -> None:
         """Refuse evaluations of other settings, or delete them and the reference's groups with `overwrite`.

@@ -15,8 +15,8 @@ from nonpareil.jobs.comparison_config import ComparisonSpec, MethodEntry
 from nonpareil.jobs.comparison_inputs import Inputs, files_of
 from nonpareil.jobs.distill import DistillOptions
 from nonpareil.jobs.options import ModelOptions, PromptOptions, RewardOptions
+from nonpareil.jobs.remote_rewards import without_addresses
 from nonpareil.jobs.yaml_options import refuse_unknown, typed
-from nonpareil.rewards.remote import public_name
 
 if TYPE_CHECKING:
     from nonpareil.methods.base import Method
@@ -83,11 +83,8 @@ class RunPlan:
 
     def identity(self, pool: Mapping[str, Any], inputs: Inputs, seconds: float | None) -> dict[str, Any]:
         """What the folder was made with; a folder of another identity is not this run's."""
-        settings = self.settings
-        if "reward_endpoints" in settings:  # may move to another port
-            settings = settings | {"reward_endpoints": [public_name(s) for s in settings["reward_endpoints"]]}
         made_with: dict[str, Any] = {
-            "settings": settings,
+            "settings": without_addresses(self.settings),  # a served reward may move to another port
             "model": inputs.model,
             "prompts": inputs.training,
             "reward": inputs.reward,

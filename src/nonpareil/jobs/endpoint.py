@@ -1,6 +1,5 @@
 """A policy behind an OpenAI-compatible server, known before any request is sent."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,7 @@ from nonpareil.engines.openai import OpenAIEngine
 from nonpareil.engines.transformers import check_prompts, check_sampling
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Prompt, SamplingParams
-from nonpareil.remote import DEFAULT_KEY, JsonClient
+from nonpareil.remote import DEFAULT_KEY, JsonClient, check_timeout
 
 if TYPE_CHECKING:
     from nonpareil.jobs.sample import SampleOptions
@@ -42,8 +41,7 @@ class EndpointSource:
                     "remove it"
                 )
         timeout = REQUEST_TIMEOUT if options.request_timeout is None else options.request_timeout
-        if not (timeout > 0 and math.isfinite(timeout)):
-            raise ConfigError(f"request_timeout={timeout} must be a positive number of seconds")
+        check_timeout(timeout, "request_timeout")
         self.name = options.model_name_or_path or ""
         self._client = JsonClient(
             options.base_url,

@@ -17,7 +17,7 @@ from nonpareil.jobs.options import (
     load_unseen_reward,
     require_all,
 )
-from nonpareil.jobs.remote_rewards import refuse_judge
+from nonpareil.jobs.remote_rewards import refuse_judge, without_addresses
 from nonpareil.records import Group, Prompt
 
 if TYPE_CHECKING:
@@ -240,18 +240,17 @@ def _context(
 ) -> dict[str, Any]:
     from importlib.metadata import version
 
-    from nonpareil.rewards.remote import public_name
-
+    named = without_addresses(vars(options))
     return {
         "policy": policy.info(),
         "reference": reference.info(),
         "prompts": {"source": options.dataset_name, "split": options.dataset_split, "count": num_prompts},
         "reward": {
-            "model": options.reward_model_name_or_path,
-            "functions": options.reward_funcs,
-            "endpoints": [public_name(spec) for spec in options.reward_endpoints or []],
+            "model": named["reward_model_name_or_path"],
+            "functions": named["reward_funcs"],
+            "endpoints": named["reward_endpoints"] or [],
             "weights": options.reward_weights,
-            "unseen": public_name(options.unseen_reward) if options.unseen_reward else None,
+            "unseen": named["unseen_reward"],
         },
         "sampling": vars(options.sampling()),
         "completions a prompt": {

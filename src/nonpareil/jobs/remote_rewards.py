@@ -1,6 +1,6 @@
 """The options of rewards that a server computes: endpoints, and a chat model as a pairwise judge."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from nonpareil.rewards import JudgeReward
 
 CACHE = "nonpareil-judge.jsonl"
+NAMES_OF_REWARDS = (
+    *("reward_model_name_or_path", "reward_funcs", "reward_endpoints"),
+    *("unseen_reward", "gold_reward"),
+)
+"""Options that name what scores, each of which takes an endpoint."""
 _OF_THE_JUDGE = ("judge_base_url", "judge_template", "judge_max_calls", "judge_cache", "judge_api_key_env")
 
 
@@ -61,6 +66,7 @@ def check_remote(options: RemoteRewardOptions) -> None:
     Raises:
         ConfigError: settings of a judge or of endpoints that were not named, or a judge without its server.
     """
+    from nonpareil.remote import check_timeout, checked_base_url, key_of
     from nonpareil.rewards.remote import is_endpoint, parse_endpoint
 
     for spec in options.reward_endpoints or []:
@@ -81,6 +87,12 @@ def check_remote(options: RemoteRewardOptions) -> None:
         raise ConfigError(
             f"judge_model={options.judge_model!r} has no server; give judge_base_url, such as http://host:port/v1"
         )
+    if (timeout := getattr(options, "reward_timeout", None)) is not None:
+        check_timeout(timeout, "reward_timeout")
+    key_of(options.reward_api_key_env, "reward_api_key_env")
+    key_of(options.judge_api_key_env, "judge_api_key_env")
+    if options.judge_base_url is not None:
+        checked_base_url(options.judge_base_url, "judge_base_url")
 
 
 def refuse_judge(options: RemoteRewardOptions, why: str) -> None:
@@ -127,17 +139,25 @@ def load_judge(options: RemoteRewardOptions, timeout: float | None) -> "list[Jud
     ]
 
 
-def judge_counts(rewards: Sequence[Any]) -> dict[str, int]:
-    """What a judge among the rewards was asked, and what came of it; empty without one."""
-    return {key: value for reward in rewards for key, value in getattr(reward, "counts", {}).items()}
-
-
 def reward_labels(options: RemoteRewardOptions) -> list[str]:
     """All that scores, by the names a report may hold: endpoints and judge without their addresses."""
     from nonpareil.rewards.remote import public_name
 
     labels = [public_name(spec) for spec in specs_of(options)]
     return labels + ([f"judge {options.judge_model}"] if options.judge_model else [])
+
+
+def without_addresses(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are kept, shown and compared: what scores by its name, wherever it is served."""
+    return {key: _public(value) if key in NAMES_OF_REWARDS else value for key, value in settings.items()}
+
+
+def _public(value: Any) -> Any:
+    from nonpareil.rewards.remote import public_name
+
+    if isinstance(value, list | tuple):
+        return [_public(one) for one in value]
+    return public_name(value) if isinstance(value, str) else value
 
 
 def specs_of(options: Any) -> list[str]:

@@ -16,7 +16,6 @@ from nonpareil.jobs.options import (
     load_reward,
     require_all,
 )
-from nonpareil.jobs.remote_rewards import judge_counts
 from nonpareil.records import Group, ScoreRequest
 
 
@@ -84,7 +83,7 @@ def run(options: SampleOptions) -> dict[str, Any]:
         "output_dir": str(Path(options.output_dir)),
         "shards_drawn": result.shards_drawn,
         "shards_scored": result.shards_scored,
-        **({"judge": counts} if (counts := judge_counts(reward.rewards)) else {}),
+        **({"judge": result.reward_counts} if result.reward_counts else {}),
         **result.manifest["counts"],
     }
 

@@ -127,6 +127,17 @@ class RewardEncoder:
         return EncodedText(ids[:head] + ids[len(ids) - room :], truncated=True)
 
 
+def without_end_pads(ids: Sequence[int], pad: int | None) -> list[int]:
+    """The ids up to where transformers pools a decoder: the last one, or the first, that is no pad.
+
+    A decoder's pad is often its end token; vLLM by itself pools at the last id, whatever it is.
+    """
+    end = len(ids)
+    while end > 1 and ids[end - 1] == pad:
+        end -= 1
+    return list(ids[:end])
+
+
 def score_once(
     encoded: Sequence[EncodedText], score_rows: Callable[[list[tuple[int, ...]]], list[float]]
 ) -> Scores:

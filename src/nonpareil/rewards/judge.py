@@ -45,7 +45,8 @@ class JudgeReward:
         base_url: of an OpenAI-compatible server, `http://host:port/v1`.
         template: what the judge reads, with {prompt}, {a} and {b}.
         max_calls: most calls a group (a prompt). By default all pairs are judged.
-        cache: file of answers, appended to and read again; None keeps them in memory.
+        cache: file of answers, appended to and read again but for those that cannot be read as a verdict, which
+            are asked for again; None keeps them in memory.
         name: of the reward's column; by default `judge-` and the last part of the model's name.
         api_key_env: the environment variable whose value is sent as a bearer token; None sends none.
         timeout: seconds a call may take, each try.
@@ -93,7 +94,7 @@ class JudgeReward:
         )
         self._model, self._template, self._max_calls = model, template, max_calls
         self._at_once, self._seed = at_once, seed
-        self._cache = AnswerCache(cache)
+        self._cache = AnswerCache(cache, lambda answer: read_verdict(answer) is not None)
         self.name = name or "judge-" + re.sub(r"[^\w.+-]", "-", Path(model).name)
         self.counts: Counter[str] = Counter()
 
@@ -151,9 +152,10 @@ class JudgeReward:
         """Where nothing of a call can be read, nothing of the next will be: it would only be paid for."""
         said = [answer for answer in answers if answer is not None]
         if len(said) >= ENOUGH_TO_TELL and all(read_verdict(answer) is None for answer in said):
+            first = self._client.masked(said[0])[:80]
             raise RewardError(
                 f"reward {self.name!r}: none of {len(said)} answers begins with a verdict (A, B or tie); the first "
-                f"is {said[0][:80]!r}. Give a judge that answers at once, or a judge_template that asks it to"
+                f"is {first!r}. Give a judge that answers at once, or a judge_template that asks it to"
             )
 
     def _answer(self, question: Question) -> str | None:
@@ -167,7 +169,7 @@ class JudgeReward:
             content = content_of(answer)
             if content is None:
                 unread[questions[place]] = (
-                    f"the judge answered {str(answer)[:100]!r}, which holds no one choice"
+                    f"the judge answered {self._client.masked(str(answer))[:100]!r}, which holds no one choice"
                 )
             else:
                 self._cache.keep(questions[place].key(self._model, self._template), content, self._model)

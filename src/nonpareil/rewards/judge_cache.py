@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from nonpareil.errors import ConfigError
@@ -19,13 +20,15 @@ class AnswerCache:
 
     Args:
         path: None keeps the answers in memory only.
+        is_usable: of an answer in the file; others are passed over, so that they are asked again.
 
     Raises:
         ConfigError: a file that holds something else, or that cannot be read or written.
     """
 
-    def __init__(self, path: str | Path | None) -> None:
+    def __init__(self, path: str | Path | None, is_usable: Callable[[str], bool] = bool) -> None:
         """See the class."""
+        self._is_usable = is_usable
         self._path = None if path is None else Path(path).expanduser()
         self._answers: dict[str, str] = {}
         self._file: int | None = None
@@ -87,9 +90,11 @@ class AnswerCache:
                 )
             try:
                 kept = json.loads(line)
-                self._answers[kept["key"]] = str(kept["answer"])
+                key, answer = kept["key"], str(kept["answer"])
             except (ValueError, KeyError):  # torn; the question is asked again
                 continue
+            if self._is_usable(answer):
+                self._answers[key] = answer
 
 
 def _check_writable(path: Path) -> None:

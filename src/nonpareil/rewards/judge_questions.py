@@ -28,7 +28,7 @@ with one word and nothing else: A if answer A is better, B if answer B is better
 PLACEHOLDERS = ("prompt", "a", "b")
 ANSWER_TOKENS = 16
 """Most tokens of an answer: a verdict, not its reasons."""
-VERDICT = re.compile(r"[\s\"'*`_\[({<]*(a|b|tie)(?=$|[\"'*`_\])}>.:!]|[ \t]*(?:\n|$))", re.IGNORECASE)
+VERDICT = re.compile(r"[\s\"'*`_\[({<]*(a|b|tie)[\"'*`_\])}>.:!]*[ \t\r]*(?:\n|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def both_orders(prompt: str, x: str, y: str) -> list[Question]:
 def read_verdict(answer: str) -> float | None:
     """What answer A has of it: 1, 1/2 (tie) or 0; None where the answer does not begin with a verdict.
 
-    The verdict is the first word, alone on its line or marked off (`A`, `**b**`, `[[A]]`, `Tie.`). A sentence such
-    as "A good answer would" is none.
+    The verdict is the first word, alone on its line but for marks (`A`, `**b**`, `[[A]]`, `Tie.`). What a sentence
+    that begins with it says ("A: 3/10, B: 9/10", "A's answer is worse") is not guessed at.
     """
     found = VERDICT.match(answer)
     return {"a": 1.0, "b": 0.0, "tie": 0.5}[found.group(1).lower()] if found else None

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from nonpareil.errors import ConfigError, DataError, RemoteError, RewardError
 from nonpareil.files import jsonable
 from nonpareil.records import ScoreRequest, Scores
-from nonpareil.remote import JsonClient, checked_base_url, run_coroutine
+from nonpareil.remote import JsonClient, checked_base_url, host_of, run_coroutine
 from nonpareil.rewards.asking import ask_all
 
 TIMEOUT = 120.0
@@ -58,12 +58,11 @@ def parse_endpoint(spec: str) -> Endpoint:
     kind, plus, url = spec.partition("+")
     address, _, label = url.partition("#")
     if not plus or kind not in ("json", "vllm") or not label.strip():
-        shown = re.sub(r"//[^/@]*@", "//***@", spec)
         raise ConfigError(
-            f"reward endpoint {shown!r} must be json+http://host:port/path#name, the name that its scores are "
-            "stored under, or vllm+http://host:port#model, the directory or hub id of the served reward model"
+            f"reward endpoint {host_of(spec)!r} must be json+http://host:port/path#name, the name that its scores "
+            "are stored under, or vllm+http://host:port#model, the directory or hub id of the served reward model"
         )
-    address = checked_base_url(address)
+    address = checked_base_url(address, "reward endpoint")
     parts = urlsplit(address)
     if kind == "vllm":
         return Endpoint("vllm", address, "classify", label)
@@ -157,7 +156,8 @@ class RemoteReward:
     def _identity(self, answer: dict[str, Any]) -> str | None:
         version = answer.get("version")
         if version is not None and not isinstance(version, str):
-            raise RewardError(f"reward {self.name!r} answered version={version!r}; it must be a string")
+            said = self._client.masked(repr(version))[:100]
+            raise RewardError(f"reward {self.name!r} answered version={said}; it must be a string")
         return version
 
     def _payloads(self, request: ScoreRequest) -> list[dict[str, Any]]:
@@ -215,7 +215,11 @@ class RemoteReward:
         """The answer's scores, or what is wrong with it."""
         scores = answer.get("scores") if isinstance(answer, dict) else None
         if not isinstance(scores, list) or len(scores) != size:
-            said = f"{len(scores)} scores" if isinstance(scores, list) else f"{str(answer)[:100]!r}"
+            said = (
+                f"{len(scores)} scores"
+                if isinstance(scores, list)
+                else f"{self._client.masked(str(answer))[:100]!r}"
+            )
             raise RewardError(
                 f"reward {self.name!r} answered {said} for {size} completions; it must answer "
                 '{"scores": [...]} with one number or null each'
@@ -223,7 +227,7 @@ class RemoteReward:
         reasons = answer.get("reasons") or [None] * size
         if not isinstance(reasons, list) or len(reasons) != size:
             raise RewardError(f"reward {self.name!r}: reasons must be a list of {size}, as scores is")
-        return read_scores(scores, reasons)
+        return read_scores(scores, [self._client.masked(str(one)) if one else None for one in reasons])
 
 
 def read_scores(scores: Sequence[Any], reasons: Sequence[Any]) -> Scores:

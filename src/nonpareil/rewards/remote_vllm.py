@@ -1,5 +1,6 @@
 """A reward model that vLLM serves: our token ids go in, as the model was trained to read them, logits come out."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,13 @@ from nonpareil.models.loading import check_local_path, load_tokenizer
 from nonpareil.records import ScoreRequest, Scores
 from nonpareil.remote import run_coroutine
 from nonpareil.rewards.classifier import check_single_label
-from nonpareil.rewards.encoding import Overlong, RewardEncoder, check_special_tokens, length_limit
+from nonpareil.rewards.encoding import (
+    Overlong,
+    RewardEncoder,
+    check_special_tokens,
+    length_limit,
+    without_end_pads,
+)
 from nonpareil.rewards.remote import Endpoint, RemoteReward, parse_endpoint, read_scores
 
 CANARIES = ("a", "The answer is no.", "It was good, and I would go there again.", "0 1 2 3 4 5 6 7 8 9")
@@ -34,7 +41,8 @@ class VLLMReward(RemoteReward):
         **settings: as `RemoteReward` takes them.
 
     Raises:
-        ModelError: num_labels not 1, no tokenizer, or a server that answers probabilities.
+        ModelError: num_labels not 1, no tokenizer, a server that answers probabilities, or one that serves
+            another model.
         ConfigError, RemoteError, RewardError: as `RemoteReward`.
     """
 
@@ -61,6 +69,9 @@ class VLLMReward(RemoteReward):
         limit = length_limit(tokenizer, config) if max_length is None else max_length
         self._encoder = RewardEncoder(tokenizer, name, limit, overlong, prepend_bos, append_eos)
         self._has_activation = config.problem_type != "regression"  # vLLM leaves a regression's logit alone
+        # An encoder pools at its class token, which comes first, whatever comes last.
+        is_decoder = tokenizer.cls_token_id is None
+        self._pad = config.get_text_config().pad_token_id if is_decoder else None
         self._fingerprint = fingerprint(self._path)
         self.truncated = 0
         super().__init__(endpoint, **settings)
@@ -72,13 +83,17 @@ class VLLMReward(RemoteReward):
         # Equal texts are scored once, so that they tie exactly whatever the server's batches do to rounding.
         unique = list(dict.fromkeys(tuple(text.token_ids) for text in encoded if text.failure is None))
         pieces = [unique[at : at + self._batch_size] for at in range(0, len(unique), self._batch_size)]
-        scored = await self._post_all([_payload(piece) for piece in pieces], [len(piece) for piece in pieces])
+        scored = await self._post_all(
+            [self._payload(piece) for piece in pieces], [len(piece) for piece in pieces]
+        )
         by_ids = dict(zip(unique, zip(scored.values, scored.failures, strict=True), strict=True))
         rows = [(None, text.failure) if text.failure else by_ids[tuple(text.token_ids)] for text in encoded]
         return Scores([value for value, _ in rows], [failure for _, failure in rows])
 
     def inspect(self, request: ScoreRequest) -> list[list[int]]:
-        """The exact token ids that are sent for each completion.
+        """The exact token ids of each text, as `RewardModel.inspect` has them.
+
+        Where the pad token is the end token, those at the end are not sent: `RewardModel` pools before them.
 
         Raises:
             DataError, ModelError: as `RewardModel.inspect`.
@@ -106,9 +121,17 @@ class VLLMReward(RemoteReward):
         """The name the model is served under, once its logits have been seen to be logits."""
         texts = self._encoder.tokenizer(list(CANARIES), add_special_tokens=True)["input_ids"]
         rows = [list(ids) for ids in texts if ids]
-        answer = run_coroutine(self._ask(_payload(rows)))
+        answer = run_coroutine(self._ask(self._payload(rows)))
+        served, named = self._identity(answer), Path(os.path.abspath(self._path)).name
+        if served is not None and served != named:
+            raise ModelError(
+                f"reward {self.name!r}: the server serves {served!r} and not {named!r}, whose fingerprint would "
+                "stand beside its scores; name the served model behind the #, or serve this one under its name "
+                f"(--served-model-name {named})"
+            )
         raw = self._read(answer, len(rows)).values
-        activated = self._read(run_coroutine(self._ask(_payload(rows, activation=True))), len(rows)).values
+        activated = run_coroutine(self._ask(self._payload(rows, activation=True)))
+        activated = self._read(activated, len(rows)).values
         if self._has_activation and raw == activated and all(x is None or 0 <= x <= 1 for x in raw):
             raise ModelError(
                 f"reward {self.name!r}: the server answers {raw} with and without use_activation, so these "
@@ -123,9 +146,8 @@ class VLLMReward(RemoteReward):
     def _read(self, answer: Any, size: int) -> Scores:
         data = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
-            raise RewardError(
-                f"reward {self.name!r} answered {str(answer)[:100]!r}, not vLLM's classify route"
-            )
+            said = self._client.masked(str(answer))[:100]
+            raise RewardError(f"reward {self.name!r} answered {said!r}, not vLLM's classify route")
         by_index = {row.get("index"): row.get("probs") for row in data}
         if len(data) != size or set(by_index) != set(range(size)):
             raise RewardError(f"reward {self.name!r} answered {len(data)} scores for {size} texts")
@@ -139,6 +161,5 @@ class VLLMReward(RemoteReward):
                 )
         return read_scores([row[0] for row in rows], [None] * size)
 
-
-def _payload(rows: Sequence[Sequence[int]], *, activation: bool = False) -> dict[str, Any]:
-    return {"input": [list(row) for row in rows], "use_activation": activation}
+    def _payload(self, rows: Sequence[Sequence[int]], *, activation: bool = False) -> dict[str, Any]:
+        return {"input": [without_end_pads(row, self._pad) for row in rows], "use_activation": activation}

@@ -19,6 +19,7 @@ from nonpareil.rewards.encoding import (
     check_special_tokens,
     length_limit,
     score_once,
+    without_end_pads,
 )
 
 
@@ -157,8 +158,9 @@ class VLLMRewardModel:
             self._load()
         from vllm import PoolingParams
 
+        pad = self._pad if self._pools_last else None
         outputs = self._llm.classify(
-            [{"prompt_token_ids": self._seen_by_head(row)} for row in rows],
+            [{"prompt_token_ids": without_end_pads(row, pad)} for row in rows],
             pooling_params=PoolingParams(use_activation=False),
             use_tqdm=False,
         )
@@ -166,13 +168,6 @@ class VLLMRewardModel:
         if len(logits) != len(rows) or any(len(logit) != 1 for logit in logits):
             raise RewardError(f"vLLM answered {len(logits)} scores of {self.name!r} for {len(rows)} texts")
         return [float(logit[0]) for logit in logits]
-
-    def _seen_by_head(self, row: tuple[int, ...]) -> list[int]:
-        """Without the pads at the end: where a decoder's pad is its end token, transformers pools before them."""
-        end = len(row)
-        while self._pools_last and end > 1 and row[end - 1] == self._pad:
-            end -= 1
-        return list(row[:end])
 
 
 def _classifier_config(path: str, revision: str | None) -> Any:

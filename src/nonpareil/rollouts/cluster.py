@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from nonpareil.errors import ConfigError
 from nonpareil.files import jsonable
 from nonpareil.protocols import Engine
 from nonpareil.records import Group, Prompt, SamplingParams
-from nonpareil.rollouts.scoring import RewardSum, reward_settings, score_table
+from nonpareil.rollouts.scoring import RewardSum, counted, reward_settings, score_table
 from nonpareil.rollouts.store import parquet_bytes, to_table
 
 
@@ -37,6 +38,8 @@ class FinishedShard:
     groups: int
     tokens: int
     """Drawn now; 0 where it was only scored."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """What the rewards counted at it, of calls made and verdicts lost."""
 
 
 @dataclass(frozen=True)
@@ -114,15 +117,18 @@ class ShardWorker:
         Raises:
             ConfigError: engine or reward are others here than where the run was begun.
         """
-        tokens, table = 0, task.stored
+        tokens, table, counts = 0, task.stored, Counter[str]()
         if table is None:
             draws = self._engine().draw(task.prompts, self.num_generations, self.sampling)
             groups = [Group.of(p, d) for p, d in zip(task.prompts, draws, strict=True)]
             tokens = sum(len(ids) for one in draws for ids in one.completion_token_ids)
             table = to_table(groups, self.types)
         if self.make_reward is not None:
-            table = score_table(table, self._reward(self.make_reward), self.reward_settings)
-        return FinishedShard(task.index, parquet_bytes(table), len(table), tokens)
+            reward = self._reward(self.make_reward)
+            counts.subtract(counted(reward.rewards))
+            table = score_table(table, reward, self.reward_settings)
+            counts.update(counted(reward.rewards))
+        return FinishedShard(task.index, parquet_bytes(table), len(table), tokens, counts)
 
     def _engine(self) -> Engine:
         if self.engine is None:

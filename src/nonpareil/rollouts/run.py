@@ -1,5 +1,6 @@
 """Draw groups and score them, shard by shard, so that a kill at any moment costs one shard at most."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from nonpareil.rollouts.cluster import ShardTask, ShardWorkers
 from nonpareil.rollouts.folder import MANIFEST, locked_folder
 from nonpareil.rollouts.manifest import Counts, check_same, draw_settings, read_manifest, versions
 from nonpareil.rollouts.progress import Progress
-from nonpareil.rollouts.scoring import RewardSum, is_scored, reward_settings, score_shard
+from nonpareil.rollouts.scoring import RewardSum, counted, is_scored, reward_settings, score_shard
 from nonpareil.rollouts.store import (
     column_types,
     notes_of,
@@ -40,6 +41,8 @@ class RolloutResult:
     shards_drawn: int
     """By this call; the others were there."""
     shards_scored: int
+    reward_counts: dict[str, int]
+    """What the rewards counted at it, wherever they are; see `scoring.counted`."""
 
     def groups(self) -> list[Group]:
         """All groups, in the order of the prompts, read from disk."""
@@ -96,11 +99,11 @@ def draw_and_score(
         draw = draw_settings(prompts, sampling, num_generations, model_info)
         run = _Run(folder, prompts, sampling, num_generations, draw, shard_size, progress or _Silent())
         if isinstance(engine, ShardWorkers):
-            drawn, scored = run.fill_missing(engine, reward)
+            drawn, scored, counts = run.fill_missing(engine, reward)
         else:
             drawn = run.draw_missing(engine)
-            scored = 0 if reward is None else run.score_missing(reward)
-        return RolloutResult(folder, run.finish(), drawn, scored)
+            scored, counts = (0, Counter()) if reward is None else run.score_missing(reward)
+        return RolloutResult(folder, run.finish(), drawn, scored, dict(counts))
 
 
 @dataclass
@@ -168,9 +171,10 @@ class _Run:
         # Before the first shard: no shard is ever without the settings it was drawn with.
         write_json(self.folder / MANIFEST, self.manifest)
 
-    def score_missing(self, reward: RewardSum | Callable[[], RewardSum]) -> int:
+    def score_missing(self, reward: RewardSum | Callable[[], RewardSum]) -> tuple[int, Counter[str]]:
         made = not hasattr(reward, "score_each")
         scorer = _resolve(reward, "score_each")
+        before = counted(scorer.rewards)
         settings, todo = self._begin_scoring(scorer)
         if todo:
             self.progress.start("score", sum(len(self.shards[i]) for i in todo))
@@ -180,7 +184,9 @@ class _Run:
         finally:
             if made:
                 _release(scorer)
-        return len(todo)
+        counts = counted(scorer.rewards)
+        counts.subtract(before)
+        return len(todo), counts
 
     def _begin_scoring(self, scorer: RewardSum) -> tuple[dict[str, Any], list[int]]:
         """What each column is to be scored with, and which shards lack it; the manifest says so first."""
@@ -199,7 +205,7 @@ class _Run:
 
     def fill_missing(
         self, workers: ShardWorkers, reward: RewardSum | Callable[[], RewardSum] | None
-    ) -> tuple[int, int]:
+    ) -> tuple[int, int, Counter[str]]:
         """Draw and score in one go what lacks either; a shard is on disk as soon as a worker is done with it."""
         missing = self.missing()
         if missing:
@@ -210,7 +216,7 @@ class _Run:
             settings, unscored = self._begin_scoring(_resolve(reward, "score_each"))
         waiting = {*missing, *unscored}
         if not waiting:
-            return 0, 0
+            return 0, 0, Counter()
         self.progress.start("draw and score", sum(len(self.shards[i]) for i in waiting))
         tasks = (
             ShardTask(i, self.shards[i], None if i in missing else read_table(self.paths[i]))
@@ -218,15 +224,17 @@ class _Run:
         )
         types = self._column_types()
         shards = workers.finish(tasks, self.sampling, self.num_generations, types, settings)
+        counts: Counter[str] = Counter()
         with closing(shards):
             for shard in shards:
                 if shard.index in waiting:  # a worker that died may have been answered for twice
                     waiting.remove(shard.index)
+                    counts.update(shard.counts)
                     write_bytes(self.paths[shard.index], shard.content)
                     self.progress.update(shard.groups, shard.tokens)
         if waiting:
             raise DataError(f"no worker gave back the shards {sorted(waiting)}; run again to go on")
-        return len(missing), len(unscored)
+        return len(missing), len(unscored), counts
 
     def _column_types(self) -> dict[str, pa.DataType]:
         return column_types([prompt.columns for prompt in self.prompts])

@@ -53,6 +53,14 @@ def reward_settings(reward: RewardSum) -> dict[str, Any]:
     return {n: jsonable(one.describe()) for n, one in zip(reward.names, reward.rewards, strict=True)}
 
 
+def counted(rewards: Sequence[Reward]) -> Counter[str]:
+    """What those of the rewards that count have counted since they were made, summed (a judge: its calls, ...)."""
+    total: Counter[str] = Counter()
+    for reward in rewards:
+        total.update(getattr(reward, "counts", {}))
+    return total
+
+
 def is_scored(notes: ShardNotes, settings: Mapping[str, Any], weights: Mapping[str, float]) -> bool:
     """Whether a shard already has these rewards, scored so and weighted so."""
     return not stale_names(notes, settings) and notes.aggregate == weights
