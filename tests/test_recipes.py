@@ -186,7 +186,9 @@ def test_a_papers_recipe_runs_dry(recipe, tiny, tmp_path, monkeypatch, capsys):
     assert figures["model_class"] == "LlamaForCausalLM"
     assert figures["prompts"] == 6
     assert figures["columns"] == ["document"]
-    assert figures["memory_bytes"]["total"] >= 16 * figures["parameters"]
+    # Weights, gradients and the optimizer's state: one number a weight in RMSprop, two in Adam.
+    least = 12 if config.optim == "rmsprop" else 16
+    assert figures["memory_bytes"]["total"] >= least * figures["parameters"]
     for name, value in config.method_settings().items():
         assert figures["settings"][name] == value
     assert not (tmp_path / "out").exists(), "a dry run writes nothing"
