@@ -1,6 +1,7 @@
 """Trainings of tests/training/test_processes.py; torchrun starts this several times: FOLDER JOBS.json."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,3 +52,4 @@ if __name__ == "__main__":
     for name, job in json.loads(Path(sys.argv[2]).read_text()).items():
         train(Path(sys.argv[1]) / name, job)
     end_processes()
+    os._exit(0)  # see nonpareil/__main__.py
