@@ -72,12 +72,12 @@ def add_policy_adapter(model: PreTrainedModel, config: "LoraConfig") -> "PeftMod
     return adapted
 
 
-def adapter_rank(model: Any) -> int | None:
+def trained_rank(model: Any) -> int | None:
     """The largest rank of the policy's adapter; None without one."""
     if not is_adapted(model):
         return None
     config = model.peft_config[POLICY]
-    return max(config.r, *config.rank_pattern.values(), 1)
+    return max([config.r, *config.rank_pattern.values()])
 
 
 def _saving_policy_only(adapted: "PeftModel") -> Any:

@@ -70,8 +70,16 @@ class Scoring(Protocol):
         ...
 
 
-class Drawing(Scoring, Protocol):
-    """Draws from policy and anchor, too."""
+class Drawing(Protocol):
+    """Draws from policy and anchor as they are now, and scores under either; see `Scoring`."""
+
+    def begin_step(self) -> None:
+        """Policy and anchor may have moved since the last draw."""
+        ...
+
+    def token_logprobs(self, role: str, sequences: TokenSequences, temperature: float) -> list[Tensor]:
+        """As `Scoring.token_logprobs`."""
+        ...
 
     def draw(
         self, prompts: Sequence[Prompt], k: int, m: int, policy: SamplingParams, anchor: SamplingParams

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from nonpareil.models.adapters import adapter_rank, is_adapted, plain_model
+from nonpareil.models.adapters import is_adapted, plain_model, trained_rank
 from nonpareil.models.anchors import Anchor
 from nonpareil.records import Prompt
 from nonpareil.training.config import DistillationConfig
@@ -30,11 +30,13 @@ def make_drawing(
 
         sharded = ShardedScoring(policy, anchor, config) if config.shard_weights else None
         scoring: Scoring = sharded or _own(policy, anchor, tokenizer, config)
-        engine = vllm_engine(plain_model(policy), tokenizer, config, adapter_rank(policy))
+        engine = vllm_engine(plain_model(policy), tokenizer, config, trained_rank(policy))
         return VLLMDrawing(scoring, engine, config, prompts, shared=config.vllm_mode == "server")
     return _own(policy, anchor, tokenizer, config)
 
 
-def _own(policy: Any, anchor: Anchor | None, tokenizer: Tokenizer, config: DistillationConfig) -> Drawing:
+def _own(
+    policy: Any, anchor: Anchor | None, tokenizer: Tokenizer, config: DistillationConfig
+) -> AdapterDrawing | CopyDrawing:
     kind = AdapterDrawing if is_adapted(policy) else CopyDrawing
     return kind(policy, anchor, tokenizer, config)

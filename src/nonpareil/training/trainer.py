@@ -106,10 +106,10 @@ class DistillationTrainer(CheckpointingTrainer):
         if isinstance(model, str):
             path, empty = model, empty_policy(model) if args.shard_weights and not zero_requested() else None
             if empty is not None:
-                model, weights = empty
+                (model, weights), tokenizer = empty, load_tokenizer(path)
             else:
-                model, _ = load_policy(path, dtype=args.policy_dtype(), device=args.device)
-            processing_class = processing_class or load_tokenizer(path)
+                model, tokenizer = load_policy(path, dtype=args.policy_dtype(), device=args.device)
+            processing_class = processing_class or tokenizer
         if processing_class is None:
             raise ConfigError("processing_class=None: a model object needs its tokenizer beside it")
         for prompts in (train_dataset, eval_dataset or ()):

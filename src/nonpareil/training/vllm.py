@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.engines.canary import Canary
-from nonpareil.errors import ConfigError, DataError
+from nonpareil.errors import ConfigError
 from nonpareil.models.adapters import REFERENCE
 from nonpareil.models.distributed import of_first_process, wait_for_all
 from nonpareil.models.loading import end_token_ids
@@ -45,7 +45,6 @@ class VLLMDrawing:
         shared: bool,
     ):
         self.inner, self.engine, self.config, self.shared = inner, engine, config, shared
-        self.adapters, self.anchor_moves = inner.adapters, inner.anchor_moves
         self.canary = Canary(canary_sequences(prompts, config.max_completion_length), engine.dtype)
         self._versions = {"policy": 0, "anchor": 0}
         self._held: dict[str, tuple[str, int]] = {}
@@ -55,7 +54,7 @@ class VLLMDrawing:
         """See `Drawing`."""
         self.inner.begin_step()
         self._versions["policy"] += 1
-        self._versions["anchor"] += self.anchor_moves
+        self._versions["anchor"] += self.inner.anchor_moves
 
     def draw(
         self, prompts: Sequence[Prompt], k: int, m: int, policy: SamplingParams, anchor: SamplingParams
@@ -73,10 +72,6 @@ class VLLMDrawing:
         """See `Drawing`."""
         return self.inner.token_logprobs(role, sequences, temperature)
 
-    def hand_over(self, role: str, engine: "PushedEngine") -> None:
-        """See `Drawing`."""
-        self.inner.hand_over(role, engine)
-
     def _draw(
         self, role: str, prompts: Sequence[Prompt], count: int, sampling: SamplingParams
     ) -> list[Draws]:
@@ -90,7 +85,7 @@ class VLLMDrawing:
 
     def _bring(self, role: str) -> dict[str, Any]:
         """Let the engine hold a role's model as it is now; returns the options to draw from it with."""
-        name = self.adapters[role]
+        name = self.inner.adapters[role]
         if name == REFERENCE:
             return {}  # the base, which never moves
         options: dict[str, Any] = {"adapter": name} if name else {}
@@ -165,15 +160,9 @@ def vllm_engine(
 def canary_sequences(prompts: Sequence[Prompt], max_completion_length: int) -> TokenSequences:
     """A few short prompts, each followed by the beginning of another: any tokens will do.
 
-    Raises:
-        DataError: no prompt and completion leave a token of the window free, which vLLM needs for scoring.
+    One token of the window stays free, which vLLM needs for scoring.
     """
-    length = min(CANARY_TOKENS, max_completion_length - 1)
-    if length < 1:
-        raise DataError(
-            f"max_completion_length={max_completion_length} must be at least 2 with vLLM: its log-probs are "
-            "compared with the trainer's on completions that leave one token free"
-        )
+    length = min(CANARY_TOKENS, max_completion_length - 1)  # at least 1: `checks` refuses less
     shortest = sorted(prompts, key=lambda prompt: len(prompt.token_ids))[:CANARIES]
     ids = [prompt.token_ids for prompt in shortest]
     return TokenSequences(ids, [other[:length] for other in reversed(ids)])
