@@ -23,7 +23,7 @@ from nonpareil.engines.sampling import draw_tokens, sample_keys, sampling_logits
 from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.models.adapters import RowAdapters, row_adapters
 from nonpareil.models.devices import device_of
-from nonpareil.models.loading import context_window, end_token_ids
+from nonpareil.models.loading import end_token_ids, stated_limits
 from nonpareil.records import Draws, Prompt, SamplingParams
 
 
@@ -97,7 +97,8 @@ class TransformersEngine:
             raise ConfigError("requests that are drawn together may differ in their seeds alone")
         for request in requests:
             check_sampling(request.sampling)
-            check_prompts(request.prompts, request.sampling.max_completion_length, context_window(self.model))
+            limits = stated_limits(self.model.config)
+            check_prompts(request.prompts, request.sampling.max_completion_length, *limits)
         drawn: list[list[list[Completion | None]]] = [
             [[None] * request.num_generations for _ in request.prompts] for request in requests
         ]
@@ -241,17 +242,31 @@ def generation_mode(model: PreTrainedModel) -> Iterator[None]:
         model.config.use_cache = use_cache
 
 
-def check_prompts(prompts: Sequence[Prompt], max_completion_length: int, window: int | None) -> None:
+def check_prompts(
+    prompts: Sequence[Prompt], max_completion_length: int, window: int | None, vocabulary: int | None = None
+) -> None:
     """Refuse, before any compute, prompts that the model cannot answer in full.
 
+    `vocabulary` is the number of the model's token embeddings. A tokenizer may know more tokens than the model, as
+    long as no prompt has one.
+
     Raises:
-        DataError: an empty prompt, or prompt + max_completion_length longer than the window.
+        DataError: an empty prompt, prompt + max_completion_length longer than the window, or a token id that is not
+            one of the model's.
     """
     for prompt in prompts:
         if not prompt.token_ids:
             raise DataError(
                 f"prompt {prompt.prompt_id} is empty: no token to start from; remove it or give the "
                 "tokenizer a beginning-of-text token"
+            )
+        least, most = min(prompt.token_ids), max(prompt.token_ids)
+        if least < 0 or (vocabulary is not None and most >= vocabulary):
+            known = f"has {vocabulary} token embeddings" if least >= 0 else "takes ids from 0 on"
+            raise DataError(
+                f"prompt {prompt.prompt_id} has token id {least if least < 0 else most}, and the model {known}: "
+                "this tokenizer is not the model's, or got tokens that the model was not resized for "
+                "(model.resize_token_embeddings)"
             )
         needed = len(prompt.token_ids) + max_completion_length
         if window is not None and needed > window:

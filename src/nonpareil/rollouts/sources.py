@@ -1,9 +1,8 @@
 """Where prompts come from: a file, a saved dataset or the hub, read into rows."""
 
-import csv
 import difflib
-import json
-from collections.abc import Mapping
+import io
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from nonpareil.errors import DataError
+from nonpareil.errors import DataError, NonpareilError
+from nonpareil.terminal import printable
+from nonpareil.text_files import parse_json, read_lines, read_text
 
 FILE_TYPES = (".parquet", ".json", ".jsonl", ".csv", ".txt")
 
@@ -43,12 +44,12 @@ def nearest(word: str, known: list[str]) -> str:
 
 
 def _read_file(path: Path, prompt_column: str) -> list[Mapping[str, Any]]:
-    readers = {
-        ".parquet": lambda: pyarrow.parquet.ParquetFile(path).read().to_pylist(),
+    readers: dict[str, Callable[[], list[Mapping[str, Any]]]] = {
+        ".parquet": lambda: _rows_of(pyarrow.parquet.ParquetFile(path).read(), path),
         ".json": lambda: _json_rows(path),
         ".jsonl": lambda: _json_lines(path),
         ".csv": lambda: _csv_rows(path, prompt_column),
-        ".txt": lambda: [{prompt_column: line} for line in path.read_text(encoding="utf-8").splitlines()],
+        ".txt": lambda: [{prompt_column: line} for line in read_lines(path)],
     }
     if path.suffix not in readers:
         raise DataError(
@@ -57,37 +58,39 @@ def _read_file(path: Path, prompt_column: str) -> list[Mapping[str, Any]]:
         )
     try:
         return readers[path.suffix]()
-    except (pa.ArrowException, UnicodeDecodeError, OSError, csv.Error) as error:
-        raise DataError(f"dataset_name={str(path)!r} cannot be read as {path.suffix[1:]}: {error}") from error
+    except NonpareilError as error:
+        raise DataError(f"dataset_name={error}") from error
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        reason = printable(" ".join(str(error).split()))
+        raise DataError(
+            f"dataset_name={str(path)!r} cannot be read as {path.suffix[1:]}: {reason}"
+        ) from error
 
 
 def _json_rows(path: Path) -> list[Mapping[str, Any]]:
-    text = path.read_text(encoding="utf-8")
+    text, where = read_text(path), repr(str(path))
     try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        if "\n" in text.strip():  # many write JSON lines under this name
+        rows = parse_json(text, where)
+    except DataError:
+        if text.lstrip().startswith("{") and "\n" in text.strip():  # many write JSON lines under this name
             return _json_lines(path)
-        raise DataError(f"{path} is not JSON: {error}") from error
+        raise
     if isinstance(rows, dict) and len(rows) == 1:
         rows = next(iter(rows.values()))  # {"data": [...]}
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path} must hold a list of objects, or one object a line")
+        raise DataError(f"{where} must hold a list of objects, or one object a line")
     return rows
 
 
 def _json_lines(path: Path) -> list[Mapping[str, Any]]:
     rows: list[Mapping[str, Any]] = []
-    # Not splitlines(): U+2028 and its like may stand inside a JSON string.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number} is not JSON: {error}") from error
+        where = f"{str(path)!r}, line {number}"
+        row = parse_json(line, where)
         if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number} is a {type(row).__name__}; each line must be an object")
+            raise DataError(f"{where} is a {type(row).__name__}; each line must be an object")
         rows.append(row)
     return rows
 
@@ -96,7 +99,17 @@ def _csv_rows(path: Path, prompt_column: str) -> list[Mapping[str, Any]]:
     # Numbers become numbers, but a prompt such as "2024" stays text.
     convert = pyarrow.csv.ConvertOptions(column_types={prompt_column: pa.string()})
     parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    return pyarrow.csv.read_csv(path, parse_options=parse, convert_options=convert).to_pylist()
+    text = io.BytesIO(read_text(path).encode())
+    return _rows_of(pyarrow.csv.read_csv(text, parse_options=parse, convert_options=convert), path)
+
+
+def _rows_of(table: pa.Table, path: Path) -> list[Mapping[str, Any]]:
+    """A row has one value a name: of two columns of one name, one would be lost."""
+    names = table.column_names
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"{str(path)!r} has {names.count(name)} columns {name!r}; rename or remove one")
+    return table.to_pylist()
 
 
 def _from_disk(path: Path, split: str) -> list[Mapping[str, Any]]:

@@ -26,7 +26,7 @@ from nonpareil.models.adapters import (
 from nonpareil.models.anchors import Anchor
 from nonpareil.models.distributed import make_equal
 from nonpareil.models.empty import empty_policy
-from nonpareil.models.loading import context_window, disable_dropout, freeze, load_policy, load_tokenizer
+from nonpareil.models.loading import disable_dropout, freeze, load_policy, load_tokenizer, stated_limits
 from nonpareil.models.sharding import is_empty
 from nonpareil.models.zero import zero_requested
 from nonpareil.records import Group, Prompt, prompt_of
@@ -104,16 +104,12 @@ class DistillationTrainer(CheckpointingTrainer):
             raise ConfigError("train_dataset is empty; give at least one prompt")
         weights: Path | None = None  # the folder to read them from, shard by shard
         if isinstance(model, str):
-            path, empty = model, empty_policy(model) if args.shard_weights and not zero_requested() else None
-            if empty is not None:
-                (model, weights), tokenizer = empty, load_tokenizer(path)
-            else:
-                model, tokenizer = load_policy(path, dtype=args.policy_dtype(), device=args.device)
+            model, weights, tokenizer = _read_policy(model, args)
             processing_class = processing_class or tokenizer
         if processing_class is None:
             raise ConfigError("processing_class=None: a model object needs its tokenizer beside it")
         for prompts in (train_dataset, eval_dataset or ()):
-            check_prompts(prompts, args.max_completion_length, context_window(model))
+            check_prompts(prompts, args.max_completion_length, *stated_limits(model.config))
         self.reward = (
             reward_funcs
             if isinstance(reward_funcs, CombinedReward)
@@ -122,6 +118,7 @@ class DistillationTrainer(CheckpointingTrainer):
                 tokenizers=reward_processing_classes,
                 weights=args.reward_weights,
                 timeout=args.reward_timeout,
+                trust_remote_code=args.trust_remote_code,
             )
         )
         disable_dropout(model)
@@ -286,6 +283,19 @@ class DistillationTrainer(CheckpointingTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _read_policy(path: str, args: DistillationConfig) -> tuple[PreTrainedModel, Path | None, Tokenizer]:
+    """The model and its tokenizer; where it is to be read shard by shard, without weights and with their folder."""
+    trust = args.trust_remote_code
+    in_shards = args.shard_weights and not zero_requested()
+    empty = empty_policy(path, trust_remote_code=trust) if in_shards else None
+    if empty is not None:
+        return *empty, load_tokenizer(path, trust_remote_code=trust)
+    model, tokenizer = load_policy(
+        path, dtype=args.policy_dtype(), device=args.device, trust_remote_code=trust
+    )
+    return model, None, tokenizer
 
 
 def _as_they_are(prompts: list[Prompt]) -> Any:
