@@ -7,9 +7,6 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-import httpx
-from huggingface_hub import constants, get_session
-
 TIMEOUT = 3.0
 """Seconds for the hub to answer anything at all."""
 
@@ -20,6 +17,8 @@ def hub_or_cache(name: str) -> Iterator[None]:
     if Path(name).expanduser().is_dir() or hub_answers():
         yield
         return
+    from huggingface_hub import constants  # slow to import, and folders do without
+
     datasets = sys.modules.get("datasets")  # has its own copy of the switch
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = True
@@ -39,6 +38,9 @@ def hub_answers() -> bool:
 
     Its own libraries try each of a model's files again for the better part of a minute.
     """
+    import httpx
+    from huggingface_hub import constants, get_session
+
     if constants.is_offline_mode():
         return False
     try:
@@ -54,6 +56,8 @@ def missing(name: str) -> str:
         return f"a symbolic link to nowhere ({str(Path(name).expanduser().readlink())!r})"
     if hub_answers():
         return "no such directory"
+    from huggingface_hub import constants
+
     off = " (HF_HUB_OFFLINE is set)" if constants.is_offline_mode() else ""
     return f"no such directory, not whole in the hub's cache, and no hub within reach{off}"
 

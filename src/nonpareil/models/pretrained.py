@@ -15,12 +15,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.errors import ConfigError, ModelError, NonpareilError
 from nonpareil.models.hub import hub_answers, hub_or_cache, missing, nearest_path
-from nonpareil.terminal import printable
+from nonpareil.terminal import reason_of
 
 MODEL_FILES = ("config.json", "adapter_config.json")
 """One of them lies in every directory of a model."""
 TRUST = "trust_remote_code"
-_LONGEST_REASON = 400
 
 
 def check_local_path(
@@ -72,21 +71,16 @@ def reading(name_or_path: str, subject: str, remedy: str = "") -> Iterator[None]
             ) from error
         if not Path(name_or_path).expanduser().is_dir():
             absent = isinstance(error, OSError) and not hub_answers()
-            reason, remedy = missing(name_or_path) if absent else reason_of(error), nearest_path(name_or_path)
+            reason, remedy = missing(name_or_path) if absent else _reason(error), nearest_path(name_or_path)
         else:
-            reason = reason_of(error)
+            reason = _reason(error)
         raise ModelError(f"{subject}: {reason}{remedy}") from error
 
 
-def reason_of(error: Exception) -> str:
-    """An error of another library on one short line, with its type where the text alone would say too little."""
+def _reason(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
         return "its weights are no plain tensors but a pickle that could run code; save them as safetensors"
-    text = printable(" ".join(str(error).split()))
-    text = text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + " ..."
-    if isinstance(error, OSError | ValueError) and text:
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return reason_of(error)
 
 
 def read_config(

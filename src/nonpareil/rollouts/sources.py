@@ -11,7 +11,8 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from nonpareil.errors import DataError, NonpareilError
-from nonpareil.terminal import printable
+from nonpareil.models.hub import hub_answers, hub_or_cache, missing, nearest_path
+from nonpareil.terminal import reason_of
 from nonpareil.text_files import parse_json, read_lines, read_text
 
 FILE_TYPES = (".parquet", ".json", ".jsonl", ".csv", ".txt")
@@ -32,8 +33,8 @@ def read_rows(
         saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
         return _from_disk(path, split) if saved else _from_hub(str(path), split, dataset_config)
     if path.suffix in FILE_TYPES or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        beside = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"dataset_name={source!r}: no such file or directory{nearest(str(path), beside)}")
+        reason = missing(source) if path.is_symlink() else "no such file or directory"
+        raise DataError(f"dataset_name={source!r}: {reason}{nearest_path(source)}")
     return _from_hub(source, split, dataset_config)
 
 
@@ -61,9 +62,8 @@ def _read_file(path: Path, prompt_column: str) -> list[Mapping[str, Any]]:
     except NonpareilError as error:
         raise DataError(f"dataset_name={error}") from error
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        reason = printable(" ".join(str(error).split()))
         raise DataError(
-            f"dataset_name={str(path)!r} cannot be read as {path.suffix[1:]}: {reason}"
+            f"dataset_name={str(path)!r} cannot be read as {path.suffix[1:]}: {reason_of(error)}"
         ) from error
 
 
@@ -117,8 +117,8 @@ def _from_disk(path: Path, split: str) -> list[Mapping[str, Any]]:
 
     try:
         loaded = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"dataset_name={str(path)!r} cannot be read: {error}") from error
+    except Exception as error:  # whatever damage leads the library to
+        raise DataError(f"dataset_name={str(path)!r} cannot be read: {reason_of(error)}") from error
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             raise DataError(_unknown_split(str(path), split, list(loaded)))
@@ -130,12 +130,28 @@ def _from_hub(name: str, split: str, dataset_config: str | None) -> list[Mapping
     import datasets
 
     try:
-        return datasets.load_dataset(name, dataset_config, split=split).to_list()
-    except (OSError, ValueError, RuntimeError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+        with hub_or_cache(name):
+            loaded = datasets.load_dataset(name, dataset_config, split=split)
+        rows = loaded.to_list()
+    except Exception as error:  # whatever damage leads the library to
         splits = _splits(name, dataset_config) if "split" in str(error) else []
         if splits and split not in splits:
             raise DataError(_unknown_split(name, split, splits)) from error
-        raise DataError(f"dataset_name={name!r} is no file here and could not be loaded: {error}") from error
+        if Path(name).is_dir():
+            raise DataError(f"dataset_name={name!r} could not be loaded: {_whole_reason(error)}") from error
+        reason = reason_of(error) if hub_answers() else missing(name)
+        raise DataError(
+            f"dataset_name={name!r} is no file here and could not be loaded: {reason}{nearest_path(name)}"
+        ) from error
+    if loaded.info.builder_name == "text":  # which leaves the byte order mark of each file where it stands
+        rows = [{**row, "text": row["text"].removeprefix("\ufeff")} for row in rows]
+    return rows
+
+
+def _whole_reason(error: Exception) -> str:
+    """With what lies behind it: the library's own words are often no more than that there was an error."""
+    cause = f" ({reason_of(error.__cause__)})" if error.__cause__ else ""
+    return reason_of(error) + cause
 
 
 def _splits(name: str, dataset_config: str | None) -> list[str]:
@@ -143,7 +159,8 @@ def _splits(name: str, dataset_config: str | None) -> list[str]:
     import datasets
 
     try:
-        return list(datasets.get_dataset_split_names(name, dataset_config))
+        with hub_or_cache(name):
+            return list(datasets.get_dataset_split_names(name, dataset_config))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError):
         return []
 

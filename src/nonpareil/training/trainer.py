@@ -25,13 +25,12 @@ from nonpareil.models.adapters import (
 )
 from nonpareil.models.anchors import Anchor
 from nonpareil.models.distributed import make_equal
-from nonpareil.models.empty import empty_policy
-from nonpareil.models.loading import disable_dropout, freeze, load_policy, load_tokenizer, stated_limits
+from nonpareil.models.loading import disable_dropout, freeze, stated_limits
 from nonpareil.models.sharding import is_empty
-from nonpareil.models.zero import zero_requested
 from nonpareil.records import Group, Prompt, prompt_of
 from nonpareil.rewards import CombinedReward, load_rewards
 from nonpareil.training.accumulate import Accumulator
+from nonpareil.training.arguments import check_arguments, read_policy
 from nonpareil.training.callbacks import (
     AnchorCallback,
     CompactProgress,
@@ -67,7 +66,7 @@ class DistillationTrainer(CheckpointingTrainer):
 
     Raises:
         ConfigError: an empty train_dataset, or settings that nothing reads or that do not go together.
-        DataError: a prompt that does not fit the model's window, or groups that cannot be trained on.
+        DataError: data of another kind, a prompt that does not fit the model, or groups that cannot be trained on.
         ModelError: a model or reward model that cannot be used.
     """
 
@@ -88,6 +87,16 @@ class DistillationTrainer(CheckpointingTrainer):
         groups: Sequence[Group] | None = None,
         method: Method | None = None,
     ):
+        check_arguments(
+            model,
+            args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            groups=groups,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
         stored = groups is not None
         self.method = given_method(args, method, stored=stored) if method else method_of(args, stored=stored)
         lora = peft_config or args.lora_config()
@@ -104,7 +113,7 @@ class DistillationTrainer(CheckpointingTrainer):
             raise ConfigError("train_dataset is empty; give at least one prompt")
         weights: Path | None = None  # the folder to read them from, shard by shard
         if isinstance(model, str):
-            model, weights, tokenizer = _read_policy(model, args)
+            model, weights, tokenizer = read_policy(model, args)
             processing_class = processing_class or tokenizer
         if processing_class is None:
             raise ConfigError("processing_class=None: a model object needs its tokenizer beside it")
@@ -283,19 +292,6 @@ class DistillationTrainer(CheckpointingTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-def _read_policy(path: str, args: DistillationConfig) -> tuple[PreTrainedModel, Path | None, Tokenizer]:
-    """The model and its tokenizer; where it is to be read shard by shard, without weights and with their folder."""
-    trust = args.trust_remote_code
-    in_shards = args.shard_weights and not zero_requested()
-    empty = empty_policy(path, trust_remote_code=trust) if in_shards else None
-    if empty is not None:
-        return *empty, load_tokenizer(path, trust_remote_code=trust)
-    model, tokenizer = load_policy(
-        path, dtype=args.policy_dtype(), device=args.device, trust_remote_code=trust
-    )
-    return model, None, tokenizer
 
 
 def _as_they_are(prompts: list[Prompt]) -> Any:
