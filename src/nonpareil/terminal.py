@@ -27,7 +27,7 @@ def printable_lines(text: str) -> str:
 
 def reason_of(error: BaseException) -> str:
     """What another library's error says, on one line of bearable length; with its type where that is needed."""
-    text = printable(" ".join(str(error).split()))
+    text = printable(" ".join(str(error).split())).rstrip(".")
     text = text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + " ..."
     if isinstance(error, OSError | ValueError) and text:
         return text

@@ -79,11 +79,15 @@ def leave_streams() -> None:
 
 
 def failure_of(error: Exception | MemoryError) -> str:
-    """One line of what stopped a command that was not refused on purpose; a traceback only where it may be our fault."""
+    """What stopped a command that was not refused on purpose, on one line.
+
+    The traceback is kept in a file where the fault may be ours.
+    """
     if isinstance(error, MemoryError):
         return "this machine's memory is full; lower max_tokens_per_batch, or take a smaller model"
     if isinstance(error, UnicodeEncodeError) and sys.getfilesystemencoding() != "utf-8":
-        return f"{error.object!r:.200} cannot be written in this machine's encoding, {error.encoding}; set PYTHONUTF8=1"
+        text = f"{error.object!r:.200} has no form in this machine's encoding, {error.encoding}"
+        return f"{text}; set PYTHONUTF8=1"
     if isinstance(error, OSError) and error.errno is not None:
         names = [repr(name) for name in (error.filename, error.filename2) if name is not None]
         remedy = _REMEDIES.get(error.errno)

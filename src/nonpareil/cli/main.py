@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error), status=1)
     except KeyboardInterrupt:
         return _complain("interrupted", status=130)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (its traceback is kept in a file)
         return _complain(failure_of(error), status=1)
     return status
 

@@ -97,8 +97,9 @@ class TransformersEngine:
             raise ConfigError("requests that are drawn together may differ in their seeds alone")
         for request in requests:
             check_sampling(request.sampling)
-            limits = stated_limits(self.model.config)
-            check_prompts(request.prompts, request.sampling.max_completion_length, *limits)
+            window, vocabulary = stated_limits(self.model.config)
+            check_prompts(request.prompts, request.sampling.max_completion_length, window)
+            check_token_ids(request.prompts, vocabulary, "the model")
         drawn: list[list[list[Completion | None]]] = [
             [[None] * request.num_generations for _ in request.prompts] for request in requests
         ]
@@ -242,31 +243,17 @@ def generation_mode(model: PreTrainedModel) -> Iterator[None]:
         model.config.use_cache = use_cache
 
 
-def check_prompts(
-    prompts: Sequence[Prompt], max_completion_length: int, window: int | None, vocabulary: int | None = None
-) -> None:
+def check_prompts(prompts: Sequence[Prompt], max_completion_length: int, window: int | None) -> None:
     """Refuse, before any compute, prompts that the model cannot answer in full.
 
-    `vocabulary` is the number of the model's token embeddings. A tokenizer may know more tokens than the model, as
-    long as no prompt has one.
-
     Raises:
-        DataError: an empty prompt, prompt + max_completion_length longer than the window, or a token id that is not
-            one of the model's.
+        DataError: an empty prompt, or prompt + max_completion_length longer than the window.
     """
     for prompt in prompts:
         if not prompt.token_ids:
             raise DataError(
                 f"prompt {prompt.prompt_id} is empty: no token to start from; remove it or give the "
                 "tokenizer a beginning-of-text token"
-            )
-        least, most = min(prompt.token_ids), max(prompt.token_ids)
-        if least < 0 or (vocabulary is not None and most >= vocabulary):
-            known = f"has {vocabulary} token embeddings" if least >= 0 else "takes ids from 0 on"
-            raise DataError(
-                f"prompt {prompt.prompt_id} has token id {least if least < 0 else most}, and the model {known}: "
-                "this tokenizer is not the model's, or got tokens that the model was not resized for "
-                "(model.resize_token_embeddings)"
             )
         needed = len(prompt.token_ids) + max_completion_length
         if window is not None and needed > window:
@@ -275,6 +262,24 @@ def check_prompts(
                 f"{max_completion_length} that is {needed}, over the model's window of {window}; "
                 "drop or shorten the prompt, or lower max_completion_length"
             )
+
+
+def check_token_ids(prompts: Sequence[Prompt], vocabulary: int | None, model: str) -> None:
+    """Refuse token ids that the model has no embedding for; `vocabulary` is how many it has, None where unknown.
+
+    A tokenizer may know more tokens than the model, as long as no prompt has one.
+
+    Raises:
+        DataError: naming the prompt, the id and the model.
+    """
+    for prompt in prompts:
+        for token in prompt.token_ids:
+            if token < 0 or (vocabulary is not None and token >= vocabulary):
+                raise DataError(
+                    f"prompt {prompt.prompt_id} has token id {token}, and {model} has token embeddings 0 to "
+                    f"{vocabulary - 1 if vocabulary else '...'}: the tokenizer is not this model's, or got tokens "
+                    "that the model was not resized for (model.resize_token_embeddings)"
+                )
 
 
 def check_sampling(sampling: SamplingParams) -> None:

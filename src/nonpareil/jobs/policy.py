@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from nonpareil.engines.transformers import TransformersEngine, check_prompts, check_sampling
+from nonpareil.engines.transformers import TransformersEngine, check_prompts, check_sampling, check_token_ids
 from nonpareil.models.adapters import adapter_base
 from nonpareil.models.devices import best_device, resolve_dtype
 from nonpareil.models.empty import model_folder
@@ -42,7 +42,9 @@ class PolicySource:
     def config(self) -> Any:
         """The model's configuration; of an adapter its base's."""
         name, revision = self.base or (self.name_or_path, self.revision)
-        return read_config(name, revision, trust_remote_code=self.trust_remote_code)
+        of = f"adapter {self.name_or_path!r}: its base model " if self.base else ""
+        subject = f"{of}{name!r} has no readable config"
+        return read_config(name, revision, subject=subject, trust_remote_code=self.trust_remote_code)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -52,7 +54,10 @@ class PolicySource:
     def check(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
         """Refuse sampling settings and prompts that cannot work; see `engines.transformers`."""
         check_sampling(sampling)
-        check_prompts(prompts, sampling.max_completion_length, *stated_limits(self.config))
+        window, vocabulary = stated_limits(self.config)
+        check_prompts(prompts, sampling.max_completion_length, window)
+        name, _ = self.base or (self.name_or_path, None)
+        check_token_ids(prompts, vocabulary, f"{'the base model' if self.base else 'the model'} {name!r}")
 
     def load(self, dtype: str | None = None) -> PreTrainedModel:
         """The model, on the best device of this machine."""

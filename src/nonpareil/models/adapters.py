@@ -25,6 +25,8 @@ POLICY, ANCHOR = "default", "anchor"
 """PEFT saves an adapter of the name "default" where plain `PeftModel.from_pretrained` looks for it."""
 REFERENCE = "__base__"
 """PEFT's word for rows without an adapter."""
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+"""One of them lies in every directory of an adapter."""
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -268,12 +270,25 @@ def merged(model: PreTrainedModel, directory: str) -> PreTrainedModel:
     """The model with an adapter's weights added to its own, in its own type: give it in float32.
 
     Raises:
-        ModelError: an adapter that cannot be read, or is of another model than this one.
+        ModelError: an adapter that cannot be read, that lacks weights, or that is of another model than this one.
     """
     from peft import PeftModel
+    from peft.utils import get_peft_model_state_dict, load_peft_weights
 
-    with reading(directory, f"the adapter {directory!r} could not be added to {model.name_or_path!r}"):
-        adapted = PeftModel.from_pretrained(model, str(Path(directory).expanduser()))
+    folder = Path(directory).expanduser()
+    if not any((folder / name).is_file() for name in ADAPTER_WEIGHTS):
+        raise ModelError(f"the adapter {directory!r} has no {ADAPTER_WEIGHTS[0]}")
+    subject = f"the adapter {directory!r} could not be added to {model.name_or_path!r}"
+    remedy = "; is it of this base, with a vocabulary of this size?"
+    with reading(directory, subject, remedy):
+        stored = set(load_peft_weights(str(folder), device="cpu"))
+        adapted = PeftModel.from_pretrained(model, str(folder))
+        wanted = set(get_peft_model_state_dict(adapted))
+        if different := sorted(stored ^ wanted):  # PEFT leaves the ones it lacks as they were, with a warning
+            owner = "the file" if different[0] in wanted else "the model"
+            raise ModelError(
+                f"{subject}: {owner} lacks {len(different)} weights (first: {different[0]}){remedy}"
+            )
         check_finite(adapted, directory)
         result: Any = adapted.merge_and_unload()
     return result

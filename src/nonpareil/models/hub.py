@@ -65,6 +65,7 @@ def missing(name: str) -> str:
 def nearest_path(name: str) -> str:
     """ "; did you mean ...?" of what lies in the same folder, or nothing."""
     path = Path(name).expanduser()
-    beside = {other.name: str(other) for other in path.parent.iterdir()} if path.parent.is_dir() else {}
+    others = path.parent.iterdir() if path.parent.is_dir() else ()
+    beside = {other.name: str(other) for other in others if other.name != path.name}
     near = difflib.get_close_matches(path.name, beside, n=1)
     return f"; did you mean {beside[near[0]]!r}?" if near else ""

@@ -38,6 +38,10 @@ def load_tokenizer(
         check_local_path(name_or_path, "tokenizer_name_or_path", ("tokenizer_config.json",))
     else:
         check_local_path(name_or_path, field, revision=revision)
+        # First the config, whose damage or absence would look like the tokenizer's; an adapter's folder has none.
+        if not Path(name_or_path).is_dir() or (Path(name_or_path) / "config.json").is_file():
+            subject = f"{field}={name_or_path!r} has no readable config"
+            read_config(name_or_path, revision, subject=subject, trust_remote_code=trust_remote_code)
     return read_tokenizer(name_or_path, revision, trust_remote_code=trust_remote_code)
 
 

@@ -108,11 +108,17 @@ def read_generation_config(name_or_path: str, revision: str | None = None) -> Ge
         if folder.is_dir() and not (folder / "generation_config.json").exists():
             return None
         try:
-            return GenerationConfig.from_pretrained(name_or_path, revision=revision or "main")
+            config = GenerationConfig.from_pretrained(name_or_path, revision=revision or "main")
         except OSError:
             if folder.is_dir():
                 raise
             return None  # of a hub model there need not be one
+        ends = config.eos_token_id
+        if ends is not None and not all(
+            type(end) is int for end in (ends if isinstance(ends, list) else [ends])
+        ):
+            raise TypeError(f"eos_token_id={ends!r} is no token id and no list of them")
+        return config
 
 
 def read_tokenizer(
@@ -128,6 +134,8 @@ def read_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             name_or_path, revision=revision, trust_remote_code=trust_remote_code
         )
+        if not isinstance(tokenizer.model_max_length, int | float):
+            raise TypeError(f"model_max_length={tokenizer.model_max_length!r} is no number of tokens")
         if len(tokenizer) == 0:  # what AutoTokenizer answers for some directories that hold none
             raise ModelError(f"no tokenizer in {name_or_path!r}{remedy}")
     return tokenizer

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.trainer_callback import ProgressCallback
 
-from nonpareil.engines.transformers import check_prompts
+from nonpareil.engines.transformers import check_prompts, check_token_ids
 from nonpareil.errors import ConfigError
 from nonpareil.methods.base import Method, Targets
 from nonpareil.models.adapters import (
@@ -118,7 +118,9 @@ class DistillationTrainer(CheckpointingTrainer):
         if processing_class is None:
             raise ConfigError("processing_class=None: a model object needs its tokenizer beside it")
         for prompts in (train_dataset, eval_dataset or ()):
-            check_prompts(prompts, args.max_completion_length, *stated_limits(model.config))
+            window, vocabulary = stated_limits(model.config)
+            check_prompts(prompts, args.max_completion_length, window)
+            check_token_ids(prompts, vocabulary, "the model")
         self.reward = (
             reward_funcs
             if isinstance(reward_funcs, CombinedReward)
