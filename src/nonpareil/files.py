@@ -71,7 +71,7 @@ def held(folder: Path, other: str) -> Iterator[int]:
     Raises:
         ConfigError: `other` (in words: who it may be) holds it.
     """
-    with (folder / LOCK).open("w") as lock:
+    with (folder / LOCK).open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -2,6 +2,7 @@
 
 import unicodedata
 
+_LONGEST_REASON = 400
 _JOINERS = "\u200c\u200d"  # within words of some scripts, and within emoji; they move nothing
 
 
@@ -22,6 +23,15 @@ def printable_lines(text: str) -> str:
     return "\n".join(
         [printable(first), *(printable(line if line[:1] == " " else f"  {line}") for line in rest)]
     )
+
+
+def reason_of(error: BaseException) -> str:
+    """What another library's error says, on one line of bearable length; with its type where that is needed."""
+    text = printable(" ".join(str(error).split())).rstrip(".")
+    text = text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + " ..."
+    if isinstance(error, OSError | ValueError) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _visible(character: str) -> str:

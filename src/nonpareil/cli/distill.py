@@ -93,7 +93,7 @@ def before_and_after(evaluation: "Evaluation") -> Table:
 
 def demo_settings(method: str = "jbond") -> dict[str, Any]:
     """The demo's options: its models and prompts, and the settings of `assets/demo.yaml`."""
-    settings = yaml.safe_load((demo_path("policy").parent / "demo.yaml").read_text())
+    settings = yaml.safe_load((demo_path("policy").parent / "demo.yaml").read_text(encoding="utf-8"))
     if method != "jbond":
         settings.pop("anchor_ema_rate")  # J-BOND's
     return {

@@ -23,7 +23,7 @@ from nonpareil.engines.sampling import draw_tokens, sample_keys, sampling_logits
 from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.models.adapters import RowAdapters, row_adapters
 from nonpareil.models.devices import device_of
-from nonpareil.models.loading import context_window, end_token_ids
+from nonpareil.models.loading import end_token_ids, stated_limits
 from nonpareil.records import Draws, Prompt, SamplingParams
 
 
@@ -97,7 +97,9 @@ class TransformersEngine:
             raise ConfigError("requests that are drawn together may differ in their seeds alone")
         for request in requests:
             check_sampling(request.sampling)
-            check_prompts(request.prompts, request.sampling.max_completion_length, context_window(self.model))
+            window, vocabulary = stated_limits(self.model.config)
+            check_prompts(request.prompts, request.sampling.max_completion_length, window)
+            check_token_ids(request.prompts, vocabulary, "the model")
         drawn: list[list[list[Completion | None]]] = [
             [[None] * request.num_generations for _ in request.prompts] for request in requests
         ]
@@ -260,6 +262,24 @@ def check_prompts(prompts: Sequence[Prompt], max_completion_length: int, window:
                 f"{max_completion_length} that is {needed}, over the model's window of {window}; "
                 "drop or shorten the prompt, or lower max_completion_length"
             )
+
+
+def check_token_ids(prompts: Sequence[Prompt], vocabulary: int | None, model: str) -> None:
+    """Refuse token ids that the model has no embedding for; `vocabulary` is how many it has, None where unknown.
+
+    A tokenizer may know more tokens than the model, as long as no prompt has one.
+
+    Raises:
+        DataError: naming the prompt, the id and the model.
+    """
+    for prompt in prompts:
+        for token in prompt.token_ids:
+            if token < 0 or (vocabulary is not None and token >= vocabulary):
+                raise DataError(
+                    f"prompt {prompt.prompt_id} has token id {token}, and {model} has token embeddings 0 to "
+                    f"{vocabulary - 1 if vocabulary else '...'}: the tokenizer is not this model's, or got tokens "
+                    "that the model was not resized for (model.resize_token_embeddings)"
+                )
 
 
 def check_sampling(sampling: SamplingParams) -> None:

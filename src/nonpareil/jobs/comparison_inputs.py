@@ -36,14 +36,12 @@ def read_inputs(spec: ComparisonSpec) -> Inputs:
     Raises:
         NonpareilError: what cannot be loaded or cannot work, naming option, value and remedy.
     """
-    from nonpareil.jobs.policy import PolicySource
-    from nonpareil.models.fingerprint import fingerprint
+    from nonpareil.jobs.policy import policy_source
     from nonpareil.records import SamplingParams
     from nonpareil.rollouts.manifest import draw_settings
 
     options, pool = spec.options, spec.pool
-    name = options.model_name_or_path or ""
-    policy = PolicySource(name, options.model_revision, options.dtype)
+    policy = policy_source(options)
     sampling = SamplingParams(options.max_completion_length, options.temperature)
     hashes = []
     for source, split, limit in (
@@ -59,14 +57,19 @@ def read_inputs(spec: ComparisonSpec) -> Inputs:
             f"groups.max_prompts={pool.max_prompts}, but {options.dataset_name!r} has {training['count']} "
             "training prompts; lower it"
         )
-    reward = load_reward(options, options.reward_weights, options.reward_timeout)
+    reward = load_reward(
+        options,
+        options.reward_weights,
+        options.reward_timeout,
+        trust_remote_code=options.trust_remote_code,
+    )
     reward.release()
     gold = None
     if options.gold_reward:
         gold = load_unseen_reward("gold_reward", options.gold_reward, options, reward)
         gold.release()
     return Inputs(
-        model=fingerprint(name, options.model_revision),
+        model=policy.fingerprint,
         training=training,
         held_out=held_out,
         reward=_described(reward),

@@ -24,6 +24,7 @@ from nonpareil.records import Group, Prompt, prompt_of
 if TYPE_CHECKING:
     from nonpareil.jobs.policy import PolicySource
     from nonpareil.methods.base import Method
+    from nonpareil.rewards import CombinedReward
     from nonpareil.training.config import DistillationConfig
     from nonpareil.training.trainer import DistillationTrainer
 
@@ -86,6 +87,7 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
         NonpareilError: whatever cannot work, before any model is loaded where that can be known.
     """
     from nonpareil.models.distributed import end_processes, first_process_first
+    from nonpareil.models.loading import save_merged
     from nonpareil.models.memory import free_memory
     from nonpareil.training.method import method_of
 
@@ -118,7 +120,7 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     if interrupted:
         return {**result, "interrupted": True}
     if options.merge:
-        result["merged"] = _merge(output_dir)
+        result["merged"] = save_merged(output_dir, trust_remote_code=config.trust_remote_code)
     evaluated = None
     if options.evaluate_after:
         evaluated = evaluate.run(_evaluation(options, config, eval_source))
@@ -127,21 +129,6 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
         output_dir, options, config, method, result["steps"], evaluated["evaluation"] if evaluated else None
     )
     return {**result, "interrupted": False}
-
-
-def _merge(output_dir: Path) -> str:
-    """A plain checkpoint of base and adapter together, in the type that the base is stored in."""
-    from transformers import AutoConfig
-
-    from nonpareil.models.adapters import adapter_base
-    from nonpareil.models.loading import cast_weights, load_policy
-
-    model, tokenizer = load_policy(str(output_dir), dtype="float32")
-    name, revision = adapter_base(str(output_dir)) or ("", None)
-    stored = AutoConfig.from_pretrained(name, revision=revision).dtype
-    cast_weights(model, stored or model.dtype).save_pretrained(output_dir / "merged")
-    tokenizer.save_pretrained(output_dir / "merged")
-    return str(output_dir / "merged")
 
 
 def _eval_source(options: DistillOptions) -> str:
@@ -184,19 +171,18 @@ def _prepare(output_dir: Path, overwrite: bool, resume: bool) -> None:
 def _trainer(
     options: DistillOptions, config: "DistillationConfig", method: "Method", eval_source: str
 ) -> "DistillationTrainer":
-    from nonpareil.jobs.policy import PolicySource
     from nonpareil.jobs.stored import check_reward
     from nonpareil.training.method import check_group_rewards
     from nonpareil.training.trainer import DistillationTrainer
 
-    policy = PolicySource(options.model_name_or_path or "", options.model_revision, config.policy_dtype())
+    policy = _policy(options, config, config.policy_dtype())
     if config.use_peft and policy.base is not None:
         raise ConfigError(
             f"use_peft with model_name_or_path={policy.name_or_path!r}, which is an adapter itself: the new one "
             "would name the wrong base; merge it first (its training's --merge true)"
         )
     groups, prompts = _training_data(options, config, method, policy)
-    reward = load_reward(options, config.reward_weights, config.reward_timeout)
+    reward = _reward(options, config)
     check_group_rewards(reward, method, config, stored=groups is not None)
     if groups is not None:
         check_reward(options.groups or "", reward)
@@ -212,6 +198,26 @@ def _trainer(
         eval_dataset=held_out,
         processing_class=policy.tokenizer,
         groups=groups,
+    )
+
+
+def _policy(options: DistillOptions, config: "DistillationConfig", dtype: str) -> "PolicySource":
+    from nonpareil.jobs.policy import PolicySource
+
+    return PolicySource(
+        options.model_name_or_path or "",
+        options.model_revision,
+        dtype,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def _reward(options: DistillOptions, config: "DistillationConfig") -> "CombinedReward":
+    return load_reward(
+        options,
+        config.reward_weights,
+        config.reward_timeout,
+        trust_remote_code=config.trust_remote_code,
     )
 
 
@@ -242,18 +248,17 @@ def _dry_run(options: DistillOptions, config: "DistillationConfig", method: "Met
     """What would be trained on what; checks all that a training would, save rewards and held-out prompts."""
     from nonpareil.files import jsonable
     from nonpareil.jobs.dry_run import memory_estimate
-    from nonpareil.jobs.policy import PolicySource
     from nonpareil.jobs.stored import check_reward
 
-    policy = PolicySource(options.model_name_or_path or "", options.model_revision, "float32")
+    policy = _policy(options, config, "float32")
     groups, prompts = _training_data(options, config, method, policy)
     if groups is not None:
-        check_reward(options.groups or "", load_reward(options, config.reward_weights, config.reward_timeout))
+        check_reward(options.groups or "", _reward(options, config))
     return {
         "dry_run": True,
         "method": config.method,
         "settings": jsonable(vars(method)),
-        **memory_estimate(options.model_name_or_path or "", options.model_revision, config, method),
+        **memory_estimate(policy, config, method),
         "prompts": len(prompts),
         "columns": sorted({name for prompt in prompts for name in prompt.columns}),
         "completions_a_step": (method.policy_draws + method.anchor_draws)
@@ -270,6 +275,7 @@ def _evaluation(options: DistillOptions, config: "DistillationConfig", eval_sour
         **{**shared, "dataset_name": eval_source},
         reward_weights=config.reward_weights,
         reward_timeout=config.reward_timeout,
+        trust_remote_code=config.trust_remote_code,
         model_name_or_path=str(config.output_dir),
         reference_model_name_or_path=options.model_name_or_path,
         reference_model_revision=options.model_revision,

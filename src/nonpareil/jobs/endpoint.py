@@ -54,7 +54,9 @@ class EndpointSource:
         if options.tokenizer_name_or_path is not None:
             from nonpareil.models.loading import load_tokenizer
 
-            self.tokenizer = load_tokenizer(options.tokenizer_name_or_path, alone=True)
+            self.tokenizer = load_tokenizer(
+                options.tokenizer_name_or_path, alone=True, trust_remote_code=options.trust_remote_code
+            )
         self._trial: tuple[Prompt, SamplingParams] | None = None
 
     def check(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:

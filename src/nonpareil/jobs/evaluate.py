@@ -73,11 +73,15 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     _check(options)
     from nonpareil.evaluation import best_of_n_report, evaluate_groups
     from nonpareil.evaluation.report import write_report
-    from nonpareil.jobs.policy import PolicySource
+    from nonpareil.jobs.policy import PolicySource, policy_source
 
-    policy = PolicySource(options.model_name_or_path or "", options.model_revision, options.dtype)
+    policy = policy_source(options)
     reference = PolicySource(
-        options.reference_model_name_or_path or "", options.reference_model_revision, options.dtype
+        options.reference_model_name_or_path or "",
+        options.reference_model_revision,
+        options.dtype,
+        field="reference_model_name_or_path",
+        trust_remote_code=options.trust_remote_code,
     )
     prompts = load_prompt_records(
         options,
@@ -192,7 +196,14 @@ def _groups(
 
 def _rewards(options: EvaluateOptions) -> "list[CombinedReward]":
     """The unseen reward, where there is one, then the reward; both checked, neither in memory."""
-    rewards = [load_reward(options, options.reward_weights, options.reward_timeout)]
+    rewards = [
+        load_reward(
+            options,
+            options.reward_weights,
+            options.reward_timeout,
+            trust_remote_code=options.trust_remote_code,
+        )
+    ]
     if options.unseen_reward:
         rewards.insert(0, load_unseen_reward("unseen_reward", options.unseen_reward, options, rewards[0]))
     for reward in rewards:

@@ -19,7 +19,17 @@ def _help(text: str) -> dict[str, str]:
 
 
 @dataclass
-class ModelOptions:
+class CodeOptions:
+    """Whose code may run."""
+
+    trust_remote_code: bool = field(
+        default=False,
+        metadata=_help("Run the code that a model, tokenizer or reward model brings along (auto_map)."),
+    )
+
+
+@dataclass
+class ModelOptions(CodeOptions):
     """Which policy."""
 
     model_name_or_path: str | None = field(
@@ -83,8 +93,8 @@ class RewardInputOptions(RemoteRewardOptions):
 
 
 @dataclass
-class RewardOptions(RewardInputOptions):
-    """The same with weights and timeout, which `DistillationConfig` holds for `nonpareil distill`."""
+class RewardOptions(RewardInputOptions, CodeOptions):
+    """The same with weights, timeout and trust, which `DistillationConfig` holds for `nonpareil distill`."""
 
     reward_weights: list[float] | None = field(
         default=None,
@@ -158,7 +168,11 @@ def require_all(options: Any, *, prompts_from_groups: bool = False) -> None:
 
 
 def load_reward(
-    options: RewardInputOptions, weights: list[float] | None, timeout: float | None
+    options: RewardInputOptions,
+    weights: list[float] | None,
+    timeout: float | None,
+    *,
+    trust_remote_code: bool,
 ) -> "CombinedReward":
     """The rewards of the options: the model first, then functions, endpoints and the judge.
 
@@ -181,6 +195,7 @@ def load_reward(
         prepend_bos=options.reward_prepend_bos,
         overlong=options.reward_overlong,
         engine=options.reward_engine,
+        trust_remote_code=trust_remote_code,
     )
 
 
@@ -201,6 +216,7 @@ def load_unseen_reward(
         dtype=options.reward_dtype,
         overlong=options.reward_overlong,
         engine=options.reward_engine,
+        trust_remote_code=options.trust_remote_code,
     )
     for name in unseen.names:
         if name in reward.names:

@@ -56,7 +56,12 @@ def run(options: SampleOptions) -> dict[str, Any]:
         limit=options.max_prompts,
     )
     policy.check(prompts, options.sampling())
-    reward = load_reward(options, options.reward_weights, options.reward_timeout)
+    reward = load_reward(
+        options,
+        options.reward_weights,
+        options.reward_timeout,
+        trust_remote_code=options.trust_remote_code,
+    )
     most_calls = reward.check_group_size(options.num_generations)
     reward.release()  # checked before drawing, in memory only after it
     if most_calls:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nonpareil.errors import DataError, ModelError
+from nonpareil.models.chat import template_failure
 from nonpareil.records import Message, ScoreRequest, Scores
 
 Overlong = Literal["error", "truncate"]
@@ -69,15 +70,11 @@ class RewardEncoder:
             # A prefilled turn: the completion goes on from it, and templates refuse two such turns in a row.
             joined = {**prompt[-1], "content": prompt[-1]["content"] + text_of(completion)}
             messages = [*prompt[:-1], joined]
-        import jinja2
-
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False)
-        except jinja2.TemplateError as error:
-            roles = [message["role"] for message in messages]
-            raise DataError(
-                f"the chat template of reward model {self.name!r} refuses roles {roles}: {error}"
-            ) from error
+        except Exception as error:  # a template is a program of others, and raises what it likes
+            what = f"the chat template of reward model {self.name!r}"
+            raise DataError(template_failure(what, messages, error)) from error
 
     def _tokenize(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
         if not texts:

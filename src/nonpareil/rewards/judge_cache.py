@@ -77,7 +77,7 @@ class AnswerCache:
 
     def _read(self, path: Path) -> None:
         try:
-            lines = path.read_text(errors="replace").split("\n")
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
         except OSError as error:
             raise ConfigError(f"judge_cache={str(path)!r} cannot be read: {error.strerror}") from error
         for number, line in enumerate(lines, 1):

@@ -41,6 +41,7 @@ class RewardModel:
             whose completion alone does not fit scores None.
         max_tokens_per_batch: rows times the longest row; halved when memory runs out.
         revision: of a hub model.
+        trust_remote_code: run code that the model brings along.
 
     `truncated` counts the texts that were shortened since construction.
 
@@ -63,6 +64,7 @@ class RewardModel:
         overlong: Overlong = "error",
         max_tokens_per_batch: int = 16384,
         revision: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         """See the class."""
         if overlong not in ("error", "truncate"):
@@ -70,7 +72,7 @@ class RewardModel:
         if max_tokens_per_batch < 1:
             raise ConfigError(f"max_tokens_per_batch={max_tokens_per_batch} must be at least 1")
         self._path = None if isinstance(model, nn.Module) else str(model)
-        self._revision = revision
+        self._revision, self._trust = revision, trust_remote_code
         self._tokenizer = tokenizer
         self._dtype, self._device = dtype, device
         self._tokens_per_batch = max_tokens_per_batch
@@ -117,7 +119,11 @@ class RewardModel:
     def describe(self) -> dict[str, Any]:
         """Settings that change the scores, with a fingerprint of the weights."""
         if self._fingerprint is None:
-            self._fingerprint = fingerprint(self._path) if self._path else module_fingerprint(self._loaded())
+            self._fingerprint = (
+                fingerprint(self._path, self._revision, trust_remote_code=self._trust)
+                if self._path
+                else module_fingerprint(self._loaded())
+            )
         return {
             "name": self.name,
             "kind": "model",
@@ -129,6 +135,7 @@ class RewardModel:
             "prepend_bos": self._encoder.prepend_bos,
             "max_length": self._encoder.max_length,
             "overlong": self._encoder.overlong,
+            **({"trust_remote_code": True} if self._trust else {}),
         }
 
     def release(self) -> None:
@@ -141,7 +148,7 @@ class RewardModel:
         device = torch.device(self._device) if self._device else best_device()
         self._body_dtype = resolve_dtype(self._dtype, device)
         self._model, self._tokenizer = load_classifier(
-            self._path, self._tokenizer, self._body_dtype, self._revision
+            self._path, self._tokenizer, self._body_dtype, self._revision, trust_remote_code=self._trust
         )
         keep_head_in_float32(self._model)
         self._model.to(device)

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from nonpareil.errors import ModelError, RewardError
 from nonpareil.models.fingerprint import fingerprint
-from nonpareil.models.loading import check_local_path, load_tokenizer
+from nonpareil.models.loading import load_tokenizer
+from nonpareil.models.pretrained import check_local_path, read_config
 from nonpareil.records import ScoreRequest, Scores
 from nonpareil.remote import run_coroutine
 from nonpareil.rewards.classifier import check_single_label
@@ -37,7 +36,7 @@ class VLLMReward(RemoteReward):
     Args:
         endpoint: `vllm+http://host:port#model`.
         tokenizer: the reward model's own; by default the one beside it.
-        append_eos, prepend_bos, max_length, overlong: as `RewardModel` takes them.
+        append_eos, prepend_bos, max_length, overlong, trust_remote_code: as `RewardModel` takes them.
         **settings: as `RemoteReward` takes them.
 
     Raises:
@@ -55,14 +54,18 @@ class VLLMReward(RemoteReward):
         prepend_bos: bool = False,
         max_length: int | None = None,
         overlong: Overlong = "error",
+        trust_remote_code: bool = False,
         **settings: Any,
     ) -> None:
         """See the class."""
         endpoint = parse_endpoint(endpoint) if isinstance(endpoint, str) else endpoint
         self._path = str(Path(endpoint.label).expanduser())
         check_local_path(self._path, "reward endpoint's model")
-        tokenizer = tokenizer if tokenizer is not None else load_tokenizer(self._path)
-        config = AutoConfig.from_pretrained(self._path)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(
+                self._path, field="reward endpoint's model", trust_remote_code=trust_remote_code
+            )
+        config = read_config(self._path, trust_remote_code=trust_remote_code)
         check_single_label(config, self._path)
         name = Path(self._path).name
         check_special_tokens(tokenizer, name, prepend_bos=prepend_bos, append_eos=append_eos)
@@ -72,7 +75,7 @@ class VLLMReward(RemoteReward):
         # An encoder pools at its class token, which comes first, whatever comes last.
         is_decoder = tokenizer.cls_token_id is None
         self._pad = config.get_text_config().pad_token_id if is_decoder else None
-        self._fingerprint = fingerprint(self._path)
+        self._fingerprint = fingerprint(self._path, trust_remote_code=trust_remote_code)
         self.truncated = 0
         super().__init__(endpoint, **settings)
 

@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError, DataError
+from nonpareil.models.chat import template_failure
 from nonpareil.records import Message, Prompt, PromptText, prompt_id_of
 from nonpareil.rollouts.sources import nearest, read_rows
+from nonpareil.text_files import check_characters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+_ROWS = 'give a list of rows, each with a "prompt", as load_prompts does: [{"prompt": "Once upon"}, ...]'
 
 
 class PromptRow(dict[str, Any]):
@@ -48,8 +53,13 @@ def load_prompts(
             list of {role, content}, naming its row.
         ConfigError: a limit below 1.
     """
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit={limit} must be at least 1, or None for all prompts")
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ConfigError(f"limit={limit!r} must be a whole number of at least 1, or None for all prompts")
+    if not isinstance(source, str | Path):
+        raise ConfigError(
+            f"source is a {type(source).__name__}; load_prompts reads a file, directory or hub dataset. "
+            "Rows in memory go to tokenize_prompts"
+        )
     rows = read_rows(str(source), split, dataset_config, prompt_column)
     if not rows:
         raise DataError(f"{str(source)!r} has no rows")
@@ -59,12 +69,12 @@ def load_prompts(
         random.Random(seed).shuffle(order)
     chosen = []
     for position in islice(order, limit):
-        prompt = checked_prompt(
-            rows[position].get(prompt_column), f"{source}, row {position} (the first is 0)"
-        )
+        where = f"{source}, row {position} (the first is 0)"
+        prompt = checked_prompt(rows[position].get(prompt_column), where)
         further = {
             name: value for name, value in rows[position].items() if name not in ("prompt", prompt_column)
         }
+        _check_columns(further, where)
         chosen.append(PromptRow({"prompt": prompt, **further}, position))
     return chosen
 
@@ -73,8 +83,10 @@ def checked_prompt(prompt: Any, where: str) -> PromptText:
     """The prompt itself, its messages reduced to role and content.
 
     Raises:
-        DataError: empty, or neither a string nor a list of {role, content}; `where` says which.
+        DataError: empty, neither a string nor a list of {role, content}, or with half a character; `where` says
+            which.
     """
+    check_characters(prompt, f"{where}: the prompt")
     if isinstance(prompt, str):
         if not prompt.strip():
             raise DataError(f"{where}: the prompt is empty; remove the row")
@@ -104,15 +116,21 @@ def tokenize_prompts(
     server that reads text, token ids are empty.
 
     Raises:
-        DataError: no chat template for a conversation, a conversation the template refuses, or as
-            `checked_prompt`.
+        DataError: rows that are no mappings, no chat template for a conversation, one that the template cannot
+            render, a column name or value with half a character, or as `checked_prompt`.
     """
     tokenized: list[Prompt] = []
+    if isinstance(rows, str | Mapping):
+        raise DataError(f"rows is a {type(rows).__name__}; {_ROWS}")
     for place, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise DataError(f"rows[{place}] is a {type(row).__name__}; {_ROWS}")
         position = getattr(row, "position", place)
         prompt = checked_prompt(row.get("prompt"), f"row {position} (the first is 0)")
         ids = [] if tokenizer is None else _ids_of(prompt, tokenizer, chat_template_kwargs or {}, position)
         columns = {name: value for name, value in row.items() if name != "prompt"}
+        if not isinstance(row, PromptRow):  # whose columns were checked as they were read
+            _check_columns(columns, f"row {position} (the first is 0)")
         tokenized.append(Prompt(prompt_id_of(prompt, position), prompt, ids, columns))
     return tokenized
 
@@ -149,8 +167,6 @@ def _tokenize_chat(
             f"row {position} is a conversation, but the policy's tokenizer has no chat template; set "
             "tokenizer.chat_template, or give string prompts"
         )
-    import jinja2
-
     continues = messages[-1]["role"] == "assistant"
     try:
         encoded: Any = tokenizer.apply_chat_template(
@@ -161,9 +177,10 @@ def _tokenize_chat(
             continue_final_message=continues,
             **options,
         )
-    except (jinja2.TemplateError, ValueError) as error:
-        roles = [message["role"] for message in messages]
-        raise DataError(f"row {position}: the chat template refuses roles {roles}: {error}") from error
+    except Exception as error:  # a template is a program of others, and raises what it likes
+        raise DataError(
+            f"row {position}: {template_failure('the chat template', messages, error)}"
+        ) from error
     return _input_ids(encoded)
 
 
@@ -183,6 +200,15 @@ def _checked_message(message: Any, where: str) -> Message:
     if further:
         raise DataError(f"{where}: a message has {further[0]!r} beside role and content; remove it")
     return {"role": message["role"], "content": message["content"]}
+
+
+def _check_columns(columns: Mapping[Any, Any], where: str) -> None:
+    """What rides along is written to disk and handed to rewards by name."""
+    for name, value in columns.items():
+        if not isinstance(name, str):
+            raise DataError(f"{where}: a column is called {name!r}, which is no text; rename it")
+        check_characters(name, f"{where}: a column's name")
+        check_characters(value, f"{where}: column {name!r}")
 
 
 def _check_column(row: Mapping[str, Any], prompt_column: str, source: str) -> None:

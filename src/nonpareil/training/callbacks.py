@@ -45,12 +45,12 @@ class MetricsFile(TrainerCallback):
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if path.is_file() and state.global_step:
-            lines = path.read_text().splitlines()
+            lines = path.read_text(encoding="utf-8").splitlines()
             kept = [
                 line for line in lines if _is_whole(line) and json.loads(line)["step"] <= state.global_step
             ]
         partial = path.with_suffix(".tmp")
-        partial.write_text("".join(line + "\n" for line in kept))
+        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         os.replace(partial, path)
 
     def on_log(
@@ -61,7 +61,7 @@ class MetricsFile(TrainerCallback):
             return
         logs = {k: v for k, v in kwargs["logs"].items() if k != "total_flos"}
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in logs.items()}
-        with (Path(str(args.output_dir)) / METRICS_FILE).open("a") as file:
+        with (Path(str(args.output_dir)) / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **finite}) + "\n")
 
 
@@ -143,5 +143,5 @@ def is_finished(checkpoint: Path, max_steps: int) -> bool:
     path = checkpoint / "trainer_state.json"
     if not path.is_file():
         return False
-    state = json.loads(path.read_text())
+    state = json.loads(path.read_text(encoding="utf-8"))
     return state["global_step"] >= (max_steps if max_steps > 0 else state["max_steps"])
