@@ -18,6 +18,18 @@ def prompt_id_of(prompt: PromptText, position: int) -> str:
 
 
 @dataclass(frozen=True)
+class Rendering:
+    """What made token ids of a conversation, save the moment: a chat template may write the date."""
+
+    tokenizer: str
+    """A hash of all that it does with a text."""
+    chat_template: str
+    """A hash of its source."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """The template's arguments that the user gave."""
+
+
+@dataclass(frozen=True)
 class Prompt:
     """One prompt as the user gave it, and as the model sees it."""
 
@@ -27,6 +39,8 @@ class Prompt:
     """Empty where the engine takes text, a server without a tokenizer here."""
     columns: dict[str, Any] = field(default_factory=dict)
     """Further dataset columns; handed to reward functions and kept in the group."""
+    rendering: Rendering | None = None
+    """Of a conversation that `tokenize_prompts` rendered."""
 
 
 @dataclass(frozen=True)

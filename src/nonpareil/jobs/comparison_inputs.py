@@ -39,7 +39,7 @@ def read_inputs(spec: ComparisonSpec) -> Inputs:
     from nonpareil.jobs.policy import PolicySource
     from nonpareil.models.fingerprint import fingerprint
     from nonpareil.records import SamplingParams
-    from nonpareil.rollouts.manifest import draw_settings
+    from nonpareil.rollouts.manifest import prompt_identity
 
     options, pool = spec.options, spec.pool
     name = options.model_name_or_path or ""
@@ -52,7 +52,7 @@ def read_inputs(spec: ComparisonSpec) -> Inputs:
     ):
         prompts = load_prompt_records(options, policy.tokenizer, source=source, split=split, limit=limit)
         policy.check(prompts, sampling)
-        hashes.append(draw_settings(prompts, sampling, 1, {})["prompts"])
+        hashes.append(prompt_identity(prompts))
     training, held_out = hashes
     if pool and (pool.max_prompts or 0) > training["count"]:
         raise ConfigError(

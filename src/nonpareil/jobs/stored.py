@@ -71,7 +71,7 @@ def _read_folder(
     source: Path, policy: "PolicySource", config: "DistillationConfig", method: "Method"
 ) -> list[Group]:
     from nonpareil.rollouts.manifest import read_manifest
-    from nonpareil.rollouts.store import read_groups
+    from nonpareil.rollouts.reading import read_groups
 
     path = str(source)
     manifest = read_manifest(source) if source.is_dir() else None

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.files import write_bytes
 from nonpareil.records import Group, Message, PromptText
+from nonpareil.rollouts.columns import ESCAPE
 from nonpareil.rollouts.select import Truncated, best, eligible, worst
-from nonpareil.rollouts.store import ESCAPE
 
 ExportFormat = Literal["preference", "sft", "unpaired"]
 FIELDS: dict[str, tuple[str, ...]] = {
