@@ -38,8 +38,7 @@ def read_inputs(spec: ComparisonSpec) -> Inputs:
     """
     from nonpareil.jobs.policy import PolicySource
     from nonpareil.models.fingerprint import fingerprint
-    from nonpareil.records import SamplingParams
-    from nonpareil.rollouts.manifest import prompt_identity
+    from nonpareil.records import SamplingParams, prompt_identity
 
     options, pool = spec.options, spec.pool
     name = options.model_name_or_path or ""

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.files import jsonable, write_json
-from nonpareil.records import Prompt, SamplingParams
+from nonpareil.records import Prompt, SamplingParams, prompt_identity
 from nonpareil.rollouts.folder import MANIFEST
 from nonpareil.rollouts.rendering import token_ids_sha256
 from nonpareil.rollouts.store import notes_of
@@ -49,22 +49,6 @@ def draw_settings(
         "seed": seed,
         "num_generations": num_generations,
         "prompts": {**prompt_identity(prompts), TOKEN_IDS: token_ids_sha256(prompts)},
-    }
-
-
-def prompt_identity(prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """Which prompts these are and how they are rendered, the same on every day.
-
-    The token ids are not in it, which differ from day to day where a chat template writes the date; tokenizer,
-    template and its arguments are, of conversations that `tokenize_prompts` rendered.
-    """
-    renderings = [jsonable(p.rendering) for p in prompts if p.rendering is not None]
-    distinct = [one for i, one in enumerate(renderings) if i == 0 or one != renderings[i - 1]]
-    return {
-        "count": len(prompts),
-        "sha256": _sha256([[prompt.prompt_id, prompt.prompt] for prompt in prompts]),
-        "columns_sha256": _sha256([prompt.columns for prompt in prompts]),
-        **({"rendering": distinct[0] if len(distinct) == 1 else distinct} if distinct else {}),
     }
 
 
@@ -121,7 +105,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise _corrupt(path, str(error)) from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("draw"), dict):
         raise DataError(f"{path} is no manifest of rollouts; give another output_dir")
-    if manifest.get("format") != 1 and manifest.get("sha256") != _seal(manifest):
+    sealed = "sha256" in manifest or manifest.get("format") != 1
+    if sealed and manifest.get("sha256") != _seal(manifest):
         raise _corrupt(path, "its checksum does not hold: it was damaged or edited")
     return manifest
 
@@ -214,8 +199,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def _sha256(value: Any) -> str:
-    # Columns may hold dates and the like, which have a stable text.
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from nonpareil.errors import DataError
-from nonpareil.records import Group
+from nonpareil.records import Group, refuse_repeated
 from nonpareil.rollouts.folder import MANIFEST
 from nonpareil.rollouts.manifest import read_manifest
 from nonpareil.rollouts.store import (
@@ -16,7 +16,6 @@ from nonpareil.rollouts.store import (
     notes_of,
     read_shard,
     read_table,
-    refuse_repeated,
     shard_path,
     to_groups,
 )

@@ -1,8 +1,7 @@
 """Groups as Parquet shards: written whole or not at all, checksummed, readable as any Parquet is."""
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 
 from nonpareil.errors import DataError
 from nonpareil.files import write_bytes
-from nonpareil.records import Group
+from nonpareil.records import Group, refuse_repeated
 from nonpareil.rollouts.checksum import CHECKSUM_KEY, seal_holds, sealed_parquet
 from nonpareil.rollouts.columns import (
     OWN_NAMES,
@@ -180,21 +179,6 @@ def read_shard(path: Path) -> list[Group]:
     groups = to_groups(read_table(path))
     refuse_repeated((group.prompt_id for group in groups), str(path))
     return groups
-
-
-def refuse_repeated(prompt_ids: Iterable[str], where: str) -> None:
-    """Refuse groups or prompts of which two have one id.
-
-    Raises:
-        DataError: naming an id, and `where` they are.
-    """
-    counts = Counter(prompt_ids)
-    if counts.total() > len(counts):
-        prompt_id, count = counts.most_common(1)[0]
-        raise DataError(
-            f"{where}: {counts.total() - len(counts)} groups repeat another's prompt_id ({prompt_id!r} stands "
-            f"there {count} times), and would count more than once; remove the copies"
-        )
 
 
 def to_groups(table: pa.Table) -> list[Group]:

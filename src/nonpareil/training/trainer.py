@@ -29,7 +29,7 @@ from nonpareil.models.empty import empty_policy
 from nonpareil.models.loading import context_window, disable_dropout, freeze, load_policy, load_tokenizer
 from nonpareil.models.sharding import is_empty
 from nonpareil.models.zero import zero_requested
-from nonpareil.records import Group, Prompt, prompt_of
+from nonpareil.records import Group, Prompt, prompt_of, refuse_repeated
 from nonpareil.rewards import CombinedReward, load_rewards
 from nonpareil.training.accumulate import Accumulator
 from nonpareil.training.callbacks import (
@@ -112,7 +112,8 @@ class DistillationTrainer(CheckpointingTrainer):
             processing_class = processing_class or tokenizer
         if processing_class is None:
             raise ConfigError("processing_class=None: a model object needs its tokenizer beside it")
-        for prompts in (train_dataset, eval_dataset or ()):
+        for name, prompts in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset or ())):
+            refuse_repeated((prompt.prompt_id for prompt in prompts), name)
             check_prompts(prompts, args.max_completion_length, context_window(model))
         self.reward = (
             reward_funcs
