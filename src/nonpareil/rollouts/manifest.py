@@ -103,11 +103,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise _corrupt(path, str(error)) from error
+    sealed = isinstance(manifest, dict) and "sha256" in manifest
+    if sealed and manifest["sha256"] != _seal(manifest):
+        raise _corrupt(path, "its checksum does not hold: it was damaged or edited")
     if not isinstance(manifest, dict) or not isinstance(manifest.get("draw"), dict):
         raise DataError(f"{path} is no manifest of rollouts; give another output_dir")
-    sealed = "sha256" in manifest or manifest.get("format") != 1
-    if sealed and manifest.get("sha256") != _seal(manifest):
-        raise _corrupt(path, "its checksum does not hold: it was damaged or edited")
+    if not sealed and manifest.get("format") != 1:
+        raise _corrupt(path, "its checksum is gone")
     return manifest
 
 
