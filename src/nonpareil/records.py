@@ -2,9 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from nonpareil.errors import DataError
 
 Message = dict[str, str]
 PromptText = str | list[Message]
@@ -17,6 +20,34 @@ def prompt_id_of(prompt: PromptText, position: int) -> str:
     return f"{hashlib.sha256(text.encode()).hexdigest()[:16]}-{position}"
 
 
+def refuse_repeated(prompt_ids: Iterable[str], where: str) -> None:
+    """Refuse prompts or groups of which two have one id: their draws would be the same, and counted twice.
+
+    Raises:
+        DataError: naming an id, and `where` they are.
+    """
+    counts = Counter(prompt_ids)
+    if counts.total() > len(counts):
+        prompt_id, count = counts.most_common(1)[0]
+        raise DataError(
+            f"{where}: {counts.total() - len(counts)} of {counts.total()} repeat another's prompt_id "
+            f"({prompt_id!r} stands there {count} times), and would count more than once; remove the copies, or "
+            "give each its own (records.prompt_id_of, from content and position)"
+        )
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What made token ids of a conversation, save the moment: a chat template may write the date."""
+
+    tokenizer: str
+    """A hash of all that it does with a text."""
+    chat_template: str
+    """A hash of its source."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """The template's arguments that the user gave."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One prompt as the user gave it, and as the model sees it."""
@@ -27,6 +58,29 @@ class Prompt:
     """Empty where the engine takes text, a server without a tokenizer here."""
     columns: dict[str, Any] = field(default_factory=dict)
     """Further dataset columns; handed to reward functions and kept in the group."""
+    rendering: Rendering | None = None
+    """Of a conversation that `tokenize_prompts` rendered."""
+
+
+def prompt_identity(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """Which prompts these are and how they are rendered, the same on every day.
+
+    The token ids are not in it, which differ from day to day where a chat template writes the date; tokenizer,
+    template and its arguments are, of conversations that `rollouts.tokenize_prompts` rendered.
+    """
+    renderings = [asdict(prompt.rendering) for prompt in prompts if prompt.rendering is not None]
+    distinct = [one for i, one in enumerate(renderings) if i == 0 or one != renderings[i - 1]]
+    return {
+        "count": len(prompts),
+        "sha256": _sha256([[prompt.prompt_id, prompt.prompt] for prompt in prompts]),
+        "columns_sha256": _sha256([prompt.columns for prompt in prompts]),
+        **({"rendering": distinct[0] if len(distinct) == 1 else distinct} if distinct else {}),
+    }
+
+
+def _sha256(value: Any) -> str:
+    # Columns may hold dates and the like, which have a stable text.
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

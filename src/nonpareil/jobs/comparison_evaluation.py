@@ -202,13 +202,11 @@ def _protocol(folder: Path, reference: Path) -> dict[str, Any]:
 
 
 def _drawn(folder: Path) -> dict[str, Any]:
-    import pyarrow.parquet as pq
-
     from nonpareil.rollouts.manifest import read_manifest
-    from nonpareil.rollouts.store import notes_of, shard_path
+    from nonpareil.rollouts.store import notes_of, read_table, shard_path
 
     draw = (read_manifest(folder) or {})["draw"]
-    notes = notes_of(pq.read_schema(shard_path(folder, 0)))
+    notes = notes_of(read_table(shard_path(folder, 0)).schema)
     kept = {name: draw[name] for name in ("sampling", "seed", "num_generations", "prompts")}
     return {
         **kept,

@@ -37,8 +37,7 @@ def read_inputs(spec: ComparisonSpec) -> Inputs:
         NonpareilError: what cannot be loaded or cannot work, naming option, value and remedy.
     """
     from nonpareil.jobs.policy import policy_source
-    from nonpareil.records import SamplingParams
-    from nonpareil.rollouts.manifest import draw_settings
+    from nonpareil.records import SamplingParams, prompt_identity
 
     options, pool = spec.options, spec.pool
     policy = policy_source(options)
@@ -50,7 +49,7 @@ def read_inputs(spec: ComparisonSpec) -> Inputs:
     ):
         prompts = load_prompt_records(options, policy.tokenizer, source=source, split=split, limit=limit)
         policy.check(prompts, sampling)
-        hashes.append(draw_settings(prompts, sampling, 1, {})["prompts"])
+        hashes.append(prompt_identity(prompts))
     training, held_out = hashes
     if pool and (pool.max_prompts or 0) > training["count"]:
         raise ConfigError(

@@ -17,6 +17,7 @@ from nonpareil.jobs.options import (
     load_prompt_records,
     load_reward,
     require_all,
+    template_kwargs,
 )
 from nonpareil.jobs.remote_rewards import refuse_judge
 from nonpareil.records import Group, Prompt, prompt_of
@@ -229,7 +230,8 @@ def _training_data(
 
     groups = None
     if options.groups is not None:
-        groups = load_groups(options.groups, policy, config, method, options.max_train_prompts)
+        kwargs = template_kwargs(options)
+        groups = load_groups(options.groups, policy, config, method, options.max_train_prompts, kwargs)
         prompts = [prompt_of(group) for group in groups]
     else:
         prompts = _prompts(options, policy, options.dataset_name or "", options.dataset_train_split)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,14 +84,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
         field="reference_model_name_or_path",
         trust_remote_code=options.trust_remote_code,
     )
-    prompts = load_prompt_records(
-        options,
-        reference.tokenizer,
-        source=options.dataset_name or "",
-        split=options.dataset_split,
-        limit=options.max_prompts,
-    )
-    _check_same_ids(options, prompts, policy)
+    prompts = _prompts_of_both(options, reference, policy)
     for side in (policy, reference):
         side.check(prompts, options.sampling())
     output_dir = Path(options.output_dir)
@@ -98,7 +92,9 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     # The reference first: a shared folder of another evaluation is refused before anything is drawn.
     m, k, rewards = options.num_reference_samples, options.num_generations, _rewards(options)
     theirs = _groups(options, prompts, rewards, reference, shared, m, is_reference=True)
-    ours = _groups(options, prompts, rewards, policy, output_dir / "policy", k)
+    # As the reference read them, which may have been on another day, in a template that writes the date.
+    read = [replace(p, token_ids=group.prompt_token_ids) for p, group in zip(prompts, theirs, strict=True)]
+    ours = _groups(options, read, rewards, policy, output_dir / "policy", k)
     kl, log_ratio, reference_log_ratio = _divergence(options, policy, reference, ours, theirs)
     evaluation = evaluate_groups(
         ours,
@@ -141,14 +137,21 @@ def _check(options: EvaluateOptions) -> None:
         raise ConfigError(f"n={options.n} must be whole numbers of at least 2")
 
 
-def _check_same_ids(options: EvaluateOptions, prompts: Sequence[Prompt], policy: "PolicySource") -> None:
-    """The KL compares token by token, so both models must read the same ids."""
-    theirs = load_prompt_records(
-        options,
-        policy.tokenizer,
-        source=options.dataset_name or "",
-        split=options.dataset_split,
-        limit=options.max_prompts,
+def _prompts_of_both(
+    options: EvaluateOptions, reference: "PolicySource", policy: "PolicySource"
+) -> list[Prompt]:
+    """The prompts as the reference reads them. The KL compares token by token, so the policy must read the same."""
+    now = datetime.now()  # for both: a chat template may write it
+    prompts, theirs = (
+        load_prompt_records(
+            options,
+            side.tokenizer,
+            source=options.dataset_name or "",
+            split=options.dataset_split,
+            limit=options.max_prompts,
+            now=now,
+        )
+        for side in (reference, policy)
     )
     for mine, other in zip(prompts, theirs, strict=True):
         if mine.token_ids != other.token_ids:
@@ -157,6 +160,7 @@ def _check_same_ids(options: EvaluateOptions, prompts: Sequence[Prompt], policy:
                 f"{options.reference_model_name_or_path!r} tokenise prompt {mine.prompt_id} differently; "
                 "a KL between them needs one tokenizer"
             )
+    return prompts
 
 
 def _groups(

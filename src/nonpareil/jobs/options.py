@@ -1,6 +1,8 @@
 """The options that commands share. Plain dataclasses, read without importing torch."""
 
+import json
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.assets import demo_path
@@ -54,6 +56,13 @@ class PromptOptions:
     )
     dataset_config: str | None = field(default=None, metadata=_help("Of a hub dataset that has several."))
     prompt_column: str = field(default="prompt", metadata=_help("The column that holds the prompt."))
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata=_help(
+            "Further arguments of the policy's chat template, for conversations, as JSON: "
+            """'{"enable_thinking": false}'."""
+        ),
+    )
 
 
 @dataclass
@@ -235,8 +244,12 @@ def load_prompt_records(
     split: str,
     limit: int | None,
     seed: int | None = None,
+    now: datetime | None = None,
 ) -> list[Prompt]:
-    """Prompts, checked and tokenised as the policy sees them; without a tokenizer, as text alone."""
+    """Prompts, checked and tokenised as the policy sees them; without a tokenizer, as text alone.
+
+    `now` is what a chat template that writes the date takes for now.
+    """
     from nonpareil.rollouts.prompts import load_prompts, tokenize_prompts
 
     rows = load_prompts(
@@ -247,4 +260,25 @@ def load_prompt_records(
         limit=limit,
         seed=seed,
     )
-    return tokenize_prompts(rows, tokenizer)
+    return tokenize_prompts(rows, tokenizer, template_kwargs(options), now=now)
+
+
+def template_kwargs(options: PromptOptions) -> dict[str, Any]:
+    """The chat template's further arguments, from a flag's JSON or a YAML file's mapping.
+
+    Raises:
+        ConfigError: no JSON object, or a value that JSON has no form for (a date that YAML reads as one).
+    """
+    given = options.chat_template_kwargs
+    wanted = f"chat_template_kwargs={given!r} must be a JSON object"
+    if given is None:
+        return {}
+    try:
+        value = json.loads(given) if isinstance(given, str) else json.loads(json.dumps(given))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"""{wanted}, such as '{{"date_string": "26 Nov 2026"}}' (text in quotes): {error}"""
+        ) from error
+    if not isinstance(value, dict) or value != (value if isinstance(given, str) else given):
+        raise ConfigError(f"{wanted} with text for its keys")
+    return value

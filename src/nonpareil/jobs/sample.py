@@ -89,8 +89,14 @@ def run(options: SampleOptions) -> dict[str, Any]:
         "shards_drawn": result.shards_drawn,
         "shards_scored": result.shards_scored,
         **({"judge": result.reward_counts} if result.reward_counts else {}),
-        **result.manifest["counts"],
+        **_asked_for(result.manifest["counts"], reward.names),
     }
+
+
+def _asked_for(counts: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """The counts without the nulls of rewards that an earlier run asked for."""
+    failed = {name: counts["failed_rewards"][name] for name in names}
+    return {**counts, "failed_rewards": failed}
 
 
 def _inspect(groups: list[Group], reward: Any, tokenizer: Any) -> None:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.models.chat import template_failure
 from nonpareil.records import Message, Prompt, PromptText, prompt_id_of
+from nonpareil.rollouts.rendering import check_template_kwargs, clock_of, rendering_of
 from nonpareil.rollouts.sources import nearest, read_rows
 from nonpareil.text_files import check_characters
 
@@ -106,6 +108,8 @@ def tokenize_prompts(
     rows: Iterable[Mapping[str, Any]],
     tokenizer: "Tokenizer | None",
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    *,
+    now: datetime | None = None,
 ) -> list[Prompt]:
     """The prompts as the policy sees them, up to where its completion begins.
 
@@ -115,23 +119,37 @@ def tokenize_prompts(
     position in the dataset (`PromptRow.position`, else its place among the rows). Without a tokenizer, for a
     server that reads text, token ids are empty.
 
+    Args:
+        rows: with a `prompt` each; further columns ride along.
+        tokenizer: the policy's.
+        chat_template_kwargs: further arguments of its chat template.
+        now: what a template that writes the date takes for now, the same for all prompts; by default now.
+
     Raises:
+        ConfigError: an argument that the chat template does not mention, or no template to read it.
         DataError: rows that are no mappings, no chat template for a conversation, one that the template cannot
             render, a column name or value with half a character, or as `checked_prompt`.
     """
-    tokenized: list[Prompt] = []
     if isinstance(rows, str | Mapping):
         raise DataError(f"rows is a {type(rows).__name__}; {_ROWS}")
+    tokenized: list[Prompt] = []
+    rows, kwargs = list(rows), dict(chat_template_kwargs or {})
     for place, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise DataError(f"rows[{place}] is a {type(row).__name__}; {_ROWS}")
+    chats = any(isinstance(row.get("prompt"), list) for row in rows)
+    check_template_kwargs(kwargs, tokenizer, chats=chats)
+    rendering = rendering_of(tokenizer, kwargs) if chats and tokenizer is not None else None
+    clock = clock_of(tokenizer, now or datetime.now()) if chats and tokenizer is not None else {}
+    for place, row in enumerate(rows):
         position = getattr(row, "position", place)
         prompt = checked_prompt(row.get("prompt"), f"row {position} (the first is 0)")
-        ids = [] if tokenizer is None else _ids_of(prompt, tokenizer, chat_template_kwargs or {}, position)
+        ids = [] if tokenizer is None else _ids_of(prompt, tokenizer, {**kwargs, **clock}, position)
         columns = {name: value for name, value in row.items() if name != "prompt"}
         if not isinstance(row, PromptRow):  # whose columns were checked as they were read
             _check_columns(columns, f"row {position} (the first is 0)")
-        tokenized.append(Prompt(prompt_id_of(prompt, position), prompt, ids, columns))
+        how = None if isinstance(prompt, str) else rendering
+        tokenized.append(Prompt(prompt_id_of(prompt, position), prompt, ids, columns, how))
     return tokenized
 
 

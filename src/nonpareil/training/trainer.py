@@ -27,7 +27,7 @@ from nonpareil.models.anchors import Anchor
 from nonpareil.models.distributed import make_equal
 from nonpareil.models.loading import disable_dropout, freeze, stated_limits
 from nonpareil.models.sharding import is_empty
-from nonpareil.records import Group, Prompt, prompt_of
+from nonpareil.records import Group, Prompt, prompt_of, refuse_repeated
 from nonpareil.rewards import CombinedReward, load_rewards
 from nonpareil.training.accumulate import Accumulator
 from nonpareil.training.arguments import check_arguments, read_policy
@@ -117,7 +117,8 @@ class DistillationTrainer(CheckpointingTrainer):
             processing_class = processing_class or tokenizer
         if processing_class is None:
             raise ConfigError("processing_class=None: a model object needs its tokenizer beside it")
-        for prompts in (train_dataset, eval_dataset or ()):
+        for name, prompts in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset or ())):
+            refuse_repeated((prompt.prompt_id for prompt in prompts), name)
             window, vocabulary = stated_limits(model.config)
             check_prompts(prompts, args.max_completion_length, window)
             check_token_ids(prompts, vocabulary, "the model")
