@@ -85,4 +85,4 @@ class EndpointSource:
     def engine(self, max_tokens_per_batch: int) -> OpenAIEngine:
         """The engine; batches are the server's, so `max_tokens_per_batch` is not read."""
         assert self._trial is not None, "check comes first"
-        return OpenAIEngine(self.name, self._client, self._trial)
+        return OpenAIEngine(self.name, self._client, self._trial, self.tokenizer)

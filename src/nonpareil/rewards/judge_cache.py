@@ -90,10 +90,10 @@ class AnswerCache:
                 )
             try:
                 kept = json.loads(line)
-                key, answer = kept["key"], str(kept["answer"])
-            except (ValueError, KeyError):  # torn; the question is asked again
+                key, answer = kept["key"], kept["answer"]
+            except (ValueError, KeyError, RecursionError):  # torn or damaged; the question is asked again
                 continue
-            if self._is_usable(answer):
+            if isinstance(key, str) and isinstance(answer, str) and self._is_usable(answer):
                 self._answers[key] = answer
 
 

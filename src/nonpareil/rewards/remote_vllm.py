@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nonpareil.answers import is_text, shown
 from nonpareil.errors import ModelError, RewardError
 from nonpareil.models.fingerprint import fingerprint
 from nonpareil.models.loading import load_tokenizer
@@ -125,6 +126,7 @@ class VLLMReward(RemoteReward):
         texts = self._encoder.tokenizer(list(CANARIES), add_special_tokens=True)["input_ids"]
         rows = [list(ids) for ids in texts if ids]
         answer = run_coroutine(self._ask(self._payload(rows)))
+        raw = self._read(answer, len(rows)).values
         served, named = self._identity(answer), Path(os.path.abspath(self._path)).name
         if served is not None and served != named:
             raise ModelError(
@@ -132,7 +134,6 @@ class VLLMReward(RemoteReward):
                 "stand beside its scores; name the served model behind the #, or serve this one under its name "
                 f"(--served-model-name {named})"
             )
-        raw = self._read(answer, len(rows)).values
         activated = run_coroutine(self._ask(self._payload(rows, activation=True)))
         activated = self._read(activated, len(rows)).values
         if self._has_activation and raw == activated and all(x is None or 0 <= x <= 1 for x in raw):
@@ -144,17 +145,18 @@ class VLLMReward(RemoteReward):
 
     def _identity(self, answer: dict[str, Any]) -> str | None:
         served = answer.get("model")
-        return Path(served).name if isinstance(served, str) else None  # a machine's folders are no identity
+        return Path(served).name if is_text(served) else None  # a machine's folders are no identity
 
     def _read(self, answer: Any, size: int) -> Scores:
         data = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
-            said = self._client.masked(str(answer))[:100]
+            said = self._client.said(answer, 100)
             raise RewardError(f"reward {self.name!r} answered {said!r}, not vLLM's classify route")
-        by_index = {row.get("index"): row.get("probs") for row in data}
-        if len(data) != size or set(by_index) != set(range(size)):
+        # By what is written, since 1, 1.0 and true are one key.
+        by_index = {shown(row.get("index")): row.get("probs") for row in data}
+        if len(data) != size or set(by_index) != set(map(str, range(size))):
             raise RewardError(f"reward {self.name!r} answered {len(data)} scores for {size} texts")
-        rows = [by_index[index] for index in range(size)]
+        rows = [by_index[str(index)] for index in range(size)]
         for row in rows:
             if not isinstance(row, list) or len(row) != 1:
                 labels = len(row) if isinstance(row, list) else "no"
