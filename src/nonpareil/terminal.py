@@ -1,5 +1,6 @@
 """What others wrote (prompts, reasons, servers' words, names of files), fit for a terminal and a log."""
 
+import logging
 import unicodedata
 
 _LONGEST_REASON = 400
@@ -12,6 +13,11 @@ def printable(text: str) -> str:
     A line break becomes `\n`, ESC `\x1b`, a lone surrogate `\ud83d`; letters of any script stay.
     """
     return "".join(_visible(character) for character in text)
+
+
+def printable_text(text: str) -> str:
+    """The same of a text whose line breaks and tabs are its own: what stands in a page, in a place of its own."""
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
 
 
 def printable_lines(text: str) -> str:
@@ -32,6 +38,14 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, OSError | ValueError) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+class PrintableRecord(logging.LogRecord):
+    """A log record of any library whose message can neither act on a terminal nor pass for another's line."""
+
+    def getMessage(self) -> str:
+        """The message with its arguments."""
+        return printable_lines(super().getMessage())
 
 
 def _visible(character: str) -> str:

@@ -2,12 +2,14 @@
 
 import importlib
 import json
+import logging
 import sys
 from collections.abc import Sequence
 
 from nonpareil import __version__
 from nonpareil.cli.machine import check_words, failure_of, flush_output, leave_streams, prepare_streams
 from nonpareil.errors import ConfigError, NonpareilError
+from nonpareil.terminal import PrintableRecord, printable_lines
 
 COMMANDS = {
     "sample": "Draw m completions a prompt, score them, keep the groups.",
@@ -37,6 +39,7 @@ nonpareil <command> --help         lists a command's options, with an example
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
     prepare_streams()
+    logging.setLogRecordFactory(PrintableRecord)
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         check_words(arguments)
@@ -79,7 +82,7 @@ def _unknown(command: str) -> str:
 
 def _complain(message: str, status: int) -> int:
     try:
-        print(f"nonpareil: {message}", file=sys.stderr, flush=True)
+        print(f"nonpareil: {printable_lines(message)}", file=sys.stderr, flush=True)
     except OSError:  # nobody listens, and the status says it
         leave_streams()
     return status

@@ -60,9 +60,9 @@ def _beside(source: Path) -> Path:
 
 
 def _show(curve: Any) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from nonpareil.console import console
     from nonpareil.evaluation.summary import bracket, number
 
     table = Table(title=f"What best-of-N is worth ({curve.num_prompts} prompts)")
@@ -79,6 +79,6 @@ def _show(curve: Any) -> None:
             number(point.kl_upper_bound),
             number(point.tokens_per_prompt, 0),
         )
-    console = Console(stderr=True)
-    console.print(table)
-    console.print(curve.recommendation(), soft_wrap=True)
+    terminal = console()
+    terminal.print(table)
+    terminal.print(curve.recommendation(), soft_wrap=True)

@@ -17,6 +17,7 @@ from nonpareil.jobs.options import (
     require_all,
 )
 from nonpareil.records import Group, ScoreRequest
+from nonpareil.terminal import printable
 
 
 @dataclass
@@ -109,4 +110,4 @@ def _inspect(groups: list[Group], reward: Any, tokenizer: Any) -> None:
         for name, part in zip(reward.names, reward.rewards, strict=True):
             if hasattr(part, "inspect"):
                 request = ScoreRequest.of([group]).select([0])
-                print(f"reward {name} reads", part.inspect(request)[0])
+                print(f"reward {printable(name)} reads", part.inspect(request)[0])
