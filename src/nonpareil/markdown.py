@@ -14,7 +14,7 @@ def plain(text: str) -> str:
 
 def code(text: str) -> str:
     """The text on one line as inline code, also within a table."""
-    shown = printable(text)
+    shown = printable(text) or " "
     fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
-    room = " " if shown.startswith("`") or shown.endswith("`") or not shown.strip() else ""
+    room = " " if shown[:1] == "`" or shown[-1:] == "`" else ""
     return f"{fence}{room}{shown}{room}{fence}".replace("|", "\\|")
