@@ -173,6 +173,7 @@ def _trainer(
     options: DistillOptions, config: "DistillationConfig", method: "Method", eval_source: str
 ) -> "DistillationTrainer":
     from nonpareil.jobs.stored import check_reward
+    from nonpareil.training.checks import check_scorable
     from nonpareil.training.method import check_group_rewards
     from nonpareil.training.trainer import DistillationTrainer
 
@@ -191,6 +192,12 @@ def _trainer(
     if options.evaluate_after or config.eval_strategy != "no":
         held_out = _prompts(options, policy, eval_source, options.dataset_test_split, held_out=True)
         policy.check(held_out, config.sampling(config.seed))
+    if options.evaluate_after:
+        evaluate.check_rewards(
+            _evaluation(options, config, eval_source), reward, held_out or [], policy.tokenizer
+        )
+    # The trainer asks again, but has the policy in memory by then.
+    check_scorable(reward, method, config, prompts, held_out or [], policy.tokenizer)
     return DistillationTrainer(
         policy.local_path() if config.shard_weights else policy.load(),
         reward,

@@ -21,6 +21,7 @@ from nonpareil.files import jsonable
 from nonpareil.records import ScoreRequest, Scores
 from nonpareil.remote import JsonClient, checked_base_url, host_of, run_coroutine
 from nonpareil.rewards.asking import ask_all
+from nonpareil.rewards.values import shortened
 
 TIMEOUT = 120.0
 """Seconds that a request may take, where the user gives no other limit."""
@@ -243,7 +244,7 @@ def read_scores(scores: Sequence[Any], reasons: Sequence[Any]) -> Scores:
             failures.append(None)
         else:
             said = "the server gave no score" if score is None else f"the server's score is {str(score)[:50]}"
-            failures.append(str(reason)[:200] if reason else said)
+            failures.append(shortened(str(reason) if reason else said))
     return Scores(values, failures)
 
 

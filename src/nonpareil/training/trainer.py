@@ -38,7 +38,7 @@ from nonpareil.training.callbacks import (
     StopCleanly,
 )
 from nonpareil.training.checkpoints import CheckpointingTrainer
-from nonpareil.training.checks import check_adapter
+from nonpareil.training.checks import check_adapter, check_scorable
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.drawings import make_drawing
 from nonpareil.training.figures import completion_rows, step_figures, write_completions
@@ -133,6 +133,7 @@ class DistillationTrainer(CheckpointingTrainer):
                 trust_remote_code=args.trust_remote_code,
             )
         )
+        check_scorable(self.reward, self.method, args, train_dataset, eval_dataset or (), processing_class)
         disable_dropout(model)
         freeze(model, args.frozen_parameters or [])
         set_seed(args.seed)  # an adapter begins at random
