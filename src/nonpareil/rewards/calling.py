@@ -62,7 +62,9 @@ def call(
         if inspect.isawaitable(returned):  # a decorated `async def` that does not look like one
             try:
                 returned = run_coroutine(_awaited(returned))
-            except Exception as error:
+            except BaseException as error:
+                if interruption() is not None:
+                    raise
                 raise failure_of(error, costly=True) from error
         return read_values(returned, len(request), name)
 
@@ -158,7 +160,9 @@ def _seed(request: ScoreRequest) -> None:
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed(seed)
     if torch := sys.modules.get("torch"):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():  # else it would be noted, and done when it is
+            torch.cuda.manual_seed_all(seed)
 
 
 def _contained_task(loop: Any, coroutine: Any, **settings: Any) -> Any:
