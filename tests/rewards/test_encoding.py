@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoTokenizer, RobertaConfig
 
 from nonpareil.errors import DataError, ModelError
+from nonpareil.records import Prompt
 from nonpareil.rewards import RewardModel
 from nonpareil.rewards.encoding import length_limit
 from tests.rewards.conftest import make_llama, make_tokenizer, request_of
@@ -182,7 +183,9 @@ def test_a_prompt_without_room_is_refused_before_anything_is_drawn(
     own, other = make_tokenizer(chat=True), make_tokenizer(["a", "film"])
     prompts = [Prompt(str(words), "film " * words, [1]) for words in (3, 55)]
     reward.check_prompts(prompts, 8, own)  # 56 + 8
-    with pytest.raises(DataError, match=r"prompt 55 \('film .*has 56 tokens .* takes 64, and max_completion_length=9 "):
+    with pytest.raises(
+        DataError, match=r"prompt 55 \('film .*has 56 tokens .* takes 64, and max_completion_length=9 "
+    ):
         reward.check_prompts(prompts, 9, own)
     RewardModel(llama_rm, **CPU32, overlong="truncate").check_prompts(prompts, 9, own)
     # Another tokenizer's tokens are no measure: what may fit is warned of, what cannot is refused.

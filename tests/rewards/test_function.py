@@ -275,7 +275,7 @@ def test_the_first_traceback_goes_to_a_log_and_its_last_frame_to_the_screen(
     log = (tmp_path / "out" / "reward-errors.log").read_text()
     assert log.count("Traceback (most recent call last)") == 1
     assert "'grade': ValueError: bad \\x1b[31ma\n" in log
-    assert "grader.py\", line 2, in <listcomp>" in log or "grader.py\", line 2, in grade" in log
+    assert 'grader.py", line 2, in <listcomp>' in log or 'grader.py", line 2, in grade' in log
     assert "\x1b" not in log
     (told,) = caplog.messages
     assert f"{tmp_path}/grader.py:5 in inner" in told

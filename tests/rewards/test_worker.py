@@ -191,5 +191,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 def runs(pid: int) -> bool:
     """Whether a process is there, and no zombie that nobody has asked about."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
+    ).stdout
     return bool(state.strip()) and not state.strip().startswith("Z")
