@@ -193,10 +193,8 @@ def _trainer(
         held_out = _prompts(options, policy, eval_source, options.dataset_test_split, held_out=True)
         policy.check(held_out, config.sampling(config.seed))
     if options.evaluate_after:
-        evaluate.check_rewards(
-            _evaluation(options, config, eval_source), reward, held_out or [], policy.tokenizer
-        )
-    # The trainer asks again, but has the policy in memory by then.
+        after = _evaluation(options, config, eval_source)
+        evaluate.check_rewards(after, reward, held_out or [], policy.tokenizer)
     check_scorable(reward, method, config, prompts, held_out or [], policy.tokenizer)
     return DistillationTrainer(
         policy.local_path() if config.shard_weights else policy.load(),
@@ -222,10 +220,7 @@ def _policy(options: DistillOptions, config: "DistillationConfig", dtype: str) -
 
 def _reward(options: DistillOptions, config: "DistillationConfig") -> "CombinedReward":
     return load_reward(
-        options,
-        config.reward_weights,
-        config.reward_timeout,
-        trust_remote_code=config.trust_remote_code,
+        options, config.reward_weights, config.reward_timeout, trust_remote_code=config.trust_remote_code
     )
 
 

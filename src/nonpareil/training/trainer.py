@@ -31,12 +31,7 @@ from nonpareil.records import Group, Prompt, prompt_of, refuse_repeated
 from nonpareil.rewards import CombinedReward, load_rewards
 from nonpareil.training.accumulate import Accumulator
 from nonpareil.training.arguments import check_arguments, read_policy
-from nonpareil.training.callbacks import (
-    AnchorCallback,
-    CompactProgress,
-    MetricsFile,
-    StopCleanly,
-)
+from nonpareil.training.callbacks import AnchorCallback, CompactProgress, MetricsFile, StopCleanly
 from nonpareil.training.checkpoints import CheckpointingTrainer
 from nonpareil.training.checks import check_adapter, check_scorable
 from nonpareil.training.config import DistillationConfig
