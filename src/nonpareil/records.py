@@ -1,5 +1,6 @@
 """The records that pass between floors. Token ids are kept from the moment of drawing; nothing is re-tokenised."""
 
+import copy
 import hashlib
 import json
 from collections import Counter
@@ -190,6 +191,16 @@ class ScoreRequest:
                     columns[name].append(group.columns.get(name))
         return cls(prompts, completions, ids, columns, places)
 
+    def copy(self) -> "ScoreRequest":
+        """Lists of its own, down to each message and column's value: what is done to them touches no group."""
+        return ScoreRequest(
+            [_own(prompt) for prompt in self.prompts],
+            [_own(completion) for completion in self.completions],
+            [list(ids) for ids in self.completion_ids],
+            {name: [_own(value) for value in values] for name, values in self.columns.items()},
+            None if self.group_places is None else list(self.group_places),
+        )
+
     def select(self, rows: Sequence[int]) -> "ScoreRequest":
         """The request for some of the completions, in the order given."""
         return ScoreRequest(
@@ -199,6 +210,11 @@ class ScoreRequest:
             {name: [values[i] for i in rows] for name, values in self.columns.items()},
             None if self.group_places is None else [self.group_places[i] for i in rows],
         )
+
+
+def _own(value: Any) -> Any:
+    """A copy without shared parts: a prompt's messages, repeated for its completions, are copied for each."""
+    return value if isinstance(value, str) else copy.deepcopy(value)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def read_inputs(spec: ComparisonSpec) -> Inputs:
     options, pool = spec.options, spec.pool
     policy = policy_source(options)
     sampling = SamplingParams(options.max_completion_length, options.temperature)
-    hashes = []
+    hashes, all_prompts = [], []
     for source, split, limit in (
         (options.dataset_name or "", options.dataset_train_split, None),
         (spec.eval_source, options.dataset_test_split, options.max_eval_prompts),
@@ -50,6 +50,7 @@ def read_inputs(spec: ComparisonSpec) -> Inputs:
         prompts = load_prompt_records(options, policy.tokenizer, source=source, split=split, limit=limit)
         policy.check(prompts, sampling)
         hashes.append(prompt_identity(prompts))
+        all_prompts += prompts
     training, held_out = hashes
     if pool and (pool.max_prompts or 0) > training["count"]:
         raise ConfigError(
@@ -62,10 +63,12 @@ def read_inputs(spec: ComparisonSpec) -> Inputs:
         options.reward_timeout,
         trust_remote_code=options.trust_remote_code,
     )
+    reward.check_prompts(all_prompts, options.max_completion_length, policy.tokenizer)
     reward.release()
     gold = None
     if options.gold_reward:
         gold = load_unseen_reward("gold_reward", options.gold_reward, options, reward)
+        gold.check_prompts(prompts, options.max_completion_length, policy.tokenizer)
         gold.release()
     return Inputs(
         model=policy.fingerprint,

@@ -173,6 +173,7 @@ def _trainer(
     options: DistillOptions, config: "DistillationConfig", method: "Method", eval_source: str
 ) -> "DistillationTrainer":
     from nonpareil.jobs.stored import check_reward
+    from nonpareil.training.checks import check_scorable
     from nonpareil.training.method import check_group_rewards
     from nonpareil.training.trainer import DistillationTrainer
 
@@ -191,6 +192,10 @@ def _trainer(
     if options.evaluate_after or config.eval_strategy != "no":
         held_out = _prompts(options, policy, eval_source, options.dataset_test_split, held_out=True)
         policy.check(held_out, config.sampling(config.seed))
+    if options.evaluate_after:
+        after = _evaluation(options, config, eval_source)
+        evaluate.check_rewards(after, reward, held_out or [], policy.tokenizer)
+    check_scorable(reward, method, config, prompts, held_out or [], policy.tokenizer)
     return DistillationTrainer(
         policy.local_path() if config.shard_weights else policy.load(),
         reward,
@@ -215,10 +220,7 @@ def _policy(options: DistillOptions, config: "DistillationConfig", dtype: str) -
 
 def _reward(options: DistillOptions, config: "DistillationConfig") -> "CombinedReward":
     return load_reward(
-        options,
-        config.reward_weights,
-        config.reward_timeout,
-        trust_remote_code=config.trust_remote_code,
+        options, config.reward_weights, config.reward_timeout, trust_remote_code=config.trust_remote_code
     )
 
 

@@ -23,6 +23,7 @@ from nonpareil.records import Group, Prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from nonpareil.jobs.policy import PolicySource
     from nonpareil.rewards import CombinedReward
@@ -90,7 +91,15 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     output_dir = Path(options.output_dir)
     shared = Path(options.reference_dir) if options.reference_dir else output_dir / "reference"
     # The reference first: a shared folder of another evaluation is refused before anything is drawn.
-    m, k, rewards = options.num_reference_samples, options.num_generations, _rewards(options)
+    m, k = options.num_reference_samples, options.num_generations
+    reward = load_reward(
+        options,
+        options.reward_weights,
+        options.reward_timeout,
+        trust_remote_code=options.trust_remote_code,
+    )
+    rewards = check_rewards(options, reward, prompts, reference.tokenizer)
+    reward.release()
     theirs = _groups(options, prompts, rewards, reference, shared, m, is_reference=True)
     # As the reference read them, which may have been on another day, in a template that writes the date.
     read = [replace(p, token_ids=group.prompt_token_ids) for p, group in zip(prompts, theirs, strict=True)]
@@ -198,20 +207,22 @@ def _groups(
     return result.groups()
 
 
-def _rewards(options: EvaluateOptions) -> "list[CombinedReward]":
-    """The unseen reward, where there is one, then the reward; both checked, neither in memory."""
-    rewards = [
-        load_reward(
-            options,
-            options.reward_weights,
-            options.reward_timeout,
-            trust_remote_code=options.trust_remote_code,
-        )
-    ]
+def check_rewards(
+    options: EvaluateOptions, reward: "CombinedReward", prompts: Sequence[Prompt], tokenizer: "Tokenizer"
+) -> "list[CombinedReward]":
+    """The unseen reward, where there is one and not in memory, then the reward; both can score these prompts.
+
+    Raises:
+        NonpareilError: a reward that cannot be loaded, or cannot score completions of the prompts.
+    """
+    rewards = [reward]
     if options.unseen_reward:
-        rewards.insert(0, load_unseen_reward("unseen_reward", options.unseen_reward, options, rewards[0]))
-    for reward in rewards:
-        reward.release()
+        rewards.insert(0, load_unseen_reward("unseen_reward", options.unseen_reward, options, reward))
+    for one in rewards:
+        one.check_prompts(prompts, options.max_completion_length, tokenizer)
+        one.log_errors_to(Path(options.output_dir))
+    for one in rewards[:-1]:
+        one.release()
     return rewards
 
 

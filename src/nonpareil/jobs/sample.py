@@ -64,6 +64,8 @@ def run(options: SampleOptions) -> dict[str, Any]:
         trust_remote_code=options.trust_remote_code,
     )
     most_calls = reward.check_group_size(options.num_generations)
+    reward.check_prompts(prompts, options.max_completion_length, policy.tokenizer)
+    reward.log_errors_to(Path(options.output_dir))
     reward.release()  # checked before drawing, in memory only after it
     if most_calls:
         print(

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from nonpareil.errors import ConfigError, ModelError, RewardError
 from nonpareil.models.devices import best_device, resolve_dtype
 from nonpareil.models.fingerprint import fingerprint, module_fingerprint
 from nonpareil.models.memory import free_memory
-from nonpareil.records import ScoreRequest, Scores
+from nonpareil.records import Prompt, ScoreRequest, Scores
 from nonpareil.rewards.classifier import cast_body, check_single_label, keep_head_in_float32, load_classifier
 from nonpareil.rewards.encoding import (
     EncodedText,
     Overlong,
     RewardEncoder,
+    check_overlong,
     check_special_tokens,
     length_limit,
     score_once,
@@ -67,10 +69,14 @@ class RewardModel:
         trust_remote_code: bool = False,
     ) -> None:
         """See the class."""
-        if overlong not in ("error", "truncate"):
-            raise ConfigError(f"overlong={overlong!r} is neither 'error' nor 'truncate'")
-        if max_tokens_per_batch < 1:
-            raise ConfigError(f"max_tokens_per_batch={max_tokens_per_batch} must be at least 1")
+        check_overlong(overlong)
+        if not _is_whole(max_tokens_per_batch) or max_tokens_per_batch < 1:
+            raise ConfigError(
+                f"max_tokens_per_batch={max_tokens_per_batch!r} must be a whole number, at least 1"
+            )
+        for option, value in (("append_eos", append_eos), ("prepend_bos", prepend_bos)):
+            if not isinstance(value, bool):
+                raise ConfigError(f"{option}={value!r} must be True or False")
         self._path = None if isinstance(model, nn.Module) else str(model)
         self._revision, self._trust = revision, trust_remote_code
         self._tokenizer = tokenizer
@@ -111,6 +117,10 @@ class RewardModel:
             ModelError: a conversation, and no chat template.
         """
         return [text.token_ids for text in self._encoder.encode(request)]
+
+    def check_prompts(self, prompts: Sequence[Prompt], max_completion_length: int, tokenizer: Any) -> None:
+        """See `RewardEncoder.check_prompts`."""
+        self._encoder.check_prompts(prompts, max_completion_length, tokenizer)
 
     def encode(self, request: ScoreRequest) -> list[EncodedText]:
         """As `inspect`, with what was truncated and what cannot be scored."""
@@ -262,11 +272,16 @@ def _checked_max_length(max_length: int | None, tokenizer: Any, config: Any) -> 
     if max_length is None:
         return length_limit(tokenizer, config)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if max_length < 1 or (positions and max_length > positions):
+    if not _is_whole(max_length) or max_length < 1 or (positions and max_length > positions):
         raise ConfigError(
-            f"max_length={max_length} must be at least 1 and at most the model's {positions} positions"
+            f"max_length={max_length!r} must be at least 1, whole, and at most the model's {positions} "
+            "positions"
         )
     return max_length
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _short_name(path: str | None, fallback: str) -> str:

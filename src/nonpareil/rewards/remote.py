@@ -22,6 +22,7 @@ from nonpareil.files import jsonable
 from nonpareil.records import ScoreRequest, Scores
 from nonpareil.remote import JsonClient, checked_base_url, host_of, run_coroutine
 from nonpareil.rewards.asking import ask_all
+from nonpareil.rewards.values import shortened
 
 TIMEOUT = 120.0
 """Seconds that a request may take, where the user gives no other limit."""
@@ -244,7 +245,7 @@ def read_scores(scores: Sequence[Any], reasons: Sequence[str | None]) -> Scores:
             said = (
                 "the server gave no score" if score is None else f"the server's score is {shown(score):.50}"
             )
-            failures.append(reason or said)
+            failures.append(shortened(reason or said))
     return Scores(values, failures)
 
 

@@ -10,7 +10,7 @@ from nonpareil.errors import ModelError, RewardError
 from nonpareil.models.fingerprint import fingerprint
 from nonpareil.models.loading import load_tokenizer
 from nonpareil.models.pretrained import check_local_path, read_config
-from nonpareil.records import ScoreRequest, Scores
+from nonpareil.records import Prompt, ScoreRequest, Scores
 from nonpareil.remote import run_coroutine
 from nonpareil.rewards.classifier import check_single_label
 from nonpareil.rewards.encoding import (
@@ -93,6 +93,10 @@ class VLLMReward(RemoteReward):
         by_ids = dict(zip(unique, zip(scored.values, scored.failures, strict=True), strict=True))
         rows = [(None, text.failure) if text.failure else by_ids[tuple(text.token_ids)] for text in encoded]
         return Scores([value for value, _ in rows], [failure for _, failure in rows])
+
+    def check_prompts(self, prompts: Sequence[Prompt], max_completion_length: int, tokenizer: Any) -> None:
+        """See `RewardEncoder.check_prompts`."""
+        self._encoder.check_prompts(prompts, max_completion_length, tokenizer)
 
     def inspect(self, request: ScoreRequest) -> list[list[int]]:
         """The exact token ids of each text, as `RewardModel.inspect` has them.

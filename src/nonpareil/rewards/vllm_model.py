@@ -1,5 +1,6 @@
 """A sequence-classification model as a reward, run by vLLM: the same ids and the same logit as `rewards.model`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from nonpareil.models.fingerprint import fingerprint
 from nonpareil.models.loading import load_tokenizer
 from nonpareil.models.pretrained import check_local_path, read_config, reading
 from nonpareil.models.vllm_load import make_llm, shut_down
-from nonpareil.records import ScoreRequest, Scores
+from nonpareil.records import Prompt, ScoreRequest, Scores
 from nonpareil.rewards.classifier import HEAD_NAMES, check_single_label
 from nonpareil.rewards.encoding import (
     Overlong,
     RewardEncoder,
+    check_overlong,
     check_special_tokens,
     length_limit,
     score_once,
@@ -64,8 +66,7 @@ class VLLMRewardModel:
                 f"reward_engine='vllm' takes reward models by path; a {type(model).__name__} in memory needs "
                 "reward_engine='transformers'"
             )
-        if overlong not in ("error", "truncate"):
-            raise ConfigError(f"overlong={overlong!r} is neither 'error' nor 'truncate'")
+        check_overlong(overlong)
         self._path, self._revision, self._trust = str(model), revision, trust_remote_code
         check_local_path(self._path, "reward model", revision=revision)
         self._memory_share = gpu_memory_utilization
@@ -95,6 +96,10 @@ class VLLMRewardModel:
         encoded = self._encoder.encode(request)
         self.truncated += sum(text.truncated for text in encoded)
         return score_once(encoded, self._score_rows)
+
+    def check_prompts(self, prompts: Sequence[Prompt], max_completion_length: int, tokenizer: Any) -> None:
+        """See `RewardEncoder.check_prompts`."""
+        self._encoder.check_prompts(prompts, max_completion_length, tokenizer)
 
     def inspect(self, request: ScoreRequest) -> list[list[int]]:
         """The exact token ids of each text; empty where none can be scored.

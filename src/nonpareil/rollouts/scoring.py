@@ -124,7 +124,7 @@ def _score(reward: RewardSum, stale: list[str], request: ScoreRequest) -> dict[s
         scores = reward.score_each(request)  # all at once, so that the async ones are awaited together
     else:
         by_name = dict(zip(reward.names, reward.rewards, strict=True))
-        scores = {name: by_name[name].score(request) for name in stale}
+        scores = {name: by_name[name].score(request.copy()) for name in stale}
     for name, one in scores.items():
         if not len(one.values) == len(one.failures) == len(request):
             raise RewardError(

@@ -31,14 +31,9 @@ from nonpareil.records import Group, Prompt, prompt_of, refuse_repeated
 from nonpareil.rewards import CombinedReward, load_rewards
 from nonpareil.training.accumulate import Accumulator
 from nonpareil.training.arguments import check_arguments, read_policy
-from nonpareil.training.callbacks import (
-    AnchorCallback,
-    CompactProgress,
-    MetricsFile,
-    StopCleanly,
-)
+from nonpareil.training.callbacks import AnchorCallback, CompactProgress, MetricsFile, StopCleanly
 from nonpareil.training.checkpoints import CheckpointingTrainer
-from nonpareil.training.checks import check_adapter
+from nonpareil.training.checks import check_adapter, check_scorable
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.drawings import make_drawing
 from nonpareil.training.figures import completion_rows, step_figures, write_completions
@@ -133,6 +128,7 @@ class DistillationTrainer(CheckpointingTrainer):
                 trust_remote_code=args.trust_remote_code,
             )
         )
+        check_scorable(self.reward, self.method, args, train_dataset, eval_dataset or (), processing_class)
         disable_dropout(model)
         freeze(model, args.frozen_parameters or [])
         set_seed(args.seed)  # an adapter begins at random
