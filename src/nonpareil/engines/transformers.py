@@ -4,7 +4,6 @@ The prompt is prefilled once for all samples of its group, the cache is written 
 completions leave the batch.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -17,10 +16,10 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from nonpareil.engines.cache import expand_cache, in_place_cache
+from nonpareil.engines.cache import cache_argument, expand_cache, in_place_cache
 from nonpareil.engines.rows import Completion, Rows, left_pad
 from nonpareil.engines.sampling import draw_tokens, sample_keys, sampling_logits
-from nonpareil.errors import ConfigError, DataError, ModelError
+from nonpareil.errors import ConfigError, DataError
 from nonpareil.models.adapters import RowAdapters, row_adapters
 from nonpareil.models.devices import device_of
 from nonpareil.models.loading import end_token_ids, stated_limits
@@ -54,13 +53,9 @@ class TransformersEngine:
         """`max_tokens_per_batch` bounds rows x (longest prompt + max_completion_length) of one batch.
 
         Raises:
-            ModelError: a model that keeps its state in another way than transformers' `past_key_values`.
+            ModelError: a model that keeps its state in another way than transformers' `Cache` of attention.
         """
-        if "cache_params" in inspect.signature(model.forward).parameters:
-            raise ModelError(
-                f"{type(model).__name__} takes its state as cache_params and would ignore past_key_values, "
-                "drawing each token without its past; use a model with attention, a hybrid one included"
-            )
+        self.cache_argument = cache_argument(model)
         self.model = model
         self.tokenizer = tokenizer
         self.max_tokens_per_batch = max_tokens_per_batch
@@ -204,9 +199,9 @@ class TransformersEngine:
             input_ids=ids,
             attention_mask=None if mask is None else mask.long(),
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self.cache_argument: cache},
         ).logits[:, -1]
 
     def _decode(self, completions: list[Completion]) -> Draws:
