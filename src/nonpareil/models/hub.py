@@ -44,10 +44,10 @@ def hub_answers() -> bool:
     if constants.is_offline_mode():
         return False
     try:
-        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
+        answer = get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
     except httpx.HTTPError:
         return False
-    return True
+    return answer.status_code < 500  # above are the words of a proxy before it, or of a hub that is down
 
 
 def missing(name: str) -> str:

@@ -139,7 +139,8 @@ def _from_hub(name: str, split: str, dataset_config: str | None) -> list[Mapping
             raise DataError(_unknown_split(name, split, splits)) from error
         if Path(name).is_dir():
             raise DataError(f"dataset_name={name!r} could not be loaded: {_whole_reason(error)}") from error
-        reason = reason_of(error) if hub_answers() else missing(name)
+        absent = isinstance(error, ConnectionError) and not hub_answers()
+        reason = missing(name) if absent else reason_of(error)
         raise DataError(
             f"dataset_name={name!r} is no file here and could not be loaded: {reason}{nearest_path(name)}"
         ) from error
