@@ -1,5 +1,6 @@
 """`nonpareil <command>`: parse, call the job, print. Heavy imports wait until a command needs them."""
 
+import contextlib
 import importlib
 import json
 import logging
@@ -81,10 +82,9 @@ def _unknown(command: str) -> str:
 
 
 def _complain(message: str, status: int) -> int:
-    try:
+    with contextlib.suppress(OSError):  # where nobody listens, the status says it
         print(f"nonpareil: {printable_lines(message)}", file=sys.stderr, flush=True)
-    except OSError:  # nobody listens, and the status says it
-        leave_streams()
+    leave_streams()
     return status
 
 
