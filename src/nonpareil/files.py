@@ -1,18 +1,13 @@
 """Files that are whole or absent, and JSON without NaN."""
 
-import fcntl
 import json
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from nonpareil.errors import ConfigError
-
-LOCK = ".lock"
+from nonpareil import folders
 
 
 def jsonable(value: Any) -> Any:
@@ -41,16 +36,17 @@ def jsonable(value: Any) -> Any:
 def write_bytes(path: Path, content: bytes) -> Path:
     """Write a file in one step, so that a reader, a crash or a power cut never leaves half of it.
 
-    A kill can leave `.<name>.<pid>.tmp` beside it.
+    In a folder that `folders.writing` holds it is listed as ours. A kill can leave `.<name>.<pid>.tmp` beside it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as stream:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as stream:  # never through a link of that name
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())  # else the name may reach the disk before the content
-        os.replace(temporary, path)
+        folders.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -69,23 +65,3 @@ def _escaped(text: str) -> str:
         line if line.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
         for line in lines
     )
-
-
-@contextmanager
-def held(folder: Path, other: str) -> Iterator[int]:
-    """Hold a folder against others through its `.lock`; gives the lock's file descriptor.
-
-    The kernel lets go of it when every process that holds it has ended, however it ended.
-
-    Raises:
-        ConfigError: `other` (in words: who it may be) holds it.
-    """
-    with (folder / LOCK).open("w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"output_dir={str(folder)!r} is being written to by {other}; wait for it, or give "
-                "another output_dir"
-            ) from error
-        yield lock.fileno()

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-import transformers.trainer_utils
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from nonpareil.errors import ConfigError
+from nonpareil.markers import OutputFolder
 from nonpareil.methods import build
 from nonpareil.models.anchors import Anchor
 from nonpareil.training import DistillationConfig
@@ -133,16 +133,16 @@ def test_a_whole_checkpoint_is_there_before_an_older_one_goes(
 ) -> None:
     """With save_total_limit=1 a kill at any moment leaves one to go on from."""
     removed: list[str] = []
-    remove = transformers.trainer_utils.shutil.rmtree
+    delete = OutputFolder.delete
 
-    def checked(path: Any, *args: Any, **kwargs: Any) -> None:
+    def checked(folder: OutputFolder, place: str = "") -> None:
         left = last_whole_checkpoint(tmp_path)
         assert left is not None
-        assert left.name != Path(path).name
-        removed.append(Path(path).name)
-        remove(path, *args, **kwargs)
+        assert left.name != place
+        removed.append(place)
+        delete(folder, place)
 
-    monkeypatch.setattr(transformers.trainer_utils.shutil, "rmtree", checked)
+    monkeypatch.setattr(OutputFolder, "delete", checked)
     settings = {**STEPS, "save_steps": 1, "save_total_limit": 1}
     make_trainer(tmp_path, **BOND, anchor_refresh_steps=2, **settings).train()
     assert removed == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]

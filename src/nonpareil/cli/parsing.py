@@ -48,6 +48,9 @@ def parse(
     from_file = _read(config_file, names) if config_file else {}
     parser.set_defaults(**{key: _as_text(value) for key, value in {**(defaults or {}), **from_file}.items()})
     *instances, rest = parser.parse_args_into_dataclasses(list(argv), look_for_args_file=False)
+    for instance in instances:
+        if hasattr(instance, "config_file"):
+            instance.config_file = config_file
     flags = {name for name in names if any(a == f"--{name}" or a.startswith(f"--{name}=") for a in argv)}
     given = {**from_file, **dict.fromkeys(flags, True)}
     return instances, given, rest.json

@@ -13,6 +13,7 @@ from nonpareil.evaluation.plots import png
 from nonpareil.evaluation.report import _flat
 from nonpareil.evaluation.summary import number
 from nonpareil.files import jsonable, write_bytes, write_json
+from nonpareil.folders import discard
 from nonpareil.markdown import plain
 
 
@@ -39,7 +40,7 @@ def write_comparison(
     if report.gold:
         pictures["gold"] = png(gold_figure(report))
     else:
-        (folder / "gold.png").unlink(missing_ok=True)  # of an earlier report with a gold reward
+        discard(folder / "gold.png")  # of an earlier report with a gold reward
     shown = tables(report)
     told = {"failures": list(failures), "over_budget": list(over_budget)}
     content = {"title": title, "context": dict(context), **told, **report.to_dict()}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil import __version__
 from nonpareil.files import write_bytes
+from nonpareil.folders import held_folder
 from nonpareil.jobs.remote_rewards import reward_labels
 from nonpareil.markdown import code, plain
 from nonpareil.terminal import printable
@@ -54,7 +55,11 @@ Draw at temperature {temperature}, the whole vocabulary kept: that is the policy
 def write_model_card(
     output_dir: Path, options: Any, config: Any, method: Any, steps: int, evaluation: "Evaluation | None"
 ) -> Path:
-    """Write README.md beside the weights."""
+    """Write README.md beside the weights, unless one that is not ours has come there meanwhile."""
+    path = output_dir / "README.md"
+    if (folder := held_folder(path)) is not None and path.exists() and not folder.is_ours(path):
+        print(f"{path} is not ours, so no model card was written", file=sys.stderr)
+        return path
     figures = "Not evaluated; run `nonpareil evaluate`."
     if evaluation is not None:
         from nonpareil.evaluation.summary import headline
@@ -90,7 +95,7 @@ def write_model_card(
             )
         },
     )
-    return write_bytes(output_dir / "README.md", text.encode())
+    return write_bytes(path, text.encode())
 
 
 def _about(method: Any) -> str:

@@ -1,9 +1,9 @@
 """Train a policy by several methods and seeds under one budget, evaluate all alike, and write one report."""
 
-import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,9 @@ from nonpareil.jobs import export, sample
 from nonpareil.jobs.comparison_budget import over_budget
 from nonpareil.jobs.comparison_config import CompareOptions, ComparisonSpec, PoolOptions, read_spec
 from nonpareil.jobs.comparison_evaluation import Evaluator, read_json
+from nonpareil.jobs.comparison_folders import check_places, clear_command, delete_pool, delete_run, listing
 from nonpareil.jobs.comparison_inputs import read_inputs
-from nonpareil.jobs.comparison_plan import RunPlan, command_words, plan_runs, refuse_changed
+from nonpareil.jobs.comparison_plan import RunPlan, changed, command_words, plan_runs
 from nonpareil.jobs.options import (
     ModelOptions,
     PromptOptions,
@@ -55,6 +56,7 @@ def run(
     names = [entry.name for entry in spec.methods]
     if only is not None and only not in names:
         raise ConfigError(f"only={only!r} is no method of the file; there are {', '.join(names)}")
+    check_places(spec, plans, Path(config), overwrite=overwrite)
     with locked(Path(spec.options.output_dir)) as lock:
         return _Comparison(spec, plans, lock, overwrite).run(
             [p for p in plans if only in (None, p.entry.name)]
@@ -73,9 +75,15 @@ class _Comparison:
             plan.folder: plan.identity(self.pool_identity, inputs, spec.budget.seconds) for plan in plans
         }
         self.overwrite = overwrite
-        refuse_changed(self.identities, overwrite=overwrite, file=SETTINGS)
-        refuse_changed({self.root / "groups": self.pool_identity}, overwrite=overwrite, file=POOL)
-        self.evaluator.refuse_changed(overwrite=overwrite)
+        pool = {self.root / "groups": self.pool_identity}
+        stale_runs = changed(self.identities, overwrite=overwrite, file=SETTINGS)
+        stale_pool = changed(pool, overwrite=overwrite, file=POOL)
+        if self.evaluator.changed(overwrite=overwrite):
+            self.evaluator.delete()
+        for folder in stale_runs:  # only now that all has been checked
+            delete_run(folder, DONE, SETTINGS)
+        for folder in stale_pool:
+            delete_pool(folder, POOL)
 
     def run(self, todo: Sequence[RunPlan]) -> dict[str, Any]:
         """Everything that is missing, run by run, then the report."""
@@ -114,7 +122,8 @@ class _Comparison:
                 if (folder / "manifest.json").is_file():  # else the folder must stay fit to draw into
                     write_json(folder / POOL, self.pool_identity)
                     write_json(folder / DRAWN, state)
-            (self.root / PAIRS).unlink(missing_ok=True)
+            root, pairs = listing(self.root / PAIRS)
+            root.delete(pairs)
         if any(plan.entry.uses("pairs") for plan in todo) and not (self.root / PAIRS).is_file():
             export.run(export.ExportOptions(groups=str(folder), output=str(self.root / PAIRS)))
 
@@ -148,7 +157,12 @@ class _Comparison:
         resumed = ", taken up from its last checkpoint" if "--resume_from_checkpoint" in words else ""
         self._say(f"{where}: training{resumed}; log in {log}")
         begun = time.monotonic()
-        ended = run_logged(words, log, self.lock)
+        root, listed = listing(log)
+        with (
+            root.adding(listed),
+            root.adding(listing(plan.model)[1]) if plan.entry.command else nullcontext(),
+        ):
+            ended = run_logged(words, log, self.lock)
         if ended.status:
             raise RunFailed(
                 f"the process ended with status {ended.status} ({_duration(time.monotonic() - begun)}); the end "
@@ -167,7 +181,8 @@ class _Comparison:
         from nonpareil.training.callbacks import last_whole_checkpoint
 
         if plan.entry.command:
-            shutil.rmtree(plan.model, ignore_errors=True)  # whether it can go on is not ours to know
+            if (aside := clear_command(plan.model)) is not None:  # whether it can go on is not ours to know
+                self._say(f"{plan.label}: what was in {plan.model} may be yours, and is now in {aside}")
             return command_words(plan, self.root, self.options.model_name_or_path or "")
         settings = {**plan.settings, "output_dir": str(plan.model), "evaluate_after": False}
         if plan.pool_completions:
@@ -188,8 +203,7 @@ class _Comparison:
                 words += [f"--{name}", *([value] if isinstance(value, str) else value)]
         if last_whole_checkpoint(plan.model, plan.moving_anchor) is not None:
             return [*words, "--resume_from_checkpoint", "true"]
-        shutil.rmtree(plan.model, ignore_errors=True)
-        return words
+        return [*words, "--overwrite", "true"]
 
     def _report(self, failures: list[dict[str, str]]) -> dict[str, Any]:
         """From every run of the file that is finished, whether or not this call ran it."""

@@ -1,7 +1,6 @@
 """Every policy of a comparison measured alike: the same held-out prompts against the same reference groups."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,7 @@ from nonpareil.errors import ConfigError
 from nonpareil.files import jsonable, write_json
 from nonpareil.jobs import evaluate
 from nonpareil.jobs.comparison_config import ComparisonSpec
+from nonpareil.jobs.comparison_folders import delete_evaluations
 from nonpareil.jobs.comparison_inputs import Inputs
 from nonpareil.jobs.comparison_plan import RunPlan
 from nonpareil.jobs.evaluate import EvaluateOptions
@@ -49,8 +49,8 @@ class Evaluator:
         values |= {name: getattr(self.options, name) for name in ("max_completion_length", "temperature")}
         return json.loads(json.dumps(jsonable(without_addresses(values))))
 
-    def refuse_changed(self, *, overwrite: bool) -> None:
-        """Refuse evaluations of other settings, or delete them and the reference's groups with `overwrite`.
+    def changed(self, *, overwrite: bool) -> bool:
+        """Whether evaluations of other settings are there, which are refused without `overwrite`.
 
         Raises:
             ConfigError: naming what differs.
@@ -59,19 +59,20 @@ class Evaluator:
 
         file = self.root / SETTINGS
         if not file.exists() and not (self.root / REFERENCE).exists():
-            return  # nothing was drawn: the file comes first
+            return False  # nothing was drawn: the file comes first
         if not (differences := differing(self.settings, read_json(file) or {})):
-            return
+            return False
         if not overwrite:
             raise ConfigError(
                 "the evaluations were made with other settings (there instead of now):\n"
                 + "\n".join(f"  {file}: {difference}" for difference in differences)
                 + "\nGive another output_dir, or --overwrite to evaluate anew; the models are kept."
             )
-        # Of all runs, also of methods and seeds that the file no longer has: it may have them again.
-        for stale in (self.root / REFERENCE, self.root / FEWER, *self.root.glob("runs/*/*/evaluation")):
-            shutil.rmtree(stale, ignore_errors=True)
-        file.unlink(missing_ok=True)  # last, so that a kill in between leaves the difference to be seen
+        return True
+
+    def delete(self) -> None:
+        """Delete all evaluations and the reference's groups, as far as they are ours."""
+        delete_evaluations(self.root, (REFERENCE, FEWER), SETTINGS)
 
     def evaluate(self, plan: RunPlan) -> str:
         """The final policy on all prompts, then its checkpoints on fewer; the result in words.

@@ -111,10 +111,10 @@ def plan_runs(spec: ComparisonSpec) -> list[RunPlan]:
     return [make(seed) for seed in spec.options.seeds for make in planned]
 
 
-def refuse_changed(made: Mapping[Path, dict[str, Any]], *, overwrite: bool, file: str) -> None:
+def changed(made: Mapping[Path, dict[str, Any]], *, overwrite: bool, file: str) -> list[Path]:
     """Hold folders against what they must hold now; `made` has each folder's identity.
 
-    Folders that were made with other settings are deleted with `overwrite`, and refused without. A folder without
+    Gives the folders that were made with other settings, which are refused without `overwrite`. A folder without
     the file was never begun.
 
     Raises:
@@ -123,20 +123,21 @@ def refuse_changed(made: Mapping[Path, dict[str, Any]], *, overwrite: bool, file
     from nonpareil.evaluation.comparison import differing
 
     lines: list[str] = []
+    stale: list[Path] = []
     for folder, identity in made.items():
         if not (folder / file).is_file():
             continue
         stored = json.loads((folder / file).read_text(encoding="utf-8"))
         if not (differences := differing(identity, stored)):
             continue
-        if overwrite:
-            shutil.rmtree(folder)
+        stale.append(folder)
         lines += [f"  {folder}: {difference}" for difference in differences]
     if lines and not overwrite:
         raise ConfigError(
             "these were made with other settings (there instead of now):\n" + "\n".join(lines) + "\n"
             "Give another output_dir, or --overwrite to make them anew; the rest is kept."
         )
+    return stale
 
 
 def _refuse_shared(settings: Mapping[str, Any], where: str) -> None:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from nonpareil.errors import ConfigError
-from nonpareil.jobs.options import _help
+from nonpareil.folders import writing
+from nonpareil.jobs.options import FileOptions, _help
+from nonpareil.jobs.places import check_output, inputs_of
 
 
 @dataclass
-class CurveOptions:
+class CurveOptions(FileOptions):
     """Options of `nonpareil curve`."""
 
     groups: str | None = field(
@@ -33,7 +35,7 @@ def run(options: CurveOptions) -> dict[str, Any]:
     Of a run that is not finished it is the curve of the shards that are, and `unfinished` says of how many.
 
     Raises:
-        NonpareilError: no such groups, groups without rewards, or a max_n beyond m.
+        NonpareilError: no such groups, groups without rewards, a max_n beyond m, or files there that are not ours.
     """
     if options.groups is None:
         raise ConfigError("groups is missing; give a folder written by `nonpareil sample`: --groups FOLDER")
@@ -43,11 +45,14 @@ def run(options: CurveOptions) -> dict[str, Any]:
     from nonpareil.rollouts.vbon import read_vbon
 
     source = Path(options.groups)
+    output_dir = Path(options.output_dir) if options.output_dir is not None else _beside(source)
+    check_output("output_dir", output_dir, inputs_of(options))
     is_vbon = source.suffix in (".json", ".jsonl")
-    groups, lacking = (read_vbon(source), "") if is_vbon else read_available(source)
-    curve = best_of_n_report(groups, options.max_n, seed=options.seed)
-    output_dir = Path(options.output_dir) if options.output_dir else _beside(source)
-    path = write_curve(curve, output_dir)
+    with writing(output_dir, "curve") as folder:
+        folder.refuse_foreign(["curve.json", "curve.png"])
+        groups, lacking = (read_vbon(source), "") if is_vbon else read_available(source)
+        curve = best_of_n_report(groups, options.max_n, seed=options.seed)
+        path = write_curve(curve, output_dir)
     _show(curve)
     if lacking:
         print(f"{source} is not finished: {lacking}; this is the curve of those", file=sys.stderr)

@@ -1,16 +1,19 @@
 """Distil best-of-N into the policy, save it as a plain Hugging Face checkpoint, and evaluate it."""
 
-import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError
+from nonpareil.folders import held_folder
 from nonpareil.jobs import evaluate
 from nonpareil.jobs.card import write_model_card
+from nonpareil.jobs.distill_folder import distillation_folder, start_anew
 from nonpareil.jobs.evaluate import EvaluateOptions
 from nonpareil.jobs.options import (
+    FileOptions,
     PromptOptions,
     RewardInputOptions,
     _help,
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class DistillOptions(PromptOptions, RewardInputOptions):
+class DistillOptions(PromptOptions, RewardInputOptions, FileOptions):
     """Options of `nonpareil distill`, besides those of `DistillationConfig`."""
 
     model_name_or_path: str | None = field(
@@ -74,7 +77,10 @@ class DistillOptions(PromptOptions, RewardInputOptions):
     dry_run: bool = field(
         default=False, metadata=_help("Resolve settings, model class, prompts and memory; train nothing.")
     )
-    overwrite: bool = field(default=False, metadata=_help("Delete an earlier run in output_dir first."))
+    overwrite: bool = field(
+        default=False,
+        metadata=_help("Delete what an earlier run wrote in output_dir first, and nothing else."),
+    )
 
 
 def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]:
@@ -87,24 +93,39 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     Raises:
         NonpareilError: whatever cannot work, before any model is loaded where that can be known.
     """
-    from nonpareil.models.distributed import end_processes, first_process_first
-    from nonpareil.models.loading import save_merged
-    from nonpareil.models.memory import free_memory
     from nonpareil.training.method import method_of
 
     method = method_of(config, stored=options.groups is not None)
     require_all(options, prompts_from_groups=options.groups is not None)
     if options.evaluate_after:
         refuse_judge(options, "distill evaluates the policy against its reference; give evaluate_after=false")
-    output_dir = Path(str(config.output_dir))
     eval_source = _eval_source(options)
     if options.merge and not config.use_peft:
         raise ConfigError("merge=true without use_peft: there is no adapter to merge; remove it")
     if options.dry_run:
         return _dry_run(options, config, method)
-    first_process_first(partial(_prepare, output_dir, options.overwrite, bool(config.resume_from_checkpoint)))
+    evaluation = _evaluation(options, config, eval_source) if options.evaluate_after else None
+    with distillation_folder(options, config, evaluation):
+        return _distill(options, config, method, eval_source, evaluation)
+
+
+def _distill(
+    options: DistillOptions,
+    config: "DistillationConfig",
+    method: "Method",
+    eval_source: str,
+    evaluation: EvaluateOptions | None,
+) -> dict[str, Any]:
+    """What follows once the folder is ours."""
+    from nonpareil.models.distributed import end_processes, first_process_first
+    from nonpareil.models.loading import save_merged
+    from nonpareil.models.memory import free_memory
+
+    output_dir = Path(str(config.output_dir))
     trainer = _trainer(options, config, method, eval_source)
     resume = config.resume_from_checkpoint
+    if options.overwrite and not resume:
+        first_process_first(partial(start_anew, output_dir))  # all that can be refused was
     try:
         trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
     finally:
@@ -112,8 +133,7 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     result: dict[str, Any] = {"output_dir": str(output_dir), "steps": trainer.state.global_step}
     interrupted = trainer.stopper.stopped and trainer.state.global_step < trainer.state.max_steps
     if not interrupted:
-        trainer.save_model()
-        trainer.save_state()
+        trainer.save_finished()
     del trainer
     free_memory()  # a trainer and its callbacks hold each other, and models with them
     if not end_processes():
@@ -121,10 +141,12 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     if interrupted:
         return {**result, "interrupted": True}
     if options.merge:
-        result["merged"] = save_merged(output_dir, trust_remote_code=config.trust_remote_code)
+        folder = held_folder(output_dir / "merged")
+        with folder.adding("merged") if folder else nullcontext():
+            result["merged"] = save_merged(output_dir, trust_remote_code=config.trust_remote_code)
     evaluated = None
-    if options.evaluate_after:
-        evaluated = evaluate.run(_evaluation(options, config, eval_source))
+    if evaluation is not None:
+        evaluated = evaluate.evaluate_in_place(evaluation)
         result |= evaluated
     write_model_card(
         output_dir, options, config, method, result["steps"], evaluated["evaluation"] if evaluated else None
@@ -146,27 +168,6 @@ def _eval_source(options: DistillOptions) -> str:
             "give eval_dataset_name, or evaluate_after=false"
         )
     return options.eval_dataset_name or train
-
-
-def _prepare(output_dir: Path, overwrite: bool, resume: bool) -> None:
-    """Refuse a directory that holds something, unless it is to be continued or overwritten."""
-    if not output_dir.exists():
-        return
-    if not output_dir.is_dir():
-        raise ConfigError(f"output_dir={str(output_dir)!r} is a file; name a directory")
-    if overwrite and not resume:
-        ours = ("metrics.jsonl", "trainer_state.json", "model.safetensors", "config.json")
-        if any(output_dir.iterdir()) and not any((output_dir / name).exists() for name in ours):
-            raise ConfigError(
-                f"output_dir={str(output_dir)!r} holds no earlier run, and overwrite would delete all of it; "
-                "name another directory"
-            )
-        shutil.rmtree(output_dir)
-    elif any(output_dir.iterdir()) and not resume:
-        raise ConfigError(
-            f"output_dir={str(output_dir)!r} exists; give --resume_from_checkpoint true to go on, "
-            "--overwrite to start anew, or another output_dir"
-        )
 
 
 def _trainer(

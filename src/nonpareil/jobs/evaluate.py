@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError
+from nonpareil.folders import is_vacant
+from nonpareil.jobs.evaluation_folders import check_loadable, check_places, evaluation_folder, group_folders
 from nonpareil.jobs.options import (
+    FileOptions,
     ModelOptions,
     PromptOptions,
     RewardOptions,
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions):
+class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions, FileOptions):
     """Options of `nonpareil evaluate`."""
 
     reference_model_name_or_path: str | None = field(
@@ -63,7 +66,10 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
         metadata=_help("The reference's groups, shared by evaluations. Default: <output_dir>/reference."),
     )
     title: str = field(default="How near to best-of-N?", metadata=_help("The report's heading."))
-    overwrite: bool = field(default=False, metadata=_help("Delete groups of an earlier evaluation first."))
+    overwrite: bool = field(
+        default=False,
+        metadata=_help("Delete the groups that an earlier evaluation wrote in output_dir first."),
+    )
 
 
 def run(options: EvaluateOptions) -> dict[str, Any]:
@@ -73,6 +79,21 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
         NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
     """
     _check(options)
+    check_places(options)
+    return evaluate_in_place(options)
+
+
+def evaluate_in_place(options: EvaluateOptions) -> dict[str, Any]:
+    """As `run`, for a caller that has seen to it that no input is written over.
+
+    Raises:
+        NonpareilError: as `run`.
+    """
+    with evaluation_folder(options):
+        return _evaluate(options)
+
+
+def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
     from nonpareil.evaluation import best_of_n_report, evaluate_groups
     from nonpareil.evaluation.report import write_report
     from nonpareil.jobs.policy import PolicySource, policy_source
@@ -88,8 +109,9 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     prompts = _prompts_of_both(options, reference, policy)
     for side in (policy, reference):
         side.check(prompts, options.sampling())
-    output_dir = Path(options.output_dir)
-    shared = Path(options.reference_dir) if options.reference_dir else output_dir / "reference"
+    own, shared = group_folders(options)
+    if options.overwrite and not (is_vacant(own) and is_vacant(shared)):
+        check_loadable(policy, reference)
     # The reference first: a shared folder of another evaluation is refused before anything is drawn.
     m, k = options.num_reference_samples, options.num_generations
     reward = load_reward(
@@ -103,7 +125,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     theirs = _groups(options, prompts, rewards, reference, shared, m, is_reference=True)
     # As the reference read them, which may have been on another day, in a template that writes the date.
     read = [replace(p, token_ids=group.prompt_token_ids) for p, group in zip(prompts, theirs, strict=True)]
-    ours = _groups(options, read, rewards, policy, output_dir / "policy", k)
+    ours = _groups(options, read, rewards, policy, own, k)
     kl, log_ratio, reference_log_ratio = _divergence(options, policy, reference, ours, theirs)
     evaluation = evaluate_groups(
         ours,

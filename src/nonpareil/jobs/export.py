@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from nonpareil.errors import ConfigError
-from nonpareil.jobs.options import _help
+from nonpareil.folders import writing_file
+from nonpareil.jobs.options import FileOptions, _help
+from nonpareil.jobs.places import check_output, inputs_of
 
 
 @dataclass
-class ExportOptions:
+class ExportOptions(FileOptions):
     """Options of `nonpareil export`."""
 
     groups: str | None = field(
@@ -26,14 +28,15 @@ class ExportOptions:
     )
     seed: int = field(default=0, metadata=_help("Of the draw among tied completions."))
     truncated: str = field(default="allow", metadata=_help("allow, or exclude completions that were cut."))
-    overwrite: bool = field(default=False, metadata=_help("Replace the file."))
+    overwrite: bool = field(default=False, metadata=_help("Replace the file that an earlier export wrote."))
 
 
 def run(options: ExportOptions) -> dict[str, Any]:
     """Write the file; returns how many rows it has and how many groups gave none, by reason.
 
     Raises:
-        NonpareilError: no groups or file named, groups without rewards, or a file that exists.
+        NonpareilError: no groups or file named, groups without rewards, or a file that exists and, with
+            `overwrite`, that we did not write.
     """
     for name in ("groups", "output"):
         if getattr(options, name) is None:
@@ -44,20 +47,32 @@ def run(options: ExportOptions) -> dict[str, Any]:
     from nonpareil.rollouts.reading import read_groups
     from nonpareil.rollouts.vbon import read_vbon
 
-    source = Path(options.groups or "")
-    groups = read_vbon(source) if source.suffix in (".json", ".jsonl") else read_groups(source)
-    report = export(
-        groups,
-        options.output or "",
-        options.format,  # type: ignore[arg-type]
-        n=options.n,
-        seed=options.seed,
-        truncated=options.truncated,  # type: ignore[arg-type]
-        overwrite=options.overwrite,
-    )
+    source, output = Path(options.groups or ""), Path(options.output or "")
+    _check_output(options, source, output)
+    with writing_file(output, "export", option="output") as folder:
+        if options.overwrite:
+            folder.refuse_foreign([output.name])
+        report = export(
+            read_vbon(source) if source.suffix in (".json", ".jsonl") else read_groups(source),
+            output,
+            options.format,  # type: ignore[arg-type]
+            n=options.n,
+            seed=options.seed,
+            truncated=options.truncated,  # type: ignore[arg-type]
+            overwrite=options.overwrite,
+        )
     return {
         "output": str(report.path),
         "groups": report.groups,
         "rows": report.rows,
         "skipped": report.skipped,
     }
+
+
+def _check_output(options: ExportOptions, source: Path, output: Path) -> None:
+    check_output("output", output, inputs_of(options))
+    shards = source / "data" if (source / "data").is_dir() else source
+    if shards.is_dir() and output.parent.is_dir() and shards.samefile(output.parent):
+        raise ConfigError(
+            f"output={str(output)!r} would lie among the shards of groups={str(source)!r}; name another place"
+        )

@@ -21,6 +21,14 @@ def _help(text: str) -> dict[str, str]:
 
 
 @dataclass
+class FileOptions:
+    """Where options came from."""
+
+    config_file: str | None = field(default=None, init=False)
+    """The YAML file; no option of its own, but one of the files that no output may be written over."""
+
+
+@dataclass
 class CodeOptions:
     """Whose code may run."""
 

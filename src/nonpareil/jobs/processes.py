@@ -12,11 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nonpareil.errors import ConfigError
-from nonpareil.files import held
+from nonpareil.folders import writing
 from nonpareil.jobs import launch
 
 LAST_LINES = 15
+COMMAND = "compare"
+FILES = (
+    *("comparison.json", "comparison.md", "comparison.html", "pareto.png", "gold.png"),
+    *("pairs.jsonl", "evaluation.json", "runs/*/*/settings.json", "runs/*/*/run.yaml", "runs/*/*/done.json"),
+)
+"""What a comparison writes right in its folder and in those of its runs, as globs."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,13 @@ def locked(folder: Path) -> Iterator[int]:
     """Hold the folder against other comparisons; gives the lock's file descriptor, for children to hold too.
 
     Raises:
-        ConfigError: it is a file, or another comparison (or a run it left behind) works in it.
+        ConfigError: it is a file, cannot be written to or holds what is not ours to replace, or another comparison
+            (or a run it left behind) works in it.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output_dir={str(folder)!r} is a file; name a directory")
-    folder.mkdir(parents=True, exist_ok=True)
-    with held(folder, "another comparison") as lock:
-        yield lock
+    with writing(folder, COMMAND, other="another comparison") as held:
+        held.refuse_other_command()
+        held.refuse_foreign(FILES)
+        yield held.lock
 
 
 def run_logged(command: Sequence[str], log: Path, lock: int) -> Finished:

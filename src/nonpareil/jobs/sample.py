@@ -7,6 +7,7 @@ from typing import Any
 
 from nonpareil.jobs.engines import EngineOptions, drawer_of, source_of
 from nonpareil.jobs.options import (
+    FileOptions,
     ModelOptions,
     PromptOptions,
     RewardOptions,
@@ -16,12 +17,13 @@ from nonpareil.jobs.options import (
     load_reward,
     require_all,
 )
+from nonpareil.jobs.places import check_output, inputs_of
 from nonpareil.records import Group, ScoreRequest
 from nonpareil.terminal import printable
 
 
 @dataclass
-class SampleOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions, EngineOptions):
+class SampleOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions, EngineOptions, FileOptions):
     """Options of `nonpareil sample`."""
 
     output_dir: str = field(
@@ -31,7 +33,9 @@ class SampleOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions,
     max_prompts: int | None = field(default=None, metadata=_help("The first ones only."))
     num_generations: int = field(default=8, metadata=_help("Completions a prompt, m."))
     shard_size: int = field(default=64, metadata=_help("Prompts a file: what a kill can cost."))
-    overwrite: bool = field(default=False, metadata=_help("Delete groups of an earlier run first."))
+    overwrite: bool = field(
+        default=False, metadata=_help("Delete the groups that an earlier run wrote first.")
+    )
     inspect: bool = field(
         default=False,
         metadata=_help("Print the exact ids the policy and the reward model see of two prompts."),
@@ -45,8 +49,12 @@ def run(options: SampleOptions) -> dict[str, Any]:
         NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
     """
     require_all(options)
+    check_output("output_dir", options.output_dir, inputs_of(options), deletes=options.overwrite)
+    from nonpareil.rollouts.folder import check_folder
     from nonpareil.rollouts.progress import ProgressBar
     from nonpareil.rollouts.run import draw_and_score
+
+    check_folder(options.output_dir, overwrite=options.overwrite)
 
     policy = source_of(options)
     prompts = load_prompt_records(

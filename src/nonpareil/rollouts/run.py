@@ -6,19 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nonpareil.errors import ConfigError, DataError, RewardError
 from nonpareil.files import jsonable, write_bytes
+from nonpareil.markers import OutputFolder
 from nonpareil.models.memory import free_memory
 from nonpareil.protocols import Engine
 from nonpareil.records import Group, Prompt, SamplingParams
 from nonpareil.rollouts.cluster import ShardTask, ShardWorkers
 from nonpareil.rollouts.columns import column_types
-from nonpareil.rollouts.folder import locked_folder
+from nonpareil.rollouts.folder import delete_rollouts, locked_folder
+from nonpareil.rollouts.given import release, resolve
 from nonpareil.rollouts.manifest import (
     FORMAT,
     TOKEN_IDS,
@@ -35,8 +37,6 @@ from nonpareil.rollouts.rendering import read_rendered, write_rendered
 from nonpareil.rollouts.resume import check_prompts, missing_shards, stored_manifest
 from nonpareil.rollouts.scoring import RewardSum, counted, is_scored, reward_settings, score_shard
 from nonpareil.rollouts.store import ShardNotes, notes_of, read_table, shard_path, write_shard
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def draw_and_score(
         model_info: what decides the policy: `fingerprint`, `revision`, `adapter`, ... ; `path` is a label.
         shard_size: prompts a file; an earlier call's stays.
         progress: told of groups and tokens as they come.
-        overwrite: delete the folder's shards and manifest first; other files stay.
+        overwrite: delete the shards and manifest that we wrote there, once the engine is made; other files stay.
 
     Raises:
         ConfigError: num_generations < 2, settings other than those of the folder (each is named), a folder
@@ -109,9 +109,10 @@ def draw_and_score(
     check_prompts(prompts)
     types = column_types([prompt.columns for prompt in prompts])
     folder = Path(output_dir)
-    with locked_folder(folder, overwrite=overwrite):
+    with locked_folder(folder, overwrite=overwrite) as held:
         draw = draw_settings(prompts, sampling, num_generations, model_info)
-        run = _Run(folder, prompts, types, sampling, num_generations, draw, shard_size, progress or Silent())
+        progress, old = progress or Silent(), held if overwrite else None
+        run = _Run(folder, prompts, types, sampling, num_generations, draw, shard_size, progress, old)
         if isinstance(engine, ShardWorkers):
             drawn, scored, counts = run.fill_missing(engine, reward)
         else:
@@ -130,12 +131,14 @@ class _Run:
     settings: dict[str, Any]
     shard_size: int
     progress: Progress
+    old: OutputFolder | None
+    """The folder while it holds what is to be deleted before anything is drawn."""
     moved: bool = False
     """Whether the prompts would be rendered otherwise now than they were when the folder was begun."""
 
     def __post_init__(self) -> None:
         self.manifest: dict[str, Any] = {}
-        stored = stored_manifest(self.folder)
+        stored = None if self.old else stored_manifest(self.folder)
         if stored is not None:
             self.moved = rendering_moved(stored["draw"], self.settings)
             check_same({k: v for k, v in stored["draw"].items() if k != "engine"}, self.settings, self.folder)
@@ -149,6 +152,8 @@ class _Run:
         self.paths = [shard_path(self.folder, index) for index in range(len(self.shards))]
 
     def missing(self) -> list[int]:
+        if self.old:
+            return list(range(len(self.paths)))
         missing = missing_shards(self.folder, self.manifest, self.shards)
         if self.moved:
             print(
@@ -167,7 +172,7 @@ class _Run:
         if not missing:
             return 0
         made = not hasattr(engine, "draw")
-        drawer = _resolve(engine, "draw")
+        drawer = resolve(engine, "draw")
         self._begin(drawer)
         self.progress.start("draw", sum(len(self.shards[i]) for i in missing))
         for i in missing:
@@ -175,14 +180,17 @@ class _Run:
             groups = [Group.of(p, d) for p, d in zip(self.shards[i], draws, strict=True)]
             write_shard(self.paths[i], groups, self.types, self._notes(i))
         if made:
-            _release(drawer)
+            release(drawer)
             del drawer
             free_memory()
         return len(missing)
 
     def _begin(self, engine: Engine | ShardWorkers) -> None:
-        """Check the engine against the folder's, or write the manifest of a new folder."""
+        """Check the engine against the folder's, or write the manifest of a new folder, emptied if it must be."""
         description = jsonable(engine.describe())
+        if self.old:
+            delete_rollouts(self.old)
+            self.old = None
         if self.manifest:
             check_same({"engine": self.manifest["draw"]["engine"]}, {"engine": description}, self.folder)
             return
@@ -204,7 +212,7 @@ class _Run:
 
     def score_missing(self, reward: RewardSum | Callable[[], RewardSum]) -> tuple[int, Counter[str]]:
         made = not hasattr(reward, "score_each")
-        scorer = _resolve(reward, "score_each")
+        scorer = resolve(reward, "score_each")
         before = counted(scorer.rewards)
         settings, todo = self._begin_scoring(scorer)
         if todo:
@@ -214,7 +222,7 @@ class _Run:
                 self.progress.update(score_shard(self.paths[i], scorer, settings), 0)
         finally:
             if made:
-                _release(scorer)
+                release(scorer)
         counts = counted(scorer.rewards)
         counts.subtract(before)
         return len(todo), counts
@@ -244,12 +252,13 @@ class _Run:
     ) -> tuple[int, int, Counter[str]]:
         """Draw and score in one go what lacks either; a shard is on disk as soon as a worker is done with it."""
         missing = self.missing()
+        scorer = None if reward is None else resolve(reward, "score_each")
         if missing:
             self._begin(workers)
         settings: dict[str, Any] | None = None
         unscored: list[int] = []
-        if reward is not None:
-            settings, unscored = self._begin_scoring(_resolve(reward, "score_each"))
+        if scorer is not None:
+            settings, unscored = self._begin_scoring(scorer)
         waiting = {*missing, *unscored}
         if not waiting:
             return 0, 0, Counter()
@@ -287,14 +296,3 @@ class _Run:
                 "asked again"
             )
         return self.manifest
-
-
-def _resolve(given: T | Callable[[], T], method: str) -> T:
-    """The thing itself, which has `method`, or what the function makes."""
-    return cast(T, given) if hasattr(given, method) else cast(Callable[[], T], given)()
-
-
-def _release(made: Any) -> None:
-    release = getattr(made, "release", None)
-    if release is not None:
-        release()

@@ -32,12 +32,12 @@ from nonpareil.rewards import CombinedReward, load_rewards
 from nonpareil.training.accumulate import Accumulator
 from nonpareil.training.arguments import check_arguments, read_policy
 from nonpareil.training.callbacks import AnchorCallback, CompactProgress, MetricsFile, StopCleanly
-from nonpareil.training.checkpoints import CheckpointingTrainer
 from nonpareil.training.checks import check_adapter, check_scorable
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.drawings import make_drawing
 from nonpareil.training.figures import completion_rows, step_figures, write_completions
 from nonpareil.training.method import anchor_motion, given_method, method_of
+from nonpareil.training.output import ListingTrainer
 from nonpareil.training.sampler import RepeatedBatches, whole_batches
 from nonpareil.training.spent import Spent
 from nonpareil.training.steps import StepDrawer, StepDraws, reward_tensor
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 
-class DistillationTrainer(CheckpointingTrainer):
+class DistillationTrainer(ListingTrainer):
     """Distils best-of-N into the policy, by the method that `args.method` names (J-BOND unless told otherwise).
 
     Each step draws what the method asks for of the policy and of the anchor for every prompt of the batch, scores

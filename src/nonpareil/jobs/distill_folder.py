@@ -1,0 +1,98 @@
+"""A distillation's folder: what may be there when it begins, and what of it is deleted."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nonpareil.errors import ConfigError
+from nonpareil.folders import held_folder, is_vacant, writing
+from nonpareil.jobs.evaluation_folders import delete_evaluation, evaluation_folder
+from nonpareil.jobs.places import check_output, inputs_of
+from nonpareil.markers import MARKER, OutputFolder
+
+if TYPE_CHECKING:
+    from nonpareil.jobs.distill import DistillOptions
+    from nonpareil.jobs.evaluate import EvaluateOptions
+    from nonpareil.training.config import DistillationConfig
+
+_MODEL_FILES = (
+    *("config.json", "generation_config.json", "model*.safetensors*", "pytorch_model*.bin*"),
+    *("adapter_config.json", "adapter_model.safetensors", "training_args.bin"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
+    *("vocab.json", "vocab.txt", "merges.txt", "sentencepiece*.model", "spiece.model"),
+)
+WRITTEN = (
+    *_MODEL_FILES,
+    *(f"merged/{name}" for name in _MODEL_FILES),
+    *("README.md", "trainer_state.json", "spent.json", "metrics.jsonl", "completions/*.parquet"),
+)
+"""Files that a distillation may write, beside its checkpoints, as globs."""
+_CHECKPOINTS = tuple(
+    f"checkpoint-*/{name}" for name in (*_MODEL_FILES, "trainer_state.json", "*.pt", "*.pth")
+)
+
+
+@contextmanager
+def distillation_folder(
+    options: "DistillOptions", config: "DistillationConfig", evaluation: "EvaluateOptions | None"
+) -> Iterator[None]:
+    """Hold output_dir against other distillations, in the first process for all; nothing is deleted yet.
+
+    Raises:
+        ConfigError: a folder that is an input, that cannot be written to, that another process holds, that holds an
+            earlier run (and neither `overwrite` nor `resume_from_checkpoint`) or what is not ours to replace.
+    """
+    from nonpareil.models.distributed import process_index, wait_for_all
+    from nonpareil.training.output import COMMAND
+
+    resume, output_dir = bool(config.resume_from_checkpoint), str(config.output_dir)
+    if process_index() > 0:
+        wait_for_all()
+        yield
+        return
+    check_output(
+        "output_dir", output_dir, inputs_of(options, config), deletes=options.overwrite and not resume
+    )
+    with writing(output_dir, COMMAND, other="another distillation") as folder:
+        _check(folder, overwrite=options.overwrite, resume=resume, max_steps=config.max_steps)
+        if evaluation is not None:
+            with evaluation_folder(evaluation):
+                pass
+        wait_for_all()
+        yield
+
+
+def start_anew(output_dir: Path) -> None:
+    """Delete what an earlier run wrote, its evaluation included; what else is in the folder stays."""
+    folder = held_folder(output_dir / MARKER)
+    assert folder is not None
+    delete_evaluation(output_dir / "evaluation")
+    folder.delete()
+
+
+def _check(folder: OutputFolder, *, overwrite: bool, resume: bool, max_steps: int) -> None:
+    folder.refuse_other_command()
+    if not folder.marked and not is_vacant(folder.path):
+        raise ConfigError(
+            f"{folder.where} exists and has no {MARKER}, the list of what nonpareil wrote, so nothing there is "
+            "deleted or replaced; name another directory (a run of an older version goes on there with "
+            "resume_from_checkpoint=<its last checkpoint>), or delete all of it yourself"
+        )
+    if folder.holds_ours() and not resume and not overwrite:
+        raise ConfigError(
+            f"{folder.where} exists; give --resume_from_checkpoint true to go on, --overwrite to start anew, or "
+            "another output_dir"
+        )
+    folder.refuse_foreign([*WRITTEN, *_reached(folder, max_steps, resume)])
+
+
+def _reached(folder: OutputFolder, max_steps: int, resume: bool) -> list[Any]:
+    """Files of checkpoints that the run could write to, or take up as its own."""
+    from nonpareil.training.output import checkpoint_step
+
+    def in_the_way(name: str) -> bool:
+        step = checkpoint_step(name)
+        return step is not None and (resume or max_steps <= 0 or step <= max_steps)
+
+    return [each for each in folder.foreign(_CHECKPOINTS) if in_the_way(each.split("/", 1)[0])]

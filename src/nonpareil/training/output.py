@@ -1,0 +1,94 @@
+"""A training's folder: held by one process, its files listed as ours, and no other file deleted."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+
+from nonpareil.folders import held_folder, writing
+from nonpareil.markers import OutputFolder
+from nonpareil.models.distributed import process_index, wait_for_all
+from nonpareil.training.callbacks import METRICS_FILE
+from nonpareil.training.checkpoints import CheckpointingTrainer
+
+COMMAND = "distill"
+
+
+class ListingTrainer(CheckpointingTrainer):
+    """A Trainer that is alone in its folder, and deletes older checkpoints only where it wrote them."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:  # type: ignore[override]
+        """As `CheckpointingTrainer`; the folder is held meanwhile, by the first process for all.
+
+        Raises:
+            ConfigError: another process writes to the folder, or it cannot be written to.
+        """
+        with self._alone():
+            return super().train(resume_from_checkpoint, **kwargs)
+
+    def save_finished(self) -> None:
+        """The policy, its tokenizer and the trainer's state, in output_dir; called by all processes."""
+        with ExitStack() as stack:
+            staging = None
+            if (folder := self._folder()) is not None:
+                staging = str(stack.enter_context(folder.staged()))
+                self.state.save_to_json(os.path.join(staging, TRAINER_STATE_NAME))
+            self.save_model(staging)
+
+    def _folder(self) -> OutputFolder | None:
+        """Where the first process lists what is written; None in the others."""
+        if process_index() > 0:
+            return None
+        folder = held_folder(Path(str(self.args.output_dir)) / METRICS_FILE)
+        at_home = folder is not None and os.path.realpath(str(self.args.output_dir)) == str(folder.path)
+        return folder if at_home else None
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            if process_index() == 0:
+                folder = self._folder() or stack.enter_context(
+                    writing(str(self.args.output_dir), COMMAND, other="another distillation")
+                )
+                stack.enter_context(folder.adding(METRICS_FILE))
+                # TensorBoard's files, which name the process that writes them.
+                events = f"*tfevents.*.{socket.gethostname()}.{os.getpid()}.*"
+                stack.enter_context(folder.adding("runs", [events]))
+            wait_for_all()
+            yield
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As transformers does, whose way of deleting older ones takes every folder of such a name for its own."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        folder = self._folder()
+        with ExitStack() as stack:
+            if folder is not None:
+                stack.enter_context(folder.adding(f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.save_total_limit = limit
+            wait_for_all()  # every process writes a file of its own
+        if folder is not None and limit:
+            delete_older(folder, limit, self.state.best_model_checkpoint)
+
+
+def delete_older(folder: OutputFolder, limit: int, best: str | None = None) -> None:
+    """Delete the oldest checkpoints that are listed as ours, until `limit` are left; the last and the best stay."""
+    ours = sorted(filter(checkpoint_step, folder.entries()), key=lambda name: checkpoint_step(name) or 0)
+    spared = {name for name in ours if name in (ours[-1], Path(best or "").name)}
+    extra = max(0, len(ours) - max(limit, len(spared)))
+    for name in [name for name in ours if name not in spared][:extra]:
+        folder.delete(name)
+
+
+def checkpoint_step(name: str) -> int | None:
+    """The step in a checkpoint folder's name; None where it is not such a name."""
+    prefix, _, step = name.rpartition("-")
+    return int(step) if prefix == PREFIX_CHECKPOINT_DIR and step.isdecimal() else None
