@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from nonpareil.errors import DataError
 from nonpareil.files import write_bytes
 from nonpareil.records import Group, refuse_repeated
-from nonpareil.rollouts.checksum import seal_holds, sealed_parquet
+from nonpareil.rollouts.checksum import CHECKSUM_KEY, seal_holds, sealed_parquet
 from nonpareil.rollouts.columns import (
     OWN_NAMES,
     REWARD_PREFIX,
@@ -153,7 +153,8 @@ def read_table(path: Path) -> pa.Table:
             table = file.read()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _corrupt(path, printable(str(error))) from error
-    if holds is None and b'"draw"' in (table.schema.metadata or {}).get(METADATA_KEY, b""):
+    metadata = dict(table.schema.metadata or {})
+    if holds is None and b'"draw"' in metadata.get(METADATA_KEY, b""):
         raise _corrupt(path, "its checksum is gone")
     missing = [name for name in OWN_NAMES if name not in table.column_names and name != "rewards"]
     if missing:
@@ -161,7 +162,8 @@ def read_table(path: Path) -> pa.Table:
             f"{path} holds no groups: it has no column {missing[0]!r} "
             f"(it has: {', '.join(map(printable, table.column_names))})"
         )
-    return table
+    metadata.pop(CHECKSUM_KEY.encode(), None)  # of this file, and not of what is made from it
+    return table.replace_schema_metadata(metadata)
 
 
 def _corrupt(path: Path, reason: str) -> DataError:
