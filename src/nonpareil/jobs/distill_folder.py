@@ -25,7 +25,14 @@ _MODEL_FILES = (
 WRITTEN = (
     *_MODEL_FILES,
     *(f"merged/{name}" for name in _MODEL_FILES),
-    *("README.md", "trainer_state.json", "spent.json", "metrics.jsonl", "completions/*.parquet"),
+    *(
+        "README.md",
+        "trainer_state.json",
+        "spent.json",
+        "metrics.jsonl",
+        "reward-errors.log",
+        "completions/*.parquet",
+    ),
 )
 """Files that a distillation may write, beside its checkpoints, as globs."""
 _CHECKPOINTS = tuple(

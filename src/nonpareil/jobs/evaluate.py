@@ -114,14 +114,8 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
         check_loadable(policy, reference)
     # The reference first: a shared folder of another evaluation is refused before anything is drawn.
     m, k = options.num_reference_samples, options.num_generations
-    reward = load_reward(
-        options,
-        options.reward_weights,
-        options.reward_timeout,
-        trust_remote_code=options.trust_remote_code,
-    )
-    rewards = check_rewards(options, reward, prompts, reference.tokenizer)
-    reward.release()
+    rewards = check_rewards(options, _reward(options), prompts, reference.tokenizer)
+    rewards[-1].release()
     theirs = _groups(options, prompts, rewards, reference, shared, m, is_reference=True)
     # As the reference read them, which may have been on another day, in a template that writes the date.
     read = [replace(p, token_ids=group.prompt_token_ids) for p, group in zip(prompts, theirs, strict=True)]
@@ -227,6 +221,11 @@ def _groups(
     for reward in rewards:
         reward.release()  # in memory while it scores, never beside the models that draw or are compared
     return result.groups()
+
+
+def _reward(options: EvaluateOptions) -> "CombinedReward":
+    trust = options.trust_remote_code
+    return load_reward(options, options.reward_weights, options.reward_timeout, trust_remote_code=trust)
 
 
 def check_rewards(

@@ -66,10 +66,7 @@ def run(options: SampleOptions) -> dict[str, Any]:
     )
     policy.check(prompts, options.sampling())
     reward = load_reward(
-        options,
-        options.reward_weights,
-        options.reward_timeout,
-        trust_remote_code=options.trust_remote_code,
+        options, options.reward_weights, options.reward_timeout, trust_remote_code=options.trust_remote_code
     )
     most_calls = reward.check_group_size(options.num_generations)
     reward.check_prompts(prompts, options.max_completion_length, policy.tokenizer)

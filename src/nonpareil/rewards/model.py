@@ -71,9 +71,7 @@ class RewardModel:
         """See the class."""
         check_overlong(overlong)
         if not _is_whole(max_tokens_per_batch) or max_tokens_per_batch < 1:
-            raise ConfigError(
-                f"max_tokens_per_batch={max_tokens_per_batch!r} must be a whole number, at least 1"
-            )
+            raise ConfigError(f"max_tokens_per_batch={max_tokens_per_batch!r} must be at least 1, and whole")
         for option, value in (("append_eos", append_eos), ("prepend_bos", prepend_bos)):
             if not isinstance(value, bool):
                 raise ConfigError(f"{option}={value!r} must be True or False")
