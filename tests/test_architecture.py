@@ -45,7 +45,7 @@ FOREIGN_TEXT = {
 def test_imports_go_down_a_floor():
     pytest.importorskip("importlinter", reason="the import contract needs the dev extra")
     code = "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
-    done = python(code, "--no-cache", "--no-logo", cwd=ROOT)
+    done = python(code, "--no-cache", cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"Contracts: [1-9]\d* kept, 0 broken", done.stdout), done.stdout
 

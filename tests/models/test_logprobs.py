@@ -160,7 +160,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_no_tensor_grows_with_tokens_times_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    vocab, tokens = 600, 8 * 50
+    vocab, tokens = 2000, 8 * 50
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", 16 * vocab)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(LlamaConfig(**{**LLAMA, "vocab_size": vocab}))
@@ -179,7 +179,7 @@ def test_no_tensor_grows_with_tokens_times_vocabulary(monkeypatch: pytest.Monkey
     with Largest() as plain:
         model(input_ids=torch.tensor([[1, *ids] for ids in sequences.completion_ids])).logits.sum().backward()
     assert plain.elements >= tokens * vocab, "the yardstick itself"
-    # The largest are now the weights' own gradients and the hidden states.
+    # The largest are now the weights' own gradients and, in older torch, the scores of attention.
     assert 0 < forward.elements <= tokens * vocab / 8
     assert 0 < backward.elements <= tokens * vocab / 8
     assert model.get_output_embeddings().weight.grad.abs().sum() > 0
