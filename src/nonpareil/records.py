@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from nonpareil.errors import DataError
+from nonpareil.settings import option
 
 Message = dict[str, str]
 PromptText = str | list[Message]
@@ -88,14 +89,14 @@ def _sha256(value: Any) -> str:
 class SamplingParams:
     """How completions are drawn. Defaults are the policy's own distribution."""
 
-    max_completion_length: int = 512
-    """Most tokens a completion may have, the end token included."""
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    """0 keeps the whole vocabulary."""
-    min_p: float = 0.0
-    seed: int = 0
+    max_completion_length: int = option(
+        512, "Most tokens a completion may have, the end token included.", at_least=1
+    )
+    temperature: float = option(1.0, "Divides the logits.", above=0, why="best-of-N needs draws that differ")
+    top_p: float = option(1.0, "Keep the likeliest tokens up to this mass.", above=0, at_most=1)
+    top_k: int = option(0, "Keep this many tokens; 0 keeps the whole vocabulary.", at_least=0)
+    min_p: float = option(0.0, "Keep tokens at least this share of the likeliest one.", at_least=0, below=1)
+    seed: int = option(0, "The same seed draws the same completions.")
 
     @property
     def keeps_whole_vocabulary(self) -> bool:

@@ -165,7 +165,7 @@ def test_fresh_draws_are_not_compared_with_groups_judged_apart(nonpareil, files)
         ({"judge_cache": "x.jsonl"}, "judge_cache='x.jsonl' is not read without judge_model"),
         ({"judge_model": "m"}, "judge_model='m' has no server; give judge_base_url"),
         ({"reward_api_key_env": "KEY"}, "reward_api_key_env='KEY' is read by reward endpoints only"),
-        ({"reward_timeout": -1}, "reward_timeout=-1.0 must be a positive number of seconds"),
+        ({"reward_timeout": -1}, "reward_timeout=-1.0 must be above 0"),
         (
             {"reward_endpoints": "json+http://h/#x", "reward_api_key_env": "NONPAREIL_UNSET"},
             "reward_api_key_env='NONPAREIL_UNSET': no such environment variable",

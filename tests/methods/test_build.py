@@ -7,8 +7,8 @@ import pytest
 
 from nonpareil.errors import ConfigError
 from nonpareil.methods import METHODS, build, method_class
-from nonpareil.methods.base import check_choice, check_range
 from nonpareil.methods.bond import BOND
+from nonpareil.setting_types import check_value
 
 STORED = {"bonbon", "sft_bon"}
 SETTINGS = {
@@ -180,17 +180,17 @@ def test_a_users_own_class_is_built_and_refused_by_the_same_rules():
 def test_ranges_and_choices_say_what_is_allowed():
     for value in (-1, 0, 0.5, 1, 2):
         if 0 <= value <= 1:
-            check_range("w", value, 0, 1)
+            check_value("w", value, float, at_least=0, at_most=1)
         else:
             with pytest.raises(ConfigError, match=f"w={value} must be at least 0 and at most 1"):
-                check_range("w", value, 0, 1)
-    with pytest.raises(ConfigError, match=r"^k=0 must be at least 1; draw more$"):
-        check_range("k", 0, 1, float("inf"), "draw more")
+                check_value("w", value, float, at_least=0, at_most=1)
+    with pytest.raises(ConfigError, match=r"^k=0 must be at least 1: draw more$"):
+        check_value("k", 0, int, at_least=1, why="draw more")
     with pytest.raises(ConfigError, match="w=nan"):
-        check_range("w", float("nan"), 0, 1)
-    check_choice("word", "a", ("a", "b"))
+        check_value("w", float("nan"), float, at_least=0, at_most=1)
+    check_value("word", "a", str, choices=("a", "b"))
     with pytest.raises(ConfigError, match="word='c' must be one of a, b"):
-        check_choice("word", "c", ("a", "b"))
+        check_value("word", "c", str, choices=("a", "b"))
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,14 @@
 """Flags and YAML into option dataclasses: flags override YAML, unknown keys name the nearest one."""
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from transformers import HfArgumentParser
-from transformers.utils import logging
+from typing import Any, NoReturn
 
 from nonpareil.errors import ConfigError
-from nonpareil.jobs.yaml_options import load_yaml, nearest, refuse_unknown
+from nonpareil.jobs.yaml_options import load_yaml, meant, refuse_unknown, typed
+from nonpareil.settings import Setting, settings_of
 
 
 def parse(
@@ -27,42 +25,56 @@ def parse(
     `defaults` replace the dataclasses' own; YAML replaces them, and flags replace YAML.
 
     Raises:
-        ConfigError: a file that cannot be read, or a key that no dataclass has, with the nearest one.
+        ConfigError: a file that cannot be read, a key that no dataclass has, with the nearest one, or a value that
+            cannot be.
     """
-    logging.disable_progress_bar()  # of loading and writing weights; ours and the trainer's stay
-    parser = HfArgumentParser(
-        list[Any](dataclasses),
+    settings = {name: one for cls in dataclasses for name, one in settings_of(cls).items()}
+    parser = CommandParser(
         prog=f"nonpareil {command}",
         description=description,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    for setting in settings.values():
+        _add_flag(parser, setting)
     parser.add_argument("--config", metavar="FILE.yaml", help="Options from a YAML file; flags override it.")
     parser.add_argument(
         "--json", action="store_true", help="Print one JSON object as the last line of stdout."
     )
-    names = sorted({f.name for dataclass in dataclasses for f in fields(dataclass) if f.init})
-    refuse_unknown_flags(argv, parser, names)
-    config_file = parser.parse_known_args([*argv], argparse.Namespace())[0].config
-    from_file = _read(config_file, names) if config_file else {}
-    parser.set_defaults(**{key: _as_text(value) for key, value in {**(defaults or {}), **from_file}.items()})
-    *instances, rest = parser.parse_args_into_dataclasses(list(argv), look_for_args_file=False)
+    refuse_unknown_flags(argv, parser, settings)
+    flags = vars(parser.parse_args(list(argv)))
+    config_file, as_json = flags.pop("config"), flags.pop("json")
+    given = {**(_read(config_file, settings) if config_file is not None else {}), **flags}
+    values = {**(defaults or {}), **given}
+    instances: list[Any] = [
+        typed(cls, {name: values[name] for name in settings_of(cls) if name in values}, "")
+        for cls in dataclasses
+    ]
     for instance in instances:
         if hasattr(instance, "config_file"):
             instance.config_file = config_file
-    flags = {name for name in names if any(a == f"--{name}" or a.startswith(f"--{name}=") for a in argv)}
-    given = {**from_file, **dict.fromkeys(flags, True)}
-    return instances, given, rest.json
+    _quiet()
+    return instances, given, as_json
 
 
-def _read(path: str, names: list[str]) -> dict[str, Any]:
-    content = load_yaml(Path(path))
-    refuse_unknown(content, names, f"config={path!r}")
-    return content
+class CommandParser(argparse.ArgumentParser):
+    """Says in one line what is wrong, in place of the usage of all flags. `-1e-3` is a value, and no flag."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._negative_number_matcher = re.compile(r"-[0-9.]")
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"{message}; see {self.prog} --help")
 
 
-def refuse_unknown_flags(argv: Sequence[str], parser: argparse.ArgumentParser, names: list[str]) -> None:
+def refuse_unknown_flags(argv: Sequence[str], parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
     """Refuse a flag that the parser has not, with the nearest.
 
     Raises:
@@ -72,9 +84,42 @@ def refuse_unknown_flags(argv: Sequence[str], parser: argparse.ArgumentParser, n
     for word in argv:
         flag = word.split("=", 1)[0]
         if flag.startswith("--") and flag not in known:
-            raise ConfigError(f"unknown flag {flag}{nearest(flag.removeprefix('--'), names, '--')}")
+            raise ConfigError(f"unknown flag {flag}{meant(flag.removeprefix('--'), names, '--')}")
 
 
-def _as_text(value: Any) -> Any:
-    """Scalars as argparse would see them on the command line, so that YAML's `1e-6` (a string) is a number."""
-    return str(value) if isinstance(value, bool | int | float) else value
+def _add_flag(parser: argparse.ArgumentParser, setting: Setting) -> None:
+    """A flag whose words stay text: what they mean is read as in YAML. Not given, it leaves no trace."""
+    name = setting.name
+    shape: dict[str, Any] = {}
+    if setting.is_list:
+        shape["nargs"] = "+"
+    elif bool in setting.kinds:
+        shape = {"nargs": "?", "const": "true"}
+    elif setting.limits.choices:
+        shape["metavar"] = "{" + ",".join(map(str, setting.limits.choices)) + "}"
+    parser.add_argument(*_spellings(name), dest=name, default=argparse.SUPPRESS, help=setting.help, **shape)
+    if setting.default is True:
+        parser.add_argument(
+            *_spellings(f"no_{name}"),
+            dest=name,
+            action="store_const",
+            const="false",
+            default=argparse.SUPPRESS,
+            help=f"--{name} false.",
+        )
+
+
+def _spellings(name: str) -> list[str]:
+    return list(dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")))
+
+
+def _read(path: str, names: Iterable[str]) -> dict[str, Any]:
+    content = load_yaml(Path(path))
+    refuse_unknown(content, names, f"config={path!r}")
+    return content
+
+
+def _quiet() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of loading and writing weights; ours and the trainer's stay

@@ -24,6 +24,8 @@ from nonpareil.models.adapters import RowAdapters, row_adapters
 from nonpareil.models.devices import device_of
 from nonpareil.models.loading import end_token_ids, stated_limits
 from nonpareil.records import Draws, Prompt, SamplingParams
+from nonpareil.setting_types import check_value
+from nonpareil.settings import check_settings
 
 
 @dataclass(frozen=True)
@@ -283,13 +285,5 @@ def check_sampling(sampling: SamplingParams) -> None:
     Raises:
         ConfigError: with the field, its value and the range.
     """
-    rules = {
-        "max_completion_length": (sampling.max_completion_length >= 1, "at least 1"),
-        "temperature": (sampling.temperature > 0, "above 0 (best-of-N needs draws that differ)"),
-        "top_p": (0 < sampling.top_p <= 1, "in (0, 1]"),
-        "top_k": (sampling.top_k >= 0, "0 (whole vocabulary) or more"),
-        "min_p": (0 <= sampling.min_p < 1, "in [0, 1)"),
-    }
-    for name, (holds, wanted) in rules.items():
-        if not holds:
-            raise ConfigError(f"{name}={getattr(sampling, name)} must be {wanted}")
+    check_value("sampling", sampling, SamplingParams)
+    check_settings(sampling)

@@ -7,8 +7,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from nonpareil.console import console
 from nonpareil.errors import ConfigError, NonpareilError
 from nonpareil.files import jsonable, write_bytes, write_json
@@ -26,6 +24,8 @@ from nonpareil.jobs.options import (
 )
 from nonpareil.jobs.processes import last_lines, locked, run_logged
 from nonpareil.jobs.remote_rewards import without_addresses
+from nonpareil.jobs.yaml_options import dump_yaml
+from nonpareil.setting_types import check_value
 
 if TYPE_CHECKING:
     from nonpareil.evaluation.comparison import RunRecord
@@ -51,6 +51,8 @@ def run(
         NonpareilError: whatever cannot work, before anything is computed.
         KeyboardInterrupt: after the run at work has saved a checkpoint; the same command goes on from there.
     """
+    check_value("config", config, str | Path)
+    check_value("output_dir", output_dir, str | Path | None, path=True)
     spec = read_spec(config, output_dir)
     plans = plan_runs(spec)
     names = [entry.name for entry in spec.methods]
@@ -196,7 +198,7 @@ class _Comparison:
                 )
         # No file of the comparison holds an address: those go along as flags, which prevail.
         kept = without_addresses(settings)
-        file = write_bytes(plan.folder / "run.yaml", yaml.safe_dump(jsonable(kept)).encode())
+        file = write_bytes(plan.folder / "run.yaml", dump_yaml(jsonable(kept)).encode())
         words = [sys.executable, "-m", "nonpareil.cli.main", "distill", "--config", str(file)]
         for name, value in settings.items():
             if kept[name] != value:

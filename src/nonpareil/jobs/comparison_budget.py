@@ -71,7 +71,7 @@ def schedule(
         end = f"the budget allows {steps} steps" if given is None else f"max_steps={given} ends the training"
         at = where if "num_train_epochs" in entry.settings else "training"
         raise ConfigError(
-            f"{at}: num_train_epochs={epochs} is not read by {entry.name}: {end}; "
+            f"{at}: num_train_epochs={epochs:g} is not read by {entry.name}: {end}; "
             + ("remove it" if at == where else "give it to methods that end by it alone")
         )
     schedule: dict[str, Any] = {"max_steps": -1 if steps is None else steps}

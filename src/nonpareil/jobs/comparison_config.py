@@ -1,14 +1,18 @@
 """The comparison's YAML: read, typed and checked key by key, before anything is computed."""
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from nonpareil.errors import ConfigError
-from nonpareil.jobs.options import ModelOptions, PromptOptions, RewardOptions, _help, require_all
+from nonpareil.jobs.options import ModelOptions, PromptOptions, RewardOptions, require_all
 from nonpareil.jobs.remote_rewards import refuse_judge
+from nonpareil.jobs.unread import refuse_unread_of_files, refuse_unread_of_rewards
 from nonpareil.jobs.yaml_options import load_yaml, mapping, refuse_unknown, typed
+from nonpareil.setting_types import SEED, check_value
+from nonpareil.settings import DTYPES, CheckedOptions, option, settings_of
 
 PLACEHOLDERS = ("output_dir", "seed", "groups", "model", "pairs", "python")
 _SECTIONS = ("budget", "groups", "evaluation", "training", "methods")
@@ -18,41 +22,40 @@ _SECTIONS = ("budget", "groups", "evaluation", "training", "methods")
 class CompareOptions(ModelOptions, PromptOptions, RewardOptions):
     """What all runs have in common: policy, prompts, reward, drawing, evaluation."""
 
-    dataset_train_split: str = field(default="train", metadata=_help("Prompts to train on."))
-    dataset_test_split: str = field(default="test", metadata=_help("Held-out prompts to evaluate on."))
-    eval_dataset_name: str | None = field(
-        default=None, metadata=_help("Held-out prompts, where dataset_name has no test split.")
+    dataset_train_split: str = option("train", "Prompts to train on.")
+    dataset_test_split: str = option("test", "Held-out prompts to evaluate on.")
+    eval_dataset_name: str | None = option(None, "Held-out prompts, where dataset_name has no test split.")
+    max_eval_prompts: int | None = option(256, "The first ones only.", at_least=1)
+    gold_reward: str | None = option(None, "A second reward that is not trained on: a model or a function.")
+    max_completion_length: int = option(256, "Most tokens drawn a completion.", at_least=1)
+    temperature: float = option(1.0, "Divides the logits.", above=0, why="best-of-N needs draws that differ")
+    n: list[int] = option(
+        [2, 4, 8, 16],
+        "The N whose best-of-N is compared with.",
+        at_least=2,
+        why="best-of-1 is the reference itself",
     )
-    max_eval_prompts: int | None = field(default=256, metadata=_help("The first ones only."))
-    gold_reward: str | None = field(
-        default=None, metadata=_help("A second reward that is not trained on: a model or a function.")
-    )
-    max_completion_length: int = field(default=256, metadata=_help("Most tokens drawn a completion."))
-    temperature: float = field(default=1.0, metadata=_help("Divides the logits."))
-    n: list[int] = field(
-        default_factory=lambda: [2, 4, 8, 16], metadata=_help("The N whose best-of-N is compared with.")
-    )
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata=_help("One run a method and seed."))
-    checkpoints: int = field(default=3, metadata=_help("Evaluated on the way, spread over the training."))
-    title: str = field(default="Which method, at what cost?", metadata=_help("The report's heading."))
-    output_dir: str = field(default="nonpareil-comparison", metadata=_help("Runs and report."))
+    seeds: list[int] = option([0, 1, 2], "One run a method and seed.", at_least=0, at_most=SEED)
+    checkpoints: int = option(3, "Evaluated on the way, spread over the training.", at_least=0)
+    title: str = option("Which method, at what cost?", "The report's heading.")
+    output_dir: str = option("nonpareil-comparison", "Runs and report.", path=True)
 
 
 @dataclass
-class BudgetOptions:
+class BudgetOptions(CheckedOptions):
     """What each run may spend; exactly one is given."""
 
-    completions: int | None = None
-    seconds: float | None = None
+    completions: int | None = option(None, "Drawn by each run, its share of the pool counted.", at_least=1)
+    seconds: float | None = option(None, "Of training, drawing its share of the pool counted.", at_least=1)
 
 
 @dataclass
-class PoolOptions:
+class PoolOptions(CheckedOptions):
     """The stored groups that methods with `stored: true` share."""
 
-    num_generations: int = 16
-    max_prompts: int | None = None
-    seed: int = 0
+    num_generations: int = option(16, "Completions a prompt, m.", at_least=2)
+    max_prompts: int | None = option(None, "The first training prompts only.", at_least=1)
+    seed: int = option(0, "Of the draws.", at_least=0, at_most=SEED)
 
     @property
     def completions(self) -> int:
@@ -61,15 +64,15 @@ class PoolOptions:
 
 
 @dataclass
-class EvaluationOptions:
+class EvaluationOptions(CheckedOptions):
     """How every policy is measured."""
 
-    num_generations: int = 8
-    num_reference_samples: int = 16
-    checkpoint_prompts: int = 128
-    checkpoint_num_generations: int = 4
-    kl_dtype: str = "float32"
-    seed: int = 0
+    num_generations: int = option(8, "Completions of the policy a prompt.", at_least=2)
+    num_reference_samples: int = option(16, "Completions of the reference a prompt, M.", at_least=2)
+    checkpoint_prompts: int = option(128, "The first held-out prompts, for checkpoints.", at_least=1)
+    checkpoint_num_generations: int = option(4, "Completions of a checkpoint a prompt.", at_least=2)
+    kl_dtype: str = option("float32", "Both models' dtype for the KL.", choices=DTYPES)
+    seed: int = option(0, "Of the draws.", at_least=0, at_most=SEED)
 
 
 @dataclass(frozen=True)
@@ -114,10 +117,9 @@ def read_spec(path: str | Path, output_dir: str | None = None) -> ComparisonSpec
     """
     content = load_yaml(Path(path))
     sections = {name: content.pop(name, None) for name in _SECTIONS}
-    known = [f.name for f in fields(CompareOptions)]
-    refuse_unknown(content, [*known, *_SECTIONS], "")
+    refuse_unknown(content, [*settings_of(CompareOptions), *_SECTIONS], "")
     options = typed(CompareOptions, content, "")
-    options.output_dir = output_dir or options.output_dir
+    options.output_dir = str(output_dir) if output_dir is not None else options.output_dir
     pool = None if sections["groups"] is None else typed(PoolOptions, sections["groups"], "groups")
     methods = mapping(sections["methods"], "methods")
     spec = ComparisonSpec(
@@ -141,15 +143,20 @@ def _entry(name: Any, entry: Any) -> MethodEntry:
         )
     settings = dict(mapping(entry, where))
     method, command = settings.pop("method", None), settings.pop("command", None)
+    if method is not None:
+        check_value(f"{where}.method", method, str)
     stored = settings.pop("stored", False)
     if not isinstance(stored, bool):
         raise ConfigError(f"{where}.stored={stored!r} must be true or false")
     if command is None:
-        return MethodEntry(name, str(method or name), stored, settings, None)
+        return MethodEntry(name, method or name, stored, settings, None)
     if method is not None or settings:
         unread = ["method"] if method is not None else sorted(settings)
         raise ConfigError(f"{where}: {unread[0]} is not read beside command; put it into the command's words")
-    if not isinstance(command, list) or not command:
+    words_only = isinstance(command, list) and not any(
+        isinstance(word, list | dict | NoneType) for word in command
+    )
+    if not words_only or not command:
         raise ConfigError(f"{where}.command={command!r} must be a list of words, as [python, train.py, ...]")
     words = tuple(str(word) for word in command)
     for used in re.findall(r"\{(\w+)\}", " ".join(words)):
@@ -169,13 +176,16 @@ def _entry(name: Any, entry: Any) -> MethodEntry:
 def _check(spec: ComparisonSpec) -> None:
     options, budget, evaluation = spec.options, spec.budget, spec.evaluation
     require_all(options)
+    refuse_unread_of_rewards(options, options.gold_reward, options.reward_timeout)
     refuse_judge(options, "compare evaluates every policy")
+    sources = {"dataset_train_split": options.dataset_name or "", "dataset_test_split": spec.eval_source}
+    refuse_unread_of_files(options, sources)
     if not spec.methods:
         raise ConfigError("methods is missing or empty; name at least one, for example methods: {jbond: {}}")
     if (budget.completions is None) == (budget.seconds is None):
         both = "both are" if budget.completions is not None else "neither is"
         raise ConfigError(f"budget takes either completions or seconds, and {both} given; give one")
-    _check_numbers(spec)
+    _check_different(options)
     if spec.pool is None:
         for entry in spec.methods:
             if entry.stored:
@@ -200,27 +210,7 @@ def _check(spec: ComparisonSpec) -> None:
         )
 
 
-def _check_numbers(spec: ComparisonSpec) -> None:
-    options, pool, evaluation = spec.options, spec.pool, spec.evaluation
-    for name, values, least in (("n", options.n, 2), ("seeds", options.seeds, 0)):
-        whole = isinstance(values, list) and values and all(type(v) is int and v >= least for v in values)
-        if not whole or len(set(values)) < len(values):
-            raise ConfigError(
-                f"{name}={values!r} must be a list of different whole numbers of at least {least}, as [{least}, 4]"
-            )
-    least_values: list[tuple[str, float | None, int]] = [
-        ("checkpoints", options.checkpoints, 0),
-        ("max_eval_prompts", options.max_eval_prompts, 1),
-        ("max_completion_length", options.max_completion_length, 1),
-        ("budget.completions", spec.budget.completions, 1),
-        ("budget.seconds", spec.budget.seconds, 1),
-        ("evaluation.num_generations", evaluation.num_generations, 2),
-        ("evaluation.num_reference_samples", evaluation.num_reference_samples, 2),
-        ("evaluation.checkpoint_prompts", evaluation.checkpoint_prompts, 1),
-        ("evaluation.checkpoint_num_generations", evaluation.checkpoint_num_generations, 2),
-        ("groups.num_generations", pool.num_generations if pool else None, 2),
-        ("groups.max_prompts", pool.max_prompts if pool else None, 1),
-    ]
-    for name, value, least in least_values:
-        if value is not None and value < least:
-            raise ConfigError(f"{name}={value} must be at least {least}")
+def _check_different(options: CompareOptions) -> None:
+    for name, values in (("n", options.n), ("seeds", options.seeds)):
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{name}={values!r} must be a list of different whole numbers")

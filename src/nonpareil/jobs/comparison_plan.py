@@ -4,19 +4,20 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError
 from nonpareil.files import jsonable
 from nonpareil.jobs.comparison_budget import refuse_pool_over_budget, schedule
-from nonpareil.jobs.comparison_config import ComparisonSpec, MethodEntry
+from nonpareil.jobs.comparison_config import CompareOptions, ComparisonSpec, MethodEntry
 from nonpareil.jobs.comparison_inputs import Inputs, files_of
-from nonpareil.jobs.distill import DistillOptions
+from nonpareil.jobs.distill import DistillOptions, check
 from nonpareil.jobs.options import ModelOptions, PromptOptions, RewardOptions
 from nonpareil.jobs.remote_rewards import without_addresses
 from nonpareil.jobs.yaml_options import refuse_unknown, typed
+from nonpareil.settings import read_settings, settings_of
 
 if TYPE_CHECKING:
     from nonpareil.methods.base import Method
@@ -32,6 +33,8 @@ SHARED = (
     *("dataset_train_split", "max_completion_length", "temperature"),
 )
 """Distill's keys that the comparison's file gives at its top, for all runs."""
+UNREAD_WITH_GROUPS = ("dataset_name", "dataset_train_split", "dataset_config", "prompt_column")
+"""Those of them that a run does not read whose prompts are those of stored groups."""
 _SET_HERE = (
     *("output_dir", "groups", "seed", "overwrite", "resume_from_checkpoint", "dry_run", "max_train_seconds"),
     "save_total_limit",
@@ -107,6 +110,7 @@ def plan_runs(spec: ComparisonSpec) -> list[RunPlan]:
         *((f"methods.{e.name}", e.settings) for e in spec.methods),
     ):
         _refuse_shared(settings, where)
+    spec = _with_values(spec)
     planned = [_command(spec, e) if e.command else _distillation(spec, e) for e in spec.methods]
     return [make(seed) for seed in spec.options.seeds for make in planned]
 
@@ -156,6 +160,21 @@ def _refuse_shared(settings: Mapping[str, Any], where: str) -> None:
     refuse_unknown(settings, known, where)
 
 
+def _with_values(spec: ComparisonSpec) -> ComparisonSpec:
+    """The settings of training and methods as values of their types, which YAML's may not be yet."""
+    from nonpareil.training.config import DistillationConfig
+
+    def values(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+        read: dict[str, Any] = {}
+        for name, given in settings.items():
+            cls = DistillationConfig if name in settings_of(DistillationConfig) else DistillOptions
+            read |= read_settings(cls, {name: given}, f"{where}.")
+        return read
+
+    methods = tuple(replace(e, settings=values(e.settings, f"methods.{e.name}")) for e in spec.methods)
+    return replace(spec, training=values(spec.training, "training"), methods=methods)
+
+
 def _command(spec: ComparisonSpec, entry: MethodEntry) -> Callable[[int], RunPlan]:
     program = (entry.command or ("",))[0]
     if program != "{python}" and shutil.which(program) is None:
@@ -174,7 +193,8 @@ def _distillation(spec: ComparisonSpec, entry: MethodEntry) -> Callable[[int], R
     settings |= {"disable_tqdm": True, "report_to": "none", **spec.training, **entry.settings}
     settings["method"] = entry.method
     where = f"methods.{entry.name}"
-    config, prompts = _typed({**settings, "save_strategy": "no"}, where, spec.options.output_dir)
+    unsaved = {name: value for name, value in settings.items() if not name.startswith("save_")}
+    config, prompts = _typed({**unsaved, "save_strategy": "no"}, where, spec.options, entry)
     method = _method(config, entry)
     used = 0
     if entry.stored and spec.pool:
@@ -192,10 +212,10 @@ def _distillation(spec: ComparisonSpec, entry: MethodEntry) -> Callable[[int], R
         used = (prompts or pool_prompts) * spec.pool.num_generations
     refuse_pool_over_budget(spec, entry, used)
     settings |= schedule(spec, entry, config, method, used)
-    config, _ = _typed(settings, where, spec.options.output_dir)
+    config, _ = _typed(settings, where, spec.options, entry)
     _method(config, entry)  # once more: checkpoints may not part steps on the same draws
     if entry.stored:
-        settings = {k: v for k, v in settings.items() if k not in ("dataset_name", "dataset_train_split")}
+        settings = {k: v for k, v in settings.items() if k not in UNREAD_WITH_GROUPS}
     kept = {name: value for name, value in settings.items() if value is not None}
     draws = method.policy_draws + method.anchor_draws > 0
     return _plan(spec, entry, kept, used, moving_anchor=draws and any(anchor_motion(config, method)))
@@ -225,7 +245,7 @@ def _plan(
 
 
 def _typed(
-    settings: Mapping[str, Any], where: str, output_dir: str
+    settings: Mapping[str, Any], where: str, common: CompareOptions, entry: MethodEntry
 ) -> tuple["DistillationConfig", int | None]:
     """Settings as `nonpareil distill` will read them, and max_train_prompts."""
     from nonpareil.training.config import DistillationConfig
@@ -234,12 +254,17 @@ def _typed(
     given = {name: value for name, value in settings.items() if value is not None}
     config = typed(
         DistillationConfig,
-        {"output_dir": output_dir, **{k: v for k, v in given.items() if k in names}},
+        {"output_dir": common.output_dir, **{k: v for k, v in given.items() if k in names}},
         where,
     )
-    options = typed(DistillOptions, {k: v for k, v in given.items() if k not in names}, where)
-    if options.max_train_prompts is not None and options.max_train_prompts < 1:
-        raise ConfigError(f"{where}: max_train_prompts={options.max_train_prompts} must be at least 1")
+    given = {k: v for k, v in given.items() if k not in names}
+    if entry.stored:
+        given = {k: v for k, v in given.items() if k not in UNREAD_WITH_GROUPS} | {"groups": "groups"}
+    options = typed(DistillOptions, {**given, "evaluate_after": False}, where)
+    try:
+        check(options, config)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
     return config, options.max_train_prompts
 
 

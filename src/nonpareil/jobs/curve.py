@@ -1,32 +1,30 @@
 """Say what best-of-N is worth for every N, from groups on disk."""
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nonpareil.errors import ConfigError
 from nonpareil.folders import writing
-from nonpareil.jobs.options import FileOptions, _help
+from nonpareil.jobs.options import FileOptions
 from nonpareil.jobs.places import check_output, inputs_of
+from nonpareil.setting_types import SEED
+from nonpareil.settings import option
 
 
 @dataclass
 class CurveOptions(FileOptions):
     """Options of `nonpareil curve`."""
 
-    groups: str | None = field(
-        default=None,
-        metadata=_help("A folder written by `nonpareil sample`, one of its shards, or vBoN's JSON lines."),
+    groups: str | None = option(
+        None, "A folder written by `nonpareil sample`, one of its shards, or vBoN's JSON lines."
     )
-    max_n: int | None = field(
-        default=None, metadata=_help("Largest N. Default: the completions a prompt, m.")
+    max_n: int | None = option(None, "Largest N. Default: the completions a prompt, m.", at_least=1)
+    output_dir: str | None = option(
+        None, "Where curve.json and curve.png go. Default: <groups>/curve, or beside the file.", path=True
     )
-    output_dir: str | None = field(
-        default=None,
-        metadata=_help("Where curve.json and curve.png go. Default: <groups>/curve, or beside the file."),
-    )
-    seed: int = field(default=0, metadata=_help("Of the bootstrap."))
+    seed: int = option(0, "Of the bootstrap.", at_least=0, at_most=SEED)
 
 
 def run(options: CurveOptions) -> dict[str, Any]:

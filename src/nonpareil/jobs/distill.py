@@ -1,7 +1,7 @@
 """Distil best-of-N into the policy, save it as a plain Hugging Face checkpoint, and evaluate it."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +16,16 @@ from nonpareil.jobs.options import (
     FileOptions,
     PromptOptions,
     RewardInputOptions,
-    _help,
     load_prompt_records,
     load_reward,
+    load_unseen_reward,
     require_all,
     template_kwargs,
 )
 from nonpareil.jobs.remote_rewards import refuse_judge
+from nonpareil.jobs.unread import refuse_unread_of_distill
 from nonpareil.records import Group, Prompt, prompt_of
+from nonpareil.settings import DTYPES, option
 
 if TYPE_CHECKING:
     from nonpareil.jobs.policy import PolicySource
@@ -37,50 +39,36 @@ if TYPE_CHECKING:
 class DistillOptions(PromptOptions, RewardInputOptions, FileOptions):
     """Options of `nonpareil distill`, besides those of `DistillationConfig`."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata=_help("The policy to train, also the reference. Default: the embedded demo.")
+    model_name_or_path: str | None = option(
+        None, "The policy to train, also the reference. Default: the embedded demo."
     )
-    model_revision: str | None = field(default=None, metadata=_help("Branch, tag or commit of a hub model."))
-    dataset_train_split: str = field(default="train", metadata=_help("Prompts to train on."))
-    dataset_test_split: str = field(default="test", metadata=_help("Held-out prompts to evaluate on."))
-    eval_dataset_name: str | None = field(
-        default=None, metadata=_help("Held-out prompts, where dataset_name has no test split.")
+    model_revision: str | None = option(None, "Branch, tag or commit of a hub model.")
+    dataset_train_split: str = option("train", "Prompts to train on.")
+    dataset_test_split: str = option("test", "Held-out prompts to evaluate on.")
+    eval_dataset_name: str | None = option(None, "Held-out prompts, where dataset_name has no test split.")
+    max_train_prompts: int | None = option(None, "The first ones only.", at_least=1)
+    max_eval_prompts: int | None = option(256, "The first ones only.", at_least=1)
+    evaluate_after: bool = option(True, "Measure win rate and KL against the reference after training.")
+    num_generations_eval: int = option(
+        8, "Completions of the policy a held-out prompt.", at_least=2, why="draws of one prompt are compared"
     )
-    max_train_prompts: int | None = field(default=None, metadata=_help("The first ones only."))
-    max_eval_prompts: int | None = field(default=256, metadata=_help("The first ones only."))
-    evaluate_after: bool = field(
-        default=True, metadata=_help("Measure win rate and KL against the reference after training.")
+    num_reference_samples_eval: int = option(
+        16, "Completions of the reference, M.", at_least=2, why="draws of one prompt are compared"
     )
-    num_generations_eval: int = field(
-        default=8, metadata=_help("Completions of the policy a held-out prompt.")
+    unseen_reward: str | None = option(None, "A second reward to evaluate with: a model or a function.")
+    kl_dtype: str = option(
+        "float32", "Both models' dtype for the KL; bfloat16 is faster and adds noise.", choices=DTYPES
     )
-    num_reference_samples_eval: int = field(default=16, metadata=_help("Completions of the reference, M."))
-    unseen_reward: str | None = field(
-        default=None, metadata=_help("A second reward to evaluate with: a model or a function.")
+    groups: str | None = option(
+        None,
+        "Stored groups to train on: a folder of `nonpareil sample`; for vbon also its JSON lines of cached "
+        "rewards. The training prompts are then theirs.",
     )
-    kl_dtype: str = field(
-        default="float32", metadata=_help("Both models' dtype for the KL; bfloat16 is faster and adds noise.")
+    merge: bool = option(
+        False, "With use_peft: also write the base with the adapter merged in, to output_dir/merged."
     )
-    groups: str | None = field(
-        default=None,
-        metadata=_help(
-            "Stored groups to train on: a folder of `nonpareil sample`; for vbon also its JSON lines of cached "
-            "rewards. The training prompts are then theirs."
-        ),
-    )
-    merge: bool = field(
-        default=False,
-        metadata=_help(
-            "With use_peft: also write the base with the adapter merged in, to output_dir/merged."
-        ),
-    )
-    dry_run: bool = field(
-        default=False, metadata=_help("Resolve settings, model class, prompts and memory; train nothing.")
-    )
-    overwrite: bool = field(
-        default=False,
-        metadata=_help("Delete what an earlier run wrote in output_dir first, and nothing else."),
-    )
+    dry_run: bool = option(False, "Resolve settings, model class, prompts and memory; train nothing.")
+    overwrite: bool = option(False, "Delete what an earlier run wrote in output_dir first, and nothing else.")
 
 
 def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]:
@@ -96,12 +84,8 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     from nonpareil.training.method import method_of
 
     method = method_of(config, stored=options.groups is not None)
-    require_all(options, prompts_from_groups=options.groups is not None)
-    if options.evaluate_after:
-        refuse_judge(options, "distill evaluates the policy against its reference; give evaluate_after=false")
+    check(options, config)
     eval_source = _eval_source(options)
-    if options.merge and not config.use_peft:
-        raise ConfigError("merge=true without use_peft: there is no adapter to merge; remove it")
     if options.dry_run:
         return _dry_run(options, config, method)
     evaluation = _evaluation(options, config, eval_source) if options.evaluate_after else None
@@ -154,6 +138,21 @@ def _distill(
     return {**result, "interrupted": False}
 
 
+def check(options: DistillOptions, config: "DistillationConfig") -> None:
+    """What can be refused before anything is read.
+
+    Raises:
+        ConfigError: an option that is missing, that nothing would read, or that goes with no other.
+    """
+    require_all(options, prompts_from_groups=options.groups is not None)
+    if options.evaluate_after:
+        refuse_judge(options, "distill evaluates the policy against its reference; give evaluate_after=false")
+    if options.merge and not config.use_peft:
+        raise ConfigError("merge=true without use_peft: there is no adapter to merge; remove it")
+    held_out = options.evaluate_after or config.eval_strategy != "no"
+    refuse_unread_of_distill(options, config.reward_timeout, _eval_source(options) if held_out else None)
+
+
 def _eval_source(options: DistillOptions) -> str:
     """Where held-out prompts come from; never the training prompts by default."""
     train = options.dataset_name or ""
@@ -187,6 +186,9 @@ def _trainer(
     groups, prompts = _training_data(options, config, method, policy)
     reward = _reward(options, config)
     check_group_rewards(reward, method, config, stored=groups is not None)
+    if options.unseen_reward is not None:  # is loaded again after training, and would fail only then
+        evaluation = _evaluation(options, config, eval_source)
+        load_unseen_reward("unseen_reward", options.unseen_reward, evaluation, reward).release()
     if groups is not None:
         check_reward(options.groups or "", reward)
     held_out = None

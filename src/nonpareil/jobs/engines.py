@@ -1,12 +1,13 @@
 """Which engine draws: the flag `--engine`, what belongs to each, and how each is made."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nonpareil.errors import ConfigError
 from nonpareil.protocols import Engine
 from nonpareil.records import Prompt, SamplingParams
+from nonpareil.settings import CheckedOptions, option
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -37,58 +38,50 @@ class DrawSource(Protocol):
 
 
 @dataclass
-class EngineOptions:
+class EngineOptions(CheckedOptions):
     """Which engine draws. A setting of another engine than the one chosen is refused by name."""
 
-    engine: str = field(
-        default="transformers",
-        metadata={"help": "transformers, vllm, ray (many workers), or openai (a server)."},
+    engine: str = option(
+        "transformers",
+        "transformers, vllm, ray (many workers), or openai (a server).",
+        choices=("transformers", "vllm", "ray", "openai"),
     )
-    base_url: str | None = field(
-        default=None,
-        metadata={"help": "Of engine openai: the server, such as http://127.0.0.1:8000/v1."},
+    base_url: str | None = option(None, "Of engine openai: the server, such as http://127.0.0.1:8000/v1.")
+    api_key_env: str | None = option(
+        None, "Environment variable of the server's key. Default: OPENAI_API_KEY, if set."
     )
-    api_key_env: str | None = field(
-        default=None,
-        metadata={"help": "Environment variable of the server's key. Default: OPENAI_API_KEY, if set."},
+    request_timeout: float | None = option(None, "Seconds one request may take. Default: 600.", above=0)
+    max_concurrency: int | None = option(None, "Requests under way at once. Default: 16.", at_least=1)
+    max_retries: int | None = option(
+        None, "Further tries of a request after 429, 5xx, time-outs, lost links. Default: 6.", at_least=0
     )
-    request_timeout: float | None = field(
-        default=None, metadata={"help": "Seconds one request may take. Default: 600."}
+    tokenizer_name_or_path: str | None = option(
+        None, "The served model's tokenizer: prompts are then sent as ids, and ids asked for."
     )
-    max_concurrency: int | None = field(
-        default=None, metadata={"help": "Requests under way at once. Default: 16."}
+    vllm_gpu_memory_utilization: float | None = option(
+        None,
+        "Share of the memory for vLLM's weights and cache. Default: vLLM's own.",
+        above=0,
+        at_most=1,
+        why="a share of the memory",
     )
-    max_retries: int | None = field(
-        default=None,
-        metadata={"help": "Further tries of a request after 429, 5xx, time-outs, lost links. Default: 6."},
+    vllm_tensor_parallel_size: int | None = option(
+        None, "Devices that vLLM splits the weights over. Default: 1.", at_least=1
     )
-    tokenizer_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "The served model's tokenizer: prompts are then sent as ids, and ids asked for."},
+    vllm_max_model_len: int | None = option(
+        None, "Most tokens of prompt and completion in vLLM. Default: the model's window.", at_least=1
     )
-    vllm_gpu_memory_utilization: float | None = field(
-        default=None,
-        metadata={"help": "Share of the memory for vLLM's weights and cache. Default: vLLM's own."},
+    num_workers: int | None = option(
+        None, "ray: worker processes. Default: as many as there is room for.", at_least=1
     )
-    vllm_tensor_parallel_size: int | None = field(
-        default=None, metadata={"help": "Devices that vLLM splits the weights over. Default: 1."}
+    cpus_per_worker: int | None = option(
+        None, "ray: CPUs, and so threads, of a worker. Default: 1.", at_least=1
     )
-    vllm_max_model_len: int | None = field(
-        default=None,
-        metadata={"help": "Most tokens of prompt and completion in vLLM. Default: the model's window."},
+    gpus_per_worker: float | None = option(
+        None, "ray: GPUs of a worker. Default: 1 where this machine has one.", at_least=0
     )
-    num_workers: int | None = field(
-        default=None, metadata={"help": "ray: worker processes. Default: as many as there is room for."}
-    )
-    cpus_per_worker: int | None = field(
-        default=None, metadata={"help": "ray: CPUs, and so threads, of a worker. Default: 1."}
-    )
-    gpus_per_worker: float | None = field(
-        default=None, metadata={"help": "ray: GPUs of a worker. Default: 1 where this machine has one."}
-    )
-    ray_address: str | None = field(
-        default=None,
-        metadata={"help": "ray: auto, or host:port of a cluster's head. Default: one on this machine."},
+    ray_address: str | None = option(
+        None, "ray: auto, or host:port of a cluster's head. Default: one on this machine."
     )
 
 
@@ -114,8 +107,6 @@ def source_of(options: "SampleOptions") -> DrawSource:
         ConfigError: an unknown engine, or a setting that it does not read.
         ModelError: no such model, or no tokenizer beside it.
     """
-    if options.engine not in SOURCES:
-        raise ConfigError(f"engine={options.engine!r} must be one of {', '.join(SOURCES)}")
     for owner, names in SETTINGS_OF.items():
         for name in names:
             value = getattr(options, name)

@@ -1,7 +1,7 @@
 """Draw policy and reference on held-out prompts, measure how near the policy is to best-of-N, write the report."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +15,15 @@ from nonpareil.jobs.options import (
     PromptOptions,
     RewardOptions,
     SamplingOptions,
-    _help,
     load_prompt_records,
     load_reward,
     load_unseen_reward,
     require_all,
 )
 from nonpareil.jobs.remote_rewards import refuse_judge, without_addresses
+from nonpareil.jobs.unread import refuse_unread_of_files, refuse_unread_of_rewards
 from nonpareil.records import Group, Prompt
+from nonpareil.settings import DTYPES, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,40 +37,36 @@ if TYPE_CHECKING:
 class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions, FileOptions):
     """Options of `nonpareil evaluate`."""
 
-    reference_model_name_or_path: str | None = field(
-        default=None,
-        metadata=_help("What the policy was before. Default: the embedded demo's policy, in the demo."),
+    reference_model_name_or_path: str | None = option(
+        None, "What the policy was before. Default: the embedded demo's policy, in the demo."
     )
-    reference_model_revision: str | None = field(default=None, metadata=_help("Branch, tag or commit."))
-    dataset_split: str = field(default="test", metadata=_help("Of a dataset that has splits."))
-    max_prompts: int | None = field(default=None, metadata=_help("The first ones only."))
-    num_generations: int = field(default=8, metadata=_help("Completions of the policy a prompt."))
-    num_reference_samples: int = field(
-        default=16, metadata=_help("Completions of the reference a prompt, M.")
+    reference_model_revision: str | None = option(None, "Branch, tag or commit.")
+    dataset_split: str = option("test", "Of a dataset that has splits.")
+    max_prompts: int | None = option(None, "The first ones only.", at_least=1)
+    num_generations: int = option(
+        8, "Completions of the policy a prompt.", at_least=2, why="best-of-N compares draws of one prompt"
     )
-    n: list[int] = field(
-        default_factory=lambda: [2, 4, 8, 16], metadata=_help("The N whose best-of-N is compared with.")
+    num_reference_samples: int = option(
+        16, "Completions of the reference a prompt, M.", at_least=2, why="draws of one prompt are compared"
     )
-    unseen_reward: str | None = field(
-        default=None,
-        metadata=_help(
-            "A second reward, not trained on: a model, read by its own tokenizer as is, or a function."
-        ),
+    n: list[int] = option(
+        [2, 4, 8, 16],
+        "The N whose best-of-N is compared with.",
+        at_least=2,
+        why="best-of-1 is the reference itself",
     )
-    kl_dtype: str = field(
-        default="float32",
-        metadata=_help("Both models' dtype for the KL; bfloat16 halves memory and adds noise."),
+    unseen_reward: str | None = option(
+        None, "A second reward, not trained on: a model, read by its own tokenizer as is, or a function."
     )
-    output_dir: str = field(default="nonpareil-evaluation", metadata=_help("Where groups and report go."))
-    reference_dir: str | None = field(
-        default=None,
-        metadata=_help("The reference's groups, shared by evaluations. Default: <output_dir>/reference."),
+    kl_dtype: str = option(
+        "float32", "Both models' dtype for the KL; bfloat16 halves memory and adds noise.", choices=DTYPES
     )
-    title: str = field(default="How near to best-of-N?", metadata=_help("The report's heading."))
-    overwrite: bool = field(
-        default=False,
-        metadata=_help("Delete the groups that an earlier evaluation wrote in output_dir first."),
+    output_dir: str = option("nonpareil-evaluation", "Where groups and report go.", path=True)
+    reference_dir: str | None = option(
+        None, "The reference's groups, shared by evaluations. Default: <output_dir>/reference.", path=True
     )
+    title: str = option("How near to best-of-N?", "The report's heading.")
+    overwrite: bool = option(False, "Delete the groups that an earlier evaluation wrote in output_dir first.")
 
 
 def run(options: EvaluateOptions) -> dict[str, Any]:
@@ -158,8 +155,8 @@ def _check(options: EvaluateOptions) -> None:
             "top_p, top_k and min_p draw from a part of the vocabulary; the KL would be that of another policy. "
             "Evaluate without them"
         )
-    if not options.n or min(options.n) < 2:
-        raise ConfigError(f"n={options.n} must be whole numbers of at least 2")
+    refuse_unread_of_rewards(options, options.unseen_reward, options.reward_timeout)
+    refuse_unread_of_files(options, {"dataset_split": options.dataset_name or ""})
 
 
 def _prompts_of_both(
@@ -210,7 +207,7 @@ def _groups(
                 lambda: source.engine(options.max_tokens_per_batch),
                 reward,
                 sampling,
-                max(m, 2),
+                m,
                 folder,
                 model_info=source.info(),
                 progress=progress,

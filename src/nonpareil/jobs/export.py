@@ -1,34 +1,38 @@
 """Turn stored groups into TRL's preference, SFT or unpaired datasets."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nonpareil.errors import ConfigError
 from nonpareil.folders import writing_file
-from nonpareil.jobs.options import FileOptions, _help
+from nonpareil.jobs.options import FileOptions
 from nonpareil.jobs.places import check_output, inputs_of
+from nonpareil.setting_types import SEED
+from nonpareil.settings import option
 
 
 @dataclass
 class ExportOptions(FileOptions):
     """Options of `nonpareil export`."""
 
-    groups: str | None = field(
-        default=None,
-        metadata=_help("A folder written by `nonpareil sample`, one of its shards, or vBoN's JSON lines."),
+    groups: str | None = option(
+        None, "A folder written by `nonpareil sample`, one of its shards, or vBoN's JSON lines."
     )
-    format: str = field(
-        default="preference", metadata=_help("preference, sft or unpaired: TRL's dataset formats.")
+    format: str = option(
+        "preference",
+        "preference, sft or unpaired: TRL's dataset formats.",
+        choices=("preference", "sft", "unpaired"),
     )
-    output: str | None = field(default=None, metadata=_help("The .jsonl or .parquet file to write."))
-    n: int | None = field(
-        default=None,
-        metadata=_help("Look at the first n completions of each group: best-of-n for several n."),
+    output: str | None = option(None, "The .jsonl or .parquet file to write.", path=True)
+    n: int | None = option(
+        None, "Look at the first n completions of each group: best-of-n for several n.", at_least=1
     )
-    seed: int = field(default=0, metadata=_help("Of the draw among tied completions."))
-    truncated: str = field(default="allow", metadata=_help("allow, or exclude completions that were cut."))
-    overwrite: bool = field(default=False, metadata=_help("Replace the file that an earlier export wrote."))
+    seed: int = option(0, "Of the draw among tied completions.", at_least=0, at_most=SEED)
+    truncated: str = option(
+        "allow", "allow, or exclude completions that were cut.", choices=("allow", "exclude")
+    )
+    overwrite: bool = option(False, "Replace the file that an earlier export wrote.")
 
 
 def run(options: ExportOptions) -> dict[str, Any]:
@@ -41,8 +45,6 @@ def run(options: ExportOptions) -> dict[str, Any]:
     for name in ("groups", "output"):
         if getattr(options, name) is None:
             raise ConfigError(f"{name} is missing; give --{name}")
-    if options.truncated not in ("allow", "exclude"):
-        raise ConfigError(f"truncated={options.truncated!r} must be allow or exclude")
     from nonpareil.rollouts.export import export
     from nonpareil.rollouts.reading import read_groups
     from nonpareil.rollouts.vbon import read_vbon

@@ -9,6 +9,8 @@ from nonpareil.assets import demo_path
 from nonpareil.errors import ConfigError
 from nonpareil.jobs.remote_rewards import RemoteRewardOptions, check_remote, load_judge, specs_of
 from nonpareil.records import Prompt, SamplingParams
+from nonpareil.setting_types import SEED
+from nonpareil.settings import DTYPES, CheckedOptions, option
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -16,12 +18,8 @@ if TYPE_CHECKING:
     from nonpareil.rewards import CombinedReward
 
 
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
 @dataclass
-class FileOptions:
+class FileOptions(CheckedOptions):
     """Where options came from."""
 
     config_file: str | None = field(default=None, init=False)
@@ -29,12 +27,11 @@ class FileOptions:
 
 
 @dataclass
-class CodeOptions:
+class CodeOptions(CheckedOptions):
     """Whose code may run."""
 
-    trust_remote_code: bool = field(
-        default=False,
-        metadata=_help("Run the code that a model, tokenizer or reward model brings along (auto_map)."),
+    trust_remote_code: bool = option(
+        False, "Run the code that a model, tokenizer or reward model brings along (auto_map)."
     )
 
 
@@ -42,34 +39,28 @@ class CodeOptions:
 class ModelOptions(CodeOptions):
     """Which policy."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata=_help("Model directory or hub name. Default: the embedded demo.")
-    )
-    model_revision: str | None = field(default=None, metadata=_help("Branch, tag or commit of a hub model."))
-    dtype: str = field(
-        default="auto",
-        metadata=_help("auto (bfloat16 where this machine gains from it), bfloat16, float16 or float32."),
+    model_name_or_path: str | None = option(None, "Model directory or hub name. Default: the embedded demo.")
+    model_revision: str | None = option(None, "Branch, tag or commit of a hub model.")
+    dtype: str = option(
+        "auto",
+        "auto (bfloat16 where this machine gains from it), bfloat16, float16 or float32.",
+        choices=DTYPES,
     )
 
 
 @dataclass
-class PromptOptions:
+class PromptOptions(CheckedOptions):
     """Which prompts."""
 
-    dataset_name: str | None = field(
-        default=None,
-        metadata=_help(
-            "Prompts: a .parquet, .json, .jsonl, .csv or .txt file, a directory, or a hub dataset."
-        ),
+    dataset_name: str | None = option(
+        None, "Prompts: a .parquet, .json, .jsonl, .csv or .txt file, a directory, or a hub dataset."
     )
-    dataset_config: str | None = field(default=None, metadata=_help("Of a hub dataset that has several."))
-    prompt_column: str = field(default="prompt", metadata=_help("The column that holds the prompt."))
-    chat_template_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata=_help(
-            "Further arguments of the policy's chat template, for conversations, as JSON: "
-            """'{"enable_thinking": false}'."""
-        ),
+    dataset_config: str | None = option(None, "Of a hub dataset that has several.")
+    prompt_column: str = option("prompt", "The column that holds the prompt.")
+    chat_template_kwargs: dict[str, Any] | str | None = option(
+        None,
+        "Further arguments of the policy's chat template, for conversations, as JSON: "
+        """'{"enable_thinking": false}'.""",
     )
 
 
@@ -77,35 +68,28 @@ class PromptOptions:
 class RewardInputOptions(RemoteRewardOptions):
     """Which rewards, and how reward models read their input."""
 
-    reward_model_name_or_path: str | None = field(
-        default=None,
-        metadata=_help("A sequence-classification model with one label; its logit is the reward."),
+    reward_model_name_or_path: str | None = option(
+        None, "A sequence-classification model with one label; its logit is the reward."
     )
-    reward_funcs: list[str] | None = field(
-        default=None,
-        metadata=_help(
-            "Python rewards with TRL's signature: path/to/file.py:function or package.module.function."
-        ),
+    reward_funcs: list[str] | None = option(
+        None, "Python rewards with TRL's signature: path/to/file.py:function or package.module.function."
     )
-    reward_dtype: str = field(
-        default="auto", metadata=_help("Of the reward model's body; its head is float32.")
+    reward_dtype: str = option("auto", "Of the reward model's body; its head is float32.", choices=DTYPES)
+    reward_append_eos: bool = option(
+        False, "End the text with the end token, where the reward model was trained so."
     )
-    reward_append_eos: bool = field(
-        default=False,
-        metadata=_help("End the text with the end token, where the reward model was trained so."),
+    reward_prepend_bos: bool = option(
+        False, "Begin with the begin token, where the reward model was trained so and its tokenizer does not."
     )
-    reward_prepend_bos: bool = field(
-        default=False,
-        metadata=_help(
-            "Begin with the begin token, where the reward model was trained so and its tokenizer does not."
-        ),
+    reward_engine: str = option(
+        "transformers",
+        "What reward models run on: transformers, or vllm where it knows the model's class.",
+        choices=("transformers", "vllm"),
     )
-    reward_engine: str = field(
-        default="transformers",
-        metadata=_help("What reward models run on: transformers, or vllm where it knows the model's class."),
-    )
-    reward_overlong: str = field(
-        default="error", metadata=_help("error, or truncate: cut the prompt from its left to fit the window.")
+    reward_overlong: str = option(
+        "error",
+        "error, or truncate: cut the prompt from its left to fit the window.",
+        choices=("error", "truncate"),
     )
 
 
@@ -113,28 +97,26 @@ class RewardInputOptions(RemoteRewardOptions):
 class RewardOptions(RewardInputOptions, CodeOptions):
     """The same with weights, timeout and trust, which `DistillationConfig` holds for `nonpareil distill`."""
 
-    reward_weights: list[float] | None = field(
-        default=None,
-        metadata=_help("One a reward: the model's, then functions, endpoints, judge. Default: 1 each."),
+    reward_weights: list[float] | None = option(
+        None, "One a reward: the model's, then functions, endpoints, judge. Default: 1 each."
     )
-    reward_timeout: float | None = field(
-        default=None,
-        metadata=_help("Seconds a Python reward or a request may take; then its rewards are null."),
+    reward_timeout: float | None = option(
+        None, "Seconds a Python reward or a request may take; then its rewards are null.", above=0
     )
 
 
 @dataclass
-class SamplingOptions:
+class SamplingOptions(CheckedOptions):
     """How completions are drawn."""
 
-    max_completion_length: int = field(default=256, metadata=_help("Most tokens drawn a completion."))
-    temperature: float = field(default=1.0, metadata=_help("Divides the logits."))
-    top_p: float = field(default=1.0, metadata=_help("Keep the likeliest tokens up to this mass."))
-    top_k: int = field(default=0, metadata=_help("Keep this many tokens; 0 keeps all."))
-    min_p: float = field(default=0.0, metadata=_help("Keep tokens at least this share of the likeliest one."))
-    seed: int = field(default=0, metadata=_help("The same seed draws the same groups."))
-    max_tokens_per_batch: int = field(
-        default=32768, metadata=_help("Tokens, padding included, of one batch; bounds memory.")
+    max_completion_length: int = option(256, "Most tokens drawn a completion.", at_least=1)
+    temperature: float = option(1.0, "Divides the logits.", above=0, why="best-of-N needs draws that differ")
+    top_p: float = option(1.0, "Keep the likeliest tokens up to this mass.", above=0, at_most=1)
+    top_k: int = option(0, "Keep this many tokens; 0 keeps all.", at_least=0)
+    min_p: float = option(0.0, "Keep tokens at least this share of the likeliest one.", at_least=0, below=1)
+    seed: int = option(0, "The same seed draws the same groups.", at_least=0, at_most=SEED)
+    max_tokens_per_batch: int = option(
+        32768, "Tokens, padding included, of one batch; bounds memory.", at_least=1
     )
 
     def sampling(self) -> SamplingParams:
@@ -191,15 +173,7 @@ def load_reward(
     *,
     trust_remote_code: bool,
 ) -> "CombinedReward":
-    """The rewards of the options: the model first, then functions, endpoints and the judge.
-
-    Raises:
-        ConfigError: an engine for reward models, and no reward model named.
-    """
-    if options.reward_engine != "transformers" and not options.reward_model_name_or_path:
-        raise ConfigError(
-            f"reward_engine={options.reward_engine!r} runs reward models, and reward_model_name_or_path names none"
-        )
+    """The rewards of the options: the model first, then functions, endpoints and the judge."""
     from nonpareil.rewards import load_rewards
 
     return load_rewards(

@@ -1,11 +1,12 @@
 """The options of rewards that a server computes: endpoints, and a chat model as a pairwise judge."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError, DataError
+from nonpareil.settings import CheckedOptions, option
 from nonpareil.text_files import read_text
 
 if TYPE_CHECKING:
@@ -21,43 +22,30 @@ _OF_THE_JUDGE = ("judge_base_url", "judge_template", "judge_max_calls", "judge_c
 
 
 @dataclass
-class RemoteRewardOptions:
+class RemoteRewardOptions(CheckedOptions):
     """Which servers score."""
 
-    reward_endpoints: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Served rewards: json+http://host:port/path#name (protocol: docs/endpoints-rewards.md) or "
-            "vllm+http://host:port#model, the directory or hub name of the served reward model."
-        },
+    reward_endpoints: list[str] | None = option(
+        None,
+        "Served rewards: json+http://host:port/path#name (protocol: docs/endpoints-rewards.md) or "
+        "vllm+http://host:port#model, the directory or hub name of the served reward model.",
     )
-    reward_api_key_env: str | None = field(
-        default=None,
-        metadata={
-            "help": "Environment variable whose value is sent to all reward endpoints. Default: no key."
-        },
+    reward_api_key_env: str | None = option(
+        None, "Environment variable whose value is sent to all reward endpoints. Default: no key."
     )
-    judge_model: str | None = field(
-        default=None,
-        metadata={
-            "help": "A chat model that compares a prompt's completions in pairs; the share won is the reward."
-        },
+    judge_model: str | None = option(
+        None, "A chat model that compares a prompt's completions in pairs; the share won is the reward."
     )
-    judge_base_url: str | None = field(
-        default=None, metadata={"help": "Its OpenAI-compatible server: http://host:port/v1."}
+    judge_base_url: str | None = option(None, "Its OpenAI-compatible server: http://host:port/v1.")
+    judge_template: str | None = option(None, "File of what the judge reads, with {prompt}, {a} and {b}.")
+    judge_max_calls: int | None = option(
+        None, "Most calls a prompt. Default: all m(m-1)/2 pairs in both orders, m(m-1) calls.", at_least=1
     )
-    judge_template: str | None = field(
-        default=None, metadata={"help": "File of what the judge reads, with {prompt}, {a} and {b}."}
+    judge_cache: str | None = option(
+        None, f"File of the judge's answers, used again. Default: {CACHE}.", path=True
     )
-    judge_max_calls: int | None = field(
-        default=None,
-        metadata={"help": "Most calls a prompt. Default: all m(m-1)/2 pairs in both orders, m(m-1) calls."},
-    )
-    judge_cache: str | None = field(
-        default=None, metadata={"help": f"File of the judge's answers, used again. Default: {CACHE}."}
-    )
-    judge_api_key_env: str | None = field(
-        default=None, metadata={"help": "Environment variable of its key. Default: OPENAI_API_KEY, if set."}
+    judge_api_key_env: str | None = option(
+        None, "Environment variable of its key. Default: OPENAI_API_KEY, if set."
     )
 
 

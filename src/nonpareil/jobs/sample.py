@@ -1,7 +1,7 @@
 """Draw m completions a prompt, score them, and keep the groups."""
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from nonpareil.jobs.options import (
     PromptOptions,
     RewardOptions,
     SamplingOptions,
-    _help,
     load_prompt_records,
     load_reward,
     require_all,
 )
 from nonpareil.jobs.places import check_output, inputs_of
+from nonpareil.jobs.unread import refuse_unread_of_files, refuse_unread_of_rewards
 from nonpareil.records import Group, ScoreRequest
+from nonpareil.settings import option
 from nonpareil.terminal import printable
 
 
@@ -26,20 +27,15 @@ from nonpareil.terminal import printable
 class SampleOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions, EngineOptions, FileOptions):
     """Options of `nonpareil sample`."""
 
-    output_dir: str = field(
-        default="nonpareil-groups", metadata=_help("Where the groups go; run again to go on.")
+    output_dir: str = option("nonpareil-groups", "Where the groups go; run again to go on.", path=True)
+    dataset_split: str = option("train", "Of a dataset that has splits.")
+    max_prompts: int | None = option(None, "The first ones only.", at_least=1)
+    num_generations: int = option(
+        8, "Completions a prompt, m.", at_least=2, why="best-of-N compares draws of one prompt"
     )
-    dataset_split: str = field(default="train", metadata=_help("Of a dataset that has splits."))
-    max_prompts: int | None = field(default=None, metadata=_help("The first ones only."))
-    num_generations: int = field(default=8, metadata=_help("Completions a prompt, m."))
-    shard_size: int = field(default=64, metadata=_help("Prompts a file: what a kill can cost."))
-    overwrite: bool = field(
-        default=False, metadata=_help("Delete the groups that an earlier run wrote first.")
-    )
-    inspect: bool = field(
-        default=False,
-        metadata=_help("Print the exact ids the policy and the reward model see of two prompts."),
-    )
+    shard_size: int = option(64, "Prompts a file: what a kill can cost.", at_least=1)
+    overwrite: bool = option(False, "Delete groups of an earlier run first.")
+    inspect: bool = option(False, "Print the exact ids the policy and the reward model see of two prompts.")
 
 
 def run(options: SampleOptions) -> dict[str, Any]:
@@ -49,6 +45,8 @@ def run(options: SampleOptions) -> dict[str, Any]:
         NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
     """
     require_all(options)
+    refuse_unread_of_rewards(options, None, options.reward_timeout)
+    refuse_unread_of_files(options, {"dataset_split": options.dataset_name or ""})
     check_output("output_dir", options.output_dir, inputs_of(options), deletes=options.overwrite)
     from nonpareil.rollouts.folder import check_folder
     from nonpareil.rollouts.progress import ProgressBar

@@ -34,8 +34,6 @@ def load_groups(
     """
     from nonpareil.training.stored import check_stored
 
-    if limit is not None and limit < 1:
-        raise ConfigError(f"max_train_prompts={limit} must be at least 1")
     source, kwargs = Path(path), dict(chat_template_kwargs or {})
     is_file = source.suffix in (".json", ".jsonl")
     if is_file:

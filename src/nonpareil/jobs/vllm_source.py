@@ -33,7 +33,6 @@ class VLLMSource:
         self.max_model_len = options.vllm_max_model_len
         self.gpu_memory_utilization = options.vllm_gpu_memory_utilization
         self.tensor_parallel_size = options.vllm_tensor_parallel_size or 1
-        _check_settings(options)
         self.policy = policy_source(options)
         self.tokenizer = self.policy.tokenizer
         self.adapter = self.policy.name_or_path if self.policy.base else None
@@ -69,13 +68,3 @@ class VLLMSource:
             engine.push_adapter("policy", self.adapter)
             engine.default_adapter = "policy"
         return engine
-
-
-def _check_settings(options: "SampleOptions") -> None:
-    share = options.vllm_gpu_memory_utilization
-    if share is not None and not 0 < share <= 1:
-        raise ConfigError(f"vllm_gpu_memory_utilization={share} must be in (0, 1], a share of the memory")
-    for name in ("vllm_tensor_parallel_size", "vllm_max_model_len"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{name}={value} must be at least 1")

@@ -1,6 +1,6 @@
 """From returns to advantages: what the policy-gradient methods share."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -8,7 +8,6 @@ from torch import Tensor
 
 from nonpareil.errors import ConfigError
 from nonpareil.maths.losses import leave_one_out_mean
-from nonpareil.methods.base import check_choice
 
 Baseline = Literal["batch", "prompt"]
 
@@ -36,12 +35,11 @@ def mean_over(values: Float[Tensor, "b k"], mask: Bool[Tensor, "b k"]) -> Float[
 
 
 def check_baseline(baseline: str, num_generations: int) -> None:
-    """Refuse another word, and the mean of a prompt's other draws where there are none: nothing would be learnt.
+    """Refuse the mean of a prompt's other draws where there are none: nothing would be learnt.
 
     Raises:
         ConfigError: naming the setting, the value and the remedy.
     """
-    check_choice("baseline", baseline, get_args(Baseline))
     if baseline == "prompt" and num_generations < 2:
         raise ConfigError(
             f"num_generations={num_generations} with baseline=prompt: the prompt's other draws are the baseline; "

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nonpareil.errors import ConfigError
+BEST_OF_1 = "best-of-1 is the reference itself"
+"""Why no method's n is below 2."""
 
 
 @dataclass(frozen=True)
@@ -100,34 +101,3 @@ def first_valid(rewards: Float[Tensor, "b m"], n: int) -> Bool[Tensor, "b m"]:
     """True at the first n draws of each row whose reward did not fail; a row that has fewer is all False."""
     valid = ~rewards.isnan()
     return valid & (valid.cumsum(-1) <= n) & (valid.sum(-1, keepdim=True) >= n)
-
-
-def check_range(name: str, value: float, low: float, high: float, remedy: str = "") -> None:
-    """Refuse a setting outside [low, high].
-
-    Raises:
-        ConfigError: naming the setting, the value and the range.
-    """
-    if not low <= value <= high:
-        upper = "" if high == float("inf") else f" and at most {high:g}"
-        raise ConfigError(f"{name}={value} must be at least {low:g}{upper}{'; ' + remedy if remedy else ''}")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a word that is not among the choices.
-
-    Raises:
-        ConfigError: naming the setting, the value and the choices.
-    """
-    if value not in choices:
-        raise ConfigError(f"{name}={value!r} must be one of {', '.join(choices)}")
-
-
-def check_n(n: int) -> None:
-    """Refuse a target of best-of-1, which is the reference itself.
-
-    Raises:
-        ConfigError: n below 2.
-    """
-    if n < 2:
-        raise ConfigError(f"n={n} must be at least 2: best-of-1 is the reference itself")

@@ -1,7 +1,7 @@
 """BoNBoN (arXiv:2406.00832): SFT on the best of n and a contrast of best and worst, from stored groups."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from nonpareil.maths.losses import forward_kl_loss, pairwise_logistic_loss, pairwise_margin_loss
 from nonpareil.methods.advantages import mean_over
-from nonpareil.methods.base import ScoredDraws, Targets, best_draw, check_choice, check_n, check_range
+from nonpareil.methods.base import BEST_OF_1, ScoredDraws, Targets, best_draw
+from nonpareil.settings import check_settings, option
 
 Contrast = Literal["ipo", "dpo"]
 
@@ -37,9 +38,11 @@ class BoNBoN:
         ConfigError: n below 2, sft_weight outside [0, 1], or another word for `contrast`.
     """
 
-    n: int = 8
-    contrast: Contrast = "ipo"
-    sft_weight: float = 0.005
+    n: int = option(8, "The target is best-of-n.", at_least=2, why=BEST_OF_1)
+    contrast: Contrast = option("ipo", "The paper's loss, or the one of its code.")
+    sft_weight: float = option(
+        0.005, "Weight of the SFT term; the contrast has the rest.", at_least=0, at_most=1
+    )
 
     policy_draws: ClassVar = 0
     anchor_draws: ClassVar = 0
@@ -47,9 +50,7 @@ class BoNBoN:
     stored_groups: ClassVar = "required"
 
     def __post_init__(self) -> None:
-        check_n(self.n)
-        check_choice("contrast", self.contrast, get_args(Contrast))
-        check_range("sft_weight", self.sft_weight, 0, 1)
+        check_settings(self)
 
     @property
     def smallest_group(self) -> int:

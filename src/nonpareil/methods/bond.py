@@ -1,7 +1,7 @@
 """BOND (arXiv:2407.14622): Jeffreys divergence to best-of-n of the anchor, quantiles from fresh anchor draws."""
 
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -11,8 +11,9 @@ from nonpareil.errors import ConfigError
 from nonpareil.maths.losses import forward_kl_loss, jeffreys, policy_gradient_loss
 from nonpareil.maths.quantiles import QuantileEstimator, log_tilt_estimate
 from nonpareil.methods.advantages import Baseline, advantages, check_baseline, mean_over
-from nonpareil.methods.base import ScoredDraws, Targets, check_choice, check_n, check_range
+from nonpareil.methods.base import BEST_OF_1, ScoredDraws, Targets
 from nonpareil.methods.imitation import Imitate, imitation_weights
+from nonpareil.settings import check_settings, option
 
 
 @dataclass(frozen=True)
@@ -41,23 +42,25 @@ class BOND:
         ConfigError: a setting out of its range, or fewer than n anchor draws where some are to be imitated.
     """
 
-    n: int = 4
-    num_generations: int = 1
-    num_reference_samples: int = 16
-    quantile_estimator: QuantileEstimator = "harmonic"
-    jeffreys_weight: float = 0.5
-    imitate: Imitate = "winner"
-    baseline: Baseline = "batch"
+    n: int = option(4, "The target is best-of-n.", at_least=2, why=BEST_OF_1)
+    num_generations: int = option(1, "Completions of the policy a prompt and step, k.", at_least=1)
+    num_reference_samples: int = option(
+        16, "Fresh completions of the anchor a prompt and step, m.", at_least=1
+    )
+    quantile_estimator: QuantileEstimator = option(
+        "harmonic", "How quantiles are estimated from the anchor's draws."
+    )
+    jeffreys_weight: float = option(
+        0.5, "Weight of the backward KL; the forward KL has the rest.", at_least=0, at_most=1
+    )
+    imitate: Imitate = option("winner", "The winner of n draws, or all draws with their rank weights.")
+    baseline: Baseline = option("batch", "Mean return of the other draws of the batch, or of the prompt.")
 
     anchor_ema_rate: ClassVar = 0.0
 
     def __post_init__(self) -> None:
-        check_n(self.n)
-        check_range("num_generations", self.num_generations, 1, float("inf"))
-        check_range("num_reference_samples", self.num_reference_samples, 1, float("inf"))
-        check_range("jeffreys_weight", self.jeffreys_weight, 0, 1)
+        check_settings(self)
         check_estimator(self.quantile_estimator, self.num_reference_samples)
-        check_choice("imitate", self.imitate, get_args(Imitate))
         check_baseline(self.baseline, self.num_generations)
         if self.jeffreys_weight < 1 and self.num_reference_samples < self.n:
             raise ConfigError(
@@ -132,12 +135,11 @@ def quantile_metrics(draws: ScoredDraws, n: int, estimator: QuantileEstimator) -
 
 
 def check_estimator(estimator: str, num_reference_samples: int) -> None:
-    """Refuse another word, and two_sample with another number of reference draws.
+    """Refuse two_sample with another number of reference draws.
 
     Raises:
         ConfigError: naming the setting and its value.
     """
-    check_choice("quantile_estimator", estimator, get_args(QuantileEstimator))
     if estimator == "two_sample" and num_reference_samples != 2:
         raise ConfigError(
             f"num_reference_samples={num_reference_samples}: quantile_estimator=two_sample needs 2"

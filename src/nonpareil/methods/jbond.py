@@ -1,6 +1,5 @@
 """J-BOND (arXiv:2407.14622, Algorithm 2): Jeffreys divergence to best-of-2 of a moving anchor."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +9,8 @@ from torch import Tensor
 
 from nonpareil.maths.losses import forward_kl_loss, jeffreys, leave_one_out_mean, policy_gradient_loss
 from nonpareil.maths.quantiles import two_sample_log_quantile
-from nonpareil.methods.base import ScoredDraws, Targets, best_draw, check_range
+from nonpareil.methods.base import ScoredDraws, Targets, best_draw
+from nonpareil.settings import check_settings, option
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,19 @@ class JBOND:
         ConfigError: w outside [0, 1], or a negative kl_coef.
     """
 
-    jeffreys_weight: float = 0.5
-    kl_coef: float = 0.0
+    jeffreys_weight: float = option(
+        0.5, "Weight of the backward KL; the forward KL has the rest.", at_least=0, at_most=1
+    )
+    kl_coef: float = option(
+        0.0, "Weight of KL(policy || anchor).", at_least=0, why="below 0 it would reward leaving the anchor"
+    )
 
     policy_draws: ClassVar = 1
     anchor_draws: ClassVar = 2
     anchor_ema_rate: ClassVar = 0.02
 
     def __post_init__(self) -> None:
-        check_range("jeffreys_weight", self.jeffreys_weight, 0, 1)
-        check_range("kl_coef", self.kl_coef, 0, math.inf, "below 0 it would reward leaving the anchor")
+        check_settings(self)
 
     def targets(self, draws: ScoredDraws) -> JBONDTargets:
         """Steps 1 to 3 of Algorithm 2, without gradients. A prompt with a failed reward takes no part."""

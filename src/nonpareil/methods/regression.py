@@ -11,8 +11,9 @@ from torch import Tensor
 from nonpareil.maths.losses import log_ratio_regression_loss
 from nonpareil.maths.quantiles import QuantileEstimator, group_log_tilt, log_tilt_estimate
 from nonpareil.methods.advantages import mean_over
-from nonpareil.methods.base import ScoredDraws, Targets, check_n, check_range
+from nonpareil.methods.base import BEST_OF_1, ScoredDraws, Targets
 from nonpareil.methods.bond import check_estimator, quantile_metrics
+from nonpareil.settings import check_settings, option
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,15 @@ class Regression:
         ConfigError: a setting out of its range.
     """
 
-    n: int = 8
-    target_floor: float = -6.0
-    num_generations: int = 4
-    num_reference_samples: int = 16
-    quantile_estimator: QuantileEstimator = "harmonic"
+    n: int = option(8, "The target is best-of-n.", at_least=2, why=BEST_OF_1)
+    target_floor: float = option(-6.0, "No target log-ratio is lower, nats.", at_most=0, also=(-math.inf,))
+    num_generations: int = option(4, "Completions of the policy a prompt and step, k.", at_least=1)
+    num_reference_samples: int = option(
+        16, "Fresh completions of the anchor a prompt and step, m.", at_least=1
+    )
+    quantile_estimator: QuantileEstimator = option(
+        "harmonic", "How quantiles are estimated from the anchor's draws."
+    )
     stored: bool = False
 
     anchor_ema_rate: ClassVar = None
@@ -53,10 +58,7 @@ class Regression:
     smallest_group: ClassVar = 2
 
     def __post_init__(self) -> None:
-        check_n(self.n)
-        check_range("target_floor", self.target_floor, -math.inf, 0)
-        check_range("num_generations", self.num_generations, 1, float("inf"))
-        check_range("num_reference_samples", self.num_reference_samples, 1, float("inf"))
+        check_settings(self)
         check_estimator(self.quantile_estimator, self.num_reference_samples)
 
     @property

@@ -1,6 +1,5 @@
 """RLOO (arXiv:2402.14740), a baseline: KL-regularised REINFORCE, leave-one-out, on the raw reward."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +8,8 @@ from torch import Tensor
 
 from nonpareil.maths.losses import policy_gradient_loss
 from nonpareil.methods.advantages import advantages, mean_over
-from nonpareil.methods.base import ScoredDraws, Targets, check_range
+from nonpareil.methods.base import ScoredDraws, Targets
+from nonpareil.settings import check_settings, option
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,16 @@ class RLOO:
         ConfigError: fewer than 2 draws a prompt, or a negative kl_coef.
     """
 
-    num_generations: int = 4
-    kl_coef: float = 0.05
+    num_generations: int = option(
+        4, "Completions of the policy a prompt and step, k.", at_least=2, why="the others are the baseline"
+    )
+    kl_coef: float = option(0.05, "Weight of KL(policy || anchor).", at_least=0)
 
     anchor_draws: ClassVar = 0
     anchor_ema_rate: ClassVar = None
 
     def __post_init__(self) -> None:
-        check_range("num_generations", self.num_generations, 2, math.inf, "the others are the baseline")
-        check_range("kl_coef", self.kl_coef, 0, math.inf)
+        check_settings(self)
 
     @property
     def policy_draws(self) -> int:

@@ -1,14 +1,15 @@
 """SFT on best-of-n: imitate the winner of stored groups. The forward KL of BOND, offline."""
 
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from nonpareil.maths.losses import forward_kl_loss
-from nonpareil.methods.base import ScoredDraws, Targets, check_choice, check_n
+from nonpareil.methods.base import BEST_OF_1, ScoredDraws, Targets
 from nonpareil.methods.imitation import Imitate, imitation_weights
+from nonpareil.settings import check_settings, option
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class SFTBoN:
         ConfigError: n below 2, or another word for `imitate`.
     """
 
-    n: int = 8
-    imitate: Imitate = "winner"
+    n: int = option(8, "The target is best-of-n.", at_least=2, why=BEST_OF_1)
+    imitate: Imitate = option("winner", "The winner of n draws, or all draws with their rank weights.")
 
     policy_draws: ClassVar = 0
     anchor_draws: ClassVar = 0
@@ -38,8 +39,7 @@ class SFTBoN:
     stored_groups: ClassVar = "required"
 
     def __post_init__(self) -> None:
-        check_n(self.n)
-        check_choice("imitate", self.imitate, get_args(Imitate))
+        check_settings(self)
 
     @property
     def smallest_group(self) -> int:

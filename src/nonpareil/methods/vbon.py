@@ -1,19 +1,19 @@
 """vBoN (arXiv:2407.06057): backward KL to best-of-n of the fixed reference, by policy gradient or clipped PPO."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nonpareil.errors import ConfigError
 from nonpareil.maths.best_of_n import log_tilt
 from nonpareil.maths.counts import count_among
 from nonpareil.maths.losses import clipped_policy_gradient_loss, policy_gradient_loss
 from nonpareil.maths.quantiles import log_quantile, log_tilt_estimate
 from nonpareil.methods.advantages import Baseline, advantages, check_baseline, mean_over
-from nonpareil.methods.base import ScoredDraws, Targets, check_choice, check_n, check_range
+from nonpareil.methods.base import BEST_OF_1, ScoredDraws, Targets
+from nonpareil.settings import check_settings, option
 
 Bound = Literal["l1", "exact"]
 StrictEstimator = Literal["plug_in", "harmonic"]
@@ -44,14 +44,18 @@ class VBON:
         ConfigError: a setting out of its range.
     """
 
-    n: int = 8
-    bound: Bound = "exact"
-    num_generations: int = 4
-    num_reference_samples: int = 16
-    quantile_estimator: StrictEstimator = "plug_in"
-    baseline: Baseline = "batch"
-    num_iterations: int = 1
-    epsilon: float = 0.2
+    n: int = option(8, "The target is best-of-n.", at_least=2, why=BEST_OF_1)
+    bound: Bound = option("exact", "The exact reward, or its lower bound.")
+    num_generations: int = option(4, "Completions of the policy a prompt and step, k.", at_least=1)
+    num_reference_samples: int = option(
+        16, "Fresh completions of the anchor a prompt and step, m.", at_least=1
+    )
+    quantile_estimator: StrictEstimator = option(
+        "plug_in", "How quantiles are estimated from the anchor's draws."
+    )
+    baseline: Baseline = option("batch", "Mean return of the other draws of the batch, or of the prompt.")
+    num_iterations: int = option(1, "Optimizer steps on one batch of draws.", at_least=1)
+    epsilon: float = option(0.2, "Clip range of the per-token ratios.", above=0, below=1)
     stored: bool = False
 
     anchor_ema_rate: ClassVar = None
@@ -60,15 +64,8 @@ class VBON:
     smallest_group: ClassVar = 1
 
     def __post_init__(self) -> None:
-        check_n(self.n)
-        check_choice("bound", self.bound, get_args(Bound))
-        check_choice("quantile_estimator", self.quantile_estimator, get_args(StrictEstimator))
+        check_settings(self)
         check_baseline(self.baseline, self.num_generations)
-        check_range("num_reference_samples", self.num_reference_samples, 1, float("inf"))
-        check_range("num_generations", self.num_generations, 1, float("inf"))
-        check_range("num_iterations", self.num_iterations, 1, float("inf"))
-        if not 0 < self.epsilon < 1:
-            raise ConfigError(f"epsilon={self.epsilon} must lie between 0 and 1")
 
     @property
     def policy_draws(self) -> int:

@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from nonpareil.errors import ConfigError
 from nonpareil.protocols import Reward
@@ -92,6 +92,14 @@ def load_rewards(
     )
 
 
+def kind_of(spec: str) -> Literal["json", "vllm", "function", "model"]:
+    """What a string names: one of two kinds of endpoints, a function or a model."""
+    if is_endpoint(spec):
+        return parse_endpoint(spec).kind
+    # A directory may be called what a module is: what exists is meant.
+    return "function" if not Path(spec).expanduser().is_dir() and is_function_path(spec) else "model"
+
+
 def _load(
     spec: Any,
     tokenizer: Any,
@@ -105,9 +113,7 @@ def _load(
     if is_endpoint(spec):
         return _endpoint(spec, tokenizer, model_options, timeout=timeout, api_key_env=api_key_env)
     if isinstance(spec, str):
-        # A directory may be called what a module is: what exists is meant.
-        is_function = not Path(spec).expanduser().is_dir() and is_function_path(spec)
-        if is_function:
+        if kind_of(spec) == "function":
             return FunctionReward(load_function(spec), timeout=timeout)
     elif not _is_torch_module(spec):
         if hasattr(spec, "score") and hasattr(spec, "describe"):

