@@ -98,6 +98,20 @@ class Group:
         return len(self.completions)
 
 
+def identity_of(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """How many prompts, and hashes of their ids with their tokens, and of their columns."""
+    return {
+        "count": len(prompts),
+        "sha256": _short_hash([[prompt.prompt_id, prompt.token_ids] for prompt in prompts]),
+        "columns_sha256": _short_hash([prompt.columns for prompt in prompts]),
+    }
+
+
+def _short_hash(value: Any) -> str:
+    # Columns may hold dates and the like, which have a stable text.
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
 def prompt_of(group: Group) -> Prompt:
     """The prompt that a group was drawn for."""
     return Prompt(group.prompt_id, group.prompt, group.prompt_token_ids, group.columns)

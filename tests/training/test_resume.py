@@ -16,9 +16,17 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from nonpareil.errors import DataError
-from nonpareil.training.callbacks import last_whole_checkpoint
+from nonpareil.training.checkpoint_files import last_whole_checkpoint
 from nonpareil.training.trainer import DistillationTrainer
-from tests.training.conftest import StopAfter, assert_same, ending_model, make_trainer, metrics
+from tests.training.conftest import (
+    StopAfter,
+    assert_same,
+    ending_model,
+    goodness,
+    make_trainer,
+    metrics,
+    slow_goodness,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "linear"}
@@ -84,7 +92,8 @@ def test_ctrl_c_leaves_a_whole_checkpoint_from_which_the_same_end_is_reached(
     assert 2 <= step < 40
     for folder in (stopped, whole):
         # As many steps as were meant, so that the learning rate falls alike; both end two steps on.
-        trainer = make_trainer(folder, max_steps=40, callbacks=[StopAfter(step + 2)])
+        reward = slow_goodness if folder is stopped else goodness
+        trainer = make_trainer(folder, reward=reward, max_steps=40, callbacks=[StopAfter(step + 2)])
         trainer.train(resume_from_checkpoint=folder is stopped)
     last = f"checkpoint-{step + 2}"
     assert_same_checkpoint(stopped / last, whole / last)

@@ -10,6 +10,7 @@ from nonpareil.errors import ConfigError
 from nonpareil.jobs import evaluate
 from nonpareil.jobs.card import write_model_card
 from nonpareil.jobs.evaluate import EvaluateOptions
+from nonpareil.jobs.merge import merge_adapter
 from nonpareil.jobs.options import (
     PromptOptions,
     RewardInputOptions,
@@ -88,6 +89,7 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     from nonpareil.models.distributed import end_processes, first_process_first
     from nonpareil.models.memory import free_memory
     from nonpareil.training.method import method_of
+    from nonpareil.training.resume import checkpoint_to_resume, resume_setting
 
     method = method_of(config, stored=options.groups is not None)
     require_all(options, prompts_from_groups=options.groups is not None)
@@ -99,18 +101,18 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
         raise ConfigError("merge=true without use_peft: there is no adapter to merge; remove it")
     if options.dry_run:
         return _dry_run(options, config, method)
-    first_process_first(partial(_prepare, output_dir, options.overwrite, bool(config.resume_from_checkpoint)))
-    trainer = _trainer(options, config, method, eval_source)
-    resume = config.resume_from_checkpoint
+    resume = resume_setting(config.resume_from_checkpoint)
+    first_process_first(partial(_prepare, output_dir, options.overwrite, bool(resume)))
+    checkpoint = checkpoint_to_resume(resume, output_dir)
+    trainer = _trainer(options, config, method, eval_source, checkpoint)
     try:
-        trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
+        trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         trainer.release()
     result: dict[str, Any] = {"output_dir": str(output_dir), "steps": trainer.state.global_step}
     interrupted = trainer.stopper.stopped and trainer.state.global_step < trainer.state.max_steps
     if not interrupted:
-        trainer.save_model()
-        trainer.save_state()
+        trainer.save_result()
     del trainer
     free_memory()  # a trainer and its callbacks hold each other, and models with them
     if not end_processes():
@@ -118,7 +120,7 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     if interrupted:
         return {**result, "interrupted": True}
     if options.merge:
-        result["merged"] = _merge(output_dir)
+        result["merged"] = merge_adapter(output_dir)
     evaluated = None
     if options.evaluate_after:
         evaluated = evaluate.run(_evaluation(options, config, eval_source))
@@ -127,21 +129,6 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
         output_dir, options, config, method, result["steps"], evaluated["evaluation"] if evaluated else None
     )
     return {**result, "interrupted": False}
-
-
-def _merge(output_dir: Path) -> str:
-    """A plain checkpoint of base and adapter together, in the type that the base is stored in."""
-    from transformers import AutoConfig
-
-    from nonpareil.models.adapters import adapter_base
-    from nonpareil.models.loading import cast_weights, load_policy
-
-    model, tokenizer = load_policy(str(output_dir), dtype="float32")
-    name, revision = adapter_base(str(output_dir)) or ("", None)
-    stored = AutoConfig.from_pretrained(name, revision=revision).dtype
-    cast_weights(model, stored or model.dtype).save_pretrained(output_dir / "merged")
-    tokenizer.save_pretrained(output_dir / "merged")
-    return str(output_dir / "merged")
 
 
 def _eval_source(options: DistillOptions) -> str:
@@ -161,11 +148,16 @@ def _eval_source(options: DistillOptions) -> str:
 
 
 def _prepare(output_dir: Path, overwrite: bool, resume: bool) -> None:
-    """Refuse a directory that holds something, unless it is to be continued or overwritten."""
+    """Refuse a directory that holds something, unless it is to be continued or overwritten, or a kill left it."""
+    from nonpareil.training.leftovers import clear_leftovers, is_leftover
+
     if not output_dir.exists():
         return
     if not output_dir.is_dir():
         raise ConfigError(f"output_dir={str(output_dir)!r} is a file; name a directory")
+    if not resume and is_leftover(output_dir):
+        clear_leftovers(output_dir)
+        return
     if overwrite and not resume:
         ours = ("metrics.jsonl", "trainer_state.json", "model.safetensors", "config.json")
         if any(output_dir.iterdir()) and not any((output_dir / name).exists() for name in ours):
@@ -182,11 +174,18 @@ def _prepare(output_dir: Path, overwrite: bool, resume: bool) -> None:
 
 
 def _trainer(
-    options: DistillOptions, config: "DistillationConfig", method: "Method", eval_source: str
+    options: DistillOptions,
+    config: "DistillationConfig",
+    method: "Method",
+    eval_source: str,
+    checkpoint: Path | None,
 ) -> "DistillationTrainer":
     from nonpareil.jobs.policy import PolicySource
     from nonpareil.jobs.stored import check_reward
+    from nonpareil.training.identity import run_identity
     from nonpareil.training.method import check_group_rewards
+    from nonpareil.training.resume import refuse_another_run
+    from nonpareil.training.sampler import planned_steps
     from nonpareil.training.trainer import DistillationTrainer
 
     policy = PolicySource(options.model_name_or_path or "", options.model_revision, config.policy_dtype())
@@ -204,7 +203,11 @@ def _trainer(
     if options.evaluate_after or config.eval_strategy != "no":
         held_out = _prompts(options, policy, eval_source, options.dataset_test_split, held_out=True)
         policy.check(held_out, config.sampling(config.seed))
-    return DistillationTrainer(
+    model = policy.info()["fingerprint"]
+    planned = planned_steps(config, method, len(prompts))
+    if checkpoint is not None:  # before any weight is read
+        refuse_another_run(checkpoint, run_identity(config, method, prompts, reward, model, groups), planned)
+    trainer = DistillationTrainer(
         policy.local_path() if config.shard_weights else policy.load(),
         reward,
         config,
@@ -213,6 +216,8 @@ def _trainer(
         processing_class=policy.tokenizer,
         groups=groups,
     )
+    trainer.identity["model"] = model
+    return trainer
 
 
 def _training_data(

@@ -1,6 +1,5 @@
 """The manifest: how the groups of a folder were drawn and scored, and how many there are."""
 
-import hashlib
 import json
 import platform
 from collections import Counter
@@ -15,7 +14,7 @@ import pyarrow.compute as pc
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.files import jsonable
-from nonpareil.records import Prompt, SamplingParams
+from nonpareil.records import Prompt, SamplingParams, identity_of
 from nonpareil.rollouts.folder import MANIFEST
 from nonpareil.rollouts.store import notes_of
 
@@ -28,8 +27,6 @@ def draw_settings(
     prompts: Sequence[Prompt], sampling: SamplingParams, num_generations: int, model_info: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything that decides which groups are drawn, save the engine's own settings."""
-    seen = [[prompt.prompt_id, prompt.token_ids] for prompt in prompts]
-    columns = [prompt.columns for prompt in prompts]
     parameters = asdict(sampling)
     seed = parameters.pop("seed")
     return {
@@ -37,7 +34,7 @@ def draw_settings(
         "sampling": parameters,
         "seed": seed,
         "num_generations": num_generations,
-        "prompts": {"count": len(prompts), "sha256": _sha256(seen), "columns_sha256": _sha256(columns)},
+        "prompts": identity_of(prompts),
     }
 
 
@@ -135,8 +132,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def _sha256(value: Any) -> str:
-    # Columns may hold dates and the like, which have a stable text.
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,5 +1,6 @@
 """The figures of one step under TRL's names, and its completions on disk."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from nonpareil.files import write_bytes
 from nonpareil.training.steps import StepDraws
+
+COMPLETIONS_FOLDER = "completions"
 
 
 def step_figures(drawn: StepDraws, reward_names: Sequence[str]) -> dict[str, float]:
@@ -77,7 +81,7 @@ def completion_rows(drawn: StepDraws, targets: Any, step: int) -> list[dict[str,
 
 
 def write_completions(output_dir: Path, step: int, rows: list[dict[str, Any]]) -> None:
-    """`completions/completions_<step>.parquet`."""
-    directory = output_dir / "completions"
-    directory.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), directory / f"completions_{step:05d}.parquet")
+    """`completions/completions_<step>.parquet`, in one step."""
+    content = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), content)
+    write_bytes(output_dir / COMPLETIONS_FOLDER / f"completions_{step:05d}.parquet", content.getvalue())

@@ -27,24 +27,21 @@ from nonpareil.models.anchors import Anchor
 from nonpareil.models.distributed import make_equal
 from nonpareil.models.empty import empty_policy
 from nonpareil.models.loading import context_window, disable_dropout, freeze, load_policy, load_tokenizer
+from nonpareil.models.saving import prepare_saving
 from nonpareil.models.sharding import is_empty
 from nonpareil.models.zero import zero_requested
 from nonpareil.records import Group, Prompt, prompt_of
 from nonpareil.rewards import CombinedReward, load_rewards
 from nonpareil.training.accumulate import Accumulator
-from nonpareil.training.callbacks import (
-    AnchorCallback,
-    CompactProgress,
-    MetricsFile,
-    StopCleanly,
-)
+from nonpareil.training.callbacks import AnchorCallback, CompactProgress, MetricsFile, StopCleanly
 from nonpareil.training.checkpoints import CheckpointingTrainer
 from nonpareil.training.checks import check_adapter
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.drawings import make_drawing
 from nonpareil.training.figures import completion_rows, step_figures, write_completions
+from nonpareil.training.identity import model_identity, run_identity
 from nonpareil.training.method import anchor_motion, given_method, method_of
-from nonpareil.training.sampler import RepeatedBatches, whole_batches
+from nonpareil.training.sampler import RepeatedBatches, planned_steps, whole_batches
 from nonpareil.training.spent import Spent
 from nonpareil.training.steps import StepDrawer, StepDraws, reward_tensor
 from nonpareil.training.stored import check_stored
@@ -102,7 +99,9 @@ class DistillationTrainer(CheckpointingTrainer):
             train_dataset = [prompt_of(group) for group in groups]
         if not train_dataset:
             raise ConfigError("train_dataset is empty; give at least one prompt")
-        weights: Path | None = None  # the folder to read them from, shard by shard
+        self.repeats: int = getattr(self.method, "num_iterations", 1)
+        self.planned = planned_steps(args, self.method, len(train_dataset))
+        given, weights = model, None  # the folder to read them from, shard by shard
         if isinstance(model, str):
             path, empty = model, empty_policy(model) if args.shard_weights and not zero_requested() else None
             if empty is not None:
@@ -124,13 +123,16 @@ class DistillationTrainer(CheckpointingTrainer):
                 timeout=args.reward_timeout,
             )
         )
+        prepare_saving(model, processing_class)
+        self.identity = run_identity(
+            args, self.method, train_dataset, self.reward, model_identity(given, model), groups, peft_config
+        )
         disable_dropout(model)
         freeze(model, args.frozen_parameters or [])
         set_seed(args.seed)  # an adapter begins at random
         policy: Any = model if lora is None else add_policy_adapter(model, lora)
         if not is_empty(policy):
             make_equal(policy.to(args.device))
-        self.repeats: int = getattr(self.method, "num_iterations", 1)
         self.stopper, self.spent = StopCleanly(self.repeats), Spent(args.max_train_seconds)
         super().__init__(
             model=policy,
@@ -149,13 +151,13 @@ class DistillationTrainer(CheckpointingTrainer):
         # Gradients are summed by the accumulator; DDP's wrapper would hold them a second time.
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.anchor = self._make_anchor(policy)
-        by_id = {group.prompt_id: group for group in groups or ()}
+        self.watch(self.spent)  # behind the anchor's callback
         self.drawer = StepDrawer(
             partial(make_drawing, policy, self.anchor, processing_class, args, train_dataset),
             self.method,
             self.reward,
             args,
-            by_id,
+            {group.prompt_id: group for group in groups or ()},
         )
         self.accumulator = Accumulator(
             self.method,

@@ -1,0 +1,208 @@
+"""Checkpoints as folders: there whole or not at all, known again by a list of their files with checksums.
+
+A checkpoint is written into `checkpoint-N.partial`, given its list, and only then renamed. The list,
+`checkpoint.json`, holds the size and SHA-256 of every file, so that one which was cut short or changed afterwards
+is noticed before anything is read from it; and it says which files of the folder are ours to delete.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from nonpareil.files import write_json
+
+LIST = "checkpoint.json"
+PARTIAL, ASIDE = ".partial", ".old"
+MODEL = "model"
+"""Of `begin`: the result, whose files then go beside the checkpoints."""
+STATE_FILE = "trainer_state.json"
+RESUMED_FILES = (STATE_FILE, "optimizer.pt", "scheduler.pt")
+NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps done, from the folder's name."""
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def checkpoints_in(output_dir: Path) -> list[Path]:
+    """Every folder that has a checkpoint's name, the latest step first."""
+    if not output_dir.is_dir():
+        return []
+    found = [path for path in output_dir.iterdir() if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def read_list(folder: Path) -> dict[str, Any] | None:
+    """`step`, `run` (what trained it) and `files` of a checkpoint; None where no list of ours can be read."""
+    try:
+        listed = json.loads((folder / LIST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    keys = {"step": int, "run": dict, "files": dict}
+    if not isinstance(listed, dict) or not all(isinstance(listed.get(k), t) for k, t in keys.items()):
+        return None
+    noted = [
+        (each.get("bytes"), each.get("sha256")) if isinstance(each, dict) else ()
+        for each in listed["files"].values()
+    ]
+    return listed if all(map(all, noted)) else None
+
+
+def write_list(folder: Path, step: int, run: dict[str, Any]) -> None:
+    """List what the folder holds; every file is on the disk, and not in memory alone, when this returns."""
+    files = {}
+    for path in sorted(_files_in(folder)):
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+    write_json(folder / LIST, {"step": step, "run": run, "files": files})
+
+
+def fault_of(folder: Path) -> str | None:
+    """Why a checkpoint is not whole, naming the file; None where nothing is wrong with it."""
+    listed = read_list(folder)
+    if listed is None:
+        there = (folder / LIST).exists()
+        return f"{LIST} cannot be read" if there else f"{LIST}, written last, is missing"
+    for name, noted in listed["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        stat = path.stat()
+        if stat.st_size != noted["bytes"]:
+            return f"{name} has {stat.st_size} bytes of {noted['bytes']}"
+        if _sha256(path, stat.st_size, stat.st_mtime_ns, stat.st_ino) != noted["sha256"]:
+            return f"{name} has another content than was written"
+    for name in RESUMED_FILES:
+        if name not in listed["files"]:
+            return f"it holds no {name}: save_only_model saves what cannot be resumed"
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: Path, *stamp: int) -> str:
+    """Once for each state of a file: a comparison, or a check before training, need not read all of it twice."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def last_whole_checkpoint(output_dir: Path, tell: Callable[[Path, str], None] | None = None) -> Path | None:
+    """The latest checkpoint that is whole; `tell` hears of each later one, with what is wrong with it."""
+    for folder in checkpoints_in(output_dir):
+        fault = fault_of(folder)
+        if fault is None:
+            return folder
+        if tell is not None:
+            tell(folder, fault)
+    return None
+
+
+# --- Writing and deleting
+
+
+def begin(output_dir: Path, name: str) -> None:
+    """Make an empty folder beside where `name` is to be; what a kill left of earlier ones is swept up."""
+    sweep(output_dir)
+    (output_dir / f"{name}{PARTIAL}").mkdir(parents=True)
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Give a listed folder its name; what has the name so far gives way."""
+    if target.is_symlink() or target.exists():
+        discard(target)
+    os.rename(folder, target)
+
+
+def move_into(folder: Path, target: Path) -> None:
+    """Move the files of a listed folder into another one; its list goes last, so that a kill in between shows."""
+    for name in (read_list(folder) or {"files": {}})["files"]:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(folder / name, target / name)
+    shutil.rmtree(folder)
+
+
+def half_moved(output_dir: Path) -> list[str]:
+    """The files of a result that were moved there before a kill came, as they were moved."""
+    listed = read_list(output_dir / f"{MODEL}{PARTIAL}") or {"files": {}}
+    paths = {name: output_dir / name for name in listed["files"]}
+    return [
+        name
+        for name, path in paths.items()
+        if path.is_file() and path.stat().st_size == listed["files"][name]["bytes"]
+    ]
+
+
+def discard(checkpoint: Path) -> None:
+    """Delete the files of a checkpoint that its list names, and its folder where it then is empty.
+
+    What else lies there is kept, under `checkpoint-N.old`. A kill in between leaves no half checkpoint behind: the
+    folder has another name first.
+    """
+    aside = checkpoint.with_name(checkpoint.name + ASIDE)
+    count = 1
+    while aside.is_symlink() or aside.exists():
+        count += 1
+        aside = checkpoint.with_name(f"{checkpoint.name}{ASIDE}-{count}")
+    os.rename(checkpoint, aside)
+    _delete_listed(aside)
+
+
+def rotate(output_dir: Path, limit: int, keep: set[Path]) -> None:
+    """Discard those written first, until `limit` are left; never those to `keep`, nor any without a list."""
+    ours = [
+        path for path in checkpoints_in(output_dir) if read_list(path) is not None and not path.is_symlink()
+    ]
+    ours.sort(key=lambda path: ((path / LIST).stat().st_mtime_ns, step_of(path)))
+    surplus = len(ours) - max(limit, len(keep))
+    for path in [path for path in ours if path not in keep][: max(surplus, 0)]:
+        discard(path)
+
+
+def sweep(output_dir: Path) -> None:
+    """Delete what a kill left of checkpoints that were being written, or deleted."""
+    for path in leftovers(output_dir):
+        if path.name.endswith(PARTIAL):
+            shutil.rmtree(path)
+        else:
+            _delete_listed(path)
+
+
+def leftovers(output_dir: Path) -> list[Path]:
+    """The folders that a kill left of checkpoints, and of a result, that were being written or deleted."""
+    pattern = re.compile(
+        rf"(checkpoint-\d+|{MODEL}){re.escape(PARTIAL)}|checkpoint-\d+{re.escape(ASIDE)}(-\d+)?"
+    )
+    if not output_dir.is_dir():
+        return []
+    found = [path for path in output_dir.iterdir() if pattern.fullmatch(path.name)]
+    return sorted(path for path in found if path.is_dir() and not path.is_symlink())
+
+
+def _delete_listed(folder: Path) -> None:
+    if folder.is_symlink():
+        return
+    for name in (read_list(folder) or {"files": {}})["files"]:
+        path = folder / name
+        if not path.parent.resolve().is_relative_to(folder.resolve()):
+            continue
+        path.unlink(missing_ok=True)
+        if path.parent != folder:
+            with suppress(OSError):  # not empty yet
+                path.parent.rmdir()
+    if read_list(folder) is not None:
+        (folder / LIST).unlink()
+    with suppress(OSError):  # something else lies there
+        folder.rmdir()
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file() and path != folder / LIST)
