@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-import transformers.trainer_utils
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from nonpareil.errors import ConfigError
 from nonpareil.methods import build
 from nonpareil.models.anchors import Anchor
-from nonpareil.training import DistillationConfig
+from nonpareil.training import DistillationConfig, checkpoint_files
 from nonpareil.training.checkpoint_files import last_whole_checkpoint
 from nonpareil.training.method import check_method
 from nonpareil.training.sampler import RepeatedBatches
@@ -133,19 +132,20 @@ def test_a_whole_checkpoint_is_there_before_an_older_one_goes(
 ) -> None:
     """With save_total_limit=1 a kill at any moment leaves one to go on from."""
     removed: list[str] = []
-    remove = transformers.trainer_utils.shutil.rmtree
+    discard = checkpoint_files.discard
 
-    def checked(path: Any, *args: Any, **kwargs: Any) -> None:
+    def checked(path: Path) -> None:
         left = last_whole_checkpoint(tmp_path)
         assert left is not None
-        assert left.name != Path(path).name
-        removed.append(Path(path).name)
-        remove(path, *args, **kwargs)
+        assert left.name != path.name
+        removed.append(path.name)
+        discard(path)
 
-    monkeypatch.setattr(transformers.trainer_utils.shutil, "rmtree", checked)
+    monkeypatch.setattr(checkpoint_files, "discard", checked)
     settings = {**STEPS, "save_steps": 1, "save_total_limit": 1}
     make_trainer(tmp_path, **BOND, anchor_refresh_steps=2, **settings).train()
     assert removed == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
 
 
 def test_a_batch_of_draws_serves_so_many_steps_and_no_more(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ MODEL = "model"
 """Of `begin`: the result, whose files then go beside the checkpoints."""
 STATE_FILE = "trainer_state.json"
 RESUMED_FILES = (STATE_FILE, "optimizer.pt", "scheduler.pt")
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+"""What `files.write_bytes` has not finished."""
 NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -168,7 +170,10 @@ def rotate(output_dir: Path, limit: int, keep: set[Path]) -> None:
 
 
 def sweep(output_dir: Path) -> None:
-    """Delete what a kill left of checkpoints that were being written, or deleted."""
+    """Delete what a kill left of checkpoints that were being written, or deleted, and of other files of ours."""
+    for path in output_dir.glob(".*.tmp"):
+        if TEMPORARY.fullmatch(path.name):
+            path.unlink()
     for path in leftovers(output_dir):
         if path.name.endswith(PARTIAL):
             shutil.rmtree(path)

@@ -198,9 +198,9 @@ class CheckpointingTrainer(PlacingTrainer):
         """
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self._folder)
         if checkpoint is not None:
-            # A policy and an anchor that are both in the checkpoint owe nothing to the model they are read into.
-            read = self._moving_anchor is not None and not is_adapted(self.model)
-            may_change = MAY_CHANGE | {"model"} if read else MAY_CHANGE
+            # Where all weights are in the checkpoint, or needed no more, those given are not read.
+            read = is_adapted(self.model) or (self.anchor is not None and not self.anchor.moves)
+            may_change = MAY_CHANGE if read else MAY_CHANGE | {"model"}
             for change in refuse_another_run(checkpoint, self.identity, self.planned, may_change):
                 if process_index() == 0:
                     tell(f"resume: {change}")

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from nonpareil.files import LOCK
 from nonpareil.training.callbacks import METRICS_FILE
-from nonpareil.training.checkpoint_files import half_moved, leftovers, sweep
+from nonpareil.training.checkpoint_files import TEMPORARY, half_moved, leftovers, sweep
 from nonpareil.training.figures import COMPLETIONS_FOLDER
 from nonpareil.training.spent import SPENT_FILE
 
-_FILES = re.compile(rf"{re.escape(METRICS_FILE)}|{re.escape(SPENT_FILE)}|\..+\.\d+\.tmp")
-"""The last is `files.write_bytes`'s."""
+_FILES = re.compile(rf"{re.escape(METRICS_FILE)}|{re.escape(SPENT_FILE)}|{TEMPORARY.pattern}")
 _FOLDERS = {
     COMPLETIONS_FOLDER: re.compile(r"\.?completions_\d+\.parquet(\.\d+\.tmp)?"),
     "runs": re.compile(r"events\.out\.tfevents\..+"),  # TensorBoard's, a folder for each start
