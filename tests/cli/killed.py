@@ -23,9 +23,9 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class Operations:
-    """Counts what changes files below a folder, and kills the process at the k-th; each counts twice.
+    """Counts what changes files below a folder, and kills the process at the k-th, before it is done.
 
-    The first time before it is done and, of a file that is opened to be written, the second time with half of it there.
+    A file that is written also counts while it is half there, and when it is.
     """
 
     def __init__(self, folder: str, kill: int | None):
@@ -52,7 +52,7 @@ class Operations:
             self.note(event, arguments[0])
 
     def around(self, write: Callable[..., Any], place: int) -> Callable[..., Any]:
-        """A writer of torch's or safetensors', which Python does not hear: killed before, amid and after its work."""
+        """A writer of torch's or safetensors', which Python does not hear."""
 
         def watched(*arguments: Any, **options: Any) -> Any:
             path = arguments[place]

@@ -1,4 +1,4 @@
-"""kill -9 at any file operation of a distillation: the same command goes on, or begins anew, to the same weights."""
+"""kill -9 at any file operation of a distillation: the same command goes on, or anew, to the same weights."""
 
 import json
 import os
@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parents[2]
 from tests.cli.conftest import Command
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SAVED = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
 KINDS: dict[str, dict[str, Any]] = {

@@ -43,19 +43,13 @@ def checkpoints_in(output_dir: Path) -> list[Path]:
 
 
 def read_list(folder: Path) -> dict[str, Any] | None:
-    """`step`, `run` (what trained it) and `files` of a checkpoint; None where no list of ours can be read."""
+    """`step`, `run` (what trained it) and `files` of a checkpoint; None where no list, as we wrote it, is there."""
     try:
-        listed = json.loads((folder / LIST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        stored = json.loads((folder / LIST).read_text(encoding="utf-8"))
+        listed = stored["list"]
+        return listed if stored["sha256"] == _text_sha256(listed) else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    keys = {"step": int, "run": dict, "files": dict}
-    if not isinstance(listed, dict) or not all(isinstance(listed.get(k), t) for k, t in keys.items()):
-        return None
-    noted = [
-        (each.get("bytes"), each.get("sha256")) if isinstance(each, dict) else ()
-        for each in listed["files"].values()
-    ]
-    return listed if all(map(all, noted)) else None
 
 
 def write_list(folder: Path, step: int, run: dict[str, Any]) -> None:
@@ -66,7 +60,12 @@ def write_list(folder: Path, step: int, run: dict[str, Any]) -> None:
             os.fsync(stream.fileno())
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-    write_json(folder / LIST, {"step": step, "run": run, "files": files})
+    listed = {"step": step, "run": run, "files": files}
+    write_json(folder / LIST, {"list": listed, "sha256": _text_sha256(listed)})
+
+
+def _text_sha256(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def fault_of(folder: Path) -> str | None:
@@ -74,7 +73,7 @@ def fault_of(folder: Path) -> str | None:
     listed = read_list(folder)
     if listed is None:
         there = (folder / LIST).exists()
-        return f"{LIST} cannot be read" if there else f"{LIST}, written last, is missing"
+        return f"{LIST} is damaged" if there else f"{LIST}, written last, is missing"
     for name, noted in listed["files"].items():
         path = folder / name
         if not path.is_file():
@@ -171,7 +170,7 @@ def rotate(output_dir: Path, limit: int, keep: set[Path]) -> None:
 
 def sweep(output_dir: Path) -> None:
     """Delete what a kill left of checkpoints that were being written, or deleted, and of other files of ours."""
-    for path in output_dir.glob(".*.tmp"):
+    for path in (*output_dir.glob(".*.tmp"), *output_dir.glob("completions/.*.tmp")):
         if TEMPORARY.fullmatch(path.name):
             path.unlink()
     for path in leftovers(output_dir):
