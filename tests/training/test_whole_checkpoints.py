@@ -91,7 +91,9 @@ def test_training_goes_back_to_the_one_before_and_says_so(
 def test_where_all_are_broken_one_error_tells_what_of_each(run: Path) -> None:
     harm(run / "checkpoint-4" / "optimizer.pt", "cut")
     harm(run / "checkpoint-2" / "config.json", "missing")
-    says = r"start without it \(checkpoint-4: optimizer\.pt has .* bytes of .*; checkpoint-2: config\.json is missing"
+    says = (
+        r"start without it \(checkpoint-4: optimizer\.pt has .* of .*; checkpoint-2: config\.json is missing"
+    )
     with pytest.raises(DataError, match=says):
         make_trainer(run, **STEPS).train(resume_from_checkpoint=True)
 
@@ -158,7 +160,7 @@ def test_a_list_that_names_files_outside_deletes_none(run: Path) -> None:
     checkpoint, outside = run / "checkpoint-2", run / "metrics.jsonl"
     harmed = read_list(checkpoint)
     assert harmed is not None
-    harmed["files"] |= dict.fromkeys(("../metrics.jsonl", str(outside)), {"bytes": 1, "sha256": "0"})
+    harmed["files"] |= {key: {"bytes": 1, "sha256": "0"} for key in ("../metrics.jsonl", str(outside))}
     digest = hashlib.sha256(json.dumps(harmed, sort_keys=True).encode()).hexdigest()
     (checkpoint / "checkpoint.json").write_text(json.dumps({"list": harmed, "sha256": digest}))
     assert read_list(checkpoint) is not None

@@ -184,6 +184,7 @@ class CheckpointingTrainer(PlacingTrainer):
             ]
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
+            scheduler._last_lr = rates
 
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any
