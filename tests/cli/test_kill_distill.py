@@ -78,12 +78,18 @@ def weights(out: Path) -> dict[str, Any]:
     return load_file(file)
 
 
+def names_in(out: Path) -> list[str]:
+    """All but checkpoint-1, which may be one too many where the kill came before it went."""
+    names = sorted(path.relative_to(out).as_posix() for path in out.rglob("*"))
+    return [name for name in names if name.split("/")[0] != "checkpoint-1"]
+
+
 def check(runs: Runs, moments: Any) -> None:
     whole = runs.files / "whole"
     operations = runs(whole)["operations"]
     assert len(operations) > 40, operations
     expected = weights(whole)
-    names = sorted(path.relative_to(whole) for path in whole.rglob("*"))
+    names = names_in(whole)
     ends = set()
     for k in moments(operations):
         out = runs.files / f"killed-{k}"
@@ -93,7 +99,7 @@ def check(runs: Runs, moments: Any) -> None:
         ours = weights(out)
         assert ours.keys() == expected.keys()
         assert all(ours[name].equal(value) for name, value in expected.items()), (operations[k - 1], end)
-        assert sorted(path.relative_to(out) for path in out.rglob("*")) == names, operations[k - 1]
+        assert names_in(out) == names, operations[k - 1]
         shutil.rmtree(out)
     assert "anew" in ends
 
