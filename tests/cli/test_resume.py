@@ -78,7 +78,7 @@ def test_what_is_taken_is_said(nonpareil, begun):
     )
     assert status == 0, error
     assert "nonpareil: resume: max_steps: 3 there, 4 now: taken" in error
-    assert "nonpareil: resume: save_steps: 1.0 there, 2.0 now: taken" in error
+    assert "nonpareil: resume: save_steps: 1.0 there, 2 now: taken" in error
     assert "nonpareil: resume: reward_timeout: None there, 60.0 now: taken" in error
     steps = [json.loads(line)["step"] for line in (begun / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 4]
