@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import nonpareil
 from nonpareil.assets import demo_path
@@ -252,20 +253,38 @@ def text_of(path: Path) -> str | None:
     return raw.decode("utf-8", errors="replace")
 
 
-def test_constraints_pin_every_dependency_within_its_bounds():
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
-    assert not [line for line in lines if not re.fullmatch(r"[a-z0-9-]+==\d[\w.]*", line)]
-    pins = dict(line.split("==") for line in lines)
-    assert len(pins) == len(lines)
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-floor.txt", "constraints-newest.txt"])
+def test_constraints_pin_every_dependency_within_its_bounds(file):
+    pins = pins_of(file)
+    for requirement in direct_dependencies():
+        name = canonicalize_name(requirement.name)
+        assert name in pins, f"{name} is not in {file}"
+        assert pins[name] in requirement.specifier, f"{name}=={pins[name]} is outside {requirement}"
+
+
+def test_the_lower_bounds_are_those_that_are_tested():
+    pins = pins_of("constraints-floor.txt")
+    for requirement in direct_dependencies():
+        floors = [Version(bound.version) for bound in requirement.specifier if bound.operator == ">="]
+        assert floors == [Version(pins[canonicalize_name(requirement.name)])], requirement
+
+
+def direct_dependencies() -> list[Requirement]:
+    """What pyproject.toml asks for itself, for use, tests and development."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     wanted = [Requirement(text) for text in [*project["dependencies"], *extras["test"], *extras["dev"]]]
     assert len(wanted) > 15
-    for requirement in wanted:
-        if requirement.name != project["name"]:
-            name = canonicalize_name(requirement.name)
-            assert name in pins, f"{name} is not in constraints.txt"
-            assert pins[name] in requirement.specifier, f"{name}=={pins[name]} is outside {requirement}"
+    return [requirement for requirement in wanted if requirement.name != project["name"]]
+
+
+def pins_of(file: str) -> dict[str, str]:
+    """A constraints file's versions by name; it holds nothing but `name==version` lines and comments."""
+    lines = [line for line in (ROOT / file).read_text().splitlines() if line and line[0] != "#"]
+    assert not [line for line in lines if not re.fullmatch(r"[a-z0-9-]+==\d[\w.]*", line)]
+    pins = dict(line.split("==") for line in lines)
+    assert len(pins) == len(lines)
+    return pins
 
 
 def test_ci_runs_the_readmes_commands():

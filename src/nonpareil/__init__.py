@@ -17,7 +17,7 @@ _PUBLIC = {
     "load_prompts": "nonpareil.rollouts.prompts",
     "tokenize_prompts": "nonpareil.rollouts.prompts",
     "draw_and_score": "nonpareil.rollouts.run",
-    "read_groups": "nonpareil.rollouts.store",
+    "read_groups": "nonpareil.rollouts.reading",
     "export": "nonpareil.rollouts.export",
     "best_of_n_report": "nonpareil.evaluation",
     "evaluate_groups": "nonpareil.evaluation",

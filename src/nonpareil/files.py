@@ -57,9 +57,18 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Write `value` as indented JSON, NaN as null, in one step."""
-    text = json.dumps(jsonable(value), allow_nan=False, ensure_ascii=False, indent=2)
+    """Write `value` as indented JSON, NaN as null, in one step; letters as they are, what acts or hides escaped."""
+    text = _escaped(json.dumps(jsonable(value), allow_nan=False, ensure_ascii=False, indent=2))
     return write_bytes(path, (text + "\n").encode())
+
+
+def _escaped(text: str) -> str:
+    """JSON's escapes for what no eye sees; a lone surrogate has no other form in a file."""
+    lines = text.split("\n")
+    return "\n".join(
+        line if line.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
+        for line in lines
+    )
 
 
 @contextmanager
@@ -71,7 +80,7 @@ def held(folder: Path, other: str) -> Iterator[int]:
     Raises:
         ConfigError: `other` (in words: who it may be) holds it.
     """
-    with (folder / LOCK).open("w") as lock:
+    with (folder / LOCK).open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -1,10 +1,14 @@
 """The records that pass between floors. Token ids are kept from the moment of drawing; nothing is re-tokenised."""
 
+import copy
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from nonpareil.errors import DataError
 
 Message = dict[str, str]
 PromptText = str | list[Message]
@@ -17,6 +21,34 @@ def prompt_id_of(prompt: PromptText, position: int) -> str:
     return f"{hashlib.sha256(text.encode()).hexdigest()[:16]}-{position}"
 
 
+def refuse_repeated(prompt_ids: Iterable[str], where: str) -> None:
+    """Refuse prompts or groups of which two have one id: their draws would be the same, and counted twice.
+
+    Raises:
+        DataError: naming an id, and `where` they are.
+    """
+    counts = Counter(prompt_ids)
+    if counts.total() > len(counts):
+        prompt_id, count = counts.most_common(1)[0]
+        raise DataError(
+            f"{where}: {counts.total() - len(counts)} of {counts.total()} repeat another's prompt_id "
+            f"({prompt_id!r} stands there {count} times), and would count more than once; remove the copies, or "
+            "give each its own (records.prompt_id_of, from content and position)"
+        )
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What made token ids of a conversation, save the moment: a chat template may write the date."""
+
+    tokenizer: str
+    """A hash of all that it does with a text."""
+    chat_template: str
+    """A hash of its source."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """The template's arguments that the user gave."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One prompt as the user gave it, and as the model sees it."""
@@ -27,6 +59,29 @@ class Prompt:
     """Empty where the engine takes text, a server without a tokenizer here."""
     columns: dict[str, Any] = field(default_factory=dict)
     """Further dataset columns; handed to reward functions and kept in the group."""
+    rendering: Rendering | None = None
+    """Of a conversation that `tokenize_prompts` rendered."""
+
+
+def prompt_identity(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """Which prompts these are and how they are rendered, the same on every day.
+
+    The token ids are not in it, which differ from day to day where a chat template writes the date; tokenizer,
+    template and its arguments are, of conversations that `rollouts.tokenize_prompts` rendered.
+    """
+    renderings = [asdict(prompt.rendering) for prompt in prompts if prompt.rendering is not None]
+    distinct = [one for i, one in enumerate(renderings) if i == 0 or one != renderings[i - 1]]
+    return {
+        "count": len(prompts),
+        "sha256": _sha256([[prompt.prompt_id, prompt.prompt] for prompt in prompts]),
+        "columns_sha256": _sha256([prompt.columns for prompt in prompts]),
+        **({"rendering": distinct[0] if len(distinct) == 1 else distinct} if distinct else {}),
+    }
+
+
+def _sha256(value: Any) -> str:
+    # Columns may hold dates and the like, which have a stable text.
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -98,20 +153,6 @@ class Group:
         return len(self.completions)
 
 
-def identity_of(prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """How many prompts, and hashes of their ids with their tokens, and of their columns."""
-    return {
-        "count": len(prompts),
-        "sha256": _short_hash([[prompt.prompt_id, prompt.token_ids] for prompt in prompts]),
-        "columns_sha256": _short_hash([prompt.columns for prompt in prompts]),
-    }
-
-
-def _short_hash(value: Any) -> str:
-    # Columns may hold dates and the like, which have a stable text.
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
 def prompt_of(group: Group) -> Prompt:
     """The prompt that a group was drawn for."""
     return Prompt(group.prompt_id, group.prompt, group.prompt_token_ids, group.columns)
@@ -150,6 +191,16 @@ class ScoreRequest:
                     columns[name].append(group.columns.get(name))
         return cls(prompts, completions, ids, columns, places)
 
+    def copy(self) -> "ScoreRequest":
+        """Lists of its own, down to each message and column's value: what is done to them touches no group."""
+        return ScoreRequest(
+            [_own(prompt) for prompt in self.prompts],
+            [_own(completion) for completion in self.completions],
+            [list(ids) for ids in self.completion_ids],
+            {name: [_own(value) for value in values] for name, values in self.columns.items()},
+            None if self.group_places is None else list(self.group_places),
+        )
+
     def select(self, rows: Sequence[int]) -> "ScoreRequest":
         """The request for some of the completions, in the order given."""
         return ScoreRequest(
@@ -159,6 +210,11 @@ class ScoreRequest:
             {name: [values[i] for i in rows] for name, values in self.columns.items()},
             None if self.group_places is None else [self.group_places[i] for i in rows],
         )
+
+
+def _own(value: Any) -> Any:
+    """A copy without shared parts: a prompt's messages, repeated for its completions, are copied for each."""
+    return value if isinstance(value, str) else copy.deepcopy(value)
 
 
 @dataclass(frozen=True)

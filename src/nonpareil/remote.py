@@ -15,11 +15,12 @@ import time
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from nonpareil.answers import MOST_BYTES, Answer, UnusableAnswer, fetch, parse_json, shown
 from nonpareil.errors import ConfigError, RemoteError
+from nonpareil.terminal import printable
 
 if TYPE_CHECKING:
     import httpx
@@ -91,25 +92,25 @@ class JsonClient:
         await self._http.aclose()
         self._http = None
 
-    async def post(self, path: str, payload: Any) -> Any:
-        """The server's answer, parsed.
+    async def post(self, path: str, payload: Any, most: int = MOST_BYTES) -> Any:
+        """The server's answer, parsed; `most` is how many bytes of it are read.
 
         Raises:
-            RemoteError: refused, given up after `max_retries`, or an answer that is not JSON.
+            RemoteError: refused, given up after `max_retries`, or an answer that is too long or not JSON.
         """
-        return await self._request("POST", path, json.dumps(payload, allow_nan=False).encode())
+        return await self._request("POST", path, json.dumps(payload, allow_nan=False).encode(), most)
 
     async def get(self, path: str) -> Any:
         """As `post`, without a payload."""
-        return await self._request("GET", path, None)
+        return await self._request("GET", path, None, MOST_BYTES)
 
-    async def _request(self, method: str, path: str, content: bytes | None) -> Any:
+    async def _request(self, method: str, path: str, content: bytes | None, most: int) -> Any:
         address = f"{method} {self.base_url}/{path.lstrip('/')}"
         async with self._turn:
             for tries in range(1, self._max_retries + 2):
                 await self._quiet()
                 try:
-                    return await self._try(address, content)
+                    return await self._try(address, content, most)
                 except _TryAgain as failure:
                     if tries > self._max_retries:
                         word = "try" if tries == 1 else "tries"
@@ -120,29 +121,30 @@ class JsonClient:
                     await self._back_off(failure, tries, address)
         raise AssertionError("unreachable")
 
-    async def _try(self, address: str, content: bytes | None) -> Any:
+    async def _try(self, address: str, content: bytes | None, most: int) -> Any:
         import httpx
 
         if self._http is None:
             raise RuntimeError("a JsonClient is used as `async with`")
         method, url = address.split(" ", 1)
         try:
-            async with asyncio.timeout(self._timeout):
-                answer = await self._http.request(method, url, content=content)
+            answer = await fetch(self._http, method, url, content, timeout=self._timeout, most=most)
         except TimeoutError as error:
             raise _TryAgain(f"no whole answer within {self._timeout:g} s") from error
         except httpx.TransportError as error:
             raise _TryAgain(self._safe(f"{type(error).__name__}: {error}".rstrip(": "))) from error
-        except httpx.HTTPError as error:
-            raise RemoteError(self._safe(f"{type(error).__name__}: {error}"), address) from error
-        if answer.status_code == 429 or answer.status_code >= 500:
-            raise _TryAgain(self._said(answer), answer.status_code, _retry_after(answer))
+        except (httpx.HTTPError, UnusableAnswer) as error:
+            raise RemoteError(self._safe(str(error)), address) from error
+        if answer.status == 429 or answer.status >= 500:
+            raise _TryAgain(self._said(answer), answer.status, answer.retry_after)
         if not answer.is_success:
-            raise RemoteError(self._said(answer), address, answer.status_code)
+            raise RemoteError(self._said(answer), address, answer.status)
         try:
-            return json.loads(answer.content)
+            return parse_json(answer.content)
+        except UnusableAnswer as error:
+            raise RemoteError(self._safe(str(error)), address) from error
         except (ValueError, RecursionError) as error:
-            start = self._safe(answer.text)[:80]
+            start = self.masked(answer.text)[:80]
             raise RemoteError(f"the answer is not JSON; it begins {start!r}", address) from error
 
     async def _back_off(self, failure: "_TryAgain", tries: int, address: str) -> None:
@@ -171,27 +173,35 @@ class JsonClient:
         """Warn, once each, so that a long wait is no riddle and a storm no flood."""
         if words not in self._told:
             self._told.add(words)
-            logging.getLogger(__name__).warning(words)
+            logging.getLogger(__name__).warning(printable(words))
 
-    def _said(self, answer: "httpx.Response") -> str:
+    def _said(self, answer: Answer) -> str:
         """Status and the server's own words, in the forms that servers have for them."""
         words: Any = answer.text
         with suppress(ValueError, RecursionError):
-            words = json.loads(answer.content)
+            words = parse_json(answer.content)
         for name in ("error", "message", "detail"):
             if isinstance(words, dict) and words.get(name):
                 words = words[name]
         words = words if isinstance(words, str) else json.dumps(words)
-        return self._safe(f"{answer.status_code} {answer.reason_phrase}: {words}".rstrip(": "))
+        return self._safe(f"{answer.status} {answer.phrase}: {words}".rstrip(": "))
 
     def masked(self, words: str) -> str:
         """Without the key, which some servers and libraries repeat."""
         return words.replace(self._key, "***") if self._key else words
 
+    def quoted(self, value: Any, length: int = 100) -> str:
+        """The beginning of a parsed value, for a message: without the key, and fit for a terminal."""
+        return self.masked(shown(value))[:length]
+
+    def said(self, value: Any, length: int = 200) -> str:
+        """Words of the server, likewise; what is not a string as Python writes it."""
+        return printable(self.masked(value if isinstance(value, str) else shown(value))[:length])
+
     def _safe(self, words: str) -> str:
-        """Without the key, and short."""
+        """Without the key, short, and fit for a terminal."""
         words = self.masked(words)
-        return words if len(words) <= MESSAGE_LENGTH else words[:MESSAGE_LENGTH] + "..."
+        return printable(words if len(words) <= MESSAGE_LENGTH else words[:MESSAGE_LENGTH] + "...")
 
 
 class _TryAgain(Exception):
@@ -287,14 +297,3 @@ def key_of(variable: str | None, setting: str = "api_key_env") -> str | None:
     if not (key.isascii() and all(c.isprintable() and c != " " for c in key)):
         raise ConfigError(f"{setting}={variable!r}: its value has characters that no key can have")
     return key or None
-
-
-def _retry_after(answer: "httpx.Response") -> float | None:
-    """Seconds to wait, of either form of the header; None where there is none that can be read."""
-    given = answer.headers.get("retry-after", "").strip()
-    with suppress(ValueError):
-        return max(0.0, float(given))
-    try:
-        return max(0.0, parsedate_to_datetime(given).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None

@@ -1,9 +1,11 @@
 """What others wrote (prompts, reasons, servers' words, names of files), fit for a terminal and a log."""
 
+import logging
 import sys
 import unicodedata
 from contextlib import suppress
 
+_LONGEST_REASON = 400
 _JOINERS = "\u200c\u200d"  # within words of some scripts, and within emoji; they move nothing
 
 
@@ -15,6 +17,11 @@ def printable(text: str) -> str:
     return "".join(_visible(character) for character in text)
 
 
+def printable_text(text: str) -> str:
+    """The same of a text whose line breaks and tabs are its own: what stands in a page, in a place of its own."""
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+
+
 def printable_lines(text: str) -> str:
     """The same of a message of ours that has several lines: all but the first are indented, and so remain its own.
 
@@ -24,6 +31,23 @@ def printable_lines(text: str) -> str:
     return "\n".join(
         [printable(first), *(printable(line if line[:1] == " " else f"  {line}") for line in rest)]
     )
+
+
+def reason_of(error: BaseException) -> str:
+    """What another library's error says, on one line of bearable length; with its type where that is needed."""
+    text = printable(" ".join(str(error).split())).rstrip(".")
+    text = text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + " ..."
+    if isinstance(error, OSError | ValueError) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+class PrintableRecord(logging.LogRecord):
+    """A log record of any library whose message can neither act on a terminal nor pass for another's line."""
+
+    def getMessage(self) -> str:
+        """The message with its arguments."""
+        return printable_lines(super().getMessage())
 
 
 def _visible(character: str) -> str:

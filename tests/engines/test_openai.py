@@ -288,3 +288,132 @@ def test_a_server_without_a_list_of_models(serve, status):
 def test_a_server_too_busy_to_list_its_models_is_not_taken_for_another(serve):
     with pytest.raises(RemoteError, match=r"GET .*models: gave up after 3 tries; the last: 503"):
         engine_of(serve(lists_models=503)).describe()
+
+
+# --- Answers that are no draws
+
+
+def engine_over(server: OpenAIServer, prompt: Prompt, tokenizer: Any = None) -> OpenAIEngine:
+    client = JsonClient(server.url, timeout=30, max_concurrency=4, max_retries=2)
+    return OpenAIEngine(MODEL, client, (prompt, SAMPLING), tokenizer)
+
+
+BAD_IDS = [-1, 2**31, 10**30, 1.5, True, "7", None, [7], {"id": 7}]
+
+
+@pytest.mark.parametrize("bad", BAD_IDS)
+@pytest.mark.parametrize("field", ["token_ids", "prompt_token_ids"])
+@pytest.mark.parametrize("sent", [True, False])
+def test_ids_that_are_no_tokens_are_errors(serve, bad, field, sent):
+    def spoil(number: int, request: dict, answer: dict) -> None:
+        if number:
+            first(answer)[field] = [7, bad]
+
+    prompts = UNEVEN if sent else TEXTS
+    with pytest.raises(RemoteError, match=rf"^{field} holds .*whole numbers from 0 to 2147483647"):
+        engine_over(serve(spoil=spoil), prompts[0]).draw(prompts, 3, SAMPLING)
+
+
+def test_ids_out_of_the_tokenizers_vocabulary_are_errors(serve):
+    tokenizer = make_tokenizer()
+
+    def spoil(number: int, request: dict, answer: dict) -> None:
+        first(answer)["token_ids"] = [len(tokenizer)]
+
+    with pytest.raises(RemoteError, match=rf"holds {len(tokenizer)}; .* 0 to {len(tokenizer) - 1}"):
+        engine_over(serve(spoil=spoil), UNEVEN[0], tokenizer).describe()
+    drawn = engine_over(serve(), UNEVEN[0], tokenizer).draw(UNEVEN, 5, SAMPLING)
+    assert worst_error(make_model(), UNEVEN, drawn, SAMPLING) < 1e-4
+
+
+@pytest.mark.parametrize("written", ["{}", "  {}\n", "{}\ufffd", "<s>{}"])
+def test_ids_are_held_against_the_text(serve, written):
+    """Spaces, halves of characters and special tokens are written in one way or another; words are not."""
+    tokenizer = make_tokenizer()
+
+    def write(number: int, request: dict, answer: dict) -> None:
+        for choice in answer["choices"]:
+            special = written.startswith("<s>")
+            text = tokenizer.decode(choice["token_ids"], skip_special_tokens=not special)
+            choice["text"] = written.removeprefix("<s>").format(text)
+
+    drawn = engine_over(serve(spoil=write), UNEVEN[0], tokenizer).draw(UNEVEN, 3, SAMPLING)
+    assert all(ids for draws in drawn for ids in draws.completion_token_ids)
+
+    def another(number: int, request: dict, answer: dict) -> None:
+        first(answer)["text"] = "some other words"
+
+    with pytest.raises(
+        RemoteError, match=r"ids of a completion read .* and its text is 'some other words': the tok"
+    ):
+        engine_over(serve(spoil=another), UNEVEN[0], tokenizer).describe()
+
+
+@pytest.mark.parametrize(
+    "bad", [0.7, float("nan"), float("-inf"), -1e31, -(10**400), "-1", True, None, [-1.0]]
+)
+def test_logprobs_that_are_none_are_not_kept_and_that_is_told_once(serve, bad, caplog):
+    def spoil(number: int, request: dict, answer: dict) -> None:
+        if number > 1:
+            first(answer)["logprobs"]["token_logprobs"][-1] = bad
+
+    drawn = engine_of(serve(spoil=spoil)).draw(UNEVEN, 3, SAMPLING)
+    assert sum(any(draws.logprobs) for draws in drawn) == 1
+    assert all(ids for draws in drawn for ids in draws.completion_token_ids)
+    told = [record.getMessage() for record in caplog.records if record.name == "nonpareil.engines.openai"]
+    assert len(told) == 1
+    assert "no log-prob, a number of 0 or less, of each token of every completion" in told[0]
+
+
+@pytest.mark.parametrize(
+    "numbers", [[0, 0, 1], [0, 1, 3], [-1, 0, 1], [0, 1, None], [0, 1, "2"], [0, True, 2], [0, {}, 2]]
+)
+def test_choices_are_different_ones(serve, numbers):
+    def spoil(number: int, request: dict, answer: dict) -> None:
+        for choice, index in zip(answer["choices"], numbers if number else range(2), strict=True):
+            choice["index"] = index
+
+    with pytest.raises(RemoteError, match=r"choices are numbered \[.*\]; n=3 different ones"):
+        engine_of(serve(spoil=spoil)).draw(UNEVEN, 3, SAMPLING)
+
+
+def test_choices_without_a_number_come_as_they_stand(serve):
+    def spoil(number: int, request: dict, answer: dict) -> None:
+        answer["choices"].sort(key=lambda choice: choice.pop("index"))
+
+    assert engine_of(serve(spoil=spoil)).draw(UNEVEN, 3, SAMPLING) == engine_of(serve()).draw(
+        UNEVEN, 3, SAMPLING
+    )
+
+
+def test_half_a_character_is_no_text(serve):
+    def spoil(number: int, request: dict, answer: dict) -> None:
+        first(answer)["text"] = "good \ud83d"
+
+    with pytest.raises(RemoteError, match=r"half a character.*'good \\ud83d'"):
+        engine_of(serve(spoil=spoil)).describe()
+
+
+@pytest.mark.parametrize("field", ["finish_reason", "text", "usage", "logprobs", "choices", "index"])
+@pytest.mark.parametrize("value", [["\x1b[2J"] * 50, {"a": [1e999]}, 10**4000, "\u202e\x1b[31m", [[[[[]]]]]])
+def test_nothing_in_an_answer_is_a_traceback_or_a_wild_message(serve, field, value):
+    def spoil(number: int, request: dict, answer: dict) -> None:
+        (answer if field in ("usage", "choices") else first(answer))[field] = value
+
+    said = ""
+    try:
+        engine_of(serve(spoil=spoil)).describe()
+    except RemoteError as error:
+        said = str(error)
+    assert said.isprintable()
+    assert len(said) < 600
+
+
+@pytest.mark.parametrize(
+    "listed", [5, None, {"data": 7}, {"data": [3, None]}, {"data": [{"id": MODEL, "owned_by": ["x"]}]}]
+)
+def test_a_list_of_models_of_another_form_names_nobody(serve, listed, monkeypatch):
+    server = serve()
+    handler = server.http.RequestHandlerClass
+    monkeypatch.setattr(handler, "do_GET", lambda self: self.answer(200, listed))
+    assert engine_of(server).describe()["server"] is None

@@ -2,8 +2,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, MambaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Cache,
+    LlamaForCausalLM,
+    MambaConfig,
+    OpenAIGPTConfig,
+    RwkvConfig,
+    XLMConfig,
+)
 
+from nonpareil.engines.cache import cache_argument
 from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.records import Prompt, SamplingParams
 from tests.tiny import UNEVEN, make_engine, make_model, prompts_of
@@ -58,9 +67,36 @@ def test_a_model_without_a_window_takes_any_length() -> None:
     assert 1 <= len(drawn[0].completion_token_ids[0]) <= 3
 
 
-def test_a_model_that_would_ignore_the_cache_is_refused() -> None:
-    config = MambaConfig(vocab_size=20, hidden_size=16, state_size=4, num_hidden_layers=1)
-    with pytest.raises(
-        ModelError, match=r"MambaForCausalLM takes its state as cache_params.*use a model with"
-    ):
-        make_engine(AutoModelForCausalLM.from_config(config))
+TINY: dict[str, Any] = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MambaConfig(**TINY, state_size=4),
+        RwkvConfig(**TINY, attention_hidden_size=16, intermediate_size=16),
+        OpenAIGPTConfig(vocab_size=20, n_embd=16, n_layer=1, n_head=2),
+        XLMConfig(vocab_size=20, emb_dim=16, n_layers=1, n_heads=2),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_model_that_would_ignore_the_cache_is_refused(config: Any) -> None:
+    model = AutoModelForCausalLM.from_config(config)
+    refusal = f"{type(model).__name__} does not take transformers' cache .* use a model that does"
+    with pytest.raises(ModelError, match=refusal):
+        make_engine(model)
+
+
+def test_the_cache_is_given_by_the_name_that_the_model_knows() -> None:
+    class Renamed(LlamaForCausalLM):
+        """As transformers from 5.24 on, where the old name warns, and will be gone."""
+
+        def forward(self, *args: Any, cache: Cache | None = None, **kwargs: Any) -> Any:
+            return super().forward(*args, **{cache_argument(plain): cache}, **kwargs)
+
+    plain = make_model()
+    renamed = Renamed(plain.config)
+    renamed.load_state_dict(plain.state_dict())
+    sampling = SamplingParams(max_completion_length=6)
+    expected = make_engine(plain).draw(UNEVEN, 3, sampling)
+    assert make_engine(renamed).draw(UNEVEN, 3, sampling) == expected

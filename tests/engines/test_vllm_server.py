@@ -149,9 +149,27 @@ class Faulty(BaseHTTPRequestHandler):
             "no logprobs": {"logprobs": None},
             "wrong ending": {"finish_reason": "length"},
             "other prompt": {"prompt_token_ids": [9]},
+            "ids are no list": {"token_ids": 7},
+            "negative id": {"token_ids": [7, -2]},
+            "id over the vocabulary": {"token_ids": [7, 10**6]},
+            "ids with a fraction": {"token_ids": [7, 2.0]},
+            "ids with a truth value": {"token_ids": [True, 2]},
+            "log-prob above 0": {"logprobs": {"token_logprobs": [0.5, -1.0]}},
+            "log-prob not a number": {"logprobs": {"token_logprobs": [float("nan"), -1.0]}},
+            "log-prob a string": {"logprobs": {"token_logprobs": ["-1", -1.0]}},
+            "log-probs of another form": {"logprobs": [-1.0, -1.0]},
+            "log-prob too many": {"logprobs": {"token_logprobs": [-1.0] * 3}},
+            "odd reason": {"finish_reason": ["stop"]},
         }.get(self.fault, {})
         count = 1 if self.fault == "one choice" else asked["n"]
-        self.answer({"choices": [{**choice, "index": i} for i in range(count)]})
+        choices: Any = [{**choice, "index": i} for i in range(count)]
+        if self.fault == "one index":
+            choices = [{**each, "index": 1} for each in choices]
+        if self.fault == "no index":
+            choices = [choice] * count
+        if self.fault == "choices are words":
+            choices = ["stop"] * count
+        self.answer({"choices": choices})
 
     def answer(self, content: Any) -> None:
         text = b"<html>" if self.fault == "no json" and "choices" in content else json.dumps(content).encode()
@@ -183,6 +201,23 @@ def faulty() -> Iterator[str]:
         ("other prompt", "answered another prompt"),
         ("no json", "its answer is no JSON"),
         ("busy", "HTTP 503"),
+        ("ids are no list", "token_ids that hold 7"),
+        ("negative id", "token_ids that hold -2"),
+        (
+            "id over the vocabulary",
+            "token_ids that hold 1000000; they must be token ids, whole numbers from 0 to",
+        ),
+        ("ids with a fraction", "token_ids that hold 2.0"),
+        ("ids with a truth value", "token_ids that hold True"),
+        ("log-prob above 0", "answered 0.5 as a log-prob"),
+        ("log-prob not a number", "answered nan as a log-prob"),
+        ("log-prob a string", "answered '-1' as a log-prob"),
+        ("log-probs of another form", r"answered \[-1.0, -1.0\] as a log-prob"),
+        ("log-prob too many", "3 log-probs for 2 tokens"),
+        ("odd reason", "ended by None"),
+        ("one index", "answered choices numbered"),
+        ("no index", "answered without index"),
+        ("choices are words", "answered without index"),
         ("slow", "did not complete a prompt within 0.4 s"),
     ],
 )
@@ -200,6 +235,17 @@ def test_a_server_started_otherwise_is_refused(faulty: str, monkeypatch: pytest.
         monkeypatch.setattr(Faulty, "started", started)
         with pytest.raises(ConfigError, match=r"--logprobs-mode processed_logprobs --worker-extension-cls"):
             VLLMServerEngine(faulty, make_tokenizer(), frozenset({2}), startup_timeout=5)
+
+
+@pytest.mark.parametrize(
+    "started", [{"max_model_len": "64"}, {"dtype": None}, {"vocab_size": True}, {"dtype": 32}]
+)
+def test_a_server_that_describes_itself_otherwise_is_refused(
+    faulty: str, started: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Faulty, "started", started)
+    with pytest.raises(ConfigError, match=rf"answered {next(iter(started))}=.*start the server with"):
+        VLLMServerEngine(faulty, make_tokenizer(), frozenset({2}), startup_timeout=5)
 
 
 def test_no_server_is_told_in_time() -> None:

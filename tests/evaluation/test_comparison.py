@@ -247,3 +247,21 @@ def test_a_policy_worse_than_its_reference_and_a_kl_below_zero_are_drawn():
     report = compare_runs(runs, CURVE)
     for figure in (pareto_figure(report), gold_figure(report)):
         assert figure.axes[0].get_ylim()[0] <= 0.3
+
+
+def test_names_and_reasons_are_text_in_every_form_of_the_report(tmp_path):
+    name = "_$x^$ \x1b[2J\u202e|</script><b>[/b]\n# all is well"
+    report = compare_runs([run(name, 0, 0.6, 1.0, gold=0.6)], CURVE)
+    told = [{"run": name, "reason": f"first\n{name}"}]
+    path = write_comparison(
+        report, tmp_path, title=name, context={name: name}, failures=told, over_budget=told
+    )
+    for file in (path, tmp_path / "comparison.md", tmp_path / "comparison.json"):
+        assert all(line.isprintable() for line in file.read_text().split("\n")), file
+    page, lines = path.read_text(), (tmp_path / "comparison.md").read_text().splitlines()
+    assert "<b>[/b]" not in page
+    assert "&lt;/script&gt;&lt;b&gt;[/b]" in page
+    assert not [line for line in lines if line.startswith("# all is well")]
+    assert [
+        label for label in pareto_figure(report).axes[0].get_legend_handles_labels()[1] if "$x^$" in label
+    ]

@@ -129,6 +129,21 @@ def test_asking_about_the_head_leaves_no_trace() -> None:
     assert not model.get_output_embeddings()._forward_hooks
 
 
+def test_the_look_at_the_output_head_costs_no_gradient_under_autocast() -> None:
+    sequences = TokenSequences([[1, 6]], [[7, 8, 9]])
+    gradients = []
+    for look_before in (True, False):
+        model = make_model()
+        if look_before:
+            output_head_is_plain(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            completion_logprobs(model, sequences).sum().backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+    before, amid = gradients
+    assert all(gradient is not None and gradient.any() for gradient in before.values())
+    torch.testing.assert_close(amid, before, rtol=0, atol=0)
+
+
 class Largest(TorchDispatchMode):
     """Elements of the largest tensor that any operation returns."""
 

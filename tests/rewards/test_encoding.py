@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoTokenizer, RobertaConfig
 
 from nonpareil.errors import DataError, ModelError
+from nonpareil.records import Prompt
 from nonpareil.rewards import RewardModel
 from nonpareil.rewards.encoding import length_limit
 from tests.rewards.conftest import make_llama, make_tokenizer, request_of
@@ -172,3 +173,23 @@ def test_a_tokenizer_larger_than_the_model_is_refused() -> None:
     reward = RewardModel(make_llama(vocabulary=10), make_tokenizer())
     with pytest.raises(ModelError, match="token 19, but its model has 10 embeddings"):
         reward.score(request_of(("the film was ", "but")))
+
+
+def test_a_prompt_without_room_is_refused_before_anything_is_drawn(
+    llama_rm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """64 positions; a prompt has its words and the beginning token."""
+    reward = RewardModel(llama_rm, **CPU32)
+    own, other = make_tokenizer(chat=True), make_tokenizer(["a", "film"])
+    prompts = [Prompt(str(words), "film " * words, [1]) for words in (3, 55)]
+    reward.check_prompts(prompts, 8, own)  # 56 + 8
+    with pytest.raises(
+        DataError, match=r"prompt 55 \('film .*has 56 tokens .* takes 64, and max_completion_length=9 "
+    ):
+        reward.check_prompts(prompts, 9, own)
+    RewardModel(llama_rm, **CPU32, overlong="truncate").check_prompts(prompts, 9, own)
+    # Another tokenizer's tokens are no measure: what may fit is warned of, what cannot is refused.
+    reward.check_prompts(prompts, 9, other)
+    assert "may not fit beside it" in caplog.text
+    with pytest.raises(DataError, match=r"has 64 tokens"):
+        reward.check_prompts([Prompt("63", "film " * 63, [1])], 1, None)

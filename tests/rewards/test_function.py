@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nonpareil.errors import ConfigError, RewardError
-from nonpareil.records import Group, ScoreRequest
+from nonpareil.records import Group, Prompt, ScoreRequest
 from nonpareil.rewards import FunctionReward, load_function
 from tests.rewards.conftest import request_of
 
@@ -142,37 +142,53 @@ def fragile(completions: list[str], **kwargs: Any) -> list[float]:
     return [1 / (len(completion) - 2) for completion in completions]
 
 
-async def async_fragile(completions: list[str], **kwargs: Any) -> list[float]:
-    return fragile(completions)
-
-
-@pytest.mark.parametrize("function", [fragile, async_fragile])
-def test_an_exception_costs_only_its_own_sample(function: Any) -> None:
-    scores = FunctionReward(function).score(DATA)
+def test_an_exception_costs_only_its_own_sample() -> None:
+    scores = FunctionReward(fragile).score(DATA)
     assert scores.values == [-1, None, 1]
     assert scores.failures == [None, "ZeroDivisionError: division by zero", None]
 
 
-def test_keyboard_interrupt_passes() -> None:
-    def interrupted(**kwargs: Any) -> list[float]:
-        raise KeyboardInterrupt
+def test_what_may_cost_money_is_not_asked_again() -> None:
+    """An `async def`, and a call whose connection failed: one call, and nulls for all of it."""
+    calls = []
 
-    with pytest.raises(KeyboardInterrupt):
-        FunctionReward(interrupted).score(DATA)
+    async def paid(completions: list[str]) -> list[float]:
+        calls.append(len(completions))
+        return fragile(completions)
+
+    def disconnected(completions: list[str]) -> list[float]:
+        calls.append(len(completions))
+        raise RuntimeError("no answer") from ConnectionResetError("peer")
+
+    assert FunctionReward(paid).score(DATA).failures == ["ZeroDivisionError: division by zero"] * 3
+    assert FunctionReward(disconnected).score(DATA).failures == ["RuntimeError: no answer"] * 3
+    assert calls == [3, 3]
+
+
+def test_a_broken_function_is_not_asked_about_every_completion() -> None:
+    asked = []
+
+    def broken(completions: list[str]) -> list[float]:
+        asked.append(completions)
+        raise ValueError("always")
+
+    data = request_of(*[("p", f"c{row}") for row in range(64)])
+    assert FunctionReward(broken).score(data).failures == ["ValueError: always"] * 64
+    assert [len(completions) for completions in asked] == [64, *[1] * 8]
+    assert [completions[0] for completions in asked[1:]] == [f"c{row}" for row in range(0, 64, 8)]
 
 
 def test_an_async_function_is_cancelled_at_the_timeout() -> None:
     async def slow(completions: list[str]) -> list[float]:
-        if "bb" in completions:
-            await asyncio.sleep(60)
+        await asyncio.sleep(60)
         return [1.0] * len(completions)
 
     async def own_timeout(completions: list[str]) -> list[float]:
         raise TimeoutError("the service did not answer")
 
     scores = FunctionReward(slow, timeout=0.2).score(DATA)
-    assert scores.values == [1, None, 1]
-    assert scores.failures[1] == "timed out after 0.2 s"
+    assert scores.values == [None] * 3
+    assert scores.failures == ["timed out after 0.2 s"] * 3
     # A TimeoutError of the function's own is told apart from ours.
     own = FunctionReward(own_timeout, timeout=5).score(DATA)
     assert own.failures == ["TimeoutError: the service did not answer"] * 3
@@ -228,3 +244,40 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path, spec: str, message: str)
     (tmp_path / "broken.py").write_text("1 / 0\n")
     with pytest.raises(ConfigError, match=message):
         load_function(spec.format(dir=tmp_path))
+
+
+def test_a_column_that_is_missing_is_refused_before_anything_is_drawn() -> None:
+    def needs(completions: list[str], gold: list[str]) -> list[float]:
+        return [0.0] * len(completions)
+
+    with_gold, without = Prompt("1", "p", [1], {"gold": "g"}), Prompt("2", "q", [1], {"other": 1})
+    FunctionReward(needs).check_prompts([with_gold], 8, None)
+    for prompts in ([without], [with_gold, without]):
+        with pytest.raises(ConfigError, match=r"'needs': missing a required argument: 'gold'"):
+            FunctionReward(needs).check_prompts(prompts, 8, None)
+    with pytest.raises(ConfigError, match=r"'len': missing a required argument: 'obj'"):
+        FunctionReward("builtins.len").check_prompts([with_gold], 8, None)
+
+
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_the_first_traceback_goes_to_a_log_and_its_last_frame_to_the_screen(
+    timeout: float | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "grader.py").write_text(
+        "def grade(completions, **k):\n    return [inner(c) for c in completions]\n\n"
+        "def inner(text):\n    raise ValueError('bad \\x1b[31m' + text)\n"
+    )
+    reward = FunctionReward(f"{tmp_path}/grader.py:grade", timeout=timeout)
+    reward.log_errors_to(tmp_path / "out")
+    reward.score(DATA)
+    reward.score(DATA)
+    reward.release()
+    log = (tmp_path / "out" / "reward-errors.log").read_text()
+    assert log.count("Traceback (most recent call last)") == 1
+    assert "'grade': ValueError: bad \\x1b[31ma\n" in log
+    assert 'grader.py", line 2, in <listcomp>' in log or 'grader.py", line 2, in grade' in log
+    assert "\x1b" not in log
+    (told,) = caplog.messages
+    assert f"{tmp_path}/grader.py:5 in inner" in told
+    assert str(tmp_path / "out" / "reward-errors.log") in told
+    assert "\x1b" not in told

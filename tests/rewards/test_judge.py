@@ -16,6 +16,7 @@ import pytest
 from nonpareil.errors import ConfigError, RewardError
 from nonpareil.records import Group, ScoreRequest
 from nonpareil.rewards import CombinedReward, FunctionReward, JudgeReward
+from nonpareil.rewards.judge_cache import AnswerCache
 from nonpareil.rewards.judge_questions import TEMPLATE, read_verdict
 from nonpareil.rewards.judge_schedule import calls_for, schedule
 from tests.rewards.servers import Server, answers_of, chat, first_seat, longer, serve
@@ -488,3 +489,18 @@ def test_two_policies_are_judged_in_one_group() -> None:
         names = {"ours": ours, "theirs": theirs, "judge": judge(server), "ScoreRequest": ScoreRequest}
         exec(snippet, names)
     assert names["win_rate"] == pytest.approx(5 / 6)  # all but aa against aaa
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"key": ["x"], "answer": "A", "judge": "m"}', '{"key": "x", "answer": ["A"]}', '{"key": "x", "answer": 3}',
+     '{"key": ' + "[" * 100_000, '{"key": ' + "9" * 5000 + "}", '{"key": "x"}'],
+)  # fmt: skip
+def test_a_damaged_line_of_the_cache_is_passed_over(line: str, tmp_path: Path) -> None:
+    cache = tmp_path / "judge.jsonl"
+    kept = AnswerCache(cache)
+    kept.keep("good", "A \ud83d", "m")
+    kept.close()
+    cache.write_text(line + "\n" + cache.read_text())
+    read = AnswerCache(cache)
+    assert (len(read), read.get("good")) == (1, "A \ud83d")

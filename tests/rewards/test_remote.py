@@ -450,3 +450,48 @@ def test_vllm_gives_the_reward_models_own_logits(save: Callable[..., str], pad: 
                 expected = local.score(request).values
                 assert len(set(expected)) > 1
                 assert served.score(request).values == pytest.approx(expected, abs=1e-3)
+
+
+# --- Answers that are no scores
+
+
+NESTED: list[Any] = []
+for _ in range(300):
+    NESTED = [NESTED]
+
+
+@pytest.mark.parametrize(
+    "score", [True, "1.0", [1.0], {"x": 1}, 10**4000, -(10**400), NESTED, "\x1b[2J", "\ud83d"]
+)
+def test_no_score_is_a_null_whose_reason_can_be_shown_and_stored(score: Any) -> None:
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        count = len(request["prompts"])
+        return {"scores": [score] * count, "reasons": [None, score, 3, NESTED][:count]}
+
+    with serve(answer) as server:
+        scores = remote(server).score(DATA.select([0, 1, 2, 3]))
+    assert scores.values == [None] * 4
+    assert all(reason and reason.isprintable() and len(reason) < 1000 for reason in scores.failures)
+    assert (scores.failures[0] or "").startswith("the server's score is ")
+
+
+@pytest.mark.parametrize("version", ["half \ud83d", ["x"], 3, True, NESTED])
+def test_a_version_that_cannot_be_kept_is_an_error(version: Any) -> None:
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        return {"scores": [], "version": version}
+
+    with serve(answer) as server, pytest.raises(RewardError, match=r"answered version=.*must be a string"):
+        remote(server)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [5, [], "x", {"data": [{"index": [], "probs": [1.0]}]}, {"data": [{"index": True, "probs": [1.0]}] * 4},
+     {"data": [{"index": i, "probs": [0.5]} for i in (0, 0, 1, 2)]}, {"data": [1]}],
+)  # fmt: skip
+def test_classify_answers_of_another_form_are_errors(answer: Any, llama_rm: str) -> None:
+    with (
+        serve(lambda request: answer) as server,
+        pytest.raises(RewardError, match=r"reward 'rm' answered|answered"),
+    ):
+        vllm_reward(server, llama_rm)

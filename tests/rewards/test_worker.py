@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,72 @@ def test_ctrl_c_reaches_the_caller_and_leaves_no_worker(hanging: str, tmp_path: 
 def test_a_function_no_other_process_can_import_needs_a_path() -> None:
     with pytest.raises(ConfigError, match=r"path/to/file\.py:fn"):
         FunctionReward(lambda **kwargs: [1.0], timeout=1)
+
+
+OUTLIVING = """
+import ctypes, os, re, subprocess, sys
+
+def note(pid):
+    with open("pids", "a") as file:
+        file.write(f"{pid}\\n")
+
+def loops(completions, **kwargs):
+    note(os.getpid())
+    while True:
+        pass
+
+def loops_in_c(completions, **kwargs):
+    note(os.getpid())
+    ctypes.PyDLL(None).sleep(600)  # holds the interpreter, as a C loop does
+
+def starts_others(completions, **kwargs):
+    child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    note(os.getpid())
+    note(child.pid)
+    child.wait()
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "timed out"])
+@pytest.mark.parametrize("function", ["loops", "loops_in_c", "starts_others"])
+def test_no_process_outlives_the_job_or_the_timeout(function: str, how: str, tmp_path: Path) -> None:
+    (tmp_path / "outliving.py").write_text(OUTLIVING)
+    (tmp_path / "script.py").write_text(
+        "import time\n"
+        "from nonpareil.rewards import FunctionReward\n"
+        "from nonpareil.records import ScoreRequest\n"
+        "if __name__ == '__main__':\n"
+        f"    reward = FunctionReward('outliving.py:{function}', timeout={60 if how == 'killed' else 1})\n"
+        "    print(reward.score(ScoreRequest(['p'], ['c'], [[1]], {})), flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    job = subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    try:
+        assert job.stdout is not None
+        wanted = 2 if function == "starts_others" else 1
+        until(lambda: (tmp_path / "pids").exists() and len((tmp_path / "pids").read_text().split()) == wanted)
+        pids = [int(word) for word in (tmp_path / "pids").read_text().split()]
+        if how == "killed":
+            job.kill()
+        else:
+            assert "timed out after 1 s" in job.stdout.readline()
+        until(lambda: not any(map(runs, pids)))
+    finally:
+        job.kill()
+        job.communicate()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait, half a minute at most."""
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there, and no zombie that nobody has asked about."""
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
+    ).stdout
+    return bool(state.strip()) and not state.strip().startswith("Z")

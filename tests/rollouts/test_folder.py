@@ -92,9 +92,8 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path):
 def test_shards_without_a_manifest_are_not_ours_to_overwrite(rollouts):
     (rollouts.output_dir / "manifest.json").unlink()
     before = state(shards(rollouts.output_dir))
-    for overwrite in (False, True):
-        with pytest.raises(ConfigError, match=r"holds no rollouts|has no manifest.json"):
-            roll(rollouts.output_dir, engine=never, overwrite=overwrite)
+    with pytest.raises(ConfigError, match=r"has no manifest.json"):
+        roll(rollouts.output_dir, engine=never, overwrite=True)
     assert state(shards(rollouts.output_dir)) == before
 
 

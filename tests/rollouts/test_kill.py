@@ -40,7 +40,7 @@ def test_kill_9_and_run_again(tmp_path, rollouts, phase):
     done = subprocess.run(
         [sys.executable, "-c", DIES, str(folder), phase],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))},
         capture_output=True,
         text=True,
         timeout=120,

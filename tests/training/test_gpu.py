@@ -56,25 +56,24 @@ def on_cpu(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("changes", [{}, LORA], ids=["full", "lora"])
 def test_a_step_in_float32_is_the_step_on_the_cpu(changes: dict[str, Any], tmp_path: Path) -> None:
-    trainers = {
-        device: make_trainer(
+    drawn, trained = {}, {}
+    for device in ("cpu", "gpu"):  # one after the other: accelerate knows one device a process
+        trainer = make_trainer(
             tmp_path / device, **{**SGD, **changes, "use_cpu": device == "cpu"}, max_steps=2, bf16=False
         )
-        for device in ("cpu", "gpu")
-    }
-    assert trainers["gpu"].args.device.type == "cuda"
-    assert next(trainers["gpu"].model.parameters()).device.type == "cuda"
-    drawn = {device: trainer.drawer.draw(PROMPTS, step=0) for device, trainer in trainers.items()}
-    for ours, theirs in zip(drawn["gpu"].groups, drawn["cpu"].groups, strict=True):
+        kind = "cuda" if device == "gpu" else "cpu"
+        assert trainer.args.device.type == next(trainer.model.parameters()).device.type == kind
+        drawn[device] = trainer.drawer.draw(PROMPTS, step=0).groups
+        trainer.train()
+        trained[device] = on_cpu(weights(trainer.model))
+    for ours, theirs in zip(drawn["gpu"], drawn["cpu"], strict=True):
         assert ours.completion_token_ids == theirs.completion_token_ids
         for mine, other in zip(ours.logprobs, theirs.logprobs, strict=True):
             assert mine == pytest.approx(other, abs=1e-4)
-    for trainer in trainers.values():
-        trainer.train()
     for mine, other in zip(metrics(tmp_path / "gpu"), metrics(tmp_path / "cpu"), strict=True):
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-3, abs=1e-4)
-    cpu = weights(trainers["cpu"].model)
-    assert_same(on_cpu(weights(trainers["gpu"].model)), cpu, atol=1e-4, rtol=1e-3)
+    cpu = trained["cpu"]
+    assert_same(trained["gpu"], cpu, atol=1e-4, rtol=1e-3)
     start = weights(make_trainer(tmp_path / "start", **changes).model)
     assert any(not torch.equal(value, start[name]) for name, value in cpu.items()), "nothing moved"
 

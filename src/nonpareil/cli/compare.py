@@ -4,10 +4,10 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from nonpareil.cli.result import CommandResult
+from nonpareil.console import console
 from nonpareil.errors import ConfigError
 from nonpareil.jobs import compare
 
@@ -56,8 +56,8 @@ def show(figures: dict[str, Any]) -> None:
     from nonpareil.evaluation.comparison_report import headline
     from nonpareil.evaluation.comparison_tables import tables
 
-    console = Console(stderr=True, highlight=False, markup=False)
-    console.width = max(console.width, MIN_WIDTH)  # narrower, cells would be cut to nothing
+    terminal = console()
+    terminal.width = max(terminal.width, MIN_WIDTH)  # narrower, cells would be cut to nothing
     if figures["comparison"] is not None:
         gain = tables(figures["comparison"])[0]
         places = [i for i, label in enumerate(gain.header) if label in SHOWN]
@@ -66,13 +66,14 @@ def show(figures: dict[str, Any]) -> None:
             shown.add_column(gain.header[place], justify="right" if place else "left", no_wrap=True)
         for row in gain.rows:
             shown.add_row(*(row[place] for place in places))
-        console.print(shown)
-        console.print(headline(figures["comparison"]), style="bold")
+        terminal.print(shown)
+        terminal.print(headline(figures["comparison"]), style="bold")
     for run in figures["over_budget"]:
-        console.print(f"Over the budget: {run['run']}: {run['reason']}", soft_wrap=True)
+        terminal.print(f"Over the budget: {run['run']}: {run['reason']}", soft_wrap=True)
     for failure in figures["failures"]:
-        console.print(f"\nFailed: {failure['run']}: {failure['reason']}", soft_wrap=True)
-    console.print(f"Report: {figures['report'] or 'none, no run is finished'}", soft_wrap=True)
+        terminal.print()
+        terminal.print(f"Failed: {failure['run']}: {failure['reason']}", soft_wrap=True)
+    terminal.print(f"Report: {figures['report'] or 'none, no run is finished'}", soft_wrap=True)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from nonpareil.assets import demo_path
 from nonpareil.cli.evaluate import as_figures
 from nonpareil.cli.parsing import parse
 from nonpareil.cli.result import CommandResult
+from nonpareil.console import console
 from nonpareil.jobs import distill
 from nonpareil.jobs.options import demo_defaults, uses_demo
 from nonpareil.models.memory import keep_freed_memory
@@ -45,24 +45,25 @@ def run(argv: Sequence[str]) -> CommandResult:
     figures = distill.run(*instances)
     if not figures:
         return CommandResult(None)  # one of several processes; the first one tells
-    console = Console(stderr=True)
+    terminal = console()
     if "dry_run" in figures:
-        console.print_json(data=figures)
+        terminal.print_json(data=figures, ensure_ascii=True)
         return CommandResult(figures if as_json else None)
     if figures["interrupted"]:
-        console.print(
+        terminal.print(
             f"Stopped at step {figures['steps']} with a checkpoint in {figures['output_dir']}. "
             "Go on with the same command and --resume_from_checkpoint true --output_dir "
-            f"{figures['output_dir']}"
+            f"{figures['output_dir']}",
+            soft_wrap=True,
         )
         return CommandResult(figures if as_json else None, status=130)
     if "evaluation" in figures:
-        console.print(before_and_after(figures["evaluation"]))
-        console.print(f"Report: {figures['report']}", soft_wrap=True)
+        terminal.print(before_and_after(figures["evaluation"]))
+        terminal.print(f"Report: {figures['report']}", soft_wrap=True)
         figures = as_figures(figures) if as_json else figures
-    console.print(f"Model:  {figures['output_dir']}")
+    terminal.print(f"Model:  {figures['output_dir']}", soft_wrap=True)
     if "merged" in figures:
-        console.print(f"Merged: {figures['merged']}")
+        terminal.print(f"Merged: {figures['merged']}", soft_wrap=True)
     return CommandResult(figures if as_json else None)
 
 
@@ -93,7 +94,7 @@ def before_and_after(evaluation: "Evaluation") -> Table:
 
 def demo_settings(method: str = "jbond") -> dict[str, Any]:
     """The demo's options: its models and prompts, and the settings of `assets/demo.yaml`."""
-    settings = yaml.safe_load((demo_path("policy").parent / "demo.yaml").read_text())
+    settings = yaml.safe_load((demo_path("policy").parent / "demo.yaml").read_text(encoding="utf-8"))
     if method != "jbond":
         settings.pop("anchor_ema_rate")  # J-BOND's
     return {

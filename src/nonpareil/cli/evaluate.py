@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-
 from nonpareil.cli.parsing import parse
 from nonpareil.cli.result import CommandResult
+from nonpareil.console import console
 from nonpareil.jobs import evaluate
 
 EXAMPLE = (
@@ -29,10 +28,10 @@ def show(figures: dict[str, Any]) -> None:
     """The summary table, the headline and where the report lies, on stderr."""
     from nonpareil.evaluation.summary import headline, summary_table
 
-    console = Console(stderr=True)
-    console.print(summary_table(figures["evaluation"]))
-    console.print(f"[bold]{headline(figures['evaluation'])}[/]")
-    console.print(f"Report: {figures['report']}", soft_wrap=True)
+    terminal = console()
+    terminal.print(summary_table(figures["evaluation"]))
+    terminal.print(headline(figures["evaluation"]), style="bold")
+    terminal.print(f"Report: {figures['report']}", soft_wrap=True)
 
 
 def as_figures(figures: dict[str, Any]) -> dict[str, Any]:

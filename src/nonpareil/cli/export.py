@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from nonpareil.cli.parsing import parse
 from nonpareil.cli.result import CommandResult
+from nonpareil.console import console
 from nonpareil.jobs import export
 
 EXAMPLE = "nonpareil export --groups nonpareil-groups --format preference --output pairs.jsonl"
@@ -18,5 +17,5 @@ def run(argv: Sequence[str]) -> CommandResult:
     )
     figures = export.run(options)
     skipped = "".join(f"; {count} groups skipped: {reason}" for reason, count in figures["skipped"].items())
-    Console(stderr=True).print(f"{figures['rows']} rows in [bold]{figures['output']}[/]{skipped}")
+    console().print(f"{figures['rows']} rows in {figures['output']}{skipped}", soft_wrap=True)
     return CommandResult(figures if as_json else None)

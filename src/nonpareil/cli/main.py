@@ -1,12 +1,16 @@
 """`nonpareil <command>`: parse, call the job, print. Heavy imports wait until a command needs them."""
 
+import contextlib
 import importlib
 import json
+import logging
 import sys
 from collections.abc import Sequence
 
 from nonpareil import __version__
+from nonpareil.cli.machine import check_words, failure_of, flush_output, leave_streams, prepare_streams
 from nonpareil.errors import ConfigError, NonpareilError
+from nonpareil.terminal import PrintableRecord, printable_lines
 
 COMMANDS = {
     "sample": "Draw m completions a prompt, score them, keep the groups.",
@@ -35,7 +39,25 @@ nonpareil <command> --help         lists a command's options, with an example
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    prepare_streams()
+    logging.setLogRecordFactory(PrintableRecord)
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        check_words(arguments)
+        status = _run(arguments)
+        flush_output()
+    except ConfigError as error:
+        return _complain(str(error), status=2)
+    except NonpareilError as error:
+        return _complain(str(error), status=1)
+    except KeyboardInterrupt:
+        return _complain("interrupted", status=130)
+    except Exception as error:  # noqa: BLE001 (its traceback is kept in a file)
+        return _complain(failure_of(error), status=1)
+    return status
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if arguments else 2
@@ -45,14 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         return _complain(_unknown(command), status=2)
-    try:
-        result = importlib.import_module(f"nonpareil.cli.{command}").run(rest)
-    except ConfigError as error:
-        return _complain(str(error), status=2)
-    except NonpareilError as error:
-        return _complain(str(error), status=1)
-    except KeyboardInterrupt:
-        return _complain("interrupted", status=130)
+    result = importlib.import_module(f"nonpareil.cli.{command}").run(rest)
     if result.json is not None:
         print(json.dumps(result.json))
     return result.status
@@ -67,7 +82,9 @@ def _unknown(command: str) -> str:
 
 
 def _complain(message: str, status: int) -> int:
-    print(f"nonpareil: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # where nobody listens, the status says it
+        print(f"nonpareil: {printable_lines(message)}", file=sys.stderr, flush=True)
+    leave_streams()
     return status
 
 

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from nonpareil.cli.parsing import parse
 from nonpareil.cli.result import CommandResult
+from nonpareil.console import console
 from nonpareil.jobs import sample
 from nonpareil.jobs.options import demo_defaults, uses_demo
 
@@ -32,18 +31,17 @@ def run(argv: Sequence[str]) -> CommandResult:
     if uses_demo(given):
         (options,), _, _ = parsed({**demo_defaults("test"), "max_prompts": 128})
     figures = sample.run(options)
-    Console(stderr=True).print(
-        f"{figures['prompts']} groups of {options.num_generations} in [bold]{figures['output_dir']}[/] "
+    terminal = console()
+    terminal.print(
+        f"{figures['prompts']} groups of {options.num_generations} in {figures['output_dir']} "
         f"({figures['shards_drawn']} shards drawn now). Next: nonpareil curve --groups {figures['output_dir']}",
         soft_wrap=True,
     )
     for name, failed in figures["failed_rewards"].items():
         if failed["count"]:
             reasons = "; ".join(f"{count} times {reason}" for reason, count in failed["reasons"].items())
-            Console(stderr=True).print(
-                f"{failed['count']} rewards of {name} are null: {reasons}", soft_wrap=True, markup=False
-            )
+            terminal.print(f"{failed['count']} rewards of {name} are null: {reasons}", soft_wrap=True)
     if figures.get("judge"):
         asked = ", ".join(f"{value} {key}" for key, value in figures["judge"].items())
-        Console(stderr=True).print(f"The judge: {asked}", soft_wrap=True)
+        terminal.print(f"The judge: {asked}", soft_wrap=True)
     return CommandResult(figures if as_json else None)

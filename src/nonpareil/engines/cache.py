@@ -1,9 +1,39 @@
 """A key-value cache written in place. transformers' own copies the whole cache at every token."""
 
+import inspect
+from typing import get_args
+
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PretrainedConfig
+from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+
+from nonpareil.errors import ModelError
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """What the model's forward pass calls its cache: `past_key_values`, or `cache` in newer transformers.
+
+    Raises:
+        ModelError: a model that keeps its state in another way, or that has no layer of attention.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    # Some old models have a dictionary of their own by the name of cache.
+    takes_cache = "cache" in parameters and Cache in get_args(parameters["cache"].annotation)
+    name = "cache" if takes_cache else "past_key_values"
+    if name not in parameters or not _has_attention(model.config):
+        # Most models take any name without a word, and would draw each token without its past.
+        raise ModelError(
+            f"{type(model).__name__} does not take transformers' cache of attention's keys and values, and would "
+            "draw each token without its past; use a model that does, a hybrid one included"
+        )
+    return name
+
+
+def _has_attention(config: PretrainedConfig) -> bool:
+    """Whether some layer keeps keys and values; recurrent ones alone go by other names in older transformers."""
+    cache = DynamicCache(config=config)
+    return not cache.layers or any(isinstance(layer, DynamicLayer) for layer in cache.layers)
 
 
 class InPlaceLayer(DynamicLayer):

@@ -1,14 +1,21 @@
 """What an OpenAI-compatible server answers, checked: as many choices as can be used, and nothing made up."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from nonpareil.answers import is_text, shown
 from nonpareil.errors import RemoteError
 from nonpareil.records import FinishReason
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
 Json = Mapping[str, Any]
+MOST_IDS = 2**31
+"""Token ids lie below it: they are kept as int32."""
+LEAST_LOGPROB = -1e30
+"""Nats; log-probs are kept as float32, and one below it is no number of a model's."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,12 @@ class Choice:
 
 
 def read_choices(
-    answer: Any, asked: int, max_tokens: int, prompt_ids: list[int], mask: Callable[[str], str] = str
+    answer: Any,
+    asked: int,
+    max_tokens: int,
+    prompt_ids: list[int],
+    mask: Callable[[str], str] = str,
+    tokenizer: "Tokenizer | None" = None,
 ) -> list[Choice]:
     """The choices of an answer of either endpoint, in the order of their index; from one to `asked` of them.
 
@@ -35,39 +47,61 @@ def read_choices(
         max_tokens: of one completion.
         prompt_ids: as sent; empty where text was sent.
         mask: takes the key out of what is quoted of the answer.
+        tokenizer: of the served model, where it is known here: ids are then held against the text.
 
     Raises:
-        RemoteError: no choices or more than asked; no text; a finish reason other than stop and length; more
-            tokens than were allowed; or other prompt ids than those sent.
+        RemoteError: no choices or more than asked, or two of one index; no text, or one that no file can hold; a
+            finish reason other than stop and length; more tokens than were allowed; ids that are no token's, or
+            not the text's; or other prompt ids than those sent.
     """
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-        raise RemoteError(f"the answer has no list of choices: {mask(repr(answer)):.200}")
+        raise RemoteError(f"the answer has no list of choices: {mask(shown(answer)):.200}")
     if not 1 <= len(choices) <= asked:
         raise RemoteError(f"the answer has {len(choices)} choices, and n={asked} were asked for")
     _check_usage(answer.get("usage"), asked, max_tokens)
-    ordered = sorted(choices, key=lambda choice: _whole(choice.get("index")) or 0)
-    return [_choice(one, answer, max_tokens, prompt_ids, mask) for one in ordered]
+    ordered = _ordered(choices, asked, mask)
+    return [_choice(one, answer, max_tokens, prompt_ids, mask, tokenizer) for one in ordered]
+
+
+def _ordered(choices: Sequence[Json], asked: int, mask: Callable[[str], str]) -> Sequence[Json]:
+    given = [choice.get("index") for choice in choices]
+    if all(index is None for index in given):  # a server that does not number them
+        return choices
+    numbers = {index for index in map(_whole, given) if index is not None and 0 <= index < asked}
+    if len(numbers) < len(given):
+        raise RemoteError(
+            f"the choices are numbered {mask(shown(given)):.80}; n={asked} different ones are numbered from 0"
+        )
+    return sorted(choices, key=lambda choice: choice["index"])
 
 
 def _choice(
-    choice: Json, answer: Json, max_tokens: int, sent: list[int], mask: Callable[[str], str]
+    choice: Json,
+    answer: Json,
+    max_tokens: int,
+    sent: list[int],
+    mask: Callable[[str], str],
+    tokenizer: "Tokenizer | None",
 ) -> Choice:
     reason = choice.get("finish_reason")
     if reason not in ("stop", "length"):
         raise RemoteError(
-            f"finish_reason={reason!r}: a completion ends with stop or length; anything else is no draw of the "
-            "policy. Change what is asked or how the model is served"
+            f"finish_reason={mask(shown(reason)):.80}: a completion ends with stop or length; anything else is no "
+            "draw of the policy. Change what is asked or how the model is served"
         )
     text, whole = _text(choice, mask)
     # vLLM has the prompt's ids in each choice of a completion, and once in a chat's answer.
-    read = _ids(choice.get("prompt_token_ids")) or _ids(answer.get("prompt_token_ids"))
+    size = MOST_IDS if tokenizer is None else len(tokenizer)
+    read = _ids(choice, "prompt_token_ids", size) or _ids(answer, "prompt_token_ids", size)
     if sent and read and read != sent:
         raise RemoteError(f"the server read other prompt ids than were sent: {len(read)}, not {len(sent)}")
     prompt_ids = sent or read
-    ids = _ids(choice.get("token_ids")) if prompt_ids and whole else []
+    ids = _ids(choice, "token_ids", size) if prompt_ids and whole else []
     if len(ids) > max_tokens:
         raise RemoteError(f"a completion has {len(ids)} tokens, over max_completion_length={max_tokens}")
+    if ids and tokenizer is not None:
+        _check_read(ids, text, tokenizer, mask)
     logprobs = _logprobs(choice.get("logprobs"))
     return Choice(
         text, cast(FinishReason, reason), ids, logprobs if len(logprobs) == len(ids) else [], prompt_ids
@@ -88,8 +122,31 @@ def _text(choice: Json, mask: Callable[[str], str]) -> tuple[str, bool]:
         text = message.get("content")
         text = "" if text is None else text  # how an empty message is written
     if not isinstance(text, str):
-        raise RemoteError(f"a choice has no text: {mask(repr(choice)):.200}")
+        raise RemoteError(f"a choice has no text: {mask(shown(choice)):.200}")
+    if not is_text(text):
+        raise RemoteError(
+            f"a completion holds half a character, which no file can: {mask(shown(text)):.80}; the server, or a "
+            "proxy before it, cuts text within characters"
+        )
     return text, whole
+
+
+def _check_read(ids: list[int], text: str, tokenizer: "Tokenizer", mask: Callable[[str], str]) -> None:
+    """Refuse ids that the tokenizer reads as another text than the server gave.
+
+    Spaces do not count, nor do characters cut in half: a server that decodes token by token has its own ways.
+    """
+    kinds: dict[str, Any] = {"clean_up_tokenization_spaces": False}
+    read = [str(tokenizer.decode(ids, skip_special_tokens=skip, **kinds)) for skip in (True, False)]
+    if _bare(text) not in map(_bare, read):
+        raise RemoteError(
+            f"the server's ids of a completion read {read[0][:60]!r} and its text is {mask(shown(text)):.60}: the "
+            "tokenizer is not the served model's; give its own as tokenizer_name_or_path"
+        )
+
+
+def _bare(text: str) -> str:
+    return "".join(text.replace("\ufffd", "").split())
 
 
 def _check_usage(usage: Any, asked: int, max_tokens: int) -> None:
@@ -110,17 +167,33 @@ def _logprobs(given: Any) -> list[float]:
         content = given.get("content")
         rows = content if isinstance(content, list) else []
         values = [row.get("logprob") if isinstance(row, dict) else None for row in rows]
-    known = isinstance(values, list) and all(
-        # Of a probability: above 0 by rounding at most.
-        isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value <= 1e-4
-        for value in values
-    )
+    known = isinstance(values, list) and all(map(is_logprob, values))
     return [float(value) for value in values] if known else []
 
 
-def _ids(given: Any) -> list[int]:
-    whole = isinstance(given, list) and all(_whole(one) is not None for one in given)
-    return list(given) if whole else []
+def _ids(holder: Json, name: str, size: int) -> list[int]:
+    """The token ids of that name, below `size`; empty where there are none."""
+    given = holder.get(name)
+    if given is None:
+        return []
+    for one in given if isinstance(given, list) else [given]:
+        if not is_token_id(one, size) or not isinstance(given, list):
+            raise RemoteError(
+                f"{name} holds {shown(one):.40}; they must be token ids, whole numbers from 0 to {size - 1}"
+            )
+    return given
+
+
+def is_token_id(value: Any, size: int) -> bool:
+    """Whether a parsed value is the id of a token of a vocabulary of that size."""
+    number = _whole(value)
+    return number is not None and 0 <= number < size
+
+
+def is_logprob(value: Any) -> bool:
+    """Whether a parsed value is a number that a probability's logarithm can be: above 0 by rounding at most."""
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return known and LEAST_LOGPROB < value <= 1e-4
 
 
 def _whole(value: Any) -> int | None:

@@ -4,15 +4,20 @@ Prompts with token ids go to `/completions` as ids. Others go as text: strings t
 conversations to `/chat/completions`, whose server applies its own template.
 """
 
+import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from nonpareil.answers import answer_bytes, is_text
 from nonpareil.engines.choices import Choice, read_choices
 from nonpareil.engines.sampling import sample_keys
 from nonpareil.engines.transformers import check_sampling
 from nonpareil.errors import RemoteError
 from nonpareil.records import Draws, Prompt, SamplingParams
 from nonpareil.remote import JsonClient, all_of, run_coroutine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 MOST_CHOICES = 128
 """Of one request: OpenAI's own limit."""
@@ -34,7 +39,7 @@ class OpenAIEngine:
     prompt's (or those were sent). Log-probs only beside ids, one each, only for draws at temperature 1 from the
     whole vocabulary, and only of a server that was told to add nothing of its own (`NEUTRAL`): servers may give
     those of the unchanged distribution (vLLM does unless told otherwise), and elsewhere these are not the
-    sampling policy's. What is not kept is an empty list.
+    sampling policy's. What is not kept is an empty list; where the trial had shown it, a warning says so once.
     Completions are reproducible as far as the server honours `seed`.
 
     Args:
@@ -42,11 +47,19 @@ class OpenAIEngine:
         client: to the server, not yet opened.
         trial: a prompt and its sampling, for the one-token request that shows what the server gives; it is
             made before the first draw.
+        tokenizer: that wrote the prompts' ids; the ids that come back are held against their text.
     """
 
-    def __init__(self, model: str, client: JsonClient, trial: tuple[Prompt, SamplingParams]) -> None:
+    def __init__(
+        self,
+        model: str,
+        client: JsonClient,
+        trial: tuple[Prompt, SamplingParams],
+        tokenizer: "Tokenizer | None" = None,
+    ) -> None:
         """Sends nothing yet."""
-        self._model, self._client, self._trial = model, client, trial
+        self._model, self._client, self._trial, self._tokenizer = model, client, trial, tokenizer
+        self._told = False
         self._owner: str | None = None
         self._at_once = MOST_CHOICES
         self._seen: dict[str, Any] | None = None
@@ -83,6 +96,7 @@ class OpenAIEngine:
             choices = await self._choices(prompt, num_generations, 0, sampling)
             keep_logprobs = seen["logprobs"] and self._samples_unchanged(sampling)
             draws = _draws(choices, seen["token_ids"], keep_logprobs)
+            self._tell_lost(prompt, draws, seen["token_ids"], keep_logprobs)
             if on_progress is not None:
                 on_progress(1, sum(map(len, draws.completion_token_ids)))
             return draws
@@ -94,6 +108,17 @@ class OpenAIEngine:
         drawn = run_coroutine(self._opened(together))
         self._check_differ(drawn)
         return drawn
+
+    def _tell_lost(self, prompt: Prompt, draws: Draws, had_ids: bool, had_logprobs: bool) -> None:
+        """Once, the first group that lacks what the trial had."""
+        lost_ids = had_ids and not any(draws.completion_token_ids)
+        if not self._told and (lost_ids or (had_logprobs and not any(draws.logprobs))):
+            self._told = True
+            what = "no token ids for" if lost_ids else "no log-prob, a number of 0 or less, of each token of"
+            logging.getLogger(__name__).warning(
+                f"prompt {prompt.prompt_id}: the server gave {what} every completion; those of its group are not "
+                "kept, here and in later groups"
+            )
 
     def _check_differ(self, drawn: list[Draws]) -> None:
         self._groups += len(drawn)
@@ -119,7 +144,8 @@ class OpenAIEngine:
         """Ask once who serves, and for two completions of one token."""
         if self._seen is None:
             served = await self._served()
-            self._owner = served.get("owned_by")
+            owner = served.get("owned_by")
+            self._owner = owner if is_text(owner) else None
             prompt, sampling = self._trial
             short = SamplingParams(**{**vars(sampling), "max_completion_length": 1})
             choice = (await self._choices(prompt, 2, 0, short))[0]
@@ -144,7 +170,8 @@ class OpenAIEngine:
                 raise
             return {}
         entries = listed.get("data") if isinstance(listed, dict) else None
-        named = [e for e in entries or [] if isinstance(e, dict) and e.get("id") == self._model]
+        entries = entries if isinstance(entries, list) else []
+        named = [e for e in entries if isinstance(e, dict) and e.get("id") == self._model]
         return named[0] if named else {}
 
     async def _choices(
@@ -167,14 +194,15 @@ class OpenAIEngine:
     async def _ask(self, prompt: Prompt, n: int, first: int, sampling: SamplingParams) -> list[Choice]:
         """One request. None at all where the server refuses several choices: the caller asks for one each."""
         path = _endpoint(prompt)
+        limit, mask = sampling.max_completion_length, self._client.masked
+        most = answer_bytes(n * limit, n * _most_prompt_tokens(prompt))
         try:
-            answer = await self._client.post(path, self._payload(prompt, n, first, sampling))
+            answer = await self._client.post(path, self._payload(prompt, n, first, sampling), most)
         except RemoteError as error:
             if n > 1 and error.status in (400, 422):
                 return []
             raise
-        limit, mask = sampling.max_completion_length, self._client.masked
-        choices = read_choices(answer, n, limit, prompt.token_ids, mask)
+        choices = read_choices(answer, n, limit, prompt.token_ids, mask, self._tokenizer)
         differing = sum(choice.text != choices[0].text for choice in choices)
         self._varied += differing
         self._repeats += len(choices) - 1 - differing
@@ -212,6 +240,14 @@ class OpenAIEngine:
 
 def _endpoint(prompt: Prompt) -> str:
     return "completions" if prompt.token_ids or isinstance(prompt.prompt, str) else "chat/completions"
+
+
+def _most_prompt_tokens(prompt: Prompt) -> int:
+    """A token of text is a byte of it at least; a template's own words are few beside those."""
+    if prompt.token_ids:
+        return len(prompt.token_ids)
+    texts = [prompt.prompt] if isinstance(prompt.prompt, str) else [m["content"] for m in prompt.prompt]
+    return sum(len(text.encode(errors="replace")) for text in texts)
 
 
 def _draws(choices: list[Choice], keep_ids: bool, keep_logprobs: bool) -> Draws:

@@ -4,7 +4,6 @@ The prompt is prefilled once for all samples of its group, the cache is written 
 completions leave the batch.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -17,13 +16,13 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from nonpareil.engines.cache import expand_cache, in_place_cache
+from nonpareil.engines.cache import cache_argument, expand_cache, in_place_cache
 from nonpareil.engines.rows import Completion, Rows, left_pad
 from nonpareil.engines.sampling import draw_tokens, sample_keys, sampling_logits
-from nonpareil.errors import ConfigError, DataError, ModelError
+from nonpareil.errors import ConfigError, DataError
 from nonpareil.models.adapters import RowAdapters, row_adapters
 from nonpareil.models.devices import device_of
-from nonpareil.models.loading import context_window, end_token_ids
+from nonpareil.models.loading import end_token_ids, stated_limits
 from nonpareil.records import Draws, Prompt, SamplingParams
 
 
@@ -54,13 +53,9 @@ class TransformersEngine:
         """`max_tokens_per_batch` bounds rows x (longest prompt + max_completion_length) of one batch.
 
         Raises:
-            ModelError: a model that keeps its state in another way than transformers' `past_key_values`.
+            ModelError: a model that keeps its state in another way than transformers' `Cache` of attention.
         """
-        if "cache_params" in inspect.signature(model.forward).parameters:
-            raise ModelError(
-                f"{type(model).__name__} takes its state as cache_params and would ignore past_key_values, "
-                "drawing each token without its past; use a model with attention, a hybrid one included"
-            )
+        self.cache_argument = cache_argument(model)
         self.model = model
         self.tokenizer = tokenizer
         self.max_tokens_per_batch = max_tokens_per_batch
@@ -97,7 +92,9 @@ class TransformersEngine:
             raise ConfigError("requests that are drawn together may differ in their seeds alone")
         for request in requests:
             check_sampling(request.sampling)
-            check_prompts(request.prompts, request.sampling.max_completion_length, context_window(self.model))
+            window, vocabulary = stated_limits(self.model.config)
+            check_prompts(request.prompts, request.sampling.max_completion_length, window)
+            check_token_ids(request.prompts, vocabulary, "the model")
         drawn: list[list[list[Completion | None]]] = [
             [[None] * request.num_generations for _ in request.prompts] for request in requests
         ]
@@ -202,9 +199,9 @@ class TransformersEngine:
             input_ids=ids,
             attention_mask=None if mask is None else mask.long(),
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self.cache_argument: cache},
         ).logits[:, -1]
 
     def _decode(self, completions: list[Completion]) -> Draws:
@@ -260,6 +257,24 @@ def check_prompts(prompts: Sequence[Prompt], max_completion_length: int, window:
                 f"{max_completion_length} that is {needed}, over the model's window of {window}; "
                 "drop or shorten the prompt, or lower max_completion_length"
             )
+
+
+def check_token_ids(prompts: Sequence[Prompt], vocabulary: int | None, model: str) -> None:
+    """Refuse token ids that the model has no embedding for; `vocabulary` is how many it has, None where unknown.
+
+    A tokenizer may know more tokens than the model, as long as no prompt has one.
+
+    Raises:
+        DataError: naming the prompt, the id and the model.
+    """
+    for prompt in prompts:
+        for token in prompt.token_ids:
+            if token < 0 or (vocabulary is not None and token >= vocabulary):
+                raise DataError(
+                    f"prompt {prompt.prompt_id} has token id {token}, and {model} has token embeddings 0 to "
+                    f"{vocabulary - 1 if vocabulary else '...'}: the tokenizer is not this model's, or got tokens "
+                    "that the model was not resized for (model.resize_token_embeddings)"
+                )
 
 
 def check_sampling(sampling: SamplingParams) -> None:

@@ -55,6 +55,7 @@ class VLLMEngine:
         *,
         dtype: str = "auto",
         revision: str | None = None,
+        trust_remote_code: bool = False,
         max_lora_rank: int | None = None,
         max_model_len: int | None = None,
         gpu_memory_utilization: float | None = None,
@@ -63,7 +64,7 @@ class VLLMEngine:
         """See the class."""
         self.model, self.tokenizer = model, tokenizer
         self.dtype = str(resolve_dtype(dtype, best_device())).removeprefix("torch.")
-        self.end_ids = stored_end_token_ids(model, tokenizer, revision)
+        self.end_ids = stored_end_token_ids(model, tokenizer, revision, trust_remote_code=trust_remote_code)
         self.takes_adapters = max_lora_rank is not None
         self.default_adapter: str | None = None
         """The adapter that `draw` and `completion_logprobs` use when none is named; None is the base model."""
@@ -86,6 +87,7 @@ class VLLMEngine:
             worker_extension_cls=EXTENSION,
             enable_prefix_caching=True,
             tensor_parallel_size=tensor_parallel_size,
+            trust_remote_code=trust_remote_code,
             **settings,
         )
 

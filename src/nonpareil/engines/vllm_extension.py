@@ -24,6 +24,7 @@ class WeightPush:
             "dtype": str(config.dtype).removeprefix("torch."),
             "logprobs_mode": str(config.logprobs_mode),
             "max_model_len": config.max_model_len,
+            "vocab_size": config.get_vocab_size(),
             "takes_adapters": self.vllm_config.lora_config is not None,
         }
 

@@ -1,19 +1,23 @@
 """Draw completions from vLLM's own OpenAI server, and give it new weights through a directory both can see."""
 
+import asyncio
+import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import httpx
+
+from nonpareil.answers import MOST_BYTES, Answer, UnusableAnswer, answer_bytes, fetch, parse_json, shown
 from nonpareil.engines.transformers import check_prompts, check_sampling
+from nonpareil.engines.vllm_answers import choices_of, field_of, read_choice, read_score
 from nonpareil.engines.vllm_extension import EXTENSION
 from nonpareil.engines.vllm_requests import (
     LOGPROBS_MODE,
-    Choice,
     check_vllm_sampling,
     draws_of,
     request_settings,
@@ -22,11 +26,14 @@ from nonpareil.errors import ConfigError, DataError, EngineError, SyncError
 from nonpareil.models.logprobs import TokenSequences
 from nonpareil.models.vllm_load import save_tensors
 from nonpareil.records import Draws, Prompt, SamplingParams
+from nonpareil.remote import all_of, run_coroutine
+from nonpareil.terminal import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
+T = TypeVar("T")
 AT_ONCE = 32
 """Requests under way; the server makes its own batches of them."""
 NO_PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
@@ -74,19 +81,12 @@ class VLLMServerEngine:
         push_directory: str | None = None,
     ):
         """See the class."""
-        import httpx
-
         self.base_url, self.tokenizer, self.end_ids = base_url.rstrip("/"), tokenizer, end_ids
         self.timeout, self.push_directory = timeout, push_directory
-        key = os.environ.get("VLLM_API_KEY")
-        self._client = httpx.Client(
-            base_url=self.base_url,
-            timeout=timeout,
-            headers={"Authorization": f"Bearer {key}"} if key else None,
-        )
+        self._key = os.environ.get("VLLM_API_KEY")
         self._wait_until_ready(startup_timeout)
-        self._model = self._get("/v1/models")["data"][0]["id"]
-        self.version = self._get("/version")["version"]
+        self._model = field_of(self._get("/v1/models"), str, "data", 0, "id")
+        self.version = field_of(self._get("/version"), str, "version")
         self.started = self._described()
         self.dtype: str = self.started["dtype"]
 
@@ -117,19 +117,16 @@ class VLLMServerEngine:
         check_vllm_sampling(sampling)
         check_prompts(prompts, sampling.max_completion_length, self.started["max_model_len"])
 
-        def one(prompt: Prompt) -> Draws:
+        async def one(http: httpx.AsyncClient, prompt: Prompt) -> Draws:
             settings = request_settings(prompt, num_generations, sampling, self.end_ids)
-            answer = self._complete(prompt.token_ids, {**settings, **NO_PENALTIES})
-            choices = [_choice(each) for each in sorted(answer, key=lambda each: each["index"])]
-            return draws_of(prompt, choices, num_generations, sampling, self.end_ids, self.tokenizer)
+            answer = await self._complete(http, prompt.token_ids, {**settings, **NO_PENALTIES})
+            choices = [read_choice(each, self.started["vocab_size"]) for each in answer]
+            draws = draws_of(prompt, choices, num_generations, sampling, self.end_ids, self.tokenizer)
+            if on_progress is not None:
+                on_progress(1, sum(map(len, draws.completion_token_ids)))
+            return draws
 
-        drawn = []
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            for draws in pool.map(one, prompts):
-                drawn.append(draws)
-                if on_progress is not None:
-                    on_progress(1, sum(map(len, draws.completion_token_ids)))
-        return drawn
+        return self._together(one, prompts)
 
     def completion_logprobs(self, sequences: TokenSequences) -> list[float]:
         """log pi(completion | prompt) of each, nats, summed, at temperature 1 over the whole vocabulary.
@@ -141,14 +138,14 @@ class VLLMServerEngine:
         window = self.started["max_model_len"]
         if (longest := max(sequences.lengths(), default=0)) >= window:
             raise DataError(f"a sequence of {longest} tokens cannot be scored in vLLM's window of {window}")
-        values = []
-        for prompt, completion in zip(sequences.prompt_ids, sequences.completion_ids, strict=True):
+
+        async def one(http: httpx.AsyncClient, sequence: tuple[list[int], list[int]]) -> float:
+            prompt, completion = sequence
             settings = {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0, **NO_PENALTIES}
-            (choice,) = self._complete(prompt + completion, settings)
-            scored = choice["prompt_logprobs"][len(prompt) :]
-            pairs = zip(completion, scored, strict=True)
-            values.append(sum(at[str(token)]["logprob"] for token, at in pairs))
-        return values
+            (choice,) = await self._complete(http, prompt + completion, settings)
+            return read_score(choice, prompt, completion)
+
+        return self._together(one, zip(sequences.prompt_ids, sequences.completion_ids, strict=True))
 
     def push_weights(self, weights: "str | Path | Iterable[tuple[str, Tensor]]") -> None:
         """Take new weights: a model directory, or a whole state dict's `items()` by transformers' names.
@@ -163,84 +160,133 @@ class VLLMServerEngine:
             with tempfile.TemporaryDirectory(prefix="nonpareil-push-", dir=self.push_directory) as folder:
                 save_tensors(weights, Path(folder))
                 self._rpc("nonpareil_push_directory", [folder])
-        if not self._post("/reset_prefix_cache", None, "drop its cached prefixes").get("success"):
+        dropped = self._post("/reset_prefix_cache", None, "drop its cached prefixes")
+        if field_of(dropped, bool, "success") is not True:
             raise SyncError(
                 f"{self.base_url} keeps prefixes that were cached under the old weights: requests are running"
             )
 
     def release(self) -> None:
-        """Close the connections; the server goes on."""
-        self._client.close()
+        """Nothing is held between calls; the server goes on."""
 
-    def _complete(self, token_ids: list[int], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    def _together(self, one: Callable[..., Coroutine[Any, Any, T]], things: Iterable[Any]) -> list[T]:
+        """`one(connections, thing)` of each, `AT_ONCE` of them under way."""
+
+        async def work() -> list[T]:
+            turn = asyncio.Semaphore(AT_ONCE)  # a request's time begins when it is sent
+            async with self._opened() as http:
+
+                async def in_turn(thing: Any) -> T:
+                    async with turn:
+                        return await one(http, thing)
+
+                return await all_of(in_turn(thing) for thing in things)
+
+        return run_coroutine(work())
+
+    async def _complete(
+        self, http: httpx.AsyncClient, token_ids: list[int], settings: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """The choices of a prompt, in their order."""
         body = {"model": self._model, "prompt": token_ids, "return_token_ids": True, **settings}
-        answer = self._post("/v1/completions", body, "complete a prompt")
-        choices = answer.get("choices")
-        if not isinstance(choices, list) or len(choices) != body.get("n", 1):
-            count = len(choices) if isinstance(choices, list) else "no"
-            raise EngineError(
-                f"{self.base_url} answered {count} choices where n={body.get('n', 1)} were asked for"
-            )
-        if choices[0].get("prompt_token_ids") != token_ids:
-            raise EngineError(f"{self.base_url} answered another prompt than the one it was sent")
-        return choices
+        count = body.get("n", 1)
+        most = answer_bytes(count * body["max_tokens"] + len(token_ids), count * len(token_ids))
+        answer = await self._ask(http, "POST", "/v1/completions", body, "complete a prompt", most)
+        try:
+            return choices_of(answer, count, token_ids)
+        except EngineError as error:
+            raise EngineError(f"{self.base_url} {error}") from error
 
     def _described(self) -> dict[str, Any]:
         """How the server was started, refused where draws or log-probs would silently be others."""
         command = " ".join(["VLLM_SERVER_DEV_MODE=1", *server_command("MODEL", 8000)[1:]])
         try:
-            started = self._rpc("nonpareil_describe", [])[0]
+            started = field_of(self._rpc("nonpareil_describe", []), dict, 0)
+            started.setdefault("vocab_size", len(self.tokenizer))  # a server of an earlier version
+            for name, kind in (("dtype", str), ("max_model_len", int), ("vocab_size", int)):
+                field_of(started, kind, name)
         except EngineError as error:
             raise ConfigError(f"{error}; start the server with: {command}") from error
-        if started["logprobs_mode"] != LOGPROBS_MODE or started["takes_adapters"]:
+        mode, adapters = started.get("logprobs_mode"), started.get("takes_adapters")
+        if mode != LOGPROBS_MODE or adapters is not False:
             raise ConfigError(
-                f"the server at {self.base_url} was started with logprobs_mode={started['logprobs_mode']!r} and "
-                f"enable_lora={started['takes_adapters']}; it must be {LOGPROBS_MODE!r} and False: {command}"
+                f"the server at {self.base_url} was started with logprobs_mode={shown(mode):.40} and "
+                f"enable_lora={shown(adapters):.40}; it must be {LOGPROBS_MODE!r} and False: {command}"
             )
         return started
 
     def _rpc(self, method: str, args: list[str]) -> list[Any]:
-        return self._post("/collective_rpc", {"method": method, "args": args}, f"run {method}")["results"]
+        answer = self._post("/collective_rpc", {"method": method, "args": args}, f"run {method}")
+        return field_of(answer, list, "results")
 
     def _wait_until_ready(self, seconds: float) -> None:
-        import httpx
-
         deadline = time.monotonic() + seconds
         while True:
             try:
-                if self._client.get("/health", timeout=5.0).status_code == 200:
+                answer = run_coroutine(self._fetch("GET", "/health", timeout=5.0))
+                if answer.status == 200:
                     return
                 seen = "is not healthy"
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, TimeoutError, UnusableAnswer) as error:
                 seen = f"gives no answer ({type(error).__name__})"
             if time.monotonic() > deadline:
                 raise EngineError(f"after {seconds:g} s the vLLM server at {self.base_url} still {seen}")
             time.sleep(0.5)
 
-    def _get(self, path: str) -> dict[str, Any]:
+    def _get(self, path: str) -> Any:
         return self._answer("GET", path, None, f"answer {path}")
 
-    def _post(self, path: str, body: Any, task: str) -> dict[str, Any]:
+    def _post(self, path: str, body: Any, task: str) -> Any:
         return self._answer("POST", path, body, task)
 
-    def _answer(self, method: str, path: str, body: Any, task: str) -> dict[str, Any]:
-        import httpx
+    def _answer(self, method: str, path: str, body: Any, task: str) -> Any:
+        async def work() -> Any:
+            async with self._opened() as http:
+                return await self._ask(http, method, path, body, task)
 
+        return run_coroutine(work())
+
+    async def _fetch(self, method: str, path: str, timeout: float) -> Answer:
+        async with self._opened() as http:
+            return await fetch(http, method, self.base_url + path, None, timeout=timeout)
+
+    def _opened(self) -> httpx.AsyncClient:
+        headers = {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        return httpx.AsyncClient(headers=headers, timeout=None)  # `fetch` has a deadline for all of it
+
+    async def _ask(
+        self,
+        http: httpx.AsyncClient,
+        method: str,
+        path: str,
+        body: Any,
+        task: str,
+        most: int = MOST_BYTES,
+    ) -> Any:
+        """The parsed answer.
+
+        Raises:
+            EngineError: none, or one that cannot be used.
+        """
+        content = None if body is None else json.dumps(body).encode()
         try:
-            response = self._client.request(method, path, json=body)
-            if response.status_code != 200:
-                said = response.text[:300]
-                raise EngineError(f"{self.base_url} did not {task}: HTTP {response.status_code}, {said}")
-            return response.json()
-        except httpx.TimeoutException as error:
+            url = self.base_url + path
+            answer = await fetch(http, method, url, content, timeout=self.timeout, most=most)
+            if answer.status != 200:
+                said = printable(self._masked(answer.content).decode(errors="replace")[:300])
+                raise EngineError(f"{self.base_url} did not {task}: HTTP {answer.status}, {said}")
+            return parse_json(self._masked(answer.content))
+        except TimeoutError as error:
             raise EngineError(f"{self.base_url} did not {task} within {self.timeout:g} s") from error
         except httpx.HTTPError as error:
             raise EngineError(f"{self.base_url} did not {task}: {type(error).__name__}: {error}") from error
-        except ValueError as error:
+        except UnusableAnswer as error:
+            raise EngineError(f"{self.base_url} did not {task}: {error}") from error
+        except (ValueError, RecursionError) as error:
             raise EngineError(f"{self.base_url} did not {task}: its answer is no JSON") from error
 
-
-def _choice(answer: dict[str, Any]) -> Choice:
-    """A choice's ids and log-probs; what is missing stays empty, and is refused where choices are checked."""
-    logprobs = (answer.get("logprobs") or {}).get("token_logprobs") or []
-    return Choice(list(answer.get("token_ids") or []), list(logprobs), answer.get("finish_reason"))
+    def _masked(self, content: bytes) -> bytes:
+        """Without the key: what an answer holds may stand in a message."""
+        return content.replace(self._key.encode(), b"***") if self._key else content

@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nonpareil.evaluation.comparison import ComparisonReport, MethodRow, Statistic
-from nonpareil.evaluation.plots import INK, POLICIES, REFERENCE, _figure
+from nonpareil.evaluation.plots import INK, POLICIES, REFERENCE, _figure, legend_label
 from nonpareil.maths.best_of_n import kl_upper_bound, optimal_win_rate, win_rate
+from nonpareil.terminal import printable
 
 # Okabe and Ito's first, then Tol's muted ones; markers tell methods apart where colours do not.
 COLOURS = (*POLICIES, "#332288", "#882255", "#117733", "#999933", "#661100")
@@ -49,7 +50,10 @@ def gold_figure(report: ComparisonReport) -> Figure:
         edge = _right_edge(report)
         lowest = min(_lowest(report, gold=False), _lowest(report, gold=True))
         _best_of_n(left, edge)
-        panels = (left, "win_rate", "Trained reward"), (right, "gold_win_rate", f"Gold reward: {report.gold}")
+        panels = (
+            (left, "win_rate", "Trained reward"),
+            (right, "gold_win_rate", f"Gold reward: {printable(report.gold or '')}"),
+        )
         for axes, key, title in panels:
             _limit(axes, edge, lowest)
             for row, colour, marker in _styled(report.methods):
@@ -125,7 +129,7 @@ def _final(axes: Axes, row: MethodRow, key: str, colour: str, marker: str) -> No
         markeredgewidth=0.8,
         capsize=2.5,
         elinewidth=1.2,
-        label=row.name,
+        label=legend_label(row.name),
         zorder=5,
     )
 

@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from nonpareil.evaluation.comparison import ComparisonReport
 from nonpareil.evaluation.comparison_plots import gold_figure, pareto_figure
 from nonpareil.evaluation.comparison_tables import Table, front, tables
+from nonpareil.evaluation.pages import page_template
 from nonpareil.evaluation.plots import png
 from nonpareil.evaluation.report import _flat
 from nonpareil.evaluation.summary import number
 from nonpareil.files import jsonable, write_bytes, write_json
+from nonpareil.markdown import plain
 
 
 def write_comparison(
@@ -43,7 +43,8 @@ def write_comparison(
     shown = tables(report)
     told = {"failures": list(failures), "over_budget": list(over_budget)}
     content = {"title": title, "context": dict(context), **told, **report.to_dict()}
-    page = _template().render(
+    template = page_template("comparison.html.j2", {"number": number, "front": front})
+    page = template.render(
         title=title,
         headline=headline(report),
         report=report,
@@ -74,18 +75,6 @@ def markdown(shown: Sequence[Table], over_budget: Sequence[Mapping[str, Any]] = 
     """The tables, as `docs/` includes them."""
     parts = [f"### {table.title}\n\n{table.markdown()}\n\n{table.note}\n" for table in shown]
     if over_budget:
-        listed = "\n".join(f"- {each['run']}: {each['reason']}" for each in over_budget)
+        listed = "\n".join(f"- {plain(each['run'])}: {plain(each['reason'])}" for each in over_budget)
         parts.append(f"### Over the budget\n\n{listed}\n")
     return "\n".join(parts)
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("nonpareil.evaluation"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "front": front}
-    return environment.get_template("comparison.html.j2")

@@ -6,6 +6,7 @@ from typing import Any
 
 from nonpareil.evaluation.comparison import ComparisonReport, MethodRow, Statistic
 from nonpareil.evaluation.summary import MISSING, number
+from nonpareil.markdown import plain
 from nonpareil.maths.best_of_n import kl_upper_bound
 
 _MIB = 1024 * 1024
@@ -23,7 +24,7 @@ class Table:
     def markdown(self) -> str:
         """As GitHub reads it, numbers to the right."""
         ruler = [":--"] + ["--:"] * (len(self.header) - 1)
-        lines = [self.header, ruler, *([_escape(cell) for cell in row] for row in self.rows)]
+        lines = [self.header, ruler, *(list(map(plain, row)) for row in self.rows)]
         return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -137,7 +138,3 @@ def _baseline(name: str, figures: dict[str, Any], columns: Sequence[_Column]) ->
 
 def _grouped(value: float, digits: int) -> str:
     return f"{value:,.0f}" if digits == 0 else number(value, digits)
-
-
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|")

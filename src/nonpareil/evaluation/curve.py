@@ -17,7 +17,7 @@ from nonpareil.maths.best_of_n import kl_upper_bound, win_rate
 from nonpareil.maths.counts import count_among
 from nonpareil.maths.order_statistics import best_of_n_curve
 from nonpareil.maths.win_rate import Interval
-from nonpareil.records import Group
+from nonpareil.records import Group, refuse_repeated
 
 ENOUGH_GAIN = 0.9
 
@@ -93,12 +93,13 @@ def best_of_n_report(groups: Sequence[Group], max_n: int | None = None, *, seed:
     before the first n without any.
 
     Raises:
-        DataError: no groups, ragged or unscored groups, or no reward that did not fail.
+        DataError: no groups, a prompt id twice, ragged or unscored groups, or no reward that did not fail.
         ConfigError: max_n outside 1..m.
     """
     if not groups:
         raise DataError("There are no groups to make a curve of.")
     size = group_size(groups)
+    refuse_repeated((group.prompt_id for group in groups), "groups")
     if max_n is not None and not 1 <= max_n <= size:
         raise ConfigError(f"max_n must lie in 1..{size} (the completions a prompt), got {max_n}.")
     ordered = sorted(groups, key=lambda group: group.prompt_id)

@@ -16,6 +16,7 @@ from nonpareil.evaluation.curve import CurveReport
 from nonpareil.evaluation.metrics import Evaluation
 from nonpareil.maths.best_of_n import kl_upper_bound, optimal_win_rate, win_rate
 from nonpareil.maths.win_rate import Interval
+from nonpareil.terminal import printable
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey by lightness.
 REFERENCE, PALE = "#0072B2", "#d5d9de"
@@ -42,6 +43,7 @@ _STYLE: Any = {
     "ytick.color": "#60666e",
     "xtick.major.size": 0,
     "ytick.major.size": 0,
+    "text.parse_math": False,  # a name with two dollar signs is a name
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
@@ -106,10 +108,16 @@ def _policy_point(axes: Axes, label: str, evaluation: Evaluation, colour: str) -
     if evaluation.unseen is not None:
         rates.append((evaluation.unseen.win_rate, f"{label}, unseen reward", "white"))
     for rate, name, face in rates:
-        x, y = [evaluation.kl.estimate], [rate.estimate]
+        name, x, y = legend_label(name), [evaluation.kl.estimate], [rate.estimate]
         bars: dict[str, Any] = {"xerr": _spread(evaluation.kl), "yerr": _spread(rate)}
         axes.errorbar(x, y, fmt="none", ecolor=colour, capsize=3, elinewidth=1.3, zorder=4, **bars)
         axes.plot(x, y, "D", color=colour, markersize=7, markerfacecolor=face, label=name, zorder=5)
+
+
+def legend_label(name: str) -> str:
+    """A name for a legend, which leaves out labels that begin with an underscore."""
+    shown = printable(name)
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def curve_figure(curve: CurveReport) -> Figure:

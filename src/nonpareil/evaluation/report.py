@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from nonpareil.evaluation import plots
 from nonpareil.evaluation.curve import CurveReport
 from nonpareil.evaluation.groups import lengths_of, match_groups, rewards_of
 from nonpareil.evaluation.metrics import Evaluation
+from nonpareil.evaluation.pages import page_template
 from nonpareil.evaluation.summary import bracket, headline, number, summary_rows
 from nonpareil.files import jsonable, write_bytes, write_json
 from nonpareil.records import Group, PromptText
@@ -52,7 +51,8 @@ def write_report(
     content = {"title": title, "headline": headline(evaluation), "context": dict(context)}
     content |= {"evaluation": evaluation.to_dict(), "curve": curve.to_dict()}
     pictures = _pictures(evaluation, curve, policy_groups, reference_groups)
-    page = _template().render(
+    template = page_template("report.html.j2", {"number": number, "bracket": bracket})
+    page = template.render(
         title=title,
         headline=headline(evaluation),
         evaluation=evaluation,
@@ -78,18 +78,6 @@ def _pictures(
         "lengths": plots.length_figure(lengths_of(policy), lengths_of(reference)),
     }
     return {name: plots.png(figure) for name, figure in figures.items()}
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("nonpareil.evaluation"),
-        autoescape=True,  # completions are whatever a model wrote
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "bracket": bracket}
-    return environment.get_template("report.html.j2")
 
 
 def _sections(evaluation: Evaluation) -> dict[str, list[Any]]:

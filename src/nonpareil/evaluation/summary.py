@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rich.markup import escape
 from rich.table import Table
 
+from nonpareil.console import styled
 from nonpareil.evaluation.metrics import Comparison, Evaluation
 from nonpareil.maths.win_rate import Interval
 
@@ -128,9 +128,7 @@ def _drift_rows(evaluation: Evaluation) -> Iterator[Row]:
 
 def summary_table(evaluation: Evaluation) -> Table:
     """The same rows for the terminal."""
-    table = Table(
-        title=escape(headline(evaluation)), title_justify="left", title_style="bold", caption_justify="left"
-    )
+    table = Table(title=styled(headline(evaluation), "bold"), title_justify="left", caption_justify="left")
     table.caption = (
         f"{evaluation.num_prompts} prompts, {evaluation.policy.num_completions} policy and "
         f"{evaluation.reference.num_completions} reference completions each; 95% intervals over prompts."
@@ -144,6 +142,6 @@ def summary_table(evaluation: Evaluation) -> Table:
         if row.section != section:
             section = row.section
             table.add_section()
-            table.add_row(f"[bold]{escape(section)}[/bold]", "", "", "")
-        table.add_row(row.label, row.value, escape(row.range), escape(row.note))
+            table.add_row(styled(section, "bold"), "", "", "")
+        table.add_row(row.label, row.value, styled(row.range, ""), styled(row.note, ""))
     return table

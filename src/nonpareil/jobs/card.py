@@ -1,5 +1,7 @@
 """The model card of a distilled policy: what was done, with what, how near it came, how to load it."""
 
+import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,28 +9,30 @@ from typing import TYPE_CHECKING, Any
 from nonpareil import __version__
 from nonpareil.files import write_bytes
 from nonpareil.jobs.remote_rewards import reward_labels
+from nonpareil.markdown import code, plain
+from nonpareil.terminal import printable
 
 if TYPE_CHECKING:
     from nonpareil.evaluation.metrics import Evaluation
 
 CARD = """---
 library_name: transformers
-tags: [best-of-n, {method}, nonpareil]
+tags: [best-of-n, {tag}, nonpareil]
 ---
-# {name}
+# {title}
 
-Best-of-N distilled into the weights with `{method}` by nonpareil {version}: one sample of this
+Best-of-N distilled into the weights with {method} by nonpareil {version}: one sample of this
 model is meant to be as good as the best of several samples of the model it came from.
 {about}
 
 | | |
 |---|---|
-| policy and reference | `{model}` |
-| prompts | `{prompts}`, split `{split}` |
+| policy and reference | {model} |
+| prompts | {prompts}, split {split} |
 | reward | {reward} |
 | steps | {steps}, {batch} prompts each |
 | learning rate | {learning_rate} |
-| method | {method}: {settings} |
+| method | {method_name}: {settings} |
 | anchor | {anchor} |
 | temperature, max_completion_length | {temperature}, {max_completion_length} |
 | seed | {seed} |
@@ -40,8 +44,8 @@ model is meant to be as good as the best of several samples of the model it came
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{name}")
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained({name})
+tokenizer = AutoTokenizer.from_pretrained({name})
 ```
 Draw at temperature {temperature}, the whole vocabulary kept: that is the policy that was trained.
 """
@@ -60,18 +64,21 @@ def write_model_card(
             "over prompts; the whole report is in `evaluation/report.html`."
         )
     text = CARD.format(
-        name=output_dir.name,
+        title=plain(output_dir.name),
+        name=printable(json.dumps(output_dir.name, ensure_ascii=False)),
         version=__version__,
-        model=_label(options.model_name_or_path),
-        prompts=_label(options.groups or options.dataset_name),
-        split=options.dataset_train_split,
-        reward=", ".join(f"`{_label(reward)}`" for reward in reward_labels(options)),
+        model=code(_label(options.model_name_or_path)),
+        prompts=code(_label(options.groups or options.dataset_name)),
+        split=code(options.dataset_train_split),
+        reward=", ".join(code(_label(reward)) for reward in reward_labels(options)),
         steps=steps,
         batch=config.train_batch_size * config.gradient_accumulation_steps * config.world_size,
         figures=figures,
-        method=Path(config.method).name,
+        tag=_tag(Path(config.method).name),
+        method=code(Path(config.method).name),
+        method_name=plain(Path(config.method).name),
         about=_about(method),
-        settings=", ".join(f"{name}={value}" for name, value in vars(method).items()) or "no settings",
+        settings=plain(", ".join(f"{name}={value}" for name, value in vars(method).items()) or "no settings"),
         anchor=_anchor(config, method),
         **{
             name: getattr(config, name)
@@ -89,7 +96,12 @@ def write_model_card(
 def _about(method: Any) -> str:
     """The first line of the method's file, which names its paper."""
     lines = (sys.modules[type(method).__module__].__doc__ or "").strip().splitlines()
-    return f"\n{lines[0]}\n" if lines else ""
+    return f"\n{plain(lines[0])}\n" if lines else ""
+
+
+def _tag(name: str) -> str:
+    """A word as YAML has it, in quotes where it needs them."""
+    return name if re.fullmatch(r"[A-Za-z][\w.-]*", name, re.ASCII) else json.dumps(name)
 
 
 def _anchor(config: Any, method: Any) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from rich.console import Console
 
+from nonpareil.console import console
 from nonpareil.errors import ConfigError, NonpareilError
 from nonpareil.files import jsonable, write_bytes, write_json
 from nonpareil.jobs import export, sample
@@ -65,7 +65,7 @@ class _Comparison:
     def __init__(self, spec: ComparisonSpec, plans: Sequence[RunPlan], lock: int, overwrite: bool):
         self.spec, self.options, self.plans, self.lock = spec, spec.options, plans, lock
         self.root = Path(spec.options.output_dir)
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = console(soft_wrap=True)
         inputs = read_inputs(spec)
         self.evaluator = Evaluator(spec, inputs)
         self.pool_identity = {**(jsonable(spec.pool) or {}), **self.evaluator.drawing()}
@@ -91,11 +91,11 @@ class _Comparison:
                 raise
             except (NonpareilError, OSError, ValueError, RuntimeError) as error:
                 failures.append({"run": plan.label, "reason": str(error)})
-                self._say(f"{where}: [bold red]failed[/], {_first_line(error)}")
+                self._say(f"{where}: failed, {_first_line(error)}", style="red")
         return self._report(failures)
 
-    def _say(self, text: str) -> None:
-        self.console.print(text)
+    def _say(self, text: str, style: str = "") -> None:
+        self.console.print(text, style=style)
 
     def _draw_pool(self, todo: Sequence[RunPlan]) -> None:
         """The stored groups that some of the runs learn from, and their pairs where a command asks for them."""

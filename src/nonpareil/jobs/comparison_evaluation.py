@@ -90,7 +90,7 @@ class Evaluator:
             evaluate.run(options)
             # Last, so that a folder with a protocol is a whole evaluation.
             write_json(folder / PROTOCOL, _protocol(folder, Path(options.reference_dir or "")))
-        final = json.loads((plan.folder / "evaluation" / FINAL / REPORT).read_text())
+        final = json.loads((plan.folder / "evaluation" / FINAL / REPORT).read_text(encoding="utf-8"))
         return f"evaluated. {final['headline']}"
 
     def record(self, plan: RunPlan, pool_seconds: float) -> "RunRecord | None":
@@ -105,9 +105,12 @@ class Evaluator:
         return RunRecord(
             name=plan.entry.name,
             seed=plan.seed,
-            evaluation=json.loads((folder / FINAL / REPORT).read_text())["evaluation"],
+            evaluation=json.loads((folder / FINAL / REPORT).read_text(encoding="utf-8"))["evaluation"],
             checkpoints=tuple(
-                Checkpoint(_step(model), json.loads((folder / name / REPORT).read_text())["evaluation"])
+                Checkpoint(
+                    _step(model),
+                    json.loads((folder / name / REPORT).read_text(encoding="utf-8"))["evaluation"],
+                )
                 for name, model in self._checkpoints(plan)
                 if (folder / name / PROTOCOL).is_file()
             ),
@@ -125,7 +128,9 @@ class Evaluator:
 
     def curve(self, run_folder: str) -> dict[str, Any]:
         """What best-of-N of the reference is worth, as any final evaluation tells it."""
-        return json.loads((self.root / run_folder / "evaluation" / FINAL / REPORT).read_text())["curve"]
+        return json.loads(
+            (self.root / run_folder / "evaluation" / FINAL / REPORT).read_text(encoding="utf-8")
+        )["curve"]
 
     def _checkpoints(self, plan: RunPlan) -> list[tuple[str, Path]]:
         """Those to be evaluated, evenly chosen among the ones that the run left before its end."""
@@ -182,7 +187,7 @@ class Evaluator:
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is no file."""
-    return json.loads(path.read_text()) if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _step(checkpoint: Path) -> int:
@@ -197,13 +202,11 @@ def _protocol(folder: Path, reference: Path) -> dict[str, Any]:
 
 
 def _drawn(folder: Path) -> dict[str, Any]:
-    import pyarrow.parquet as pq
-
     from nonpareil.rollouts.manifest import read_manifest
-    from nonpareil.rollouts.store import notes_of, shard_path
+    from nonpareil.rollouts.store import notes_of, read_table, shard_path
 
     draw = (read_manifest(folder) or {})["draw"]
-    notes = notes_of(pq.read_schema(shard_path(folder, 0)))
+    notes = notes_of(read_table(shard_path(folder, 0)).schema)
     kept = {name: draw[name] for name in ("sampling", "seed", "num_generations", "prompts")}
     return {
         **kept,

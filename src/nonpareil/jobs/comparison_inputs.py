@@ -36,37 +36,42 @@ def read_inputs(spec: ComparisonSpec) -> Inputs:
     Raises:
         NonpareilError: what cannot be loaded or cannot work, naming option, value and remedy.
     """
-    from nonpareil.jobs.policy import PolicySource
-    from nonpareil.models.fingerprint import fingerprint
-    from nonpareil.records import SamplingParams
-    from nonpareil.rollouts.manifest import draw_settings
+    from nonpareil.jobs.policy import policy_source
+    from nonpareil.records import SamplingParams, prompt_identity
 
     options, pool = spec.options, spec.pool
-    name = options.model_name_or_path or ""
-    policy = PolicySource(name, options.model_revision, options.dtype)
+    policy = policy_source(options)
     sampling = SamplingParams(options.max_completion_length, options.temperature)
-    hashes = []
+    hashes, all_prompts = [], []
     for source, split, limit in (
         (options.dataset_name or "", options.dataset_train_split, None),
         (spec.eval_source, options.dataset_test_split, options.max_eval_prompts),
     ):
         prompts = load_prompt_records(options, policy.tokenizer, source=source, split=split, limit=limit)
         policy.check(prompts, sampling)
-        hashes.append(draw_settings(prompts, sampling, 1, {})["prompts"])
+        hashes.append(prompt_identity(prompts))
+        all_prompts += prompts
     training, held_out = hashes
     if pool and (pool.max_prompts or 0) > training["count"]:
         raise ConfigError(
             f"groups.max_prompts={pool.max_prompts}, but {options.dataset_name!r} has {training['count']} "
             "training prompts; lower it"
         )
-    reward = load_reward(options, options.reward_weights, options.reward_timeout)
+    reward = load_reward(
+        options,
+        options.reward_weights,
+        options.reward_timeout,
+        trust_remote_code=options.trust_remote_code,
+    )
+    reward.check_prompts(all_prompts, options.max_completion_length, policy.tokenizer)
     reward.release()
     gold = None
     if options.gold_reward:
         gold = load_unseen_reward("gold_reward", options.gold_reward, options, reward)
+        gold.check_prompts(prompts, options.max_completion_length, policy.tokenizer)
         gold.release()
     return Inputs(
-        model=fingerprint(name, options.model_revision),
+        model=policy.fingerprint,
         training=training,
         held_out=held_out,
         reward=_described(reward),

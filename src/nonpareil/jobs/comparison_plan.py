@@ -124,7 +124,7 @@ def refuse_changed(made: Mapping[Path, dict[str, Any]], *, overwrite: bool, file
     for folder, identity in made.items():
         if not (folder / file).is_file():
             continue
-        stored = json.loads((folder / file).read_text())
+        stored = json.loads((folder / file).read_text(encoding="utf-8"))
         if not (differences := differing(identity, stored)):
             continue
         if overwrite:

@@ -1,5 +1,6 @@
 """Say what best-of-N is worth for every N, from groups on disk."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ class CurveOptions:
 def run(options: CurveOptions) -> dict[str, Any]:
     """Write curve.json and curve.png, print the table; returns the curve.
 
+    Of a run that is not finished it is the curve of the shards that are, and `unfinished` says of how many.
+
     Raises:
         NonpareilError: no such groups, groups without rewards, or a max_n beyond m.
     """
@@ -36,16 +39,20 @@ def run(options: CurveOptions) -> dict[str, Any]:
         raise ConfigError("groups is missing; give a folder written by `nonpareil sample`: --groups FOLDER")
     from nonpareil.evaluation import best_of_n_report
     from nonpareil.evaluation.report import write_curve
-    from nonpareil.rollouts.store import read_groups
+    from nonpareil.rollouts.reading import read_available
     from nonpareil.rollouts.vbon import read_vbon
 
     source = Path(options.groups)
-    groups = read_vbon(source) if source.suffix in (".json", ".jsonl") else read_groups(source)
+    is_vbon = source.suffix in (".json", ".jsonl")
+    groups, lacking = (read_vbon(source), "") if is_vbon else read_available(source)
     curve = best_of_n_report(groups, options.max_n, seed=options.seed)
     output_dir = Path(options.output_dir) if options.output_dir else _beside(source)
     path = write_curve(curve, output_dir)
     _show(curve)
-    return {"curve": str(path), "picture": str(output_dir / "curve.png"), **curve.to_dict()}
+    if lacking:
+        print(f"{source} is not finished: {lacking}; this is the curve of those", file=sys.stderr)
+    figures = {"curve": str(path), "picture": str(output_dir / "curve.png"), **curve.to_dict()}
+    return {**figures, "unfinished": lacking} if lacking else figures
 
 
 def _beside(source: Path) -> Path:
@@ -53,9 +60,9 @@ def _beside(source: Path) -> Path:
 
 
 def _show(curve: Any) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from nonpareil.console import console
     from nonpareil.evaluation.summary import bracket, number
 
     table = Table(title=f"What best-of-N is worth ({curve.num_prompts} prompts)")
@@ -72,6 +79,6 @@ def _show(curve: Any) -> None:
             number(point.kl_upper_bound),
             number(point.tokens_per_prompt, 0),
         )
-    console = Console(stderr=True)
-    console.print(table)
-    console.print(curve.recommendation(), soft_wrap=True)
+    terminal = console()
+    terminal.print(table)
+    terminal.print(curve.recommendation(), soft_wrap=True)

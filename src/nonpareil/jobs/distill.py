@@ -1,6 +1,5 @@
 """Distil best-of-N into the policy, save it as a plain Hugging Face checkpoint, and evaluate it."""
 
-import shutil
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,6 @@ from nonpareil.errors import ConfigError
 from nonpareil.jobs import evaluate
 from nonpareil.jobs.card import write_model_card
 from nonpareil.jobs.evaluate import EvaluateOptions
-from nonpareil.jobs.merge import merge_adapter
 from nonpareil.jobs.options import (
     PromptOptions,
     RewardInputOptions,
@@ -18,13 +16,16 @@ from nonpareil.jobs.options import (
     load_prompt_records,
     load_reward,
     require_all,
+    template_kwargs,
 )
 from nonpareil.jobs.remote_rewards import refuse_judge
+from nonpareil.jobs.starting import prepare_folder
 from nonpareil.records import Group, Prompt, prompt_of
 
 if TYPE_CHECKING:
     from nonpareil.jobs.policy import PolicySource
     from nonpareil.methods.base import Method
+    from nonpareil.rewards import CombinedReward
     from nonpareil.training.config import DistillationConfig
     from nonpareil.training.trainer import DistillationTrainer
 
@@ -87,6 +88,7 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
         NonpareilError: whatever cannot work, before any model is loaded where that can be known.
     """
     from nonpareil.models.distributed import end_processes, first_process_first
+    from nonpareil.models.loading import save_merged
     from nonpareil.models.memory import free_memory
     from nonpareil.training.method import method_of
     from nonpareil.training.resume import checkpoint_to_resume, resume_setting
@@ -102,7 +104,7 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     if options.dry_run:
         return _dry_run(options, config, method)
     resume = resume_setting(config.resume_from_checkpoint)
-    first_process_first(partial(_prepare, output_dir, options.overwrite, bool(resume)))
+    first_process_first(partial(prepare_folder, output_dir, options.overwrite, bool(resume)))
     checkpoint = checkpoint_to_resume(resume, output_dir)
     trainer = _trainer(options, config, method, eval_source, checkpoint)
     try:
@@ -120,7 +122,7 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     if interrupted:
         return {**result, "interrupted": True}
     if options.merge:
-        result["merged"] = merge_adapter(output_dir)
+        result["merged"] = save_merged(output_dir, trust_remote_code=config.trust_remote_code)
     evaluated = None
     if options.evaluate_after:
         evaluated = evaluate.run(_evaluation(options, config, eval_source))
@@ -147,32 +149,6 @@ def _eval_source(options: DistillOptions) -> str:
     return options.eval_dataset_name or train
 
 
-def _prepare(output_dir: Path, overwrite: bool, resume: bool) -> None:
-    """Refuse a directory that holds something, unless it is to be continued or overwritten, or a kill left it."""
-    from nonpareil.training.leftovers import clear_leftovers, is_leftover
-
-    if not output_dir.exists():
-        return
-    if not output_dir.is_dir():
-        raise ConfigError(f"output_dir={str(output_dir)!r} is a file; name a directory")
-    if not resume and is_leftover(output_dir):
-        clear_leftovers(output_dir)
-        return
-    if overwrite and not resume:
-        ours = ("metrics.jsonl", "trainer_state.json", "model.safetensors", "config.json")
-        if any(output_dir.iterdir()) and not any((output_dir / name).exists() for name in ours):
-            raise ConfigError(
-                f"output_dir={str(output_dir)!r} holds no earlier run, and overwrite would delete all of it; "
-                "name another directory"
-            )
-        shutil.rmtree(output_dir)
-    elif any(output_dir.iterdir()) and not resume:
-        raise ConfigError(
-            f"output_dir={str(output_dir)!r} exists; give --resume_from_checkpoint true to go on, "
-            "--overwrite to start anew, or another output_dir"
-        )
-
-
 def _trainer(
     options: DistillOptions,
     config: "DistillationConfig",
@@ -180,22 +156,22 @@ def _trainer(
     eval_source: str,
     checkpoint: Path | None,
 ) -> "DistillationTrainer":
-    from nonpareil.jobs.policy import PolicySource
     from nonpareil.jobs.stored import check_reward
+    from nonpareil.training.checks import check_scorable
     from nonpareil.training.identity import run_identity
     from nonpareil.training.method import check_group_rewards
     from nonpareil.training.resume import refuse_another_run
     from nonpareil.training.sampler import planned_steps
     from nonpareil.training.trainer import DistillationTrainer
 
-    policy = PolicySource(options.model_name_or_path or "", options.model_revision, config.policy_dtype())
+    policy = _policy(options, config, config.policy_dtype())
     if config.use_peft and policy.base is not None:
         raise ConfigError(
             f"use_peft with model_name_or_path={policy.name_or_path!r}, which is an adapter itself: the new one "
             "would name the wrong base; merge it first (its training's --merge true)"
         )
     groups, prompts = _training_data(options, config, method, policy)
-    reward = load_reward(options, config.reward_weights, config.reward_timeout)
+    reward = _reward(options, config)
     check_group_rewards(reward, method, config, stored=groups is not None)
     if groups is not None:
         check_reward(options.groups or "", reward)
@@ -203,6 +179,10 @@ def _trainer(
     if options.evaluate_after or config.eval_strategy != "no":
         held_out = _prompts(options, policy, eval_source, options.dataset_test_split, held_out=True)
         policy.check(held_out, config.sampling(config.seed))
+    if options.evaluate_after:
+        after = _evaluation(options, config, eval_source)
+        evaluate.check_rewards(after, reward, held_out or [], policy.tokenizer)
+    check_scorable(reward, method, config, prompts, held_out or [], policy.tokenizer)
     model = policy.info()["fingerprint"]
     planned = planned_steps(config, method, len(prompts))
     if checkpoint is not None:  # before any weight is read
@@ -220,6 +200,23 @@ def _trainer(
     return trainer
 
 
+def _policy(options: DistillOptions, config: "DistillationConfig", dtype: str) -> "PolicySource":
+    from nonpareil.jobs.policy import PolicySource
+
+    return PolicySource(
+        options.model_name_or_path or "",
+        options.model_revision,
+        dtype,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def _reward(options: DistillOptions, config: "DistillationConfig") -> "CombinedReward":
+    return load_reward(
+        options, config.reward_weights, config.reward_timeout, trust_remote_code=config.trust_remote_code
+    )
+
+
 def _training_data(
     options: DistillOptions, config: "DistillationConfig", method: "Method", policy: "PolicySource"
 ) -> "tuple[list[Group] | None, list[Prompt]]":
@@ -228,7 +225,8 @@ def _training_data(
 
     groups = None
     if options.groups is not None:
-        groups = load_groups(options.groups, policy, config, method, options.max_train_prompts)
+        kwargs = template_kwargs(options)
+        groups = load_groups(options.groups, policy, config, method, options.max_train_prompts, kwargs)
         prompts = [prompt_of(group) for group in groups]
     else:
         prompts = _prompts(options, policy, options.dataset_name or "", options.dataset_train_split)
@@ -247,18 +245,17 @@ def _dry_run(options: DistillOptions, config: "DistillationConfig", method: "Met
     """What would be trained on what; checks all that a training would, save rewards and held-out prompts."""
     from nonpareil.files import jsonable
     from nonpareil.jobs.dry_run import memory_estimate
-    from nonpareil.jobs.policy import PolicySource
     from nonpareil.jobs.stored import check_reward
 
-    policy = PolicySource(options.model_name_or_path or "", options.model_revision, "float32")
+    policy = _policy(options, config, "float32")
     groups, prompts = _training_data(options, config, method, policy)
     if groups is not None:
-        check_reward(options.groups or "", load_reward(options, config.reward_weights, config.reward_timeout))
+        check_reward(options.groups or "", _reward(options, config))
     return {
         "dry_run": True,
         "method": config.method,
         "settings": jsonable(vars(method)),
-        **memory_estimate(options.model_name_or_path or "", options.model_revision, config, method),
+        **memory_estimate(policy, config, method),
         "prompts": len(prompts),
         "columns": sorted({name for prompt in prompts for name in prompt.columns}),
         "completions_a_step": (method.policy_draws + method.anchor_draws)
@@ -275,6 +272,7 @@ def _evaluation(options: DistillOptions, config: "DistillationConfig", eval_sour
         **{**shared, "dataset_name": eval_source},
         reward_weights=config.reward_weights,
         reward_timeout=config.reward_timeout,
+        trust_remote_code=config.trust_remote_code,
         model_name_or_path=str(config.output_dir),
         reference_model_name_or_path=options.model_name_or_path,
         reference_model_revision=options.model_revision,

@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from nonpareil.errors import ModelError
-
 if TYPE_CHECKING:
+    from nonpareil.jobs.policy import PolicySource
     from nonpareil.methods.base import Method
     from nonpareil.training.config import DistillationConfig
 
@@ -13,9 +12,7 @@ OPTIMIZER_BYTES = {"sgd": 0, "rmsprop": 4, "adagrad": 4, "adafactor": 0}
 """Of state a trained parameter; what is not named here is taken for Adam's two moments in float32."""
 
 
-def memory_estimate(
-    name_or_path: str, revision: str | None, config: "DistillationConfig", method: "Method"
-) -> dict[str, Any]:
+def memory_estimate(policy: "PolicySource", config: "DistillationConfig", method: "Method") -> dict[str, Any]:
     """The model's class, its parameters, and the bytes that training holds for good, in each process.
 
     In float32: weights, gradients and optimizer state of what is trained, and the anchor where there is one; in the
@@ -30,7 +27,7 @@ def memory_estimate(
     """
     from nonpareil.training.method import anchor_motion
 
-    model, parameters, trained = _on_paper(name_or_path, revision, config)
+    model, parameters, trained = _on_paper(policy, config)
     draws = method.policy_draws + method.anchor_draws > 0
     adapters = trained if config.use_peft else 0
     share = config.world_size if config.shard_weights else 1
@@ -56,21 +53,18 @@ def memory_estimate(
     }
 
 
-def _on_paper(name_or_path: str, revision: str | None, config: "DistillationConfig") -> tuple[str, int, int]:
+def _on_paper(policy: "PolicySource", config: "DistillationConfig") -> tuple[str, int, int]:
     """The model's class, its parameters without adapters, and those that are trained; no weight is made."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from nonpareil.models.adapters import add_policy_adapter
     from nonpareil.models.loading import freeze
+    from nonpareil.models.pretrained import reading
 
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                AutoConfig.from_pretrained(name_or_path, revision=revision)
-            )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model_name_or_path={name_or_path!r} cannot be trained: {error}") from error
+    subject = f"model_name_or_path={policy.name_or_path!r} cannot be trained"
+    with reading(policy.name_or_path, subject), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(policy.config, trust_remote_code=policy.trust_remote_code)
     name, parameters = type(model).__name__, sum(p.numel() for p in model.parameters())
     lora = config.lora_config()
     if lora is None:

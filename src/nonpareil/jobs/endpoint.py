@@ -54,7 +54,9 @@ class EndpointSource:
         if options.tokenizer_name_or_path is not None:
             from nonpareil.models.loading import load_tokenizer
 
-            self.tokenizer = load_tokenizer(options.tokenizer_name_or_path, alone=True)
+            self.tokenizer = load_tokenizer(
+                options.tokenizer_name_or_path, alone=True, trust_remote_code=options.trust_remote_code
+            )
         self._trial: tuple[Prompt, SamplingParams] | None = None
 
     def check(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
@@ -83,4 +85,4 @@ class EndpointSource:
     def engine(self, max_tokens_per_batch: int) -> OpenAIEngine:
         """The engine; batches are the server's, so `max_tokens_per_batch` is not read."""
         assert self._trial is not None, "check comes first"
-        return OpenAIEngine(self.name, self._client, self._trial)
+        return OpenAIEngine(self.name, self._client, self._trial, self.tokenizer)

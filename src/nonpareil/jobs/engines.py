@@ -133,9 +133,9 @@ def drawer_of(source: DrawSource, options: "SampleOptions") -> "Callable[[], Eng
 
 
 def _transformers(options: "SampleOptions") -> DrawSource:
-    from nonpareil.jobs.policy import PolicySource
+    from nonpareil.jobs.policy import policy_source
 
-    return PolicySource(options.model_name_or_path or "", options.model_revision, options.dtype)
+    return policy_source(options)
 
 
 def _openai(options: "SampleOptions") -> DrawSource:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from nonpareil.records import Group, Prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from nonpareil.jobs.policy import PolicySource
     from nonpareil.rewards import CombinedReward
@@ -73,28 +75,35 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     _check(options)
     from nonpareil.evaluation import best_of_n_report, evaluate_groups
     from nonpareil.evaluation.report import write_report
-    from nonpareil.jobs.policy import PolicySource
+    from nonpareil.jobs.policy import PolicySource, policy_source
 
-    policy = PolicySource(options.model_name_or_path or "", options.model_revision, options.dtype)
+    policy = policy_source(options)
     reference = PolicySource(
-        options.reference_model_name_or_path or "", options.reference_model_revision, options.dtype
+        options.reference_model_name_or_path or "",
+        options.reference_model_revision,
+        options.dtype,
+        field="reference_model_name_or_path",
+        trust_remote_code=options.trust_remote_code,
     )
-    prompts = load_prompt_records(
-        options,
-        reference.tokenizer,
-        source=options.dataset_name or "",
-        split=options.dataset_split,
-        limit=options.max_prompts,
-    )
-    _check_same_ids(options, prompts, policy)
+    prompts = _prompts_of_both(options, reference, policy)
     for side in (policy, reference):
         side.check(prompts, options.sampling())
     output_dir = Path(options.output_dir)
     shared = Path(options.reference_dir) if options.reference_dir else output_dir / "reference"
     # The reference first: a shared folder of another evaluation is refused before anything is drawn.
-    m, k, rewards = options.num_reference_samples, options.num_generations, _rewards(options)
+    m, k = options.num_reference_samples, options.num_generations
+    reward = load_reward(
+        options,
+        options.reward_weights,
+        options.reward_timeout,
+        trust_remote_code=options.trust_remote_code,
+    )
+    rewards = check_rewards(options, reward, prompts, reference.tokenizer)
+    reward.release()
     theirs = _groups(options, prompts, rewards, reference, shared, m, is_reference=True)
-    ours = _groups(options, prompts, rewards, policy, output_dir / "policy", k)
+    # As the reference read them, which may have been on another day, in a template that writes the date.
+    read = [replace(p, token_ids=group.prompt_token_ids) for p, group in zip(prompts, theirs, strict=True)]
+    ours = _groups(options, read, rewards, policy, output_dir / "policy", k)
     kl, log_ratio, reference_log_ratio = _divergence(options, policy, reference, ours, theirs)
     evaluation = evaluate_groups(
         ours,
@@ -137,14 +146,21 @@ def _check(options: EvaluateOptions) -> None:
         raise ConfigError(f"n={options.n} must be whole numbers of at least 2")
 
 
-def _check_same_ids(options: EvaluateOptions, prompts: Sequence[Prompt], policy: "PolicySource") -> None:
-    """The KL compares token by token, so both models must read the same ids."""
-    theirs = load_prompt_records(
-        options,
-        policy.tokenizer,
-        source=options.dataset_name or "",
-        split=options.dataset_split,
-        limit=options.max_prompts,
+def _prompts_of_both(
+    options: EvaluateOptions, reference: "PolicySource", policy: "PolicySource"
+) -> list[Prompt]:
+    """The prompts as the reference reads them. The KL compares token by token, so the policy must read the same."""
+    now = datetime.now()  # for both: a chat template may write it
+    prompts, theirs = (
+        load_prompt_records(
+            options,
+            side.tokenizer,
+            source=options.dataset_name or "",
+            split=options.dataset_split,
+            limit=options.max_prompts,
+            now=now,
+        )
+        for side in (reference, policy)
     )
     for mine, other in zip(prompts, theirs, strict=True):
         if mine.token_ids != other.token_ids:
@@ -153,6 +169,7 @@ def _check_same_ids(options: EvaluateOptions, prompts: Sequence[Prompt], policy:
                 f"{options.reference_model_name_or_path!r} tokenise prompt {mine.prompt_id} differently; "
                 "a KL between them needs one tokenizer"
             )
+    return prompts
 
 
 def _groups(
@@ -190,13 +207,22 @@ def _groups(
     return result.groups()
 
 
-def _rewards(options: EvaluateOptions) -> "list[CombinedReward]":
-    """The unseen reward, where there is one, then the reward; both checked, neither in memory."""
-    rewards = [load_reward(options, options.reward_weights, options.reward_timeout)]
+def check_rewards(
+    options: EvaluateOptions, reward: "CombinedReward", prompts: Sequence[Prompt], tokenizer: "Tokenizer"
+) -> "list[CombinedReward]":
+    """The unseen reward, where there is one and not in memory, then the reward; both can score these prompts.
+
+    Raises:
+        NonpareilError: a reward that cannot be loaded, or cannot score completions of the prompts.
+    """
+    rewards = [reward]
     if options.unseen_reward:
-        rewards.insert(0, load_unseen_reward("unseen_reward", options.unseen_reward, options, rewards[0]))
-    for reward in rewards:
-        reward.release()
+        rewards.insert(0, load_unseen_reward("unseen_reward", options.unseen_reward, options, reward))
+    for one in rewards:
+        one.check_prompts(prompts, options.max_completion_length, tokenizer)
+        one.log_errors_to(Path(options.output_dir))
+    for one in rewards[:-1]:
+        one.release()
     return rewards
 
 

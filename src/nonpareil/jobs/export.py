@@ -41,7 +41,7 @@ def run(options: ExportOptions) -> dict[str, Any]:
     if options.truncated not in ("allow", "exclude"):
         raise ConfigError(f"truncated={options.truncated!r} must be allow or exclude")
     from nonpareil.rollouts.export import export
-    from nonpareil.rollouts.store import read_groups
+    from nonpareil.rollouts.reading import read_groups
     from nonpareil.rollouts.vbon import read_vbon
 
     source = Path(options.groups or "")

@@ -26,7 +26,7 @@ def main(result: str, command: list[str]) -> int:
         "seconds": time.monotonic() - begun,
         "peak_memory_bytes": usage.ru_maxrss * unit,
     }
-    with open(f"{result}.tmp", "w") as file:
+    with open(f"{result}.tmp", "w", encoding="utf-8") as file:
         json.dump(spent, file)
     os.replace(f"{result}.tmp", result)
     return code if code >= 0 else 128 - code

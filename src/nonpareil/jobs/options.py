@@ -1,6 +1,8 @@
 """The options that commands share. Plain dataclasses, read without importing torch."""
 
+import json
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.assets import demo_path
@@ -19,7 +21,17 @@ def _help(text: str) -> dict[str, str]:
 
 
 @dataclass
-class ModelOptions:
+class CodeOptions:
+    """Whose code may run."""
+
+    trust_remote_code: bool = field(
+        default=False,
+        metadata=_help("Run the code that a model, tokenizer or reward model brings along (auto_map)."),
+    )
+
+
+@dataclass
+class ModelOptions(CodeOptions):
     """Which policy."""
 
     model_name_or_path: str | None = field(
@@ -44,6 +56,13 @@ class PromptOptions:
     )
     dataset_config: str | None = field(default=None, metadata=_help("Of a hub dataset that has several."))
     prompt_column: str = field(default="prompt", metadata=_help("The column that holds the prompt."))
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata=_help(
+            "Further arguments of the policy's chat template, for conversations, as JSON: "
+            """'{"enable_thinking": false}'."""
+        ),
+    )
 
 
 @dataclass
@@ -83,8 +102,8 @@ class RewardInputOptions(RemoteRewardOptions):
 
 
 @dataclass
-class RewardOptions(RewardInputOptions):
-    """The same with weights and timeout, which `DistillationConfig` holds for `nonpareil distill`."""
+class RewardOptions(RewardInputOptions, CodeOptions):
+    """The same with weights, timeout and trust, which `DistillationConfig` holds for `nonpareil distill`."""
 
     reward_weights: list[float] | None = field(
         default=None,
@@ -158,7 +177,11 @@ def require_all(options: Any, *, prompts_from_groups: bool = False) -> None:
 
 
 def load_reward(
-    options: RewardInputOptions, weights: list[float] | None, timeout: float | None
+    options: RewardInputOptions,
+    weights: list[float] | None,
+    timeout: float | None,
+    *,
+    trust_remote_code: bool,
 ) -> "CombinedReward":
     """The rewards of the options: the model first, then functions, endpoints and the judge.
 
@@ -181,6 +204,7 @@ def load_reward(
         prepend_bos=options.reward_prepend_bos,
         overlong=options.reward_overlong,
         engine=options.reward_engine,
+        trust_remote_code=trust_remote_code,
     )
 
 
@@ -201,6 +225,7 @@ def load_unseen_reward(
         dtype=options.reward_dtype,
         overlong=options.reward_overlong,
         engine=options.reward_engine,
+        trust_remote_code=options.trust_remote_code,
     )
     for name in unseen.names:
         if name in reward.names:
@@ -219,8 +244,12 @@ def load_prompt_records(
     split: str,
     limit: int | None,
     seed: int | None = None,
+    now: datetime | None = None,
 ) -> list[Prompt]:
-    """Prompts, checked and tokenised as the policy sees them; without a tokenizer, as text alone."""
+    """Prompts, checked and tokenised as the policy sees them; without a tokenizer, as text alone.
+
+    `now` is what a chat template that writes the date takes for now.
+    """
     from nonpareil.rollouts.prompts import load_prompts, tokenize_prompts
 
     rows = load_prompts(
@@ -231,4 +260,25 @@ def load_prompt_records(
         limit=limit,
         seed=seed,
     )
-    return tokenize_prompts(rows, tokenizer)
+    return tokenize_prompts(rows, tokenizer, template_kwargs(options), now=now)
+
+
+def template_kwargs(options: PromptOptions) -> dict[str, Any]:
+    """The chat template's further arguments, from a flag's JSON or a YAML file's mapping.
+
+    Raises:
+        ConfigError: no JSON object, or a value that JSON has no form for (a date that YAML reads as one).
+    """
+    given = options.chat_template_kwargs
+    wanted = f"chat_template_kwargs={given!r} must be a JSON object"
+    if given is None:
+        return {}
+    try:
+        value = json.loads(given) if isinstance(given, str) else json.loads(json.dumps(given))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"""{wanted}, such as '{{"date_string": "26 Nov 2026"}}' (text in quotes): {error}"""
+        ) from error
+    if not isinstance(value, dict) or value != (value if isinstance(given, str) else given):
+        raise ConfigError(f"{wanted} with text for its keys")
+    return value

@@ -4,47 +4,69 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from nonpareil.engines.transformers import TransformersEngine, check_prompts, check_sampling
-from nonpareil.errors import ModelError
+from nonpareil.engines.transformers import TransformersEngine, check_prompts, check_sampling, check_token_ids
 from nonpareil.models.adapters import adapter_base
 from nonpareil.models.devices import best_device, resolve_dtype
 from nonpareil.models.empty import model_folder
 from nonpareil.models.fingerprint import fingerprint
-from nonpareil.models.loading import load_policy, load_tokenizer
+from nonpareil.models.loading import load_policy, load_tokenizer, stated_limits
+from nonpareil.models.pretrained import read_config
 from nonpareil.records import Prompt, SamplingParams
 
 
 class PolicySource:
     """Model, tokenizer and identity of one policy; checks what can be checked before any weight is read."""
 
-    def __init__(self, name_or_path: str, revision: str | None = None, dtype: str = "auto"):
-        """Reads the tokenizer, so that a directory without one fails here."""
+    def __init__(
+        self,
+        name_or_path: str,
+        revision: str | None = None,
+        dtype: str = "auto",
+        *,
+        field: str = "model_name_or_path",
+        trust_remote_code: bool = False,
+    ):
+        """Reads the tokenizer, so that a directory without one fails here. `field` is the option that names it."""
         self.name_or_path, self.revision, self.dtype = name_or_path, revision, dtype
-        self.tokenizer: Tokenizer = load_tokenizer(name_or_path, revision)
+        self.trust_remote_code = trust_remote_code
+        self.tokenizer: Tokenizer = load_tokenizer(
+            name_or_path, revision, field=field, trust_remote_code=trust_remote_code
+        )
         self.base = adapter_base(name_or_path)
         """Of an adapter: its base model and that one's revision."""
 
     @cached_property
-    def window(self) -> int | None:
-        """Most tokens of prompt and completion together, from the model's config alone."""
-        try:
-            name, revision = self.base or (self.name_or_path, self.revision)
-            config = AutoConfig.from_pretrained(name, revision=revision)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{self.name_or_path!r} has no readable config: {error}") from error
-        return getattr(config.get_text_config(), "max_position_embeddings", None)
+    def config(self) -> Any:
+        """The model's configuration; of an adapter its base's."""
+        name, revision = self.base or (self.name_or_path, self.revision)
+        of = f"adapter {self.name_or_path!r}: its base model " if self.base else ""
+        subject = f"{of}{name!r} has no readable config"
+        return read_config(name, revision, subject=subject, trust_remote_code=self.trust_remote_code)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The content behind the name."""
+        return fingerprint(self.name_or_path, self.revision, trust_remote_code=self.trust_remote_code)
 
     def check(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
         """Refuse sampling settings and prompts that cannot work; see `engines.transformers`."""
         check_sampling(sampling)
-        check_prompts(prompts, sampling.max_completion_length, self.window)
+        window, vocabulary = stated_limits(self.config)
+        check_prompts(prompts, sampling.max_completion_length, window)
+        name, _ = self.base or (self.name_or_path, None)
+        check_token_ids(prompts, vocabulary, f"{'the base model' if self.base else 'the model'} {name!r}")
 
     def load(self, dtype: str | None = None) -> PreTrainedModel:
         """The model, on the best device of this machine."""
-        return load_policy(self.name_or_path, dtype=dtype or self.dtype, revision=self.revision)[0]
+        return load_policy(
+            self.name_or_path,
+            dtype=dtype or self.dtype,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+        )[0]
 
     def local_path(self) -> str:
         """The model's folder on this machine; a hub model's is downloaded."""
@@ -59,6 +81,17 @@ class PolicySource:
         return {
             "path": self.name_or_path,
             "revision": self.revision,
-            "fingerprint": fingerprint(self.name_or_path, self.revision),
+            "fingerprint": self.fingerprint,
             "dtype": str(resolve_dtype(self.dtype, best_device())).removeprefix("torch."),
+            **({"trust_remote_code": True} if self.trust_remote_code else {}),
         }
+
+
+def policy_source(options: Any) -> PolicySource:
+    """The policy that `ModelOptions` name."""
+    return PolicySource(
+        options.model_name_or_path or "",
+        options.model_revision,
+        options.dtype,
+        trust_remote_code=options.trust_remote_code,
+    )

@@ -70,14 +70,14 @@ def run_logged(command: Sequence[str], log: Path, lock: int) -> Finished:
             raise
     if not result.is_file():
         return Finished(process.returncode, 0.0, 0)
-    spent: dict[str, Any] = json.loads(result.read_text())
+    spent: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     result.unlink()
     return Finished(spent["status"], spent["seconds"], spent["peak_memory_bytes"])
 
 
 def last_lines(log: Path) -> str:
     """The end of a log, where the reason of a failure stands; of a progress bar only its last state."""
-    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
     shown = [line.rsplit("\r", 1)[-1].rstrip() for line in lines]
     return "\n".join([line for line in shown if line][-LAST_LINES:])
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.engines.ray import RayPool
 from nonpareil.engines.transformers import TransformersEngine
 from nonpareil.jobs.options import load_reward
-from nonpareil.jobs.policy import PolicySource
+from nonpareil.jobs.policy import PolicySource, policy_source
 from nonpareil.models.devices import best_device
 from nonpareil.rollouts.cluster import ShardWorkers, check_alike
 
@@ -31,7 +31,12 @@ class RaySource(PolicySource):
         cpus = 1 if options.cpus_per_worker is None else options.cpus_per_worker
         self.pool = RayPool(options.num_workers, cpus, gpus, options.ray_address)
         self.pool.check()
-        super().__init__(options.model_name_or_path or "", options.model_revision, options.dtype)
+        super().__init__(
+            options.model_name_or_path or "",
+            options.model_revision,
+            options.dtype,
+            trust_remote_code=options.trust_remote_code,
+        )
         self._options = options
 
     def workers(self) -> ShardWorkers:
@@ -52,7 +57,7 @@ class _EngineOfWorker:
 
     def __call__(self) -> TransformersEngine:
         options = self.options
-        source = PolicySource(options.model_name_or_path or "", options.model_revision, options.dtype)
+        source = policy_source(options)
         check_alike("policy", source.info(), self.info)
         return source.engine(options.max_tokens_per_batch)
 
@@ -62,4 +67,10 @@ class _RewardOfWorker:
     options: "SampleOptions"
 
     def __call__(self) -> "CombinedReward":
-        return load_reward(self.options, self.options.reward_weights, self.options.reward_timeout)
+        options = self.options
+        return load_reward(
+            options,
+            options.reward_weights,
+            options.reward_timeout,
+            trust_remote_code=options.trust_remote_code,
+        )

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nonpareil.errors import ConfigError
+from nonpareil.errors import ConfigError, DataError
+from nonpareil.text_files import read_text
 
 if TYPE_CHECKING:
     from nonpareil.rewards import JudgeReward
@@ -123,8 +124,8 @@ def load_judge(options: RemoteRewardOptions, timeout: float | None) -> "list[Jud
     template = TEMPLATE
     if options.judge_template is not None:
         try:
-            template = Path(options.judge_template).expanduser().read_text()
-        except (OSError, UnicodeDecodeError) as error:
+            template = read_text(Path(options.judge_template).expanduser())
+        except (OSError, DataError) as error:
             raise ConfigError(f"judge_template={options.judge_template!r} cannot be read: {error}") from error
     return [
         JudgeReward(

@@ -17,6 +17,7 @@ from nonpareil.jobs.options import (
     require_all,
 )
 from nonpareil.records import Group, ScoreRequest
+from nonpareil.terminal import printable
 
 
 @dataclass
@@ -56,8 +57,15 @@ def run(options: SampleOptions) -> dict[str, Any]:
         limit=options.max_prompts,
     )
     policy.check(prompts, options.sampling())
-    reward = load_reward(options, options.reward_weights, options.reward_timeout)
+    reward = load_reward(
+        options,
+        options.reward_weights,
+        options.reward_timeout,
+        trust_remote_code=options.trust_remote_code,
+    )
     most_calls = reward.check_group_size(options.num_generations)
+    reward.check_prompts(prompts, options.max_completion_length, policy.tokenizer)
+    reward.log_errors_to(Path(options.output_dir))
     reward.release()  # checked before drawing, in memory only after it
     if most_calls:
         print(
@@ -84,8 +92,14 @@ def run(options: SampleOptions) -> dict[str, Any]:
         "shards_drawn": result.shards_drawn,
         "shards_scored": result.shards_scored,
         **({"judge": result.reward_counts} if result.reward_counts else {}),
-        **result.manifest["counts"],
+        **_asked_for(result.manifest["counts"], reward.names),
     }
+
+
+def _asked_for(counts: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """The counts without the nulls of rewards that an earlier run asked for."""
+    failed = {name: counts["failed_rewards"][name] for name in names}
+    return {**counts, "failed_rewards": failed}
 
 
 def _inspect(groups: list[Group], reward: Any, tokenizer: Any) -> None:
@@ -98,4 +112,4 @@ def _inspect(groups: list[Group], reward: Any, tokenizer: Any) -> None:
         for name, part in zip(reward.names, reward.rewards, strict=True):
             if hasattr(part, "inspect"):
                 request = ScoreRequest.of([group]).select([0])
-                print(f"reward {name} reads", part.inspect(request)[0])
+                print(f"reward {printable(name)} reads", part.inspect(request)[0])

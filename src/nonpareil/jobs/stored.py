@@ -1,5 +1,6 @@
 """Groups on disk as training data: read, and compared with the policy, sampling and reward of this run."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ def load_groups(
     config: "DistillationConfig",
     method: "Method",
     limit: int | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[Group]:
     """The first `limit` groups of a `nonpareil sample` folder, or of vBoN's JSON lines.
 
@@ -27,21 +29,21 @@ def load_groups(
 
     Raises:
         DataError: no such groups, or groups that cannot be read or that the method cannot be trained on.
-        ConfigError: groups drawn from another model than the reference, or with other sampling settings: their
-            log-probs would be silently wrong here.
+        ConfigError: groups drawn from another model than the reference, or with other sampling settings or
+            arguments of the chat template: their log-probs would be silently wrong here.
     """
     from nonpareil.training.stored import check_stored
 
     if limit is not None and limit < 1:
         raise ConfigError(f"max_train_prompts={limit} must be at least 1")
-    source = Path(path)
+    source, kwargs = Path(path), dict(chat_template_kwargs or {})
     is_file = source.suffix in (".json", ".jsonl")
     if is_file:
         from nonpareil.rollouts.vbon import read_vbon
 
-        groups = _with_token_ids(read_vbon(source), policy)
+        groups = _with_token_ids(read_vbon(source), policy, kwargs)
     else:
-        groups = _read_folder(source, policy, config, method)
+        groups = _read_folder(source, policy, config, method, kwargs)
     check_stored(groups[:limit], method)
     return groups[:limit]
 
@@ -68,10 +70,15 @@ def check_reward(path: str, reward: "CombinedReward") -> None:
 
 
 def _read_folder(
-    source: Path, policy: "PolicySource", config: "DistillationConfig", method: "Method"
+    source: Path,
+    policy: "PolicySource",
+    config: "DistillationConfig",
+    method: "Method",
+    kwargs: dict[str, Any],
 ) -> list[Group]:
     from nonpareil.rollouts.manifest import read_manifest
-    from nonpareil.rollouts.store import read_groups
+    from nonpareil.rollouts.reading import read_groups
+    from nonpareil.rollouts.rendering import check_template_kwargs
 
     path = str(source)
     manifest = read_manifest(source) if source.is_dir() else None
@@ -89,14 +96,24 @@ def _read_folder(
         )
     _check_origin(path, manifest, policy, config, served=served)
     groups = read_groups(source)
-    return groups if all(g.prompt_token_ids for g in groups) else _with_token_ids(groups, policy)
+    if not all(group.prompt_token_ids for group in groups):
+        return _with_token_ids(groups, policy, kwargs)
+    check_template_kwargs(kwargs, policy.tokenizer, chats=any(isinstance(g.prompt, list) for g in groups))
+    rendering = manifest["draw"]["prompts"].get("rendering")
+    drawn_with = rendering["chat_template_kwargs"] if isinstance(rendering, dict) else kwargs
+    if drawn_with != kwargs:
+        raise ConfigError(
+            f"groups={path!r} was drawn with chat_template_kwargs={drawn_with!r}, and this run has {kwargs!r}; "
+            "they must be equal"
+        )
+    return groups
 
 
-def _with_token_ids(groups: list[Group], policy: "PolicySource") -> list[Group]:
+def _with_token_ids(groups: list[Group], policy: "PolicySource", kwargs: dict[str, Any]) -> list[Group]:
     """Groups of prompts as text only (vBoN's, a server's); the policy reads them as it reads any prompt."""
     from nonpareil.rollouts.prompts import tokenize_prompts
 
-    prompts = tokenize_prompts([{"prompt": group.prompt} for group in groups], policy.tokenizer)
+    prompts = tokenize_prompts([{"prompt": group.prompt} for group in groups], policy.tokenizer, kwargs)
     return [replace(g, prompt_token_ids=p.token_ids) for g, p in zip(groups, prompts, strict=True)]
 
 

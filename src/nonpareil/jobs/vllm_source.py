@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.engines.transformers import check_prompts
 from nonpareil.engines.vllm_requests import check_vllm_sampling
 from nonpareil.errors import ConfigError
-from nonpareil.jobs.policy import PolicySource
+from nonpareil.jobs.policy import policy_source
 from nonpareil.models.vllm_load import adapter_rank, supported_rank
 from nonpareil.records import Prompt, SamplingParams
 
@@ -34,7 +34,7 @@ class VLLMSource:
         self.gpu_memory_utilization = options.vllm_gpu_memory_utilization
         self.tensor_parallel_size = options.vllm_tensor_parallel_size or 1
         _check_settings(options)
-        self.policy = PolicySource(options.model_name_or_path or "", options.model_revision, options.dtype)
+        self.policy = policy_source(options)
         self.tokenizer = self.policy.tokenizer
         self.adapter = self.policy.name_or_path if self.policy.base else None
         self.rank = supported_rank(adapter_rank(self.adapter)) if self.adapter else None
@@ -59,6 +59,7 @@ class VLLMSource:
             self.tokenizer,
             dtype=self.policy.dtype,
             revision=revision,
+            trust_remote_code=self.policy.trust_remote_code,
             max_lora_rank=self.rank,
             max_model_len=self.max_model_len,
             gpu_memory_utilization=self.gpu_memory_utilization,

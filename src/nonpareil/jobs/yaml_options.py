@@ -75,7 +75,7 @@ def load_yaml(path: Path) -> dict[Any, Any]:
     if not path.is_file():
         raise ConfigError(f"config={str(path)!r}: no such file")
     try:
-        content = yaml.load(path.read_text(), _StrictLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except ConfigError as error:
         raise ConfigError(f"config={str(path)!r}: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:

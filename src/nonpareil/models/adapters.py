@@ -4,7 +4,6 @@ Nothing is copied: a base model, two adapters, and activations are all that trai
 """
 
 import copy
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nonpareil.errors import ConfigError
+from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.models.anchors import Anchor
+from nonpareil.models.pretrained import check_finite, reading
+from nonpareil.text_files import parse_json, read_text
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -24,6 +25,8 @@ POLICY, ANCHOR = "default", "anchor"
 """PEFT saves an adapter of the name "default" where plain `PeftModel.from_pretrained` looks for it."""
 REFERENCE = "__base__"
 """PEFT's word for rows without an adapter."""
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+"""One of them lies in every directory of an adapter."""
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -240,21 +243,52 @@ def adapter_base(name_or_path: str) -> tuple[str, str | None] | None:
 
     Raises:
         ConfigError: an adapter that names no base, or is no LoRA.
+        ModelError: an adapter_config.json that is damaged.
     """
     directory = Path(name_or_path).expanduser()
     if not (directory / "adapter_config.json").is_file():
         return None
-    config = json.loads((directory / "adapter_config.json").read_text())
-    if not config.get("base_model_name_or_path") or config.get("peft_type") != "LORA":
+    file = directory / "adapter_config.json"
+    try:
+        config = parse_json(read_text(file), repr(str(file)))
+    except (DataError, OSError) as error:
+        raise ModelError(f"{name_or_path!r} is no adapter that can be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{str(file)!r} holds a {type(config).__name__}, not an object of settings")
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not base or config.get("peft_type") != "LORA":
         raise ConfigError(
             f"{name_or_path!r}: adapter_config.json must name a base_model_name_or_path and be of peft_type LORA"
         )
-    return config["base_model_name_or_path"], config.get("revision")
+    for name, value in (("base_model_name_or_path", base), ("revision", revision)):
+        if not isinstance(value, str | None):
+            raise ModelError(f"{str(file)!r}: {name}={value!r} must be text")
+    return base, revision
 
 
 def merged(model: PreTrainedModel, directory: str) -> PreTrainedModel:
-    """The model with an adapter's weights added to its own, in its own type: give it in float32."""
-    from peft import PeftModel
+    """The model with an adapter's weights added to its own, in its own type: give it in float32.
 
-    result: Any = PeftModel.from_pretrained(model, str(Path(directory).expanduser())).merge_and_unload()
+    Raises:
+        ModelError: an adapter that cannot be read, that lacks weights, or that is of another model than this one.
+    """
+    from peft import PeftModel
+    from peft.utils import get_peft_model_state_dict, load_peft_weights
+
+    folder = Path(directory).expanduser()
+    if not any((folder / name).is_file() for name in ADAPTER_WEIGHTS):
+        raise ModelError(f"the adapter {directory!r} has no {ADAPTER_WEIGHTS[0]}")
+    subject = f"the adapter {directory!r} could not be added to {model.name_or_path!r}"
+    remedy = "; is it of this base, with a vocabulary of this size?"
+    with reading(directory, subject, remedy):
+        stored = set(load_peft_weights(str(folder), device="cpu"))
+        adapted = PeftModel.from_pretrained(model, str(folder))
+        wanted = set(get_peft_model_state_dict(adapted))
+        if different := sorted(stored ^ wanted):  # PEFT leaves the ones it lacks as they were, with a warning
+            owner = "the file" if different[0] in wanted else "the model"
+            raise ModelError(
+                f"{subject}: {owner} lacks {len(different)} weights (first: {different[0]}){remedy}"
+            )
+        check_finite(adapted, directory)
+        result: Any = adapted.merge_and_unload()
     return result

@@ -58,7 +58,7 @@ def _cpu_has_bfloat16() -> bool:
     if all(asked):
         return any(question() for question in asked if question)
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
             flags = next((line.split() for line in file if line.startswith("flags")), [])
     except OSError:
         return False

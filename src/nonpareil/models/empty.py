@@ -5,14 +5,15 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from nonpareil.errors import ModelError
 from nonpareil.models.adapters import adapter_base
-from nonpareil.models.loading import check_local_path
+from nonpareil.models.pretrained import check_local_path, read_config, read_generation_config, reading
 
 
-def empty_policy(name_or_path: str) -> tuple[PreTrainedModel, Path] | None:
+def empty_policy(
+    name_or_path: str, *, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, Path] | None:
     """The model in float32 without its weights, and the folder that has them.
 
     None where it must be loaded whole: an adapter, or weights that are stored under other names than the model's.
@@ -24,24 +25,25 @@ def empty_policy(name_or_path: str) -> tuple[PreTrainedModel, Path] | None:
     if adapter_base(name_or_path) is not None:
         return None
     folder = model_folder(name_or_path)
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model_name_or_path={name_or_path!r} could not be loaded: {error}") from error
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.tie_weights()
+    subject = f"model_name_or_path={name_or_path!r} could not be loaded"
+    config = read_config(str(folder), subject=subject, trust_remote_code=trust_remote_code)
     stored = set()
-    for file in folder.glob("model*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            stored |= set(tensors.keys())
+    with reading(str(folder), subject):
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, trust_remote_code=trust_remote_code
+            )
+        model.tie_weights()
+        for file in folder.glob("model*.safetensors"):
+            with safe_open(file, framework="pt") as tensors:
+                stored |= set(tensors.keys())
     names: dict[int, set[str]] = {}
     for name, value in model.state_dict(keep_vars=True).items():  # tied weights have several names
         names.setdefault(id(value), set()).add(name)
     if not all(own & stored for own in names.values()):
         return None
-    if (folder / "generation_config.json").is_file():  # which ids end a completion, for one
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    if (generation_config := read_generation_config(str(folder))) is not None:  # which ids end a completion
+        model.generation_config = generation_config
     model.name_or_path = name_or_path
     return model.eval(), folder
 
@@ -55,10 +57,7 @@ def model_folder(name_or_path: str, revision: str | None = None) -> Path:
     if Path(name_or_path).expanduser().is_dir():
         return Path(name_or_path).expanduser()
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    try:
-        files = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]  # weights and tokenizer
+    files = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.py"]  # weights, tokenizer, own code
+    with reading(name_or_path, f"model_name_or_path={name_or_path!r} could not be loaded"):
         return Path(snapshot_download(name_or_path, revision=revision, allow_patterns=files))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise ModelError(f"model_name_or_path={name_or_path!r} could not be loaded: {error}") from error

@@ -8,6 +8,7 @@ from torch import nn
 
 from nonpareil.errors import ModelError
 from nonpareil.models.adapters import adapter_base
+from nonpareil.models.pretrained import read_config
 
 BLOCKS = 64
 BLOCK_BYTES = 64 * 1024
@@ -20,11 +21,11 @@ WHOLE_FILES = (
 )
 
 
-def fingerprint(path: str, revision: str | None = None) -> str:
+def fingerprint(path: str, revision: str | None = None, *, trust_remote_code: bool = False) -> str:
     """The content of a model directory ("sha256:..."), or the commit of a hub id's revision ("commit:...").
 
     Weight files are sampled at 64 evenly spaced blocks of 64 KiB, so a 100 GB model costs a few megabytes of
-    reading; configuration and tokenizer files count whole.
+    reading; configuration and tokenizer files count whole, and so does a model's own code where it is run.
 
     Raises:
         ModelError: neither a directory nor a hub id whose commit is known.
@@ -32,16 +33,14 @@ def fingerprint(path: str, revision: str | None = None) -> str:
     directory = Path(path).expanduser()
     if (base := adapter_base(path)) is not None:
         # The same adapter on another base is another model.
-        both = f"{_directory_fingerprint(directory)} {fingerprint(*base)}"
+        below = fingerprint(*base, trust_remote_code=trust_remote_code)
+        both = f"{_directory_fingerprint(directory, trust_remote_code)} {below}"
         return f"sha256:{hashlib.sha256(both.encode()).hexdigest()}"
     if directory.is_dir():
-        return _directory_fingerprint(directory)
-    from transformers import AutoConfig  # heavy, and only a hub id needs it
-
-    try:
-        commit = getattr(AutoConfig.from_pretrained(path, revision=revision), "_commit_hash", None)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no model directory and no known hub model at {path!r}: {error}") from error
+        return _directory_fingerprint(directory, trust_remote_code)
+    subject = f"no model directory and no known hub model at {path!r}"
+    config = read_config(path, revision, subject=subject, trust_remote_code=trust_remote_code)
+    commit = getattr(config, "_commit_hash", None)
     if commit is None:
         raise ModelError(f"the commit of {path!r} is unknown; give a local directory")
     return f"commit:{commit}"
@@ -58,9 +57,10 @@ def module_fingerprint(module: nn.Module) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _directory_fingerprint(directory: Path) -> str:
+def _directory_fingerprint(directory: Path, with_code: bool) -> str:
     digest = hashlib.sha256()
-    for name in WHOLE_FILES:
+    code = sorted(str(file.relative_to(directory)) for file in directory.rglob("*.py")) if with_code else []
+    for name in (*WHOLE_FILES, *code):
         if (directory / name).is_file():
             digest.update(f"{name}\n".encode() + (directory / name).read_bytes())
     weights = [*directory.glob("*.safetensors"), *directory.glob("*.bin")]

@@ -4,82 +4,95 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.errors import ConfigError, ModelError
 from nonpareil.models.adapters import adapter_base, merged
 from nonpareil.models.devices import best_device, resolve_dtype
-
-MODEL_FILES = ("config.json", "adapter_config.json")
-"""One of them lies in every directory of a model."""
-
-
-def check_local_path(name_or_path: str, field: str, needs: tuple[str, ...] = MODEL_FILES) -> None:
-    """Refuse a name that is a path to nowhere before a hub is asked for it.
-
-    Raises:
-        ModelError: the name looks like a path and no directory is there, or one without any of the files it needs.
-    """
-    path = Path(name_or_path)
-    looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") != 1
-    if path.is_dir():
-        if not any((path / name).is_file() for name in needs):
-            raise ModelError(
-                f"{field}={name_or_path!r} has no {needs[0]}; give a Hugging Face model directory"
-            )
-    elif path.exists() or (looks_like_path and "/" in name_or_path):
-        raise ModelError(f"{field}={name_or_path!r}: no such directory; give a model directory or a hub name")
+from nonpareil.models.pretrained import (
+    check_local_path,
+    read_config,
+    read_generation_config,
+    read_model,
+    read_tokenizer,
+)
+from nonpareil.models.saving import mend_generation_config
 
 
-def load_tokenizer(name_or_path: str, revision: str | None = None, *, alone: bool = False) -> Tokenizer:
+def load_tokenizer(
+    name_or_path: str,
+    revision: str | None = None,
+    *,
+    alone: bool = False,
+    field: str = "model_name_or_path",
+    trust_remote_code: bool = False,
+) -> Tokenizer:
     """The tokenizer that lies beside a model, or `alone` in a directory of its own.
 
     Raises:
         ModelError: there is none.
+        ConfigError: a revision of a directory.
     """
     if alone:
         check_local_path(name_or_path, "tokenizer_name_or_path", ("tokenizer_config.json",))
     else:
-        check_local_path(name_or_path, "model_name_or_path")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"no tokenizer could be loaded from {name_or_path!r} ({str(error).splitlines()[0]}); "
-            "save one there with tokenizer.save_pretrained(...)"
-        ) from error
-    if len(tokenizer) == 0:  # what AutoTokenizer answers for some directories that hold none
-        raise ModelError(
-            f"no tokenizer in {name_or_path!r}; save one there with tokenizer.save_pretrained(...)"
-        )
-    return tokenizer
+        check_local_path(name_or_path, field, revision=revision)
+        # First the config, whose damage or absence would look like the tokenizer's; an adapter's folder has none.
+        if not Path(name_or_path).is_dir() or (Path(name_or_path) / "config.json").is_file():
+            subject = f"{field}={name_or_path!r} has no readable config"
+            read_config(name_or_path, revision, subject=subject, trust_remote_code=trust_remote_code)
+    return read_tokenizer(name_or_path, revision, trust_remote_code=trust_remote_code)
 
 
 def load_policy(
-    name_or_path: str, *, dtype: str = "auto", revision: str | None = None, device: torch.device | None = None
+    name_or_path: str,
+    *,
+    dtype: str = "auto",
+    revision: str | None = None,
+    device: torch.device | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """A causal language model in evaluation mode, and its tokenizer.
 
     `dtype="auto"` is bfloat16 where the machine gains from it, else float32. The folder of a LoRA adapter is read
-    as its base with the adapter merged in, in float32 before any rounding.
+    as its base with the adapter merged in, in float32 before any rounding. Code that a model brings along is run
+    with `trust_remote_code` alone.
 
     Raises:
-        ModelError: no such model, no tokenizer, or weights that the checkpoint does not hold.
+        ModelError: no such model, no tokenizer, or weights that are not in the checkpoint or are no numbers.
         ConfigError: an adapter that names no base.
     """
     device = device or best_device()
-    tokenizer = load_tokenizer(name_or_path, revision)
+    tokenizer = load_tokenizer(name_or_path, revision, trust_remote_code=trust_remote_code)
     base = adapter_base(name_or_path)
     if base is not None:
         check_local_path(base[0], "base_model_name_or_path")
-        model = merged(load_model(base[0], base[1], torch.float32), name_or_path)
+        whole = load_model(base[0], base[1], torch.float32, trust_remote_code=trust_remote_code)
+        model = merged(whole, name_or_path)
         cast_weights(model, resolve_dtype(dtype, device))
     else:
-        model = load_model(name_or_path, revision, resolve_dtype(dtype, device))
+        dtype_given = resolve_dtype(dtype, device)
+        model = load_model(name_or_path, revision, dtype_given, trust_remote_code=trust_remote_code)
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+
+
+def save_merged(directory: Path, *, trust_remote_code: bool = False) -> str:
+    """Write a plain checkpoint of base and adapter together to `merged` in the adapter's folder; returns where.
+
+    It has the type that the base is stored in.
+
+    Raises:
+        ModelError, ConfigError: as `load_policy`.
+    """
+    model, tokenizer = load_policy(str(directory), dtype="float32", trust_remote_code=trust_remote_code)
+    name, revision = adapter_base(str(directory)) or ("", None)
+    stored = read_config(name, revision, trust_remote_code=trust_remote_code).dtype
+    mend_generation_config(model)  # of which the training has told
+    cast_weights(model, stored or model.dtype).save_pretrained(directory / "merged")
+    tokenizer.save_pretrained(directory / "merged")
+    return str(directory / "merged")
 
 
 def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -89,24 +102,25 @@ def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def load_model(name_or_path: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
+def load_model(
+    name_or_path: str, revision: str | None, dtype: torch.dtype, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """A causal language model on the CPU, with every weight from its checkpoint.
 
     Raises:
         ModelError: no such model, or weights that the checkpoint does not hold: they would be random.
     """
-    try:
-        AutoConfig.from_pretrained(name_or_path, revision=revision)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name_or_path,
-            revision=revision,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are named below
-        )
-        model, info = loaded
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"model_name_or_path={name_or_path!r} could not be loaded: {error}") from error
+    subject = f"model_name_or_path={name_or_path!r} could not be loaded"
+    read_config(name_or_path, revision, subject=subject, trust_remote_code=trust_remote_code)
+    model, info = read_model(
+        AutoModelForCausalLM,
+        name_or_path,
+        revision,
+        subject=subject,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype,
+        ignore_mismatched_sizes=True,  # they are named below
+    )
     fresh = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
     if fresh:
         raise ModelError(
@@ -131,21 +145,19 @@ def end_token_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> frozenset[int
 
 
 def stored_end_token_ids(
-    name_or_path: str, tokenizer: Tokenizer, revision: str | None = None
+    name_or_path: str,
+    tokenizer: Tokenizer,
+    revision: str | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> frozenset[int]:
     """The same of a model that is not loaded, as it would be if it were.
 
     Raises:
         ModelError: no readable config.
     """
-    try:
-        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{name_or_path!r} has no readable config: {error}") from error
-    try:
-        generation_config: Any = GenerationConfig.from_pretrained(name_or_path, revision=revision or "main")
-    except OSError:  # there need not be one
-        generation_config = None
+    config = read_config(name_or_path, revision, trust_remote_code=trust_remote_code)
+    generation_config = read_generation_config(name_or_path, revision)
     return _first_end_ids(generation_config, config, tokenizer)
 
 
@@ -159,7 +171,21 @@ def _first_end_ids(*owners: Any) -> frozenset[int]:
 
 def context_window(model: PreTrainedModel) -> int | None:
     """Most tokens of prompt and completion together, or None where the model states no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return stated_limits(model.config)[0]
+
+
+def stated_limits(config: Any) -> tuple[int | None, int | None]:
+    """The context window, and the number of token embeddings: ids are below it. None where the config says nothing.
+
+    Raises:
+        ModelError: a limit that is no number.
+    """
+    text = config.get_text_config()
+    limits = [getattr(text, name, None) for name in ("max_position_embeddings", "vocab_size")]
+    for name, limit in zip(("max_position_embeddings", "vocab_size"), limits, strict=True):
+        if limit is not None and type(limit) is not int:
+            raise ModelError(f"the model's config has {name}={limit!r}, which must be a whole number")
+    return limits[0], limits[1]
 
 
 def disable_dropout(model: nn.Module) -> None:

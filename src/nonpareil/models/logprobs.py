@@ -187,6 +187,8 @@ def _logits_are_the_heads(model: PreTrainedModel, head: nn.Module) -> bool:
         states = within(model, _hidden_states, ids)
     finally:
         hook.remove()
+        # Autocast keeps the casts made here; torch before 2.11 would train on them, and they pass on no gradient.
+        torch.clear_autocast_cache()
         for module, was in training:
             module.training = was
     if len(seen) != 1 or seen[0][0].shape != states.shape or seen[0][1].shape != logits.shape:

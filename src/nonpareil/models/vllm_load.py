@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed
 
 from nonpareil.errors import ConfigError, ModelError
+from nonpareil.models.pretrained import reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,6 +95,11 @@ def supported_rank(rank: int) -> int:
 
 
 def adapter_rank(directory: str | Path) -> int:
-    """The largest rank of a PEFT adapter folder."""
-    config = json.loads((Path(directory) / "adapter_config.json").read_text(encoding="utf-8"))
-    return max([int(config["r"]), *(config.get("rank_pattern") or {}).values()])
+    """The largest rank of a PEFT adapter folder.
+
+    Raises:
+        ModelError: a damaged adapter_config.json.
+    """
+    with reading(str(directory), f"{str(directory)!r} is no adapter that can be read"):
+        config = json.loads((Path(directory) / "adapter_config.json").read_text(encoding="utf-8"))
+        return max([int(config["r"]), *(config.get("rank_pattern") or {}).values()])

@@ -31,7 +31,7 @@ __all__ = [
     "load_rewards",
 ]
 
-TEXT_OPTIONS = ("append_eos", "prepend_bos", "max_length", "overlong")
+TEXT_OPTIONS = ("append_eos", "prepend_bos", "max_length", "overlong", "trust_remote_code")
 """Of a reward model's options, those that also hold where vLLM serves it."""
 _LATER = {"JudgeReward": "judge", "RewardModel": "model", "VLLMReward": "remote_vllm"}
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from nonpareil.errors import RemoteError, RewardError
 from nonpareil.remote import JsonClient
+from nonpareil.rewards.values import shortened
 
 FAILED_IN_A_ROW = 16
 """After so many failed requests without an answer between them, each tried again and again, a server is down."""
@@ -43,7 +44,7 @@ async def ask_all(
             except RemoteError as failure:
                 if is_fatal(failure):
                     raise RewardError(f"reward {name!r}: {failure}") from failure
-                failures[place] = failure.reason
+                failures[place] = shortened(failure.reason)
                 in_a_row += 1
                 last = failure if _may_be_gone(failure) else last
                 if in_a_row >= FAILED_IN_A_ROW or len(failures) == len(payloads):

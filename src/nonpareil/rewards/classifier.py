@@ -5,40 +5,52 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from nonpareil.errors import ModelError
-from nonpareil.models.loading import check_local_path, load_tokenizer
+from nonpareil.models.loading import load_tokenizer
+from nonpareil.models.pretrained import check_local_path, read_config, read_model
 
 HEAD_NAMES = ("score", "classifier", "classification_head")
 
 
 def load_classifier(
-    path: str, tokenizer: Any | None, dtype: torch.dtype, revision: str | None
+    path: str,
+    tokenizer: Any | None,
+    dtype: torch.dtype,
+    revision: str | None,
+    *,
+    trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
     """A reward model on the CPU in evaluation mode, head in float32, and its own tokenizer.
 
     Raises:
-        ModelError: no such model, no tokenizer, more than one label, or weights the checkpoint does not hold.
+        ModelError: no such model, no tokenizer, more than one label, or weights the checkpoint does not hold or
+            that are no numbers.
+        ConfigError: a revision of a directory.
     """
     path = str(Path(path).expanduser()) if path.startswith("~") else path
-    check_local_path(path, "reward model")
-    tokenizer = tokenizer if tokenizer is not None else load_tokenizer(path, revision)
-    try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
-        if any("ForSequenceClassification" in name for name in config.architectures or []):
-            check_single_label(config, path)
-        else:
-            config.num_labels = 1  # not a classifier: let loading find which weights are missing
-        # In the checkpoint's own dtype: casting the head down and up again would round its weights.
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, config=config, revision=revision, dtype="auto", output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"reward model {path!r} could not be loaded: {error}") from error
-    random_keys = sorted({str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind]})
+    check_local_path(path, "reward model", revision=revision)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(path, revision, field="reward model", trust_remote_code=trust_remote_code)
+    subject = f"reward model {path!r} could not be loaded"
+    config = read_config(path, revision, subject=subject, trust_remote_code=trust_remote_code)
+    if any("ForSequenceClassification" in name for name in config.architectures or []):
+        check_single_label(config, path)
+    else:
+        config.num_labels = 1  # not a classifier: let loading find which weights are missing
+    # In the checkpoint's own dtype: casting the head down and up again would round its weights.
+    model, info = read_model(
+        AutoModelForSequenceClassification,
+        path,
+        revision,
+        subject=subject,
+        trust_remote_code=trust_remote_code,
+        config=config,
+        dtype="auto",
+        ignore_mismatched_sizes=True,  # they are named below
+    )
+    random_keys = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
     if random_keys:
         raise ModelError(
             f"{path!r} does not hold {', '.join(random_keys)} of {type(model).__name__}: a random head "

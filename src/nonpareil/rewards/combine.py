@@ -3,12 +3,15 @@
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from nonpareil.errors import ConfigError
+from nonpareil.errors import ConfigError, RewardError
 from nonpareil.protocols import Reward
-from nonpareil.records import ScoreRequest, Scores
+from nonpareil.records import Prompt, ScoreRequest, Scores
 from nonpareil.remote import run_coroutine
+from nonpareil.rewards.calling import CallFailed, contained
+from nonpareil.rewards.function import FunctionReward
 
 
 class CombinedReward:
@@ -23,7 +26,10 @@ class CombinedReward:
         self.rewards = list(rewards)
         if not self.rewards:
             raise ConfigError("no reward was given; name a reward model or a function")
-        self.weights = [1.0] * len(self.rewards) if weights is None else [float(weight) for weight in weights]
+        try:
+            self.weights = [1.0] * len(self.rewards) if weights is None else [float(w) for w in weights]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"reward_weights={weights!r} must be a list of numbers") from error
         if len(self.weights) != len(self.rewards):
             raise ConfigError(
                 f"reward_weights has {len(self.weights)} values for {len(self.rewards)} rewards; one each"
@@ -38,21 +44,54 @@ class CombinedReward:
         return "+".join(self.names)
 
     def score_each(self, request: ScoreRequest) -> dict[str, Scores]:
-        """Every reward's own scores by name; those that wait (`async def`, endpoints) are awaited together."""
-        scores: dict[str, Scores] = {}
+        """Every reward's own scores by name; those that wait (`async def`, endpoints) are awaited together.
+
+        Each gets lists of its own, so that none sees what another did to them.
+
+        Raises:
+            RewardError: a reward that left by `sys.exit`, or as its own `score`.
+        """
         waiting: dict[str, Any] = {
             name: reward
             for name, reward in zip(self.names, self.rewards, strict=True)
             if getattr(reward, "is_async", False)
         }
-        if waiting:
-            scores.update(
-                zip(waiting, run_coroutine(_score_together(list(waiting.values()), request)), strict=True)
-            )
-        for name, reward in zip(self.names, self.rewards, strict=True):
-            if name not in scores:
-                scores[name] = reward.score(request)
-        return {name: scores[name] for name in self.names}
+        scores = _score_together(waiting, request) if waiting else {}
+        return {name: scores.get(name) or self.score_one(name, request) for name in self.names}
+
+    def score_one(self, name: str, request: ScoreRequest) -> Scores:
+        """The scores of the reward of that name alone; raises as `score_each`."""
+        reward = self.rewards[self.names.index(name)]
+        try:
+            return reward.score(request.copy())
+        except SystemExit as error:
+            raise RewardError(
+                f"reward {name!r} left by sys.exit({error}); a failure is None with a reason"
+            ) from error
+
+    def check_prompts(self, prompts: Sequence[Prompt], max_completion_length: int, tokenizer: Any) -> None:
+        """Refuse rewards that cannot score completions of these prompts, before anything is drawn.
+
+        Args:
+            prompts: all of them.
+            max_completion_length: most tokens a completion will have.
+            tokenizer: the policy's; None where a server has it.
+
+        Raises:
+            ConfigError: a function that needs a column the prompts lack, or that no worker can import.
+            DataError: a prompt that leaves no room for a completion in a reward model's window.
+        """
+        for reward in self.rewards:
+            check = getattr(reward, "check_prompts", None)
+            if check is not None:
+                check(prompts, max_completion_length, tokenizer)
+
+    def log_errors_to(self, folder: Path) -> None:
+        """Keep the first traceback of each function in `reward-errors.log` there."""
+        for reward in self.rewards:
+            keep = getattr(reward, "log_errors_to", None)
+            if keep is not None:
+                keep(folder)
 
     def aggregate(self, by_name: Mapping[str, Sequence[float | None]]) -> list[float | None]:
         """The weighted sum a completion; None where any reward is None, whatever its weight.
@@ -114,8 +153,21 @@ class CombinedReward:
         return math.fsum(weight * value for weight, value in zip(self.weights, present, strict=True))
 
 
-async def _score_together(rewards: list[Any], request: ScoreRequest) -> list[Scores]:
-    return list(await asyncio.gather(*(reward.score_async(request) for reward in rewards)))
+def _score_together(rewards: Mapping[str, Any], request: ScoreRequest) -> dict[str, Scores]:
+    async def gathered() -> list[Scores]:
+        return list(await asyncio.gather(*(one.score_async(request.copy()) for one in rewards.values())))
+
+    if not any(isinstance(one, FunctionReward) for one in rewards.values()):
+        return dict(zip(rewards, run_coroutine(gathered()), strict=True))
+    try:
+        with contained():
+            return dict(zip(rewards, run_coroutine(gathered()), strict=True))
+    except CallFailed as failure:
+        cause = failure.__cause__
+        if isinstance(cause, Exception):  # of an endpoint or a judge, as it would be without functions
+            raise cause from cause.__cause__
+        names = " or ".join(map(repr, rewards))
+        raise RewardError(f"reward {names} ended the event loop: {failure}") from failure
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -1,14 +1,18 @@
 """Text to the ids a reward model scores: its own tokenizer, one beginning token, nothing cut silently."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nonpareil.errors import DataError, ModelError
-from nonpareil.records import Message, ScoreRequest, Scores
+from nonpareil.errors import ConfigError, DataError, ModelError
+from nonpareil.models.chat import template_failure
+from nonpareil.records import Message, Prompt, ScoreRequest, Scores
 
 Overlong = Literal["error", "truncate"]
+PROMPT_CHARACTERS = 60
+"""Of a prompt that a message names."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,47 @@ class RewardEncoder:
     prepend_bos: bool = False
     append_eos: bool = False
 
+    def __post_init__(self) -> None:
+        check_overlong(self.overlong)
+
+    def check_prompts(self, prompts: Sequence[Prompt], max_completion_length: int, tokenizer: Any) -> None:
+        """Refuse prompts that leave no room for a completion, before any is drawn.
+
+        Where the policy's tokenizer has this one's vocabulary, there must be room for `max_completion_length`
+        tokens. Otherwise how many tokens a completion becomes is known only when it is there: a prompt that fills
+        the window alone is refused, and one whose completions may not fit is warned of.
+
+        Raises:
+            DataError: naming the prompt and the lengths; nothing is refused under `overlong="truncate"`.
+            DataError, ModelError: as `encode`.
+        """
+        if self.max_length is None or self.overlong == "truncate" or not prompts:
+            return
+        texts = ScoreRequest(
+            [prompt.prompt for prompt in prompts], [""] * len(prompts), [[]] * len(prompts), {}
+        )
+        lengths = [len(ids) for ids in self._token_ids(texts)]
+        row = max(range(len(prompts)), key=lambda place: lengths[place])
+        longest, needed = lengths[row], lengths[row] + max_completion_length
+        known = tokenizer is not None and tokenizer.get_vocab() == self.tokenizer.get_vocab()
+        if needed <= self.max_length:
+            return
+        said = (
+            f"prompt {prompts[row].prompt_id} ({_beginning(prompts[row].prompt)}) has {longest} tokens for reward "
+            f"model {self.name!r}, which takes {self.max_length}, and max_completion_length={max_completion_length}"
+        )
+        if known or longest >= self.max_length:
+            too_long = sum(length + max_completion_length * known > self.max_length for length in lengths)
+            others = f" (nor beside {too_long - 1} others)" if too_long > 1 else ""
+            raise DataError(
+                f"{said} does not fit beside it{others}; lower max_completion_length, drop the prompt, or give "
+                "reward_overlong=truncate to drop its left"
+            )
+        logging.getLogger(__name__).warning(
+            f"{said} may not fit beside it, as another tokenizer counts; a text that does not fit ends the run. "
+            "Lower max_completion_length, or give reward_overlong=truncate to drop the left of the prompt"
+        )
+
     def encode(self, request: ScoreRequest) -> list[EncodedText]:
         """The ids of every completion of the request, in order.
 
@@ -45,6 +90,11 @@ class RewardEncoder:
             ModelError: a conversation, and the tokenizer has no chat template.
             DataError: a text over `max_length` under `overlong="error"`, or one the chat template refuses.
         """
+        finished = zip(self._token_ids(request), request.prompts, request.completions, strict=True)
+        return [self._fit(ids, prompt, text_of(completion)) for ids, prompt, completion in finished]
+
+    def _token_ids(self, request: ScoreRequest) -> list[list[int]]:
+        """The ids of prompt and completion together, whatever their length."""
         texts: dict[bool, list[str]] = {False: [], True: []}
         conversational = [not isinstance(prompt, str) for prompt in request.prompts]
         for prompt, completion in zip(request.prompts, request.completions, strict=True):
@@ -55,7 +105,7 @@ class RewardEncoder:
         plain = iter(self._tokenize(texts[False], add_special_tokens=True))
         chats = iter(self._tokenize(texts[True], add_special_tokens=False))
         ids = [next(chats if is_chat else plain) for is_chat in conversational]
-        return [self._finish(row, text_of(c)) for row, c in zip(ids, request.completions, strict=True)]
+        return [self._with_ends(row) for row in ids]
 
     def _render(self, prompt: list[Message], completion: str | list[Message]) -> str:
         if not getattr(self.tokenizer, "chat_template", None):
@@ -69,15 +119,11 @@ class RewardEncoder:
             # A prefilled turn: the completion goes on from it, and templates refuse two such turns in a row.
             joined = {**prompt[-1], "content": prompt[-1]["content"] + text_of(completion)}
             messages = [*prompt[:-1], joined]
-        import jinja2
-
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False)
-        except jinja2.TemplateError as error:
-            roles = [message["role"] for message in messages]
-            raise DataError(
-                f"the chat template of reward model {self.name!r} refuses roles {roles}: {error}"
-            ) from error
+        except Exception as error:  # a template is a program of others, and raises what it likes
+            what = f"the chat template of reward model {self.name!r}"
+            raise DataError(template_failure(what, messages, error)) from error
 
     def _tokenize(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
         if not texts:
@@ -92,7 +138,7 @@ class RewardEncoder:
         )
         return [list(ids) for ids in batch["input_ids"]]
 
-    def _finish(self, ids: list[int], completion: str) -> EncodedText:
+    def _with_ends(self, ids: list[int]) -> list[int]:
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         if self.prepend_bos and ids[:1] != [bos]:
             ids = [bos, *ids]
@@ -100,6 +146,9 @@ class RewardEncoder:
             ids = ids[1:]
         if self.append_eos and ids[-1:] != [eos]:
             ids = [*ids, eos]
+        return ids
+
+    def _fit(self, ids: list[int], prompt: str | list[Message], completion: str) -> EncodedText:
         if not ids:
             return EncodedText(ids, failure="no tokens to score")
         if self.max_length is None or len(ids) <= self.max_length:
@@ -107,8 +156,9 @@ class RewardEncoder:
         if self.overlong == "error":
             raise DataError(
                 f"a prompt and completion of {len(ids)} tokens is longer than the {self.max_length} that "
-                f"reward model {self.name!r} takes; shorten the prompts or max_completion_length, or set "
-                "overlong='truncate' to drop the left of the prompt"
+                f"reward model {self.name!r} takes ({_beginning(prompt)}); shorten the prompts or "
+                "max_completion_length, or set reward_overlong=truncate (overlong='truncate' in Python) to drop "
+                "the left of the prompt"
             )
         return self._drop_left(ids, completion, self.max_length)
 
@@ -125,6 +175,22 @@ class RewardEncoder:
                 [], failure=f"completion alone is over the limit of {limit} tokens", truncated=True
             )
         return EncodedText(ids[:head] + ids[len(ids) - room :], truncated=True)
+
+
+def _beginning(prompt: str | list[Message]) -> str:
+    """How a prompt is named in a message."""
+    text = prompt if isinstance(prompt, str) else next((m["content"] for m in reversed(prompt)), "")
+    return repr(text[:PROMPT_CHARACTERS]) + "..." * (len(text) > PROMPT_CHARACTERS)
+
+
+def check_overlong(overlong: str) -> None:
+    """Refuse what is no way to treat a text that is too long.
+
+    Raises:
+        ConfigError: naming the ways there are.
+    """
+    if overlong not in ("error", "truncate"):
+        raise ConfigError(f"overlong={overlong!r} is neither 'error' nor 'truncate'")
 
 
 def without_end_pads(ids: Sequence[int], pad: int | None) -> list[int]:

@@ -169,7 +169,7 @@ class JudgeReward:
             content = content_of(answer)
             if content is None:
                 unread[questions[place]] = (
-                    f"the judge answered {self._client.masked(str(answer))[:100]!r}, which holds no one choice"
+                    f"the judge answered {self._client.said(answer, 100)!r}, which holds no one choice"
                 )
             else:
                 self._cache.keep(questions[place].key(self._model, self._template), content, self._model)

@@ -77,7 +77,7 @@ class AnswerCache:
 
     def _read(self, path: Path) -> None:
         try:
-            lines = path.read_text(errors="replace").split("\n")
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
         except OSError as error:
             raise ConfigError(f"judge_cache={str(path)!r} cannot be read: {error.strerror}") from error
         for number, line in enumerate(lines, 1):
@@ -90,10 +90,10 @@ class AnswerCache:
                 )
             try:
                 kept = json.loads(line)
-                key, answer = kept["key"], str(kept["answer"])
-            except (ValueError, KeyError):  # torn; the question is asked again
+                key, answer = kept["key"], kept["answer"]
+            except (ValueError, KeyError, RecursionError):  # torn or damaged; the question is asked again
                 continue
-            if self._is_usable(answer):
+            if isinstance(key, str) and isinstance(answer, str) and self._is_usable(answer):
                 self._answers[key] = answer
 
 

@@ -12,7 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from nonpareil.errors import ConfigError
-from nonpareil.rewards.values import reason_of
+from nonpareil.rewards.calling import CallFailed, contained
+from nonpareil.rewards.kept_state import WHILE_IMPORTING
 
 
 def is_function_path(spec: str) -> bool:
@@ -75,26 +76,34 @@ def load_file(path: Path, module_name: str | None = None) -> ModuleType:
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_name] = module
     try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[module_name]
-        raise ConfigError(f"importing {path} failed: {reason_of(error)}") from error
+        with contained(WHILE_IMPORTING):
+            module_spec.loader.exec_module(module)
+    except BaseException as error:
+        sys.modules.pop(module_name, None)
+        if isinstance(error, CallFailed):
+            raise _import_failed(str(path), error) from error
+        raise
     return module
 
 
 def _import(module_name: str, spec: str) -> ModuleType:
     _look_in(os.getcwd())  # a console script's path lacks it; `python -m` has it
     try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+        with contained(WHILE_IMPORTING):
+            return importlib.import_module(module_name)
+    except CallFailed as failure:
+        missing = failure.__cause__.name if isinstance(failure.__cause__, ModuleNotFoundError) else None
+        if missing and (module_name == missing or module_name.startswith(f"{missing}.")):
             raise ConfigError(
-                f"{spec!r}: there is no module {error.name!r}; give pkg.mod.fn of an installed package or of "
+                f"{spec!r}: there is no module {missing!r}; give pkg.mod.fn of an installed package or of "
                 "the current directory, or path/to/file.py:fn"
-            ) from error
-        raise ConfigError(f"importing {module_name} failed: {reason_of(error)}") from error
-    except Exception as error:
-        raise ConfigError(f"importing {module_name} failed: {reason_of(error)}") from error
+            ) from failure
+        raise _import_failed(module_name, failure) from failure
+
+
+def _import_failed(what: str, failure: CallFailed) -> ConfigError:
+    place = f" ({failure.place})" if failure.place else ""
+    return ConfigError(f"importing {what} failed: {failure.reason}{place}")
 
 
 def _look_in(directory: str) -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from nonpareil.errors import ConfigError, ModelError, RewardError
 from nonpareil.models.devices import best_device, resolve_dtype
 from nonpareil.models.fingerprint import fingerprint, module_fingerprint
 from nonpareil.models.memory import free_memory
-from nonpareil.records import ScoreRequest, Scores
+from nonpareil.records import Prompt, ScoreRequest, Scores
 from nonpareil.rewards.classifier import cast_body, check_single_label, keep_head_in_float32, load_classifier
 from nonpareil.rewards.encoding import (
     EncodedText,
     Overlong,
     RewardEncoder,
+    check_overlong,
     check_special_tokens,
     length_limit,
     score_once,
@@ -41,6 +43,7 @@ class RewardModel:
             whose completion alone does not fit scores None.
         max_tokens_per_batch: rows times the longest row; halved when memory runs out.
         revision: of a hub model.
+        trust_remote_code: run code that the model brings along.
 
     `truncated` counts the texts that were shortened since construction.
 
@@ -63,14 +66,19 @@ class RewardModel:
         overlong: Overlong = "error",
         max_tokens_per_batch: int = 16384,
         revision: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         """See the class."""
-        if overlong not in ("error", "truncate"):
-            raise ConfigError(f"overlong={overlong!r} is neither 'error' nor 'truncate'")
-        if max_tokens_per_batch < 1:
-            raise ConfigError(f"max_tokens_per_batch={max_tokens_per_batch} must be at least 1")
+        check_overlong(overlong)
+        if not _is_whole(max_tokens_per_batch) or max_tokens_per_batch < 1:
+            raise ConfigError(
+                f"max_tokens_per_batch={max_tokens_per_batch!r} must be a whole number, at least 1"
+            )
+        for option, value in (("append_eos", append_eos), ("prepend_bos", prepend_bos)):
+            if not isinstance(value, bool):
+                raise ConfigError(f"{option}={value!r} must be True or False")
         self._path = None if isinstance(model, nn.Module) else str(model)
-        self._revision = revision
+        self._revision, self._trust = revision, trust_remote_code
         self._tokenizer = tokenizer
         self._dtype, self._device = dtype, device
         self._tokens_per_batch = max_tokens_per_batch
@@ -110,6 +118,10 @@ class RewardModel:
         """
         return [text.token_ids for text in self._encoder.encode(request)]
 
+    def check_prompts(self, prompts: Sequence[Prompt], max_completion_length: int, tokenizer: Any) -> None:
+        """See `RewardEncoder.check_prompts`."""
+        self._encoder.check_prompts(prompts, max_completion_length, tokenizer)
+
     def encode(self, request: ScoreRequest) -> list[EncodedText]:
         """As `inspect`, with what was truncated and what cannot be scored."""
         return self._encoder.encode(request)
@@ -117,7 +129,11 @@ class RewardModel:
     def describe(self) -> dict[str, Any]:
         """Settings that change the scores, with a fingerprint of the weights."""
         if self._fingerprint is None:
-            self._fingerprint = fingerprint(self._path) if self._path else module_fingerprint(self._loaded())
+            self._fingerprint = (
+                fingerprint(self._path, self._revision, trust_remote_code=self._trust)
+                if self._path
+                else module_fingerprint(self._loaded())
+            )
         return {
             "name": self.name,
             "kind": "model",
@@ -129,6 +145,7 @@ class RewardModel:
             "prepend_bos": self._encoder.prepend_bos,
             "max_length": self._encoder.max_length,
             "overlong": self._encoder.overlong,
+            **({"trust_remote_code": True} if self._trust else {}),
         }
 
     def release(self) -> None:
@@ -141,7 +158,7 @@ class RewardModel:
         device = torch.device(self._device) if self._device else best_device()
         self._body_dtype = resolve_dtype(self._dtype, device)
         self._model, self._tokenizer = load_classifier(
-            self._path, self._tokenizer, self._body_dtype, self._revision
+            self._path, self._tokenizer, self._body_dtype, self._revision, trust_remote_code=self._trust
         )
         keep_head_in_float32(self._model)
         self._model.to(device)
@@ -255,11 +272,16 @@ def _checked_max_length(max_length: int | None, tokenizer: Any, config: Any) -> 
     if max_length is None:
         return length_limit(tokenizer, config)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if max_length < 1 or (positions and max_length > positions):
+    if not _is_whole(max_length) or max_length < 1 or (positions and max_length > positions):
         raise ConfigError(
-            f"max_length={max_length} must be at least 1 and at most the model's {positions} positions"
+            f"max_length={max_length!r} must be at least 1, whole, and at most the model's {positions} "
+            "positions"
         )
     return max_length
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _short_name(path: str | None, fallback: str) -> str:

@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from nonpareil.answers import is_text, shown
 from nonpareil.errors import ConfigError, DataError, RemoteError, RewardError
 from nonpareil.files import jsonable
 from nonpareil.records import ScoreRequest, Scores
 from nonpareil.remote import JsonClient, checked_base_url, host_of, run_coroutine
 from nonpareil.rewards.asking import ask_all
+from nonpareil.rewards.values import shortened
 
 TIMEOUT = 120.0
 """Seconds that a request may take, where the user gives no other limit."""
@@ -155,8 +157,8 @@ class RemoteReward:
 
     def _identity(self, answer: dict[str, Any]) -> str | None:
         version = answer.get("version")
-        if version is not None and not isinstance(version, str):
-            said = self._client.masked(repr(version))[:100]
+        if version is not None and not is_text(version):
+            said = self._client.quoted(version)
             raise RewardError(f"reward {self.name!r} answered version={said}; it must be a string")
         return version
 
@@ -189,8 +191,8 @@ class RemoteReward:
             parts[place] = self._read(answer, sizes[place])
             if (served := self._identity(answer)) != self._served:
                 raise RewardError(
-                    f"reward {self.name!r} was {self._served!r} when the run began and is {served!r} now; scores "
-                    "of both would be mixed. Run again: what was scored so far is scored anew"
+                    f"reward {self.name!r} was {self._served!r:.100} when the run began and is {served!r:.100} "
+                    "now; scores of both would be mixed. Run again: what was scored so far is scored anew"
                 )
 
         async with self._client as client:
@@ -216,9 +218,7 @@ class RemoteReward:
         scores = answer.get("scores") if isinstance(answer, dict) else None
         if not isinstance(scores, list) or len(scores) != size:
             said = (
-                f"{len(scores)} scores"
-                if isinstance(scores, list)
-                else f"{self._client.masked(str(answer))[:100]!r}"
+                f"{len(scores)} scores" if isinstance(scores, list) else f"{self._client.said(answer, 100)!r}"
             )
             raise RewardError(
                 f"reward {self.name!r} answered {said} for {size} completions; it must answer "
@@ -227,10 +227,10 @@ class RemoteReward:
         reasons = answer.get("reasons") or [None] * size
         if not isinstance(reasons, list) or len(reasons) != size:
             raise RewardError(f"reward {self.name!r}: reasons must be a list of {size}, as scores is")
-        return read_scores(scores, [self._client.masked(str(one)) if one else None for one in reasons])
+        return read_scores(scores, [self._client.said(one) if one else None for one in reasons])
 
 
-def read_scores(scores: Sequence[Any], reasons: Sequence[Any]) -> Scores:
+def read_scores(scores: Sequence[Any], reasons: Sequence[str | None]) -> Scores:
     """Finite numbers as they are, anything else as None with its reason."""
     values: list[float | None] = []
     failures: list[str | None] = []
@@ -242,8 +242,10 @@ def read_scores(scores: Sequence[Any], reasons: Sequence[Any]) -> Scores:
         if math.isfinite(number):
             failures.append(None)
         else:
-            said = "the server gave no score" if score is None else f"the server's score is {str(score)[:50]}"
-            failures.append(str(reason)[:200] if reason else said)
+            said = (
+                "the server gave no score" if score is None else f"the server's score is {shown(score):.50}"
+            )
+            failures.append(shortened(reason or said))
     return Scores(values, failures)
 
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
+from nonpareil.answers import is_text, shown
 from nonpareil.errors import ModelError, RewardError
 from nonpareil.models.fingerprint import fingerprint
-from nonpareil.models.loading import check_local_path, load_tokenizer
-from nonpareil.records import ScoreRequest, Scores
+from nonpareil.models.loading import load_tokenizer
+from nonpareil.models.pretrained import check_local_path, read_config
+from nonpareil.records import Prompt, ScoreRequest, Scores
 from nonpareil.remote import run_coroutine
 from nonpareil.rewards.classifier import check_single_label
 from nonpareil.rewards.encoding import (
@@ -37,7 +37,7 @@ class VLLMReward(RemoteReward):
     Args:
         endpoint: `vllm+http://host:port#model`.
         tokenizer: the reward model's own; by default the one beside it.
-        append_eos, prepend_bos, max_length, overlong: as `RewardModel` takes them.
+        append_eos, prepend_bos, max_length, overlong, trust_remote_code: as `RewardModel` takes them.
         **settings: as `RemoteReward` takes them.
 
     Raises:
@@ -55,14 +55,18 @@ class VLLMReward(RemoteReward):
         prepend_bos: bool = False,
         max_length: int | None = None,
         overlong: Overlong = "error",
+        trust_remote_code: bool = False,
         **settings: Any,
     ) -> None:
         """See the class."""
         endpoint = parse_endpoint(endpoint) if isinstance(endpoint, str) else endpoint
         self._path = str(Path(endpoint.label).expanduser())
         check_local_path(self._path, "reward endpoint's model")
-        tokenizer = tokenizer if tokenizer is not None else load_tokenizer(self._path)
-        config = AutoConfig.from_pretrained(self._path)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(
+                self._path, field="reward endpoint's model", trust_remote_code=trust_remote_code
+            )
+        config = read_config(self._path, trust_remote_code=trust_remote_code)
         check_single_label(config, self._path)
         name = Path(self._path).name
         check_special_tokens(tokenizer, name, prepend_bos=prepend_bos, append_eos=append_eos)
@@ -72,7 +76,7 @@ class VLLMReward(RemoteReward):
         # An encoder pools at its class token, which comes first, whatever comes last.
         is_decoder = tokenizer.cls_token_id is None
         self._pad = config.get_text_config().pad_token_id if is_decoder else None
-        self._fingerprint = fingerprint(self._path)
+        self._fingerprint = fingerprint(self._path, trust_remote_code=trust_remote_code)
         self.truncated = 0
         super().__init__(endpoint, **settings)
 
@@ -89,6 +93,10 @@ class VLLMReward(RemoteReward):
         by_ids = dict(zip(unique, zip(scored.values, scored.failures, strict=True), strict=True))
         rows = [(None, text.failure) if text.failure else by_ids[tuple(text.token_ids)] for text in encoded]
         return Scores([value for value, _ in rows], [failure for _, failure in rows])
+
+    def check_prompts(self, prompts: Sequence[Prompt], max_completion_length: int, tokenizer: Any) -> None:
+        """See `RewardEncoder.check_prompts`."""
+        self._encoder.check_prompts(prompts, max_completion_length, tokenizer)
 
     def inspect(self, request: ScoreRequest) -> list[list[int]]:
         """The exact token ids of each text, as `RewardModel.inspect` has them.
@@ -122,6 +130,7 @@ class VLLMReward(RemoteReward):
         texts = self._encoder.tokenizer(list(CANARIES), add_special_tokens=True)["input_ids"]
         rows = [list(ids) for ids in texts if ids]
         answer = run_coroutine(self._ask(self._payload(rows)))
+        raw = self._read(answer, len(rows)).values
         served, named = self._identity(answer), Path(os.path.abspath(self._path)).name
         if served is not None and served != named:
             raise ModelError(
@@ -129,7 +138,6 @@ class VLLMReward(RemoteReward):
                 "stand beside its scores; name the served model behind the #, or serve this one under its name "
                 f"(--served-model-name {named})"
             )
-        raw = self._read(answer, len(rows)).values
         activated = run_coroutine(self._ask(self._payload(rows, activation=True)))
         activated = self._read(activated, len(rows)).values
         if self._has_activation and raw == activated and all(x is None or 0 <= x <= 1 for x in raw):
@@ -141,17 +149,18 @@ class VLLMReward(RemoteReward):
 
     def _identity(self, answer: dict[str, Any]) -> str | None:
         served = answer.get("model")
-        return Path(served).name if isinstance(served, str) else None  # a machine's folders are no identity
+        return Path(served).name if is_text(served) else None  # a machine's folders are no identity
 
     def _read(self, answer: Any, size: int) -> Scores:
         data = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
-            said = self._client.masked(str(answer))[:100]
+            said = self._client.said(answer, 100)
             raise RewardError(f"reward {self.name!r} answered {said!r}, not vLLM's classify route")
-        by_index = {row.get("index"): row.get("probs") for row in data}
-        if len(data) != size or set(by_index) != set(range(size)):
+        # By what is written, since 1, 1.0 and true are one key.
+        by_index = {shown(row.get("index")): row.get("probs") for row in data}
+        if len(data) != size or set(by_index) != set(map(str, range(size))):
             raise RewardError(f"reward {self.name!r} answered {len(data)} scores for {size} texts")
-        rows = [by_index[index] for index in range(size)]
+        rows = [by_index[str(index)] for index in range(size)]
         for row in rows:
             if not isinstance(row, list) or len(row) != 1:
                 labels = len(row) if isinstance(row, list) else "no"

@@ -3,12 +3,17 @@
 import contextlib
 import functools
 import inspect
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 from nonpareil.errors import ConfigError, RewardError
 from nonpareil.records import ScoreRequest, Scores
+from nonpareil.terminal import printable
+
+REASON_CHARACTERS = 200
+"""Most of a reason that is kept: reasons are counted in manifests."""
 
 
 def accepted_arguments(function: Callable[..., Any], name: str, request: ScoreRequest) -> dict[str, Any]:
@@ -26,9 +31,8 @@ def accepted_arguments(function: Callable[..., Any], name: str, request: ScoreRe
         "completions": request.completions,
         "completion_ids": request.completion_ids,
     }
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some builtins have none
+    signature = _signature(function)
+    if signature is None:
         return offered
     parameters = signature.parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
@@ -41,27 +45,39 @@ def accepted_arguments(function: Callable[..., Any], name: str, request: ScoreRe
         columns = ", ".join(request.columns) or "none"
         raise ConfigError(
             f"reward function {name!r}: {error}; reward functions are called by keyword with prompts, "
-            f"completions, completion_ids and the dataset's other columns (here: {columns})"
+            f"completions, completion_ids and the dataset's other columns (here: {printable(columns)})"
         ) from error
     return offered
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):  # some builtins have none
+        return None
 
 
 def read_values(returned: Any, expected: int, name: str) -> Scores:
     """What a reward function returned, as floats; null with its reason where it is not a finite number.
 
+    Lists, tuples, generators, arrays, tensors and series are read in their order. A value may stand in a list
+    of its own, as in a column of shape [n, 1].
+
     Raises:
         RewardError: it is not a list of `expected` values.
     """
     values = returned.tolist() if hasattr(returned, "tolist") else returned
-    if isinstance(values, str | bytes | dict) or not isinstance(values, Iterable):
+    # The order of a set is nobody's, and a dictionary's is that of its keys.
+    if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable):
         raise RewardError(
-            f"reward function {name!r} returned {type(returned).__name__}; it must return a list of "
+            f"reward function {name!r} returned {_kind(returned)}; it must return a list of "
             f"{expected} numbers or None, one a completion"
         )
-    values = list(values)
+    values = list(itertools.islice(values, expected + 1))  # a generator may have no end
     if len(values) != expected:
+        count = len(returned) if hasattr(returned, "__len__") else len(values)
         raise RewardError(
-            f"reward function {name!r} returned {len(values)} values for {expected} completions; it must "
+            f"reward function {name!r} returned {count} values for {expected} completions; it must "
             "return one value (a number or None) a completion"
         )
     pairs = [_read(value) for value in values]
@@ -69,8 +85,18 @@ def read_values(returned: Any, expected: int, name: str) -> Scores:
 
 
 def reason_of(error: BaseException) -> str:
-    """An exception in one line, as counted in the manifest."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    """An exception in one line, as counted in the manifest: short, and without what acts on a terminal."""
+    try:
+        said = str(error)
+    except Exception:  # noqa: BLE001  (an exception is an object of the user's)
+        said = "(its message cannot be read)"
+    first = f"{type(error).__name__}: {said}".split("\n")[0]
+    return shortened(first)
+
+
+def shortened(reason: str) -> str:
+    """A reason that others worded, on one line and at most 200 characters long."""
+    return printable(reason[:REASON_CHARACTERS])[:REASON_CHARACTERS]
 
 
 def unwrapped(function: Any) -> Any:
@@ -83,16 +109,26 @@ def unwrapped(function: Any) -> Any:
 def _read(value: Any) -> tuple[float | None, str | None]:
     if value is None:
         return None, "returned None"
-    if hasattr(value, "item"):  # numpy and torch scalars
-        with contextlib.suppress(RuntimeError, ValueError):  # more than one element: told below
+    if hasattr(value, "item"):  # numpy and torch scalars, and arrays of one element
+        with contextlib.suppress(RuntimeError, ValueError, TypeError):  # more than one element: told below
             value = value.item()
-    if not isinstance(value, int | float):
-        return None, f"returned a {type(value).__name__}, not a number"
+    while isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    if value is None:
+        return None, "returned None"
+    if isinstance(value, str | bytes) or not hasattr(type(value), "__float__"):
+        return None, f"returned a {_kind(value)}, not a number"
     try:
         number = float(value)
     except OverflowError:
         return None, "returned inf"
+    except Exception:  # noqa: BLE001  (an array of several elements, or whatever an object's own method raises)
+        return None, f"returned a {_kind(value)}, not a number"
     return (number, None) if math.isfinite(number) else (None, f"returned {number}")
+
+
+def _kind(value: Any) -> str:
+    return printable(type(value).__name__)
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:

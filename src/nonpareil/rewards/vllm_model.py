@@ -1,21 +1,23 @@
 """A sequence-classification model as a reward, run by vLLM: the same ids and the same logit as `rewards.model`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from transformers import AutoConfig
 
 from nonpareil.errors import ConfigError, ModelError, RewardError
 from nonpareil.models.devices import best_device, resolve_dtype
 from nonpareil.models.fingerprint import fingerprint
-from nonpareil.models.loading import check_local_path, load_tokenizer
+from nonpareil.models.loading import load_tokenizer
+from nonpareil.models.pretrained import check_local_path, read_config, reading
 from nonpareil.models.vllm_load import make_llm, shut_down
-from nonpareil.records import ScoreRequest, Scores
+from nonpareil.records import Prompt, ScoreRequest, Scores
 from nonpareil.rewards.classifier import HEAD_NAMES, check_single_label
 from nonpareil.rewards.encoding import (
     Overlong,
     RewardEncoder,
+    check_overlong,
     check_special_tokens,
     length_limit,
     score_once,
@@ -56,6 +58,7 @@ class VLLMRewardModel:
         overlong: Overlong = "error",
         gpu_memory_utilization: float = 0.3,
         revision: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         """See the class. Loads the model, so that what vLLM cannot run is refused before anything is drawn."""
         if not isinstance(model, str | Path):
@@ -63,14 +66,16 @@ class VLLMRewardModel:
                 f"reward_engine='vllm' takes reward models by path; a {type(model).__name__} in memory needs "
                 "reward_engine='transformers'"
             )
-        if overlong not in ("error", "truncate"):
-            raise ConfigError(f"overlong={overlong!r} is neither 'error' nor 'truncate'")
-        self._path, self._revision = str(model), revision
-        check_local_path(self._path, "reward model")
+        check_overlong(overlong)
+        self._path, self._revision, self._trust = str(model), revision, trust_remote_code
+        check_local_path(self._path, "reward model", revision=revision)
         self._memory_share = gpu_memory_utilization
         self._dtype = str(resolve_dtype(dtype, best_device())).removeprefix("torch.")
-        tokenizer = tokenizer if tokenizer is not None else load_tokenizer(self._path, revision)
-        config = _classifier_config(self._path, revision)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(
+                self._path, revision, field="reward model", trust_remote_code=trust_remote_code
+            )
+        config = _classifier_config(self._path, revision, trust_remote_code)
         _check_head(self._path, revision)
         self._pad = config.get_text_config().pad_token_id
         self.name = name or Path(self._path).name
@@ -92,6 +97,10 @@ class VLLMRewardModel:
         self.truncated += sum(text.truncated for text in encoded)
         return score_once(encoded, self._score_rows)
 
+    def check_prompts(self, prompts: Sequence[Prompt], max_completion_length: int, tokenizer: Any) -> None:
+        """See `RewardEncoder.check_prompts`."""
+        self._encoder.check_prompts(prompts, max_completion_length, tokenizer)
+
     def inspect(self, request: ScoreRequest) -> list[list[int]]:
         """The exact token ids of each text; empty where none can be scored.
 
@@ -105,7 +114,9 @@ class VLLMRewardModel:
         """Settings that change the scores, with a fingerprint of the weights."""
         from vllm import __version__
 
-        self._fingerprint = self._fingerprint or fingerprint(self._path, self._revision)
+        self._fingerprint = self._fingerprint or fingerprint(
+            self._path, self._revision, trust_remote_code=self._trust
+        )
         return {
             "name": self.name,
             "kind": "model",
@@ -119,6 +130,7 @@ class VLLMRewardModel:
             "prepend_bos": self._encoder.prepend_bos,
             "max_length": self._encoder.max_length,
             "overlong": self._encoder.overlong,
+            **({"trust_remote_code": True} if self._trust else {}),
         }
 
     def release(self) -> None:
@@ -135,6 +147,7 @@ class VLLMRewardModel:
                 skip_tokenizer_init=False,  # the pooling runner refuses to start without, and never uses it
                 dtype=self._dtype,
                 revision=self._revision,
+                trust_remote_code=self._trust,
                 max_model_len=self._encoder.max_length,
                 default_gpu_share=self._memory_share,
             )
@@ -170,11 +183,9 @@ class VLLMRewardModel:
         return [float(logit[0]) for logit in logits]
 
 
-def _classifier_config(path: str, revision: str | None) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"reward model {path!r} has no readable config: {error}") from error
+def _classifier_config(path: str, revision: str | None, trust_remote_code: bool) -> Any:
+    subject = f"reward model {path!r} has no readable config"
+    config = read_config(path, revision, subject=subject, trust_remote_code=trust_remote_code)
     architectures = config.architectures or []
     if not any("ForSequenceClassification" in name for name in architectures):
         raise ModelError(
@@ -191,11 +202,13 @@ def _check_head(path: str, revision: str | None) -> None:
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(path, revision=revision, allow_patterns=["*.safetensors"]))
+        with reading(path, f"reward model {path!r} could not be loaded"):
+            folder = Path(snapshot_download(path, revision=revision, allow_patterns=["*.safetensors"]))
     names: set[str] = set()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as weights:
-            names.update(weights.keys())
+    with reading(path, f"reward model {path!r} could not be loaded"):
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, "pt") as weights:
+                names.update(weights.keys())
     if not any(name.split(".")[0] in HEAD_NAMES for name in names):
         raise ModelError(
             f"reward model {path!r} holds none of {', '.join(HEAD_NAMES)} in its safetensors files, and vLLM would "

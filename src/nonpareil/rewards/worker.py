@@ -1,10 +1,9 @@
 """A process that runs one reward function and can be killed: a `while True` must not hang the job."""
 
-import asyncio
 import contextlib
 import importlib
-import inspect
 import multiprocessing
+import os
 import pickle
 import signal
 import sys
@@ -15,8 +14,10 @@ from typing import Any
 
 from nonpareil.errors import ConfigError, RewardError
 from nonpareil.records import ScoreRequest, Scores
+from nonpareil.rewards.calling import CallFailed, call, contained
+from nonpareil.rewards.kept_state import IN_A_WORKER, WHILE_IMPORTING
 from nonpareil.rewards.load import load_file
-from nonpareil.rewards.values import accepted_arguments, read_values, reason_of, unwrapped
+from nonpareil.rewards.values import unwrapped
 
 START_SECONDS = 300.0
 """How long a worker may take to import the function's module; torch alone can take half a minute."""
@@ -24,12 +25,11 @@ START_SECONDS = 300.0
 REMEDY = "put it in a module or file of its own and name it as pkg.mod.fn or path/to/file.py:fn"
 
 
-class CallFailed(Exception):
-    """A call that gave no values: it raised, ran out of time or took the process with it. Says which."""
-
-
 class Worker:
-    """Runs a function in a process of its own, started when first needed and again after each kill."""
+    """Runs a function in a process of its own, started when first needed and again after each kill.
+
+    The process leads a group of its own: what the function starts goes with it, at a kill and when this one dies.
+    """
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
         """Raises ConfigError where the function cannot be sent to another process."""
@@ -45,6 +45,16 @@ class Worker:
         self._payload = (pickled, getattr(module, "__name__", None), getattr(module, "__file__", None), name)
         self._process: Any = None
         self._connection: Connection | None = None
+        self._life: Connection | None = None
+        """Open as long as this process lives."""
+
+    def start(self) -> None:
+        """Start the process, where it does not run yet.
+
+        Raises:
+            RewardError, ConfigError: the function cannot be imported there.
+        """
+        self._running()
 
     def call(self, request: ScoreRequest, timeout: float) -> Scores:
         """The function's scores.
@@ -59,7 +69,7 @@ class Worker:
             if not connection.poll(timeout):
                 raise CallFailed(f"timed out after {timeout:g} s")
             kind, answer = connection.recv()
-        except (EOFError, ConnectionError) as error:
+        except (EOFError, ConnectionError, pickle.UnpicklingError) as error:
             self._process.join(1)
             code = self._process.exitcode
             self.stop()
@@ -70,19 +80,20 @@ class Worker:
             raise
         if kind == "scores":
             return answer
-        if kind == "contract":
-            raise answer
-        raise CallFailed(answer)
+        raise answer
 
     def stop(self) -> None:
-        """Kill the process; the next call starts another."""
+        """Kill the process and what it started; the next call starts another."""
         if self._process is not None:
+            with contextlib.suppress(OSError):  # it has not yet made its group, or all of it is gone
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.kill()
             self._process.join()
             self._process = None
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        for connection in (self._connection, self._life):
+            if connection is not None:
+                connection.close()
+        self._connection = self._life = None
 
     def __del__(self) -> None:
         """Leave no process behind."""
@@ -94,9 +105,11 @@ class Worker:
             return self._connection
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in a broken state
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, *self._payload), daemon=True)
+        their_life, self._life = context.Pipe(duplex=False)
+        self._process = context.Process(target=serve, args=(theirs, their_life, *self._payload), daemon=True)
         self._process.start()
         theirs.close()
+        their_life.close()
         try:
             if not self._connection.poll(START_SECONDS):
                 raise RewardError(
@@ -113,13 +126,20 @@ class Worker:
         return self._connection
 
 
-def serve(connection: Connection, pickled: bytes, module: str | None, file: str | None, name: str) -> None:
+def serve(
+    connection: Connection, life: Connection, pickled: bytes, module: str | None, file: str | None, name: str
+) -> None:
     """The worker's life: find the function, say so, then answer one request after another."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it kills us
+    os.setsid()
+    _end_with(life)
+    with contextlib.suppress(OSError):
+        os.dup2(2, 1)  # stdout is the job's own
     try:
-        function = _unpickle(pickled, module, file)
-    except Exception as error:  # noqa: BLE001  (whatever the user's module raises is told to the parent)
-        connection.send(reason_of(error))
+        with contained(WHILE_IMPORTING):
+            function = _unpickle(pickled, module, file)
+    except (CallFailed, ConfigError, RewardError) as problem:
+        connection.send(str(problem))
         return
     connection.send(None)
     while True:
@@ -130,20 +150,32 @@ def serve(connection: Connection, pickled: bytes, module: str | None, file: str 
         connection.send(_answer(function, request, name))
 
 
+def _end_with(life: Connection) -> None:
+    """Leave a process behind that kills our group as soon as the job, which holds the pipe's other end, is gone.
+
+    It runs no code of others, so it also acts while a reward holds this process in a loop of C. It is nobody's
+    child, for a reward that waits for all of its own.
+    """
+    if child := os.fork():
+        os.waitpid(child, 0)
+        life.close()
+        return
+    if os.fork():
+        os._exit(0)
+    pipe = life.fileno()
+    os.closerange(0, pipe)
+    os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
+    os.read(pipe, 1)
+    os.killpg(0, signal.SIGKILL)
+
+
 def _answer(function: Callable[..., Any], request: ScoreRequest, name: str) -> tuple[str, Any]:
     try:
-        returned = function(**accepted_arguments(function, name, request))
-        if inspect.isawaitable(returned):
-            returned = asyncio.run(_awaited(returned))
-        return "scores", read_values(returned, len(request), name)
-    except (RewardError, ConfigError) as error:
-        return "contract", error
-    except Exception as error:  # noqa: BLE001  (a failing reward is a null with this reason)
-        return "failed", reason_of(error)
-
-
-async def _awaited(awaitable: Any) -> Any:
-    return await awaitable
+        return "scores", call(function, request, name, IN_A_WORKER)
+    except (CallFailed, RewardError, ConfigError) as error:
+        # Of our own class, which the parent can unpickle, and without frames.
+        kind = next(kind for kind in (CallFailed, RewardError, ConfigError) if isinstance(error, kind))
+        return "error", kind(*error.args) if kind is CallFailed else kind(str(error))
 
 
 def _unpickle(pickled: bytes, module: str | None, file: str | None) -> Callable[..., Any]:

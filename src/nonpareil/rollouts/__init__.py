@@ -3,9 +3,10 @@
 from nonpareil.rollouts.export import ExportReport, export
 from nonpareil.rollouts.progress import Progress, ProgressBar
 from nonpareil.rollouts.prompts import load_prompts, tokenize_prompts
+from nonpareil.rollouts.reading import read_groups
 from nonpareil.rollouts.run import RolloutResult, draw_and_score
 from nonpareil.rollouts.select import best, worst
-from nonpareil.rollouts.store import read_groups, read_shard, write_shard
+from nonpareil.rollouts.store import read_shard, write_shard
 from nonpareil.rollouts.vbon import read_vbon
 
 __all__ = [

@@ -14,8 +14,9 @@ from nonpareil.errors import ConfigError
 from nonpareil.files import jsonable
 from nonpareil.protocols import Engine
 from nonpareil.records import Group, Prompt, SamplingParams
+from nonpareil.rollouts.checksum import sealed_parquet
 from nonpareil.rollouts.scoring import RewardSum, counted, reward_settings, score_table
-from nonpareil.rollouts.store import parquet_bytes, to_table
+from nonpareil.rollouts.store import ShardNotes, to_table
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class ShardTask:
     prompts: Sequence[Prompt]
     stored: pa.Table | None = None
     """What lies on disk, where it was drawn before."""
+    notes: ShardNotes | None = None
+    """Of which run it is, for one that is drawn now."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class ShardWorkers:
         tasks: Iterable[ShardTask],
         sampling: SamplingParams,
         num_generations: int,
-        types: Mapping[str, pa.DataType],
+        types: Mapping[str, pa.DataType | None],
         rewards: Mapping[str, Any] | None,
     ) -> Generator[FinishedShard]:
         """The shards, drawn and scored, in any order.
@@ -103,7 +106,7 @@ class ShardWorker:
     make_reward: Callable[[], RewardSum] | None
     sampling: SamplingParams
     num_generations: int
-    types: Mapping[str, pa.DataType]
+    types: Mapping[str, pa.DataType | None]
     engine_settings: Mapping[str, Any]
     reward_settings: Mapping[str, Any]
     folder: str = field(default_factory=os.getcwd)
@@ -122,13 +125,13 @@ class ShardWorker:
             draws = self._engine().draw(task.prompts, self.num_generations, self.sampling)
             groups = [Group.of(p, d) for p, d in zip(task.prompts, draws, strict=True)]
             tokens = sum(len(ids) for one in draws for ids in one.completion_token_ids)
-            table = to_table(groups, self.types)
+            table = to_table(groups, self.types, task.notes)
         if self.make_reward is not None:
             reward = self._reward(self.make_reward)
             counts.subtract(counted(reward.rewards))
             table = score_table(table, reward, self.reward_settings)
             counts.update(counted(reward.rewards))
-        return FinishedShard(task.index, parquet_bytes(table), len(table), tokens, counts)
+        return FinishedShard(task.index, sealed_parquet(table), len(table), tokens, counts)
 
     def _engine(self) -> Engine:
         if self.engine is None:

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.files import write_bytes
 from nonpareil.records import Group, Message, PromptText
+from nonpareil.rollouts.columns import ESCAPE
 from nonpareil.rollouts.select import Truncated, best, eligible, worst
-from nonpareil.rollouts.store import ESCAPE
+from nonpareil.terminal import printable
 
 ExportFormat = Literal["preference", "sft", "unpaired"]
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -150,8 +151,10 @@ def _parquet(rows: list[dict[str, Any]]) -> bytes:
     names = list(dict.fromkeys(name for row in rows for name in row))
     try:
         table = pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"the rows do not fit one Parquet table: {error}; export to .jsonl") from error
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+    except (pa.ArrowException, OverflowError, ValueError, TypeError) as error:
+        raise DataError(
+            f"the rows do not fit one Parquet table: {printable(str(error))}; export to .jsonl"
+        ) from error
     return buffer.getvalue()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nonpareil.errors import ConfigError
 from nonpareil.files import LOCK, held
+from nonpareil.rollouts.rendering import RENDERED
 from nonpareil.rollouts.store import DATA_FOLDER
 
 MANIFEST = "manifest.json"
@@ -34,6 +35,8 @@ def locked_folder(folder: Path, *, overwrite: bool) -> Iterator[None]:
 def _refuse_foreign(folder: Path) -> None:
     if not folder.is_dir() or (folder / MANIFEST).is_file():
         return
+    if any((folder / DATA_FOLDER).glob("shard-*.parquet")):
+        return  # a manifest that was lost is made anew from shards that say how they were drawn
     foreign = sorted(path.name for path in folder.iterdir() if not _is_leftover(path))
     if foreign:
         raise ConfigError(
@@ -56,10 +59,15 @@ def _delete_rollouts(folder: Path) -> None:
         )
     for shard in shards:
         shard.unlink()
+    (folder / RENDERED).unlink(missing_ok=True)
     # Last: until the shards are gone, it says how they were drawn.
     (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def _delete_temporary(folder: Path) -> None:
-    for path in (*folder.glob(f".{MANIFEST}.*.tmp"), *(folder / DATA_FOLDER).glob(".shard-*.tmp")):
+    ours = (f".{MANIFEST}.*.tmp", f".{RENDERED}.*.tmp")
+    for path in (
+        *(path for name in ours for path in folder.glob(name)),
+        *(folder / DATA_FOLDER).glob(".shard-*.tmp"),
+    ):
         path.unlink()

@@ -1,9 +1,10 @@
 """The manifest: how the groups of a folder were drawn and scored, and how many there are."""
 
+import hashlib
 import json
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,12 +14,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nonpareil.errors import ConfigError, DataError
-from nonpareil.files import jsonable
-from nonpareil.records import Prompt, SamplingParams, identity_of
+from nonpareil.files import jsonable, write_json
+from nonpareil.records import Prompt, SamplingParams, prompt_identity
 from nonpareil.rollouts.folder import MANIFEST
+from nonpareil.rollouts.rendering import token_ids_sha256
 from nonpareil.rollouts.store import notes_of
+from nonpareil.terminal import printable
 
+FORMAT = 2
+"""Of the folder; shards of format 1 had no checksum and did not say of which run they are."""
 PACKAGES = ("nonpareil", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
+TOKEN_IDS = "token_ids_sha256"
+_IN_WORDS = {
+    "model.fingerprint": " (the model's files were changed)",
+    "prompts.sha256": " (other prompts, or another order)",
+    "prompts.columns_sha256": " (other values in the dataset's further columns)",
+    "prompts.token_ids_sha256": " (the tokenizer reads the same texts otherwise)",
+    "prompts.rendering.tokenizer": " (another tokenizer)",
+    "prompts.rendering.chat_template": " (another chat template)",
+}
 FAILURE_REASONS_KEPT = 20
 """Of each reward: reasons may quote the sample, and then there are as many as samples."""
 
@@ -34,8 +48,15 @@ def draw_settings(
         "sampling": parameters,
         "seed": seed,
         "num_generations": num_generations,
-        "prompts": identity_of(prompts),
+        "prompts": {**prompt_identity(prompts), TOKEN_IDS: token_ids_sha256(prompts)},
     }
+
+
+def rendering_moved(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Whether the same prompts, template, arguments and tokenizer gave other token ids than they did then."""
+    old, new = stored["prompts"], asked["prompts"]
+    alike = all(old.get(key) == new.get(key) for key in ("sha256", "rendering"))
+    return alike and "rendering" in new and old.get(TOKEN_IDS) != new.get(TOKEN_IDS)
 
 
 def check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
@@ -47,12 +68,20 @@ def check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], folder: Path
         ConfigError: naming every setting that differs, with the stored and the asked value.
     """
     old, new = _flat(stored), _flat(asked)
+    others = old.get("prompts.sha256") != new.get("prompts.sha256")
+    if others or any(key.startswith("prompts.rendering") for key in (*old, *new)):
+        # Other texts have other ids; those of a conversation follow from what stands beside them, and the clock.
+        old.pop(f"prompts.{TOKEN_IDS}", None)
+        new.pop(f"prompts.{TOKEN_IDS}", None)
     if "model.fingerprint" in old and "model.fingerprint" in new:
         old.pop("model.path", None)
         new.pop("model.path", None)
     differing = [key for key in dict.fromkeys((*old, *new)) if old.get(key) != new.get(key)]
     if differing:
-        lines = [f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing]
+        lines = [
+            f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now{_IN_WORDS.get(key, '')}"
+            for key in differing
+        ]
         raise ConfigError(
             f"output_dir={str(folder)!r} holds groups drawn with other settings:\n" + "\n".join(lines) + "\n"
             "Give another output_dir, or overwrite to delete them and draw anew (--overwrite)."
@@ -63,18 +92,45 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The folder's manifest, or None where there is none.
 
     Raises:
-        DataError: it is no JSON object.
+        DataError: it is damaged, or no manifest.
     """
     path = folder / MANIFEST
     if not path.is_file():
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is corrupt ({error}); overwrite to draw anew (--overwrite)") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise _corrupt(path, str(error)) from error
+    sealed = isinstance(manifest, dict) and "sha256" in manifest
+    if sealed and manifest["sha256"] != _seal(manifest):
+        raise _corrupt(path, "its checksum does not hold: it was damaged or edited")
     if not isinstance(manifest, dict) or not isinstance(manifest.get("draw"), dict):
         raise DataError(f"{path} is no manifest of rollouts; give another output_dir")
+    if not sealed and manifest.get("format") != 1:
+        raise _corrupt(path, "its checksum is gone")
     return manifest
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the manifest with a checksum of itself, in one step; returns what was written."""
+    content = jsonable(dict(manifest))
+    content["sha256"] = _seal(content)
+    write_json(folder / MANIFEST, content)
+    return content
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _corrupt(path: Path, reason: str) -> DataError:
+    return DataError(
+        f"{path} is corrupt ({reason}); delete it and rerun with the same settings: it is written anew from what "
+        "the shards say of themselves, and nothing is drawn again"
+    )
 
 
 def versions() -> dict[str, str | None]:
@@ -96,6 +152,8 @@ class Counts:
         self.shards = self.prompts = self.completions = self.tokens = 0
         self.finish_reasons: Counter[str] = Counter()
         self.failures: dict[str, Counter[str]] = {}
+        self.rewards = 0
+        """Completions whose aggregate is not null."""
 
     def add(self, table: pa.Table) -> None:
         """Count one shard."""
@@ -105,9 +163,20 @@ class Counts:
         self.tokens += len(pc.list_flatten(pc.list_flatten(table["completion_token_ids"])))
         reasons = pc.list_flatten(table["finish_reasons"])
         self.finish_reasons.update({r: pc.sum(pc.equal(reasons, r)).as_py() or 0 for r in ("stop", "length")})
+        if "rewards" in table.column_names:
+            values = pc.list_flatten(table["rewards"])
+            self.rewards += len(values) - values.null_count
         notes = notes_of(table.schema)
         for name in notes.rewards:
             self.failures.setdefault(name, Counter()).update(notes.failures.get(name, {}))
+
+    def reasons(self, names: Iterable[str], most: int = 3) -> str:
+        """Why rewards of these names are null, the commonest first, in words."""
+        return "; ".join(
+            f"{name}: {', '.join(f'{count} times {printable(reason)}' for reason, count in common)}"
+            for name in names
+            if (common := self.failures.get(name, Counter()).most_common(most))
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As the manifest has it. `failed_rewards` has, by name, how many are null and the reasons why."""

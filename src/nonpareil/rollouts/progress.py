@@ -21,6 +21,16 @@ class Progress(Protocol):
         ...
 
 
+class Silent:
+    """Tells nobody."""
+
+    def start(self, phase: str, total: int) -> None:
+        """Nothing."""
+
+    def update(self, groups: int, tokens: int) -> None:
+        """Nothing."""
+
+
 class ProgressBar:
     """Groups done, groups/s, tokens/s and time left, on stderr; a context manager.
 

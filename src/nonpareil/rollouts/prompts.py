@@ -2,16 +2,23 @@
 
 import random
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError, DataError
+from nonpareil.models.chat import template_failure
 from nonpareil.records import Message, Prompt, PromptText, prompt_id_of
+from nonpareil.rollouts.rendering import check_template_kwargs, clock_of, rendering_of
 from nonpareil.rollouts.sources import nearest, read_rows
+from nonpareil.text_files import check_characters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+_ROWS = 'give a list of rows, each with a "prompt", as load_prompts does: [{"prompt": "Once upon"}, ...]'
 
 
 class PromptRow(dict[str, Any]):
@@ -48,8 +55,13 @@ def load_prompts(
             list of {role, content}, naming its row.
         ConfigError: a limit below 1.
     """
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit={limit} must be at least 1, or None for all prompts")
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ConfigError(f"limit={limit!r} must be a whole number of at least 1, or None for all prompts")
+    if not isinstance(source, str | Path):
+        raise ConfigError(
+            f"source is a {type(source).__name__}; load_prompts reads a file, directory or hub dataset. "
+            "Rows in memory go to tokenize_prompts"
+        )
     rows = read_rows(str(source), split, dataset_config, prompt_column)
     if not rows:
         raise DataError(f"{str(source)!r} has no rows")
@@ -59,12 +71,12 @@ def load_prompts(
         random.Random(seed).shuffle(order)
     chosen = []
     for position in islice(order, limit):
-        prompt = checked_prompt(
-            rows[position].get(prompt_column), f"{source}, row {position} (the first is 0)"
-        )
+        where = f"{source}, row {position} (the first is 0)"
+        prompt = checked_prompt(rows[position].get(prompt_column), where)
         further = {
             name: value for name, value in rows[position].items() if name not in ("prompt", prompt_column)
         }
+        _check_columns(further, where)
         chosen.append(PromptRow({"prompt": prompt, **further}, position))
     return chosen
 
@@ -73,8 +85,10 @@ def checked_prompt(prompt: Any, where: str) -> PromptText:
     """The prompt itself, its messages reduced to role and content.
 
     Raises:
-        DataError: empty, or neither a string nor a list of {role, content}; `where` says which.
+        DataError: empty, neither a string nor a list of {role, content}, or with half a character; `where` says
+            which.
     """
+    check_characters(prompt, f"{where}: the prompt")
     if isinstance(prompt, str):
         if not prompt.strip():
             raise DataError(f"{where}: the prompt is empty; remove the row")
@@ -94,6 +108,8 @@ def tokenize_prompts(
     rows: Iterable[Mapping[str, Any]],
     tokenizer: "Tokenizer | None",
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    *,
+    now: datetime | None = None,
 ) -> list[Prompt]:
     """The prompts as the policy sees them, up to where its completion begins.
 
@@ -103,17 +119,37 @@ def tokenize_prompts(
     position in the dataset (`PromptRow.position`, else its place among the rows). Without a tokenizer, for a
     server that reads text, token ids are empty.
 
+    Args:
+        rows: with a `prompt` each; further columns ride along.
+        tokenizer: the policy's.
+        chat_template_kwargs: further arguments of its chat template.
+        now: what a template that writes the date takes for now, the same for all prompts; by default now.
+
     Raises:
-        DataError: no chat template for a conversation, a conversation the template refuses, or as
-            `checked_prompt`.
+        ConfigError: an argument that the chat template does not mention, or no template to read it.
+        DataError: rows that are no mappings, no chat template for a conversation, one that the template cannot
+            render, a column name or value with half a character, or as `checked_prompt`.
     """
+    if isinstance(rows, str | Mapping):
+        raise DataError(f"rows is a {type(rows).__name__}; {_ROWS}")
     tokenized: list[Prompt] = []
+    rows, kwargs = list(rows), dict(chat_template_kwargs or {})
+    for place, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise DataError(f"rows[{place}] is a {type(row).__name__}; {_ROWS}")
+    chats = any(isinstance(row.get("prompt"), list) for row in rows)
+    check_template_kwargs(kwargs, tokenizer, chats=chats)
+    rendering = rendering_of(tokenizer, kwargs) if chats and tokenizer is not None else None
+    clock = clock_of(tokenizer, now or datetime.now()) if chats and tokenizer is not None else {}
     for place, row in enumerate(rows):
         position = getattr(row, "position", place)
         prompt = checked_prompt(row.get("prompt"), f"row {position} (the first is 0)")
-        ids = [] if tokenizer is None else _ids_of(prompt, tokenizer, chat_template_kwargs or {}, position)
+        ids = [] if tokenizer is None else _ids_of(prompt, tokenizer, {**kwargs, **clock}, position)
         columns = {name: value for name, value in row.items() if name != "prompt"}
-        tokenized.append(Prompt(prompt_id_of(prompt, position), prompt, ids, columns))
+        if not isinstance(row, PromptRow):  # whose columns were checked as they were read
+            _check_columns(columns, f"row {position} (the first is 0)")
+        how = None if isinstance(prompt, str) else rendering
+        tokenized.append(Prompt(prompt_id_of(prompt, position), prompt, ids, columns, how))
     return tokenized
 
 
@@ -149,8 +185,6 @@ def _tokenize_chat(
             f"row {position} is a conversation, but the policy's tokenizer has no chat template; set "
             "tokenizer.chat_template, or give string prompts"
         )
-    import jinja2
-
     continues = messages[-1]["role"] == "assistant"
     try:
         encoded: Any = tokenizer.apply_chat_template(
@@ -161,9 +195,10 @@ def _tokenize_chat(
             continue_final_message=continues,
             **options,
         )
-    except (jinja2.TemplateError, ValueError) as error:
-        roles = [message["role"] for message in messages]
-        raise DataError(f"row {position}: the chat template refuses roles {roles}: {error}") from error
+    except Exception as error:  # a template is a program of others, and raises what it likes
+        raise DataError(
+            f"row {position}: {template_failure('the chat template', messages, error)}"
+        ) from error
     return _input_ids(encoded)
 
 
@@ -183,6 +218,15 @@ def _checked_message(message: Any, where: str) -> Message:
     if further:
         raise DataError(f"{where}: a message has {further[0]!r} beside role and content; remove it")
     return {"role": message["role"], "content": message["content"]}
+
+
+def _check_columns(columns: Mapping[Any, Any], where: str) -> None:
+    """What rides along is written to disk and handed to rewards by name."""
+    for name, value in columns.items():
+        if not isinstance(name, str):
+            raise DataError(f"{where}: a column is called {name!r}, which is no text; rename it")
+        check_characters(name, f"{where}: a column's name")
+        check_characters(value, f"{where}: column {name!r}")
 
 
 def _check_column(row: Mapping[str, Any], prompt_column: str, source: str) -> None:

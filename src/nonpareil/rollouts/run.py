@@ -1,5 +1,6 @@
 """Draw groups and score them, shard by shard, so that a kill at any moment costs one shard at most."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -10,24 +11,30 @@ from typing import Any, TypeVar, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nonpareil.errors import ConfigError, DataError
-from nonpareil.files import jsonable, write_bytes, write_json
+from nonpareil.errors import ConfigError, DataError, RewardError
+from nonpareil.files import jsonable, write_bytes
 from nonpareil.models.memory import free_memory
 from nonpareil.protocols import Engine
 from nonpareil.records import Group, Prompt, SamplingParams
 from nonpareil.rollouts.cluster import ShardTask, ShardWorkers
-from nonpareil.rollouts.folder import MANIFEST, locked_folder
-from nonpareil.rollouts.manifest import Counts, check_same, draw_settings, read_manifest, versions
-from nonpareil.rollouts.progress import Progress
-from nonpareil.rollouts.scoring import RewardSum, counted, is_scored, reward_settings, score_shard
-from nonpareil.rollouts.store import (
-    column_types,
-    notes_of,
-    read_groups,
-    read_table,
-    shard_path,
-    write_shard,
+from nonpareil.rollouts.columns import column_types
+from nonpareil.rollouts.folder import locked_folder
+from nonpareil.rollouts.manifest import (
+    FORMAT,
+    TOKEN_IDS,
+    Counts,
+    check_same,
+    draw_settings,
+    rendering_moved,
+    versions,
+    write_manifest,
 )
+from nonpareil.rollouts.progress import Progress, Silent
+from nonpareil.rollouts.reading import read_groups
+from nonpareil.rollouts.rendering import read_rendered, write_rendered
+from nonpareil.rollouts.resume import check_prompts, missing_shards, stored_manifest
+from nonpareil.rollouts.scoring import RewardSum, counted, is_scored, reward_settings, score_shard
+from nonpareil.rollouts.store import ShardNotes, notes_of, read_table, shard_path, write_shard
 
 T = TypeVar("T")
 
@@ -64,9 +71,12 @@ def draw_and_score(
 ) -> RolloutResult:
     """Fill a folder with scored groups; call it again to go on where it stopped.
 
-    First every missing shard is drawn, then every shard is scored that lacks these rewards. What is
-    committed is never drawn again; other rewards' columns stay, and `rewards` becomes the aggregate of
-    those asked for.
+    First every missing shard is drawn, then every shard is scored that lacks these rewards, or of which one
+    of them gave nothing but nulls: it may have been out of order. What is committed is never drawn again; other
+    rewards' columns stay, and `rewards` becomes the aggregate of those asked for.
+
+    Where a chat template renders the same prompts otherwise than when the folder was begun (it may write the
+    date), they are taken as they were then.
 
     Args:
         prompts: whose ids must differ.
@@ -85,7 +95,10 @@ def draw_and_score(
     Raises:
         ConfigError: num_generations < 2, settings other than those of the folder (each is named), a folder
             of other things, or another process at work in it.
-        DataError: no prompts, prompts with equal ids or of both kinds, or a broken shard.
+        DataError: no prompts, prompts with equal ids or of both kinds, a column that cannot be stored, a
+            damaged shard or manifest, or a file among the shards that is none.
+        RewardError: every completion's reward is null; the groups stay, and what failed is asked again by the
+            next call.
     """
     if num_generations < 2:
         raise ConfigError(
@@ -93,54 +106,66 @@ def draw_and_score(
         )
     if shard_size < 1:
         raise ConfigError(f"shard_size={shard_size} must be at least 1")
-    _check_prompts(prompts)
+    check_prompts(prompts)
+    types = column_types([prompt.columns for prompt in prompts])
     folder = Path(output_dir)
     with locked_folder(folder, overwrite=overwrite):
         draw = draw_settings(prompts, sampling, num_generations, model_info)
-        run = _Run(folder, prompts, sampling, num_generations, draw, shard_size, progress or _Silent())
+        run = _Run(folder, prompts, types, sampling, num_generations, draw, shard_size, progress or Silent())
         if isinstance(engine, ShardWorkers):
             drawn, scored, counts = run.fill_missing(engine, reward)
         else:
             drawn = run.draw_missing(engine)
             scored, counts = (0, Counter()) if reward is None else run.score_missing(reward)
-        return RolloutResult(folder, run.finish(), drawn, scored, dict(counts))
+        return RolloutResult(folder, run.finish(scored=reward is not None), drawn, scored, dict(counts))
 
 
 @dataclass
 class _Run:
     folder: Path
     prompts: Sequence[Prompt]
+    types: Mapping[str, pa.DataType | None]
     sampling: SamplingParams
     num_generations: int
     settings: dict[str, Any]
     shard_size: int
     progress: Progress
+    moved: bool = False
+    """Whether the prompts would be rendered otherwise now than they were when the folder was begun."""
 
     def __post_init__(self) -> None:
         self.manifest: dict[str, Any] = {}
-        stored = read_manifest(self.folder)
-        if stored is not None and any(self.folder.glob("data/shard-*.parquet")):
+        stored = stored_manifest(self.folder)
+        if stored is not None:
+            self.moved = rendering_moved(stored["draw"], self.settings)
             check_same({k: v for k, v in stored["draw"].items() if k != "engine"}, self.settings, self.folder)
             self.manifest = stored
             self.shard_size = stored["shard_size"]
+        self._divide()
+
+    def _divide(self) -> None:
         starts = range(0, len(self.prompts), self.shard_size)
         self.shards = [self.prompts[start : start + self.shard_size] for start in starts]
         self.paths = [shard_path(self.folder, index) for index in range(len(self.shards))]
 
     def missing(self) -> list[int]:
-        missing = []
-        for i, path in enumerate(self.paths):
-            if path.is_file():
-                _check_prompts_of(path, read_table(path), self.shards[i])
-            else:
-                missing.append(i)
+        missing = missing_shards(self.folder, self.manifest, self.shards)
+        if self.moved:
+            print(
+                f"The chat template renders the prompts otherwise than when {self.folder} was begun (it may "
+                "write the date): they are taken as they were then",
+                file=sys.stderr,
+            )
+        if self.moved and missing:
+            sha256 = self.manifest["draw"]["prompts"][TOKEN_IDS]
+            self.prompts = read_rendered(self.folder, self.prompts, sha256)
+            self._divide()
         return missing
 
     def draw_missing(self, engine: Engine | Callable[[], Engine]) -> int:
         missing = self.missing()
         if not missing:
             return 0
-        types = self._column_types()
         made = not hasattr(engine, "draw")
         drawer = _resolve(engine, "draw")
         self._begin(drawer)
@@ -148,7 +173,7 @@ class _Run:
         for i in missing:
             draws = drawer.draw(self.shards[i], self.num_generations, self.sampling, self.progress.update)
             groups = [Group.of(p, d) for p, d in zip(self.shards[i], draws, strict=True)]
-            write_shard(self.paths[i], groups, types)
+            write_shard(self.paths[i], groups, self.types, self._notes(i))
         if made:
             _release(drawer)
             del drawer
@@ -161,15 +186,21 @@ class _Run:
         if self.manifest:
             check_same({"engine": self.manifest["draw"]["engine"]}, {"engine": description}, self.folder)
             return
-        self.manifest = {
-            "format": 1,
-            "complete": False,
-            "draw": {**self.settings, "engine": description},
-            "shard_size": self.shard_size,
-            "versions": versions(),
-        }
         # Before the first shard: no shard is ever without the settings it was drawn with.
-        write_json(self.folder / MANIFEST, self.manifest)
+        self.manifest = write_manifest(
+            self.folder,
+            {
+                "format": FORMAT,
+                "complete": False,
+                "draw": {**self.settings, "engine": description},
+                "shard_size": self.shard_size,
+                "versions": versions(),
+            },
+        )
+        write_rendered(self.folder, self.prompts)
+
+    def _notes(self, index: int) -> ShardNotes:
+        return ShardNotes(draw=self.manifest["draw"], index=index, shard_size=self.shard_size)
 
     def score_missing(self, reward: RewardSum | Callable[[], RewardSum]) -> tuple[int, Counter[str]]:
         made = not hasattr(reward, "score_each")
@@ -192,15 +223,20 @@ class _Run:
         """What each column is to be scored with, and which shards lack it; the manifest says so first."""
         settings = reward_settings(scorer)
         weights = dict(zip(scorer.names, scorer.weights, strict=True))
-        self.manifest["rewards"] = jsonable(scorer.describe())
+        self.manifest |= {
+            "rewards": jsonable(scorer.describe()),
+            "scoring": {"rewards": settings, "aggregate": weights},
+        }
         todo = [
             i
             for i, path in enumerate(self.paths)
-            if not path.is_file() or not is_scored(notes_of(pq.read_schema(path)), settings, weights)
+            if not path.is_file()
+            or not is_scored(
+                notes_of(pq.read_schema(path)), settings, weights, len(self.shards[i]) * self.num_generations
+            )
         ]
         if todo:
-            self.manifest["complete"] = False
-            write_json(self.folder / MANIFEST, self.manifest)
+            self.manifest = write_manifest(self.folder, {**self.manifest, "complete": False})
         return settings, todo
 
     def fill_missing(
@@ -219,11 +255,10 @@ class _Run:
             return 0, 0, Counter()
         self.progress.start("draw and score", sum(len(self.shards[i]) for i in waiting))
         tasks = (
-            ShardTask(i, self.shards[i], None if i in missing else read_table(self.paths[i]))
+            ShardTask(i, self.shards[i], None if i in missing else read_table(self.paths[i]), self._notes(i))
             for i in sorted(waiting)
         )
-        types = self._column_types()
-        shards = workers.finish(tasks, self.sampling, self.num_generations, types, settings)
+        shards = workers.finish(tasks, self.sampling, self.num_generations, self.types, settings)
         counts: Counter[str] = Counter()
         with closing(shards):
             for shard in shards:
@@ -236,45 +271,22 @@ class _Run:
             raise DataError(f"no worker gave back the shards {sorted(waiting)}; run again to go on")
         return len(missing), len(unscored), counts
 
-    def _column_types(self) -> dict[str, pa.DataType]:
-        return column_types([prompt.columns for prompt in self.prompts])
-
-    def finish(self) -> dict[str, Any]:
+    def finish(self, *, scored: bool) -> dict[str, Any]:
+        """Count everything; `scored` is whether rewards were asked for."""
         counts = Counts()
         for path in self.paths:
             counts.add(read_table(path))
-        self.manifest |= {"complete": True, "counts": counts.to_dict()}
-        write_json(self.folder / MANIFEST, self.manifest)
+        self.manifest = write_manifest(
+            self.folder, {**self.manifest, "complete": True, "counts": counts.to_dict()}
+        )
+        if scored and not counts.rewards:
+            reasons = counts.reasons(self.manifest["scoring"]["rewards"])
+            raise RewardError(
+                f"every reward is null, so no completion is better than another: {reasons}. The groups stay in "
+                f"{str(self.folder)!r}; mend the reward and run again: nothing is drawn anew, and what failed is "
+                "asked again"
+            )
         return self.manifest
-
-
-class _Silent:
-    def start(self, phase: str, total: int) -> None:
-        """Tell nobody."""
-
-    def update(self, groups: int, tokens: int) -> None:
-        """Tell nobody."""
-
-
-def _check_prompts(prompts: Sequence[Prompt]) -> None:
-    if not prompts:
-        raise DataError("there are no prompts to draw for")
-    ids = {prompt.prompt_id for prompt in prompts}
-    if len(ids) < len(prompts):
-        raise DataError(
-            f"{len(prompts) - len(ids)} prompts repeat another's prompt_id; give each its own "
-            "(records.prompt_id_of, from content and position)"
-        )
-    if len({isinstance(prompt.prompt, str) for prompt in prompts}) > 1:
-        raise DataError("string prompts and conversations are mixed; make all of them conversations")
-
-
-def _check_prompts_of(path: Path, table: pa.Table, prompts: Sequence[Prompt]) -> None:
-    if table["prompt_id"].to_pylist() != [prompt.prompt_id for prompt in prompts]:
-        raise DataError(
-            f"{path} holds other prompts than its place in the run; delete it and rerun: only that shard is "
-            "drawn anew"
-        )
 
 
 def _resolve(given: T | Callable[[], T], method: str) -> T:

@@ -61,14 +61,24 @@ def counted(rewards: Sequence[Reward]) -> Counter[str]:
     return total
 
 
-def is_scored(notes: ShardNotes, settings: Mapping[str, Any], weights: Mapping[str, float]) -> bool:
-    """Whether a shard already has these rewards, scored so and weighted so."""
-    return not stale_names(notes, settings) and notes.aggregate == weights
+def is_scored(
+    notes: ShardNotes, settings: Mapping[str, Any], weights: Mapping[str, float], completions: int
+) -> bool:
+    """Whether a shard of so many completions already has these rewards, scored so and weighted so."""
+    return not stale_names(notes, settings, completions) and notes.aggregate == weights
 
 
-def stale_names(notes: ShardNotes, settings: Mapping[str, Any]) -> list[str]:
-    """The rewards that a shard lacks or has from other settings."""
-    return [name for name, asked in settings.items() if notes.rewards.get(name) != asked]
+def stale_names(notes: ShardNotes, settings: Mapping[str, Any], completions: int) -> list[str]:
+    """The rewards that a shard lacks, has from other settings, or has as nulls alone.
+
+    A reward that gave nothing to a whole shard was most likely out of order (a server that was down), and
+    nothing is lost by asking it again.
+    """
+    return [
+        name
+        for name, asked in settings.items()
+        if notes.rewards.get(name) != asked or sum(notes.failures.get(name, {}).values()) >= completions
+    ]
 
 
 def score_shard(path: Path, reward: RewardSum, settings: Mapping[str, Any]) -> int:
@@ -93,8 +103,8 @@ def score_table(table: pa.Table, reward: RewardSum, settings: Mapping[str, Any])
     """
     notes = notes_of(table.schema)
     groups = to_groups(table)
-    stale = stale_names(notes, settings)
     sizes = [len(group) for group in groups]
+    stale = stale_names(notes, settings, sum(sizes))
     if stale:
         scores = _score(reward, stale, ScoreRequest.of(groups))
         for name, values in scores.items():
@@ -114,7 +124,7 @@ def _score(reward: RewardSum, stale: list[str], request: ScoreRequest) -> dict[s
         scores = reward.score_each(request)  # all at once, so that the async ones are awaited together
     else:
         by_name = dict(zip(reward.names, reward.rewards, strict=True))
-        scores = {name: by_name[name].score(request) for name in stale}
+        scores = {name: by_name[name].score(request.copy()) for name in stale}
     for name, one in scores.items():
         if not len(one.values) == len(one.failures) == len(request):
             raise RewardError(

@@ -1,9 +1,8 @@
 """Where prompts come from: a file, a saved dataset or the hub, read into rows."""
 
-import csv
 import difflib
-import json
-from collections.abc import Mapping
+import io
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from nonpareil.errors import DataError
+from nonpareil.errors import DataError, NonpareilError
+from nonpareil.models.hub import hub_answers, hub_or_cache, missing, nearest_path
+from nonpareil.terminal import reason_of
+from nonpareil.text_files import parse_json, read_lines, read_text
 
 FILE_TYPES = (".parquet", ".json", ".jsonl", ".csv", ".txt")
 
@@ -31,8 +33,8 @@ def read_rows(
         saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
         return _from_disk(path, split) if saved else _from_hub(str(path), split, dataset_config)
     if path.suffix in FILE_TYPES or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        beside = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"dataset_name={source!r}: no such file or directory{nearest(str(path), beside)}")
+        reason = missing(source) if path.is_symlink() else "no such file or directory"
+        raise DataError(f"dataset_name={source!r}: {reason}{nearest_path(source)}")
     return _from_hub(source, split, dataset_config)
 
 
@@ -43,12 +45,12 @@ def nearest(word: str, known: list[str]) -> str:
 
 
 def _read_file(path: Path, prompt_column: str) -> list[Mapping[str, Any]]:
-    readers = {
-        ".parquet": lambda: pyarrow.parquet.ParquetFile(path).read().to_pylist(),
+    readers: dict[str, Callable[[], list[Mapping[str, Any]]]] = {
+        ".parquet": lambda: _rows_of(pyarrow.parquet.ParquetFile(path).read(), path),
         ".json": lambda: _json_rows(path),
         ".jsonl": lambda: _json_lines(path),
         ".csv": lambda: _csv_rows(path, prompt_column),
-        ".txt": lambda: [{prompt_column: line} for line in path.read_text(encoding="utf-8").splitlines()],
+        ".txt": lambda: [{prompt_column: line} for line in read_lines(path)],
     }
     if path.suffix not in readers:
         raise DataError(
@@ -57,37 +59,38 @@ def _read_file(path: Path, prompt_column: str) -> list[Mapping[str, Any]]:
         )
     try:
         return readers[path.suffix]()
-    except (pa.ArrowException, UnicodeDecodeError, OSError, csv.Error) as error:
-        raise DataError(f"dataset_name={str(path)!r} cannot be read as {path.suffix[1:]}: {error}") from error
+    except NonpareilError as error:
+        raise DataError(f"dataset_name={error}") from error
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        raise DataError(
+            f"dataset_name={str(path)!r} cannot be read as {path.suffix[1:]}: {reason_of(error)}"
+        ) from error
 
 
 def _json_rows(path: Path) -> list[Mapping[str, Any]]:
-    text = path.read_text(encoding="utf-8")
+    text, where = read_text(path), repr(str(path))
     try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        if "\n" in text.strip():  # many write JSON lines under this name
+        rows = parse_json(text, where)
+    except DataError:
+        if text.lstrip().startswith("{") and "\n" in text.strip():  # many write JSON lines under this name
             return _json_lines(path)
-        raise DataError(f"{path} is not JSON: {error}") from error
+        raise
     if isinstance(rows, dict) and len(rows) == 1:
         rows = next(iter(rows.values()))  # {"data": [...]}
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path} must hold a list of objects, or one object a line")
+        raise DataError(f"{where} must hold a list of objects, or one object a line")
     return rows
 
 
 def _json_lines(path: Path) -> list[Mapping[str, Any]]:
     rows: list[Mapping[str, Any]] = []
-    # Not splitlines(): U+2028 and its like may stand inside a JSON string.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number} is not JSON: {error}") from error
+        where = f"{str(path)!r}, line {number}"
+        row = parse_json(line, where)
         if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number} is a {type(row).__name__}; each line must be an object")
+            raise DataError(f"{where} is a {type(row).__name__}; each line must be an object")
         rows.append(row)
     return rows
 
@@ -96,7 +99,17 @@ def _csv_rows(path: Path, prompt_column: str) -> list[Mapping[str, Any]]:
     # Numbers become numbers, but a prompt such as "2024" stays text.
     convert = pyarrow.csv.ConvertOptions(column_types={prompt_column: pa.string()})
     parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    return pyarrow.csv.read_csv(path, parse_options=parse, convert_options=convert).to_pylist()
+    text = io.BytesIO(read_text(path).encode())
+    return _rows_of(pyarrow.csv.read_csv(text, parse_options=parse, convert_options=convert), path)
+
+
+def _rows_of(table: pa.Table, path: Path) -> list[Mapping[str, Any]]:
+    """A row has one value a name: of two columns of one name, one would be lost."""
+    names = table.column_names
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"{str(path)!r} has {names.count(name)} columns {name!r}; rename or remove one")
+    return table.to_pylist()
 
 
 def _from_disk(path: Path, split: str) -> list[Mapping[str, Any]]:
@@ -104,8 +117,8 @@ def _from_disk(path: Path, split: str) -> list[Mapping[str, Any]]:
 
     try:
         loaded = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"dataset_name={str(path)!r} cannot be read: {error}") from error
+    except Exception as error:  # whatever damage leads the library to
+        raise DataError(f"dataset_name={str(path)!r} cannot be read: {reason_of(error)}") from error
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             raise DataError(_unknown_split(str(path), split, list(loaded)))
@@ -117,12 +130,29 @@ def _from_hub(name: str, split: str, dataset_config: str | None) -> list[Mapping
     import datasets
 
     try:
-        return datasets.load_dataset(name, dataset_config, split=split).to_list()
-    except (OSError, ValueError, RuntimeError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+        with hub_or_cache(name):
+            loaded = datasets.load_dataset(name, dataset_config, split=split)
+        rows = loaded.to_list()
+    except Exception as error:  # whatever damage leads the library to
         splits = _splits(name, dataset_config) if "split" in str(error) else []
         if splits and split not in splits:
             raise DataError(_unknown_split(name, split, splits)) from error
-        raise DataError(f"dataset_name={name!r} is no file here and could not be loaded: {error}") from error
+        if Path(name).is_dir():
+            raise DataError(f"dataset_name={name!r} could not be loaded: {_whole_reason(error)}") from error
+        absent = isinstance(error, ConnectionError) and not hub_answers()
+        reason = missing(name) if absent else reason_of(error)
+        raise DataError(
+            f"dataset_name={name!r} is no file here and could not be loaded: {reason}{nearest_path(name)}"
+        ) from error
+    if loaded.info.builder_name == "text":  # which leaves the byte order mark of each file where it stands
+        rows = [{**row, "text": row["text"].removeprefix("\ufeff")} for row in rows]
+    return rows
+
+
+def _whole_reason(error: Exception) -> str:
+    """With what lies behind it: the library's own words are often no more than that there was an error."""
+    cause = f" ({reason_of(error.__cause__)})" if error.__cause__ else ""
+    return reason_of(error) + cause
 
 
 def _splits(name: str, dataset_config: str | None) -> list[str]:
@@ -130,7 +160,8 @@ def _splits(name: str, dataset_config: str | None) -> list[str]:
     import datasets
 
     try:
-        return list(datasets.get_dataset_split_names(name, dataset_config))
+        with hub_or_cache(name):
+            return list(datasets.get_dataset_split_names(name, dataset_config))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError):
         return []
 

@@ -1,6 +1,5 @@
 """Groups as Parquet shards: written whole or not at all, checksummed, readable as any Parquet is."""
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,13 +11,19 @@ import pyarrow.parquet as pq
 
 from nonpareil.errors import DataError
 from nonpareil.files import write_bytes
-from nonpareil.records import Group
+from nonpareil.records import Group, refuse_repeated
+from nonpareil.rollouts.checksum import seal_holds, sealed_parquet
+from nonpareil.rollouts.columns import (
+    OWN_NAMES,
+    REWARD_PREFIX,
+    column_types,
+    from_stored,
+    stored_column,
+)
+from nonpareil.terminal import printable
 
 DATA_FOLDER = "data"
 """Shards lie apart from the manifest: `pandas.read_parquet` and `load_dataset` take the folder whole."""
-REWARD_PREFIX = "rewards/"
-ESCAPE = "columns/"
-"""Put before a dataset column whose name a group's own column has; taken off when reading."""
 METADATA_KEY = b"nonpareil"
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -42,6 +47,12 @@ class ShardNotes:
     """How often each reason made a reward null, by name of the reward."""
     aggregate: dict[str, float] = field(default_factory=dict)
     """The weights by name that `rewards` was made with."""
+    draw: dict[str, Any] = field(default_factory=dict)
+    """How the run drew it, as its manifest says under `draw`; empty in a file that no run wrote."""
+    index: int | None = None
+    """Its place in the run."""
+    shard_size: int = 0
+    """Of the run: prompts a shard."""
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -49,32 +60,10 @@ def shard_path(folder: Path, index: int) -> Path:
     return folder / DATA_FOLDER / f"shard-{index:05d}.parquet"
 
 
-def stored_name(name: str) -> str:
-    """The name a dataset column has on disk."""
-    own = name in (*_OWN_COLUMNS, "prompt", "rewards") or name.startswith((REWARD_PREFIX, ESCAPE))
-    return ESCAPE + name if own else name
-
-
-def column_types(rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.DataType]:
-    """The Arrow type of every dataset column over all rows, so that all shards of a run have one schema.
-
-    Raises:
-        DataError: a column whose values have no common type, naming it.
-    """
-    names = dict.fromkeys(name for row in rows for name in row)
-    types = {}
-    for name in names:
-        try:
-            types[name] = pa.array([row.get(name) for row in rows]).type
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
-            raise DataError(
-                f"column {name!r} cannot be stored in Parquet: {error}; drop it, or give its values one type"
-            ) from error
-    return types
-
-
 def to_table(
-    groups: Sequence[Group], types: Mapping[str, pa.DataType] | None = None, notes: ShardNotes | None = None
+    groups: Sequence[Group],
+    types: Mapping[str, pa.DataType | None] | None = None,
+    notes: ShardNotes | None = None,
 ) -> pa.Table:
     """The groups as a table, one row each. `types` are the dataset columns', by default inferred.
 
@@ -98,101 +87,104 @@ def to_table(
     if any(group.rewards is not None for group in groups):
         columns["rewards"] = pa.array([group.rewards for group in groups], pa.list_(pa.float32()))
     for name, kind in types.items():
-        columns[stored_name(name)] = pa.array([group.columns.get(name) for group in groups], kind)
+        stored, array = stored_column(name, [group.columns.get(name) for group in groups], kind)
+        columns[stored] = array
     return with_notes(pa.table(columns), notes or ShardNotes())
 
 
 def with_notes(table: pa.Table, notes: ShardNotes) -> pa.Table:
     """The table with other notes."""
-    content = {"rewards": notes.rewards, "failures": notes.failures, "aggregate": notes.aggregate}
-    metadata = {**(table.schema.metadata or {}), METADATA_KEY: json.dumps(content).encode()}
+    metadata = {**(table.schema.metadata or {}), METADATA_KEY: json.dumps(vars(notes)).encode()}
     return table.replace_schema_metadata(metadata)
 
 
 def notes_of(schema: pa.Schema) -> ShardNotes:
-    """What a shard says of itself."""
+    """What a shard says of itself.
+
+    Raises:
+        DataError: something under our name that is not ours.
+    """
     content = (schema.metadata or {}).get(METADATA_KEY)
-    return ShardNotes(**json.loads(content)) if content else ShardNotes()
+    try:
+        return ShardNotes(**json.loads(content)) if content else ShardNotes()
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"a Parquet file's metadata {METADATA_KEY.decode()!r} is not ours: {error}"
+        ) from error
 
 
 def write_table(path: Path, table: pa.Table) -> Path:
-    """Write a shard in one step, with a checksum on every page."""
-    return write_bytes(path, parquet_bytes(table))
+    """Write a shard in one step, with its checksum."""
+    return write_bytes(path, sealed_parquet(table))
 
 
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A shard's file."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    return buffer.getvalue()
-
-
-def write_shard(path: Path, groups: Sequence[Group], types: Mapping[str, pa.DataType] | None = None) -> Path:
+def write_shard(
+    path: Path,
+    groups: Sequence[Group],
+    types: Mapping[str, pa.DataType | None] | None = None,
+    notes: ShardNotes | None = None,
+) -> Path:
     """Write groups to one Parquet file, in one step.
 
     Raises:
         DataError: as `to_table`.
     """
-    return write_table(path, to_table(groups, types))
+    return write_table(path, to_table(groups, types, notes))
 
 
 def read_table(path: Path) -> pa.Table:
-    """A shard's table, every page checked.
+    """A shard's table, after its checksum was found to hold; of a file that has none, every page is checked.
 
     Raises:
-        DataError: the file is missing, broken or holds no groups.
+        DataError: the file is missing, damaged or holds no groups.
     """
     try:
-        # Of a ParquetFile rather than pq.read_table, which would make columns of a folder's name.
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read()
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"no such file of groups: {path}") from error
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path} is corrupt ({error}); delete it and rerun: only that shard is drawn anew"
-        ) from error
-    missing = [name for name in ("prompt", *_OWN_COLUMNS) if name not in table.column_names]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    holds = seal_holds(content)
+    if holds is False:
+        raise _corrupt(path, "its checksum does not hold: it was damaged, or another program rewrote it")
+    try:
+        # Of a ParquetFile rather than pq.read_table, which would make columns of a folder's name.
+        with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
+            table = file.read()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _corrupt(path, printable(str(error))) from error
+    if holds is None and b'"draw"' in (table.schema.metadata or {}).get(METADATA_KEY, b""):
+        raise _corrupt(path, "its checksum is gone")
+    missing = [name for name in OWN_NAMES if name not in table.column_names and name != "rewards"]
     if missing:
         raise DataError(
             f"{path} holds no groups: it has no column {missing[0]!r} "
-            f"(it has: {', '.join(table.column_names)})"
+            f"(it has: {', '.join(map(printable, table.column_names))})"
         )
     return table
+
+
+def _corrupt(path: Path, reason: str) -> DataError:
+    return DataError(f"{path} is corrupt ({reason}); delete it and rerun: only that shard is drawn anew")
 
 
 def read_shard(path: Path) -> list[Group]:
     """The groups of one Parquet file.
 
     Raises:
-        DataError: as `read_table`.
+        DataError: as `read_table`, or a prompt id twice.
     """
-    return to_groups(read_table(path))
-
-
-def read_groups(path: str | Path) -> list[Group]:
-    """The groups of a rollout folder, its `data` folder, or one Parquet file; in the order drawn.
-
-    Raises:
-        DataError: nothing there, or a broken file.
-    """
-    path = Path(path)
-    if path.is_dir():
-        inside = path / DATA_FOLDER
-        files = sorted((inside if inside.is_dir() else path).glob("*.parquet"))
-        if not files:
-            raise DataError(f"{path} holds no shards; give a folder that `nonpareil sample` wrote")
-        return [group for file in files for group in read_shard(file)]
-    return read_shard(path)
+    groups = to_groups(read_table(path))
+    refuse_repeated((group.prompt_id for group in groups), str(path))
+    return groups
 
 
 def to_groups(table: pa.Table) -> list[Group]:
     """The table's rows as groups."""
     names = table.column_names
     rewards = [name for name in names if name.startswith(REWARD_PREFIX)]
-    own = {*_OWN_COLUMNS, "prompt", "rewards", *rewards}
     columns = {name: table[name].to_pylist() for name in names}
-    further = {name.removeprefix(ESCAPE): columns[name] for name in names if name not in own}
+    further = dict(from_stored(name, columns[name]) for name in names if name not in (*OWN_NAMES, *rewards))
     scores = {name.removeprefix(REWARD_PREFIX): columns[name] for name in rewards}
     aggregates = columns.get("rewards", [None] * len(table))
     return [

@@ -1,6 +1,5 @@
 """Read vBoN's JSON lines (arXiv:2407.06057) as groups."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from nonpareil.errors import DataError
 from nonpareil.records import Group, prompt_id_of
+from nonpareil.text_files import check_characters, parse_json, read_lines
 
 
 def read_vbon(path: str | Path) -> list[Group]:
@@ -26,7 +26,7 @@ def read_vbon(path: str | Path) -> list[Group]:
         raise DataError(f"no such file: {path}")
     groups: list[Group] = []
     by_prompt: dict[str, Group] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -47,10 +47,8 @@ def read_vbon(path: str | Path) -> list[Group]:
 
 
 def _parsed(line: str, where: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} is not JSON: {error}") from error
+    row = parse_json(line, where)
+    check_characters(row, where)
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         raise DataError(f"{where} has no prompt string")
     return row

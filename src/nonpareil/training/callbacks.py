@@ -57,7 +57,7 @@ class MetricsFile(TrainerCallback):
             return
         logs = {k: v for k, v in kwargs["logs"].items() if k != "total_flos"}
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in logs.items()}
-        with (Path(str(args.output_dir)) / METRICS_FILE).open("a") as file:
+        with (Path(str(args.output_dir)) / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **finite}) + "\n")
 
 

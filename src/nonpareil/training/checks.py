@@ -1,13 +1,18 @@
 """Settings of scale that would silently be something else, or that nothing would read: refused by name."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError
 from nonpareil.models.distributed import check_launch
 from nonpareil.models.zero import check_zero_settings, zero_requested
 
 if TYPE_CHECKING:
+    from nonpareil.methods.base import Method
+    from nonpareil.records import Prompt
+    from nonpareil.rewards import CombinedReward
     from nonpareil.training.config import DistillationConfig
 
 
@@ -57,6 +62,25 @@ def check_adapter(config: "DistillationConfig", adapted: bool) -> None:
             "LoRA with vllm_mode=server is not supported: the server takes whole weights; give "
             "vllm_mode=colocate"
         )
+
+
+def check_scorable(
+    reward: "CombinedReward",
+    method: "Method",
+    config: "DistillationConfig",
+    train_prompts: "Sequence[Prompt]",
+    eval_prompts: "Sequence[Prompt]",
+    tokenizer: Any,
+) -> None:
+    """Refuse prompts that the reward cannot score, and let it keep its tracebacks in the run's folder.
+
+    Stored groups have been scored: where nothing is drawn in training, their prompts are not asked about.
+    """
+    if method.policy_draws + method.anchor_draws > 0:
+        reward.check_prompts(train_prompts, config.max_completion_length, tokenizer)
+    if config.eval_strategy != "no":
+        reward.check_prompts(eval_prompts, config.max_completion_length, tokenizer)
+    reward.log_errors_to(Path(str(config.output_dir)))
 
 
 def _check_vllm(config: "DistillationConfig") -> None:

@@ -145,6 +145,10 @@ class DistillationConfig(TrainingArguments):
     reward_timeout: float | None = field(
         default=None, metadata={"help": "Seconds a Python reward may take; then its rewards are null."}
     )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Run the code that a model, tokenizer or reward model brings along (auto_map)."},
+    )
     log_completions: bool = field(
         default=True, metadata={"help": "Write completions and rewards to Parquet every logging_steps."}
     )

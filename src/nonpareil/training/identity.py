@@ -16,7 +16,7 @@ from nonpareil.errors import ModelError
 from nonpareil.methods import METHODS
 from nonpareil.methods.base import Method
 from nonpareil.models.fingerprint import fingerprint, module_fingerprint
-from nonpareil.records import Group, Prompt, identity_of
+from nonpareil.records import Group, Prompt, prompt_identity
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.config import METHOD_SETTINGS, DistillationConfig
 from nonpareil.training.method import anchor_motion
@@ -80,8 +80,8 @@ MAY_CHANGE = frozenset(
             "hub_revision",
         ),
         *("do_train", "do_eval", "do_predict"),
-        # how long a reward may take
-        "reward_timeout",
+        # how long a reward may take, and whether code may be read to load what the fingerprint knows
+        *("reward_timeout", "trust_remote_code"),
     }
 )
 """Settings of `DistillationConfig`, and the number of processes, that a training may be taken up with anew."""
@@ -120,7 +120,7 @@ def run_identity(
         "anchor_ema_rate": rate,
         "anchor_refresh_steps": refresh_steps,
         "model": model,
-        "prompts": identity_of(prompts),
+        "prompts": {**prompt_identity(prompts), "token_ids_sha256": _token_ids(prompts)},
         "groups": None if groups is None else _hash_of(groups),
         "reward": _reward(reward),
         "peft_config": None if peft_config is None else _adapter(peft_config),
@@ -170,6 +170,15 @@ def _adapter(config: "LoraConfig") -> dict[str, Any]:
     settings = {key: value for key, value in config.to_dict().items() if key not in unread}
     # Sets have no order of their own.
     return {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
+
+
+def _token_ids(prompts: Sequence[Prompt]) -> str:
+    """Save those of a chat template, which may write the date: tokenizer and template are in their identity."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        if prompt.rendering is None:
+            digest.update(array("q", prompt.token_ids).tobytes() + b"|")
+    return digest.hexdigest()[:16]
 
 
 def _hash_of(groups: Sequence[Group]) -> str:

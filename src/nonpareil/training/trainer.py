@@ -14,28 +14,22 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.trainer_callback import ProgressCallback
 
-from nonpareil.engines.transformers import check_prompts
+from nonpareil.engines.transformers import check_prompts, check_token_ids
 from nonpareil.errors import ConfigError
 from nonpareil.methods.base import Method, Targets
-from nonpareil.models.adapters import (
-    AdapterAnchor,
-    add_policy_adapter,
-    is_adapted,
-    plain_model,
-)
+from nonpareil.models.adapters import AdapterAnchor, add_policy_adapter, is_adapted, plain_model
 from nonpareil.models.anchors import Anchor
 from nonpareil.models.distributed import make_equal
-from nonpareil.models.empty import empty_policy
-from nonpareil.models.loading import context_window, disable_dropout, freeze, load_policy, load_tokenizer
+from nonpareil.models.loading import disable_dropout, freeze, stated_limits
 from nonpareil.models.saving import prepare_saving
 from nonpareil.models.sharding import is_empty
-from nonpareil.models.zero import zero_requested
-from nonpareil.records import Group, Prompt, prompt_of
+from nonpareil.records import Group, Prompt, prompt_of, refuse_repeated
 from nonpareil.rewards import CombinedReward, load_rewards
 from nonpareil.training.accumulate import Accumulator
+from nonpareil.training.arguments import check_arguments, read_policy
 from nonpareil.training.callbacks import AnchorCallback, CompactProgress, MetricsFile, StopCleanly
 from nonpareil.training.checkpoints import CheckpointingTrainer
-from nonpareil.training.checks import check_adapter
+from nonpareil.training.checks import check_adapter, check_scorable
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.drawings import make_drawing
 from nonpareil.training.figures import completion_rows, step_figures, write_completions
@@ -64,7 +58,7 @@ class DistillationTrainer(CheckpointingTrainer):
 
     Raises:
         ConfigError: an empty train_dataset, or settings that nothing reads or that do not go together.
-        DataError: a prompt that does not fit the model's window, or groups that cannot be trained on.
+        DataError: data of another kind, a prompt that does not fit the model, or groups that cannot be trained on.
         ModelError: a model or reward model that cannot be used.
     """
 
@@ -85,6 +79,16 @@ class DistillationTrainer(CheckpointingTrainer):
         groups: Sequence[Group] | None = None,
         method: Method | None = None,
     ):
+        check_arguments(
+            model,
+            args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            groups=groups,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
         stored = groups is not None
         self.method = given_method(args, method, stored=stored) if method else method_of(args, stored=stored)
         lora = peft_config or args.lora_config()
@@ -103,16 +107,15 @@ class DistillationTrainer(CheckpointingTrainer):
         self.planned = planned_steps(args, self.method, len(train_dataset))
         given, weights = model, None  # the folder to read them from, shard by shard
         if isinstance(model, str):
-            path, empty = model, empty_policy(model) if args.shard_weights and not zero_requested() else None
-            if empty is not None:
-                (model, weights), tokenizer = empty, load_tokenizer(path)
-            else:
-                model, tokenizer = load_policy(path, dtype=args.policy_dtype(), device=args.device)
+            model, weights, tokenizer = read_policy(model, args)
             processing_class = processing_class or tokenizer
         if processing_class is None:
             raise ConfigError("processing_class=None: a model object needs its tokenizer beside it")
-        for prompts in (train_dataset, eval_dataset or ()):
-            check_prompts(prompts, args.max_completion_length, context_window(model))
+        for name, prompts in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset or ())):
+            refuse_repeated((prompt.prompt_id for prompt in prompts), name)
+            window, vocabulary = stated_limits(model.config)
+            check_prompts(prompts, args.max_completion_length, window)
+            check_token_ids(prompts, vocabulary, "the model")
         self.reward = (
             reward_funcs
             if isinstance(reward_funcs, CombinedReward)
@@ -121,8 +124,10 @@ class DistillationTrainer(CheckpointingTrainer):
                 tokenizers=reward_processing_classes,
                 weights=args.reward_weights,
                 timeout=args.reward_timeout,
+                trust_remote_code=args.trust_remote_code,
             )
         )
+        check_scorable(self.reward, self.method, args, train_dataset, eval_dataset or (), processing_class)
         prepare_saving(model, processing_class)
         self.identity = run_identity(
             args, self.method, train_dataset, self.reward, model_identity(given, model), groups, peft_config

@@ -1,0 +1,32 @@
+"""HTML pages from templates: what others wrote is text in them, and every character of it can be seen."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jinja2
+import markupsafe
+
+from nonpareil.terminal import printable_text
+
+
+def page_template(name: str, filters: dict[str, Callable[..., Any]]) -> jinja2.Template:
+    """A template of this package; `filters` are its own beside jinja's.
+
+    Names, prompts and completions are escaped, and of their characters those that would hide or reorder others
+    are shown as escapes: a page is read as it was written.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("nonpareil.evaluation"),
+        autoescape=True,
+        finalize=_seen,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= filters
+    return environment.get_template(name)
+
+
+def _seen(value: Any) -> Any:
+    is_data = isinstance(value, str) and not isinstance(value, markupsafe.Markup)
+    return printable_text(value) if is_data else value

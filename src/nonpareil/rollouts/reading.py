@@ -1,0 +1,167 @@
+"""A folder of groups read whole: held against its manifest, so that no shard is missing, foreign or there twice."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from nonpareil.errors import DataError
+from nonpareil.records import Group, refuse_repeated
+from nonpareil.rollouts.folder import MANIFEST
+from nonpareil.rollouts.manifest import read_manifest
+from nonpareil.rollouts.store import (
+    DATA_FOLDER,
+    ShardNotes,
+    notes_of,
+    read_shard,
+    read_table,
+    shard_path,
+    to_groups,
+)
+
+ONLY_THAT = "delete it and rerun: only that shard is drawn anew"
+
+
+def read_groups(path: str | Path) -> list[Group]:
+    """The groups of a finished run's folder, of its `data` folder, or of one Parquet file; in the order drawn.
+
+    Raises:
+        DataError: nothing there, a damaged file, a run that is not finished, or a folder that lacks a shard of
+            its run, holds one twice, or holds a file that is none.
+    """
+    groups, lacking = read_available(path)
+    if lacking:
+        raise DataError(
+            f"{path} is not finished: {lacking}. Run `nonpareil sample` again with the same settings to finish it"
+        )
+    return groups
+
+
+def read_available(path: str | Path) -> tuple[list[Group], str]:
+    """As `read_groups`; of a run that is not finished the shards that are drawn and scored, and what is lacking.
+
+    The second value says in words how many are there of how many; it is empty for a finished run.
+
+    Raises:
+        DataError: as `read_groups`, or an unfinished run of which no shard is done.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return read_shard(path), ""
+    folder = path.parent if path.name == DATA_FOLDER and (path.parent / MANIFEST).is_file() else path
+    data = folder / DATA_FOLDER
+    manifest = read_manifest(folder)
+    files = sorted((data if data.is_dir() else folder).glob("*.parquet"))
+    if not files:
+        raise DataError(f"{path} holds no shards; give a folder that `nonpareil sample` wrote")
+    if manifest is None:
+        tables = [read_table(file) for file in files]
+        _check_without_manifest(path, [notes_of(table.schema) for table in tables], sum(map(len, tables)))
+        return _joined(tables, path), ""
+    refuse_foreign(folder, num_shards(manifest))
+    return _of_run(path, folder, manifest)
+
+
+def num_shards(manifest: Mapping[str, Any]) -> int:
+    """How many shards the run has when it is finished."""
+    return -(-manifest["draw"]["prompts"]["count"] // manifest["shard_size"])
+
+
+def refuse_foreign(folder: Path, whole: int) -> None:
+    """Refuse Parquet files beside the shards, such as copies: whoever reads the folder whole would read them too.
+
+    Raises:
+        DataError: naming one.
+    """
+    ours = {shard_path(folder, index) for index in range(whole)}
+    for file in sorted((folder / DATA_FOLDER).glob("*.parquet")):
+        if file not in ours:
+            raise DataError(f"{str(file)!r} is none of the run's {whole} shards; move it out of the folder")
+
+
+def check_shard(path: Path, index: int, table: pa.Table, manifest: Mapping[str, Any]) -> None:
+    """Refuse a shard that is not the one of its place in the run of the manifest.
+
+    Raises:
+        DataError: it is of another run or place, or has other numbers of prompts or completions.
+    """
+    notes = notes_of(table.schema)
+    draw = manifest["draw"]
+    if manifest["format"] != 1 and notes.draw != draw:
+        raise DataError(f"{path} is of another run: it was drawn with other settings; {ONLY_THAT}")
+    if manifest["format"] != 1 and notes.index != index:
+        raise DataError(
+            f"{path} holds other prompts than its place in the run: it is shard {notes.index}; {ONLY_THAT}"
+        )
+    size, count = manifest["shard_size"], draw["prompts"]["count"]
+    expected = min(size, count - index * size)
+    if len(table) != expected:
+        raise DataError(
+            f"{path} holds {len(table)} prompts, and its place in the run has {expected}; {ONLY_THAT}"
+        )
+    lengths = {len(row) for row in table["completions"].to_pylist()}
+    if lengths != {draw["num_generations"]}:
+        raise DataError(
+            f"{path} holds groups of {sorted(lengths)} completions, and the run has num_generations="
+            f"{draw['num_generations']}; {ONLY_THAT}"
+        )
+
+
+def _of_run(path: Path, folder: Path, manifest: Mapping[str, Any]) -> tuple[list[Group], str]:
+    whole, tables = num_shards(manifest), []
+    missing, unscored = [], []
+    for index in range(whole):
+        file = shard_path(folder, index)
+        if not file.is_file():
+            missing.append(file.name)
+            continue
+        table = read_table(file)
+        check_shard(file, index, table, manifest)
+        if _is_scored(notes_of(table.schema), manifest.get("scoring")):
+            tables.append(table)
+        else:
+            unscored.append(file.name)
+    lacking = _lacking(manifest, len(tables), missing, unscored)
+    if lacking and manifest["complete"]:
+        raise DataError(
+            f"{path}: {lacking}, though its run was finished. Run `nonpareil sample` again with the same "
+            "settings: only that is made anew"
+        )
+    if not tables:
+        raise DataError(f"{path} is not finished: {lacking}. Wait for it, or run it again")
+    return _joined(tables, path), lacking
+
+
+def _is_scored(notes: ShardNotes, scoring: Mapping[str, Any] | None) -> bool:
+    if scoring is None:
+        return True  # a run that only draws, or a manifest that was made anew
+    rewards = {name: notes.rewards.get(name) for name in scoring["rewards"]}
+    return rewards == scoring["rewards"] and notes.aggregate == scoring["aggregate"]
+
+
+def _lacking(manifest: Mapping[str, Any], there: int, missing: Sequence[str], unscored: Sequence[str]) -> str:
+    whole = num_shards(manifest)
+    parts = [f"{len(missing)} are not drawn (the first is {missing[0]})"] if missing else []
+    parts += [f"{len(unscored)} lack these scores (the first is {unscored[0]})"] if unscored else []
+    return f"{there} of {whole} shards are there; {' and '.join(parts)}" if parts else ""
+
+
+def _check_without_manifest(path: Path, notes: Sequence[ShardNotes], count: int) -> None:
+    """What shards alone can say: whether they are those of one whole run. Files that no run wrote say nothing."""
+    draws = [one.draw for one in notes]
+    if not any(draws):
+        return
+    if any(draw != draws[0] for draw in draws):
+        raise DataError(f"{path} holds shards of different runs, or other files among them; keep one run's")
+    expected = draws[0]["prompts"]["count"]
+    if count != expected:
+        raise DataError(
+            f"{path} holds {count} of its run's {expected} prompts; give the whole folder, or read one shard"
+        )
+
+
+def _joined(tables: Sequence[pa.Table], path: Path) -> list[Group]:
+    groups = [group for table in tables for group in to_groups(table)]
+    refuse_repeated((group.prompt_id for group in groups), str(path))
+    return groups

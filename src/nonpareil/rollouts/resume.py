@@ -1,0 +1,78 @@
+"""What a run finds in its folder: how its shards were drawn, and whether they are those of its prompts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nonpareil.errors import ConfigError, DataError
+from nonpareil.records import Prompt
+from nonpareil.rollouts.folder import MANIFEST
+from nonpareil.rollouts.manifest import FORMAT, read_manifest, versions
+from nonpareil.rollouts.reading import ONLY_THAT, check_shard, num_shards, refuse_foreign
+from nonpareil.rollouts.store import notes_of, read_table, shard_path
+
+
+def stored_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder that has shards; one that is lost is made anew from what they say of themselves.
+
+    Raises:
+        DataError: a damaged manifest or shard, or a file that is none of the run's.
+        ConfigError: shards without a manifest that do not say how they were drawn.
+    """
+    shards = sorted(folder.glob("data/shard-*.parquet"))
+    if not shards:
+        return None
+    manifest = read_manifest(folder)
+    if manifest is None:
+        notes = notes_of(read_table(shards[0]).schema)  # the others are held against it
+        if not notes.draw:
+            raise ConfigError(
+                f"output_dir={str(folder)!r} has no {MANIFEST}, and {shards[0].name} does not say how it was "
+                "drawn; give another output_dir"
+            )
+        manifest = {
+            "format": FORMAT,
+            "complete": False,
+            "draw": notes.draw,
+            "shard_size": notes.shard_size,
+            "versions": versions(),
+        }
+    refuse_foreign(folder, num_shards(manifest))
+    return manifest
+
+
+def missing_shards(folder: Path, manifest: dict[str, Any], shards: Sequence[Sequence[Prompt]]) -> list[int]:
+    """Which shards are still to be drawn; those on disk are checked, to the last bit.
+
+    Raises:
+        DataError: one that is damaged, or not the one of its place.
+    """
+    missing = []
+    for index, prompts in enumerate(shards):
+        path = shard_path(folder, index)
+        if not path.is_file():
+            missing.append(index)
+            continue
+        table = read_table(path)
+        check_shard(path, index, table, manifest)
+        if table["prompt_id"].to_pylist() != [prompt.prompt_id for prompt in prompts]:
+            raise DataError(f"{path} holds other prompts than its place in the run; {ONLY_THAT}")
+    return missing
+
+
+def check_prompts(prompts: Sequence[Prompt]) -> None:
+    """Refuse prompts that cannot be drawn for.
+
+    Raises:
+        DataError: none, two with one id, or string prompts and conversations together.
+    """
+    if not prompts:
+        raise DataError("there are no prompts to draw for")
+    ids = {prompt.prompt_id for prompt in prompts}
+    if len(ids) < len(prompts):
+        raise DataError(
+            f"{len(prompts) - len(ids)} prompts repeat another's prompt_id; give each its own "
+            "(records.prompt_id_of, from content and position)"
+        )
+    if len({isinstance(prompt.prompt, str) for prompt in prompts}) > 1:
+        raise DataError("string prompts and conversations are mixed; make all of them conversations")

@@ -1,0 +1,73 @@
+"""What the trainer is given from Python, refused in our error types before any work."""
+
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from nonpareil.errors import ConfigError, DataError, ModelError, NonpareilError
+from nonpareil.records import Prompt
+from nonpareil.training.config import DistillationConfig
+from nonpareil.training.trainer import DistillationTrainer
+from tests.tiny import make_model, make_tokenizer
+
+PROMPTS = [Prompt("a", "good film", [1, 10, 8], {})]
+
+
+def reward(completions: list[str], **columns: Any) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def on_meta() -> Any:
+    with torch.device("meta"):
+        return make_model()
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        (
+            {"train_dataset": ["good film"]},
+            DataError,
+            r"train_dataset\[0\] is a str.*tokenize_prompts\(load_prompts",
+        ),
+        ({"train_dataset": [{"prompt": "x"}]}, DataError, r"train_dataset\[0\] is a dict"),
+        (
+            {"train_dataset": datasets.Dataset.from_list([{"prompt": "x"}])},
+            DataError,
+            r"train_dataset.*Dataset|dict",
+        ),
+        ({"eval_dataset": "good film"}, DataError, r"eval_dataset is a str"),
+        ({"groups": [PROMPTS[0]]}, DataError, r"groups\[0\] is a Prompt, not a Group"),
+        ({"train_dataset": [Prompt("a", "x", [1, 99], {})]}, DataError, r"token id 99, and the model has"),
+        ({"train_dataset": [Prompt("a", "x", [1, -1], {})]}, DataError, r"token id -1"),
+        ({"args": "plain"}, ConfigError, r"args is a TrainingArguments; give a DistillationConfig"),
+        ({"callbacks": "x"}, ConfigError, r"callbacks is a str; give a list of TrainerCallbacks"),
+        ({"callbacks": [3]}, ConfigError, r"callbacks\[0\] is a int"),
+        ({"optimizers": 3}, ConfigError, r"optimizers=3 must be a pair"),
+        ({"optimizers": (3, None)}, ConfigError, r"optimizers\[0\] is a int"),
+        ({"optimizers": (None, 3)}, ConfigError, r"optimizers\[1\] is a int"),
+        ({"processing_class": "x"}, ConfigError, r"processing_class is a str"),
+        ({"model": 3}, ModelError, r"model is a int"),
+        ({"model": "meta"}, ModelError, r"is on the meta device; load it with from_pretrained"),
+    ],
+)
+def test_each_argument_of_another_kind_is_refused(
+    tmp_path: Any, given: dict[str, Any], error: type[NonpareilError], says: str
+) -> None:
+    common: dict[str, Any] = {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True}
+    args: Any = DistillationConfig(**common, max_completion_length=4)
+    usual: dict[str, Any] = {
+        "model": make_model(),
+        "args": args,
+        "train_dataset": PROMPTS,
+        "processing_class": make_tokenizer(),
+    }
+    if given.get("args") == "plain":
+        given = {"args": TrainingArguments(**common)}
+    if given.get("model") == "meta":
+        given = {"model": on_meta()}
+    with pytest.raises(error, match=says):
+        DistillationTrainer(reward_funcs=reward, **{**usual, **given})
