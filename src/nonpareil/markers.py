@@ -7,11 +7,12 @@ since belongs to whoever did that. Symbolic links below the folder are never fol
 
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +21,8 @@ from nonpareil.errors import ConfigError
 
 MARKER = ".nonpareil.json"
 _ABOUT = "The files that nonpareil wrote here, as bytes:time of modification in ns; it deletes no others."
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+"""What a file that is written in one step is called until it is whole."""
 _CHECKPOINT_FILES = (
     *("*.json", "*.jsonl", "*.safetensors", "*.pt", "*.pth", "*.bin", "*.model", "*.jinja"),
     *("merges.txt", "vocab.txt"),
@@ -121,7 +124,8 @@ class OutputFolder:
             yield
         finally:
             self._list_open(place, killed=False)
-            self._write()
+            with suppress(OSError):  # a full disk: on it the place stays open, as after a kill
+                self._write()
 
     @contextmanager
     def staged(self, place: str = "") -> Iterator[Path]:
@@ -173,8 +177,10 @@ class OutputFolder:
 
     def recover(self) -> None:
         """List what a killed command left unlisted, and delete what it had not finished."""
-        for leftover in self.path.glob(f"{self.marker.name}.*.tmp"):
-            leftover.unlink()
+        places = (f"{self.marker.name}.*.tmp", *((".*.tmp", "*/.*.tmp") if self.marked else ()))
+        for leftover in {path for place in places for path in self.path.glob(place)}:
+            if _TEMPORARY.fullmatch(leftover.name) and leftover.parent.resolve() == leftover.parent:
+                leftover.unlink()
         for place in list(self._open):
             self._list_open(place, killed=True)
         self._sweep()
@@ -228,11 +234,14 @@ class OutputFolder:
         content = json.dumps({"about": _ABOUT, "command": self.command, **lists}, indent=1)
         temporary = self.marker.with_name(f"{self.marker.name}.{os.getpid()}.tmp")
         temporary.unlink(missing_ok=True)
-        with temporary.open("x") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, self.marker)
+        try:
+            with temporary.open("x", encoding="utf-8") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, self.marker)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def read_marker(marker: Path) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """What others wrote (prompts, reasons, servers' words, names of files), fit for a terminal and a log."""
 
 import logging
+import sys
 import unicodedata
+from contextlib import suppress
 
 _LONGEST_REASON = 400
 _JOINERS = "\u200c\u200d"  # within words of some scripts, and within emoji; they move nothing
@@ -54,3 +56,9 @@ def _visible(character: str) -> str:
     if unicodedata.category(character) in ("Co", "Cn"):  # without a meaning, and without an effect
         return character
     return character.encode("unicode_escape").decode("ascii")
+
+
+def tell(message: str) -> None:
+    """Say something on stderr, on a line of its own; a terminal that is gone is no error."""
+    with suppress(OSError, ValueError):  # ValueError: closed
+        print(f"nonpareil: {printable_lines(message)}", file=sys.stderr, flush=True)

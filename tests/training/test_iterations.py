@@ -16,7 +16,7 @@ from nonpareil.markers import OutputFolder
 from nonpareil.methods import build
 from nonpareil.models.anchors import Anchor
 from nonpareil.training import DistillationConfig
-from nonpareil.training.callbacks import last_whole_checkpoint
+from nonpareil.training.checkpoint_files import last_whole_checkpoint
 from nonpareil.training.method import check_method
 from nonpareil.training.sampler import RepeatedBatches
 from tests.training.conftest import (
@@ -104,7 +104,7 @@ def test_four_steps_are_two_and_resume_and_two_bit_for_bit(
     groups = stored_groups(4) if stored else None
     make_trainer(whole, groups=groups, **settings, **STEPS).train()
     make_trainer(parts, groups=groups, callbacks=[StopAfter(2)], **settings, **STEPS).train()
-    assert last_whole_checkpoint(parts, anchored) == parts / "checkpoint-2"
+    assert last_whole_checkpoint(parts) == parts / "checkpoint-2"
     assert spent(parts)["steps"] == 2
     torch.manual_seed(99)
     # Where the reference is not needed, the weights given are not either.
@@ -146,6 +146,7 @@ def test_a_whole_checkpoint_is_there_before_an_older_one_goes(
     settings = {**STEPS, "save_steps": 1, "save_total_limit": 1}
     make_trainer(tmp_path, **BOND, anchor_refresh_steps=2, **settings).train()
     assert removed == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
 
 
 def test_a_batch_of_draws_serves_so_many_steps_and_no_more(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """A run that is stopped and taken up again ends as one that never stopped."""
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,17 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from nonpareil.errors import DataError
-from nonpareil.training.callbacks import last_whole_checkpoint
+from nonpareil.training.checkpoint_files import last_whole_checkpoint
 from nonpareil.training.trainer import DistillationTrainer
-from tests.training.conftest import StopAfter, assert_same, ending_model, make_trainer, metrics
+from tests.training.conftest import (
+    StopAfter,
+    assert_same,
+    ending_model,
+    goodness,
+    make_trainer,
+    metrics,
+    slow_goodness,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "linear"}
@@ -52,7 +62,7 @@ def test_four_steps_are_two_and_resume_and_two_bit_for_bit(bf16: bool, tmp_path:
     assert any(not torch.equal(starts[name], ends[name]) for name in starts), "the anchor moves"
 
 
-def run_until(output_dir: Path, steps: int) -> subprocess.Popen[bytes]:
+def run_until(output_dir: Path, steps: int, **options: Any) -> subprocess.Popen[bytes]:
     """A training process of slow rewards, running until its log has so many steps."""
     program = (
         "import sys, torch; from pathlib import Path; from tests.training.conftest import *; "
@@ -60,7 +70,10 @@ def run_until(output_dir: Path, steps: int) -> subprocess.Popen[bytes]:
         "make_trainer(Path(sys.argv[1]), reward=slow_goodness, max_steps=40).train()"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", program, str(output_dir)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [sys.executable, "-c", program, str(output_dir)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        **options,
     )
     log, deadline = output_dir / "metrics.jsonl", time.monotonic() + 120
     while not log.is_file() or len(log.read_text().splitlines()) < steps:
@@ -70,7 +83,7 @@ def run_until(output_dir: Path, steps: int) -> subprocess.Popen[bytes]:
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_leaves_a_whole_checkpoint_from_which_the_same_end_is_reached(
     number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -84,7 +97,8 @@ def test_ctrl_c_leaves_a_whole_checkpoint_from_which_the_same_end_is_reached(
     assert 2 <= step < 40
     for folder in (stopped, whole):
         # As many steps as were meant, so that the learning rate falls alike; both end two steps on.
-        trainer = make_trainer(folder, max_steps=40, callbacks=[StopAfter(step + 2)])
+        reward = slow_goodness if folder is stopped else goodness
+        trainer = make_trainer(folder, reward=reward, max_steps=40, callbacks=[StopAfter(step + 2)])
         trainer.train(resume_from_checkpoint=folder is stopped)
     last = f"checkpoint-{step + 2}"
     assert_same_checkpoint(stopped / last, whole / last)
@@ -92,6 +106,43 @@ def test_ctrl_c_leaves_a_whole_checkpoint_from_which_the_same_end_is_reached(
     assert [line["step"] for line in ours] == list(range(1, step + 3))
     named = [{k.replace("slow_", ""): v for k, v in line.items()} for line in ours]
     assert named == theirs
+
+
+def test_the_end_of_a_terminal_leaves_a_checkpoint_too(tmp_path: Path) -> None:
+    """The kernel's SIGHUP to what runs in it, while what is written to it is lost; and a second, from the shell."""
+    terminal, side = os.openpty()
+
+    def take_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(side, termios.TIOCSCTTY, 0)
+
+    process = run_until(tmp_path, 2, stdin=side, stdout=side, stderr=side, preexec_fn=take_terminal)
+    os.close(side)
+    os.close(terminal)
+    process.send_signal(signal.SIGHUP)
+    process.wait(timeout=60)
+    assert last_whole_checkpoint(tmp_path) is not None
+
+
+def test_a_hangup_that_was_ignored_stays_so(tmp_path: Path) -> None:
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        trainer = make_trainer(tmp_path, max_steps=2, callbacks=[Hangup()])
+        trainer.train()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert trainer.state.global_step == 2
+    assert not trainer.stopper.stopped
+    assert last_whole_checkpoint(tmp_path) is None
+
+
+class Hangup(TrainerCallback):
+    """The terminal goes in the first step."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
 
 
 def test_a_second_training_of_one_trainer_is_not_stopped_by_the_first_ones_signal(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ class _Comparison:
         self._say(f"{where}: trained in {_duration(time.monotonic() - begun)}")
 
     def _words(self, plan: RunPlan) -> list[str]:
-        from nonpareil.training.callbacks import last_whole_checkpoint
+        from nonpareil.training.checkpoint_files import last_whole_checkpoint
 
         if plan.entry.command:
             if (aside := clear_command(plan.model)) is not None:  # whether it can go on is not ours to know
@@ -203,7 +203,7 @@ class _Comparison:
         for name, value in settings.items():
             if kept[name] != value:
                 words += [f"--{name}", *([value] if isinstance(value, str) else value)]
-        if last_whole_checkpoint(plan.model, plan.moving_anchor) is not None:
+        if last_whole_checkpoint(plan.model) is not None:
             return [*words, "--resume_from_checkpoint", "true"]
         return [*words, "--overwrite", "true"]
 

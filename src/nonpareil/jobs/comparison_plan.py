@@ -71,8 +71,6 @@ class RunPlan:
     """Of the shared pool that this run learns from."""
     pool_share: float
     """The same, as a share of the pool."""
-    moving_anchor: bool
-    """Whether its checkpoints must hold an anchor to be taken up."""
 
     @property
     def label(self) -> str:
@@ -183,12 +181,10 @@ def _command(spec: ComparisonSpec, entry: MethodEntry) -> Callable[[int], RunPla
         )
     used = spec.pool.completions if spec.pool and entry.stored else 0
     refuse_pool_over_budget(spec, entry, used)
-    return _plan(spec, entry, {"command": list(entry.command or ())}, used, moving_anchor=False)
+    return _plan(spec, entry, {"command": list(entry.command or ())}, used)
 
 
 def _distillation(spec: ComparisonSpec, entry: MethodEntry) -> Callable[[int], RunPlan]:
-    from nonpareil.training.method import anchor_motion
-
     settings = {name: getattr(spec.options, name) for name in SHARED}
     settings |= {"disable_tqdm": True, "report_to": "none", **spec.training, **entry.settings}
     settings["method"] = entry.method
@@ -217,8 +213,7 @@ def _distillation(spec: ComparisonSpec, entry: MethodEntry) -> Callable[[int], R
     if entry.stored:
         settings = {k: v for k, v in settings.items() if k not in UNREAD_WITH_GROUPS}
     kept = {name: value for name, value in settings.items() if value is not None}
-    draws = method.policy_draws + method.anchor_draws > 0
-    return _plan(spec, entry, kept, used, moving_anchor=draws and any(anchor_motion(config, method)))
+    return _plan(spec, entry, kept, used)
 
 
 def _method(config: "DistillationConfig", entry: MethodEntry) -> "Method":
@@ -231,7 +226,7 @@ def _method(config: "DistillationConfig", entry: MethodEntry) -> "Method":
 
 
 def _plan(
-    spec: ComparisonSpec, entry: MethodEntry, settings: dict[str, Any], used: int, *, moving_anchor: bool
+    spec: ComparisonSpec, entry: MethodEntry, settings: dict[str, Any], used: int
 ) -> Callable[[int], RunPlan]:
     """A run that lacks only its seed."""
 
@@ -239,7 +234,7 @@ def _plan(
         folder = Path(spec.options.output_dir) / "runs" / entry.name / f"seed-{seed}"
         own = settings if entry.command else {**settings, "seed": seed}
         share = used / spec.pool.completions if spec.pool and used else 0.0
-        return RunPlan(entry, seed, folder, own, used, share, moving_anchor)
+        return RunPlan(entry, seed, folder, own, used, share)
 
     return made
 

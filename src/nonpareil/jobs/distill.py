@@ -104,14 +104,15 @@ def _distill(
     from nonpareil.models.distributed import end_processes, first_process_first
     from nonpareil.models.loading import save_merged
     from nonpareil.models.memory import free_memory
+    from nonpareil.training.resume import checkpoint_to_resume
 
     output_dir = Path(str(config.output_dir))
-    trainer = _trainer(options, config, method, eval_source)
-    resume = config.resume_from_checkpoint
-    if options.overwrite and not resume:
+    checkpoint = checkpoint_to_resume(config.resume_from_checkpoint, output_dir)
+    trainer = _trainer(options, config, method, eval_source, checkpoint)
+    if checkpoint is None:
         first_process_first(partial(start_anew, output_dir))  # all that can be refused was
     try:
-        trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
+        trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         trainer.release()
     result: dict[str, Any] = {"output_dir": str(output_dir), "steps": trainer.state.global_step}
@@ -170,11 +171,18 @@ def _eval_source(options: DistillOptions) -> str:
 
 
 def _trainer(
-    options: DistillOptions, config: "DistillationConfig", method: "Method", eval_source: str
+    options: DistillOptions,
+    config: "DistillationConfig",
+    method: "Method",
+    eval_source: str,
+    checkpoint: Path | None,
 ) -> "DistillationTrainer":
     from nonpareil.jobs.stored import check_reward
     from nonpareil.training.checks import check_scorable
+    from nonpareil.training.identity import run_identity
     from nonpareil.training.method import check_group_rewards
+    from nonpareil.training.resume import refuse_another_run
+    from nonpareil.training.sampler import planned_steps
     from nonpareil.training.trainer import DistillationTrainer
 
     policy = _policy(options, config, config.policy_dtype())
@@ -199,7 +207,11 @@ def _trainer(
         after = _evaluation(options, config, eval_source)
         evaluate.check_rewards(after, reward, held_out or [], policy.tokenizer)
     check_scorable(reward, method, config, prompts, held_out or [], policy.tokenizer)
-    return DistillationTrainer(
+    model = policy.info()["fingerprint"]
+    planned = planned_steps(config, method, len(prompts))
+    if checkpoint is not None:  # before any weight is read
+        refuse_another_run(checkpoint, run_identity(config, method, prompts, reward, model, groups), planned)
+    trainer = DistillationTrainer(
         policy.local_path() if config.shard_weights else policy.load(),
         reward,
         config,
@@ -208,6 +220,8 @@ def _trainer(
         processing_class=policy.tokenizer,
         groups=groups,
     )
+    trainer.identity["model"] = model
+    return trainer
 
 
 def _policy(options: DistillOptions, config: "DistillationConfig", dtype: str) -> "PolicySource":

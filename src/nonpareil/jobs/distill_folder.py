@@ -52,8 +52,9 @@ def distillation_folder(
     """
     from nonpareil.models.distributed import process_index, wait_for_all
     from nonpareil.training.output import COMMAND
+    from nonpareil.training.resume import resume_setting
 
-    resume, output_dir = bool(config.resume_from_checkpoint), str(config.output_dir)
+    resume, output_dir = bool(resume_setting(config.resume_from_checkpoint)), str(config.output_dir)
     if process_index() > 0:
         wait_for_all()
         yield
@@ -72,10 +73,15 @@ def distillation_folder(
 
 def start_anew(output_dir: Path) -> None:
     """Delete what an earlier run wrote, its evaluation included; what else is in the folder stays."""
+    from nonpareil.training.checkpoint_files import leftovers, remove_empty, sweep
+
     folder = held_folder(output_dir / MARKER)
     assert folder is not None
     delete_evaluation(output_dir / "evaluation")
     folder.delete()
+    sweep(output_dir)
+    for partial in leftovers(output_dir):
+        remove_empty(partial)
 
 
 def _check(folder: OutputFolder, *, overwrite: bool, resume: bool, max_steps: int) -> None:
@@ -86,12 +92,21 @@ def _check(folder: OutputFolder, *, overwrite: bool, resume: bool, max_steps: in
             "deleted or replaced; name another directory (a run of an older version goes on there with "
             "resume_from_checkpoint=<its last checkpoint>), or delete all of it yourself"
         )
-    if folder.holds_ours() and not resume and not overwrite:
+    if not resume and not overwrite and _is_worth_keeping(folder):
         raise ConfigError(
             f"{folder.where} exists; give --resume_from_checkpoint true to go on, --overwrite to start anew, or "
             "another output_dir"
         )
     folder.refuse_foreign([*WRITTEN, *_reached(folder, max_steps, resume)])
+
+
+def _is_worth_keeping(folder: OutputFolder) -> bool:
+    """Whether there is a checkpoint or a result; a run that was killed before either is simply begun anew."""
+    from nonpareil.training.checkpoint_files import STATE_FILE
+    from nonpareil.training.output import checkpoint_step
+
+    names = folder.entries()
+    return STATE_FILE in names or any(checkpoint_step(name) is not None for name in names)
 
 
 def _reached(folder: OutputFolder, max_steps: int, resume: bool) -> list[Any]:

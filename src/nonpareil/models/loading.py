@@ -18,6 +18,7 @@ from nonpareil.models.pretrained import (
     read_model,
     read_tokenizer,
 )
+from nonpareil.models.saving import mend_generation_config
 
 
 def load_tokenizer(
@@ -88,6 +89,7 @@ def save_merged(directory: Path, *, trust_remote_code: bool = False) -> str:
     model, tokenizer = load_policy(str(directory), dtype="float32", trust_remote_code=trust_remote_code)
     name, revision = adapter_base(str(directory)) or ("", None)
     stored = read_config(name, revision, trust_remote_code=trust_remote_code).dtype
+    mend_generation_config(model)  # of which the training has told
     cast_weights(model, stored or model.dtype).save_pretrained(directory / "merged")
     tokenizer.save_pretrained(directory / "merged")
     return str(directory / "merged")

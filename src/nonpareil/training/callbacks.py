@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import signal
 import threading
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from nonpareil.models.anchors import ANCHOR_FILE, Anchor
+from nonpareil.files import write_bytes
+from nonpareil.models.anchors import Anchor
 from nonpareil.models.distributed import any_process
+from nonpareil.training.spent import Spent
 
 METRICS_FILE = "metrics.jsonl"
-RESUMED_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 
 class AnchorCallback(TrainerCallback):
@@ -42,16 +41,13 @@ class MetricsFile(TrainerCallback):
         if not state.is_world_process_zero:
             return
         path = Path(str(args.output_dir)) / METRICS_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if path.is_file() and state.global_step:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [
-                line for line in lines if _is_whole(line) and json.loads(line)["step"] <= state.global_step
+                line for line in lines if (step := _step_of(line)) is not None and step <= state.global_step
             ]
-        partial = path.with_suffix(".tmp")
-        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(partial, path)
+        write_bytes(path, "".join(line + "\n" for line in kept).encode())
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -65,12 +61,14 @@ class MetricsFile(TrainerCallback):
             file.write(json.dumps({"step": state.global_step, **finite}) + "\n")
 
 
-def _is_whole(line: str) -> bool:
-    """False for a last line that a kill cut short; every other is followed by its checkpoint."""
+def _step_of(line: str) -> int | None:
+    """None for a line that a kill cut short; every other is followed by its checkpoint."""
     try:
-        return isinstance(json.loads(line), dict)
+        logged = json.loads(line)
     except ValueError:
-        return False
+        return None
+    step = logged.get("step") if isinstance(logged, dict) else None
+    return step if isinstance(step, int) else None
 
 
 class CompactProgress(ProgressCallback):
@@ -88,8 +86,9 @@ class CompactProgress(ProgressCallback):
 
 
 class StopCleanly(TrainerCallback):
-    """The first Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and stops; a second one interrupts.
+    """The first Ctrl-C finishes the step, saves a checkpoint and stops; a second one interrupts.
 
+    So do SIGTERM, and SIGHUP (the terminal is gone) unless it was being ignored, as under nohup.
     `every`: steps between states that can be resumed; those in between share one batch of draws.
     """
 
@@ -104,7 +103,10 @@ class StopCleanly(TrainerCallback):
         """Python delivers signals to the main thread only; elsewhere Ctrl-C stays as it is."""
         self.stopped = False
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+                numbers.append(signal.SIGHUP)
+            for number in numbers:
                 self._previous[number] = signal.signal(number, self._stop)
 
     def on_step_end(
@@ -123,25 +125,52 @@ class StopCleanly(TrainerCallback):
 
     def _stop(self, number: int, frame: Any) -> None:
         self.stopped = True
-        signal.signal(number, self._previous[number])
+        if number != signal.SIGHUP:  # which the shell and the kernel may both send
+            signal.signal(number, self._previous[number])
 
 
-def last_whole_checkpoint(output_dir: Path, with_anchor: bool = True) -> Path | None:
-    """The newest checkpoint with all its files, the anchor among them where it moves."""
-    files = (*RESUMED_FILES, ANCHOR_FILE) if with_anchor else RESUMED_FILES
-    found = [
-        path
-        for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        # transformers resumes without an optimizer state, silently, where that is missing.
-        if path.name.rsplit("-", 1)[1].isdigit() and all((path / name).is_file() for name in files)
-    ]
-    return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+class StepsAsAsked(TrainerCallback):
+    """Saves, logs and evaluates as often as asked now; on resume transformers does it as the checkpoint says."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """From the settings, as at a start."""
+        state.compute_steps(args, state.max_steps)
 
 
-def is_finished(checkpoint: Path, max_steps: int) -> bool:
-    """Whether a checkpoint is at the end of its run: at `max_steps`, else at the run's own."""
-    path = checkpoint / "trainer_state.json"
-    if not path.is_file():
-        return False
-    state = json.loads(path.read_text(encoding="utf-8"))
-    return state["global_step"] >= (max_steps if max_steps > 0 else state["max_steps"])
+class LastWholeStep(TrainerCallback):
+    """Knows after which step policy, anchor, optimizer and counts belong together; hears of a step last.
+
+    `step` is None while they are being changed.
+    """
+
+    def __init__(self, spent: Spent) -> None:
+        self.step: int | None = None
+        self.spent = spent
+        self._sums: dict[str, Any] = {}
+        self._tokens = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """As it starts, or is taken up."""
+        self.on_step_end(args, state, control)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The policy is about to move."""
+        self.step = None
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """All have moved."""
+        self.step, self._tokens = state.global_step, state.num_input_tokens_seen
+        self._sums = self.spent.state()["attributes"]
+
+    def go_back(self, state: TrainerState) -> None:
+        """Take back what a step that failed has counted."""
+        state.num_input_tokens_seen = self._tokens
+        vars(self.spent).update(self._sums)

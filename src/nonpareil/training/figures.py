@@ -12,6 +12,8 @@ import torch
 from nonpareil.files import write_bytes
 from nonpareil.training.steps import StepDraws
 
+COMPLETIONS_FOLDER = "completions"
+
 
 def step_figures(drawn: StepDraws, reward_names: Sequence[str]) -> dict[str, float]:
     """Means over the step's own draws (KL and entropy: nats); a step on stored groups alone has their reward."""
@@ -79,7 +81,7 @@ def completion_rows(drawn: StepDraws, targets: Any, step: int) -> list[dict[str,
 
 
 def write_completions(output_dir: Path, step: int, rows: list[dict[str, Any]]) -> None:
-    """`completions/completions_<step>.parquet`."""
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), buffer)
-    write_bytes(output_dir / "completions" / f"completions_{step:05d}.parquet", buffer.getvalue())
+    """`completions/completions_<step>.parquet`, in one step."""
+    content = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), content)
+    write_bytes(output_dir / COMPLETIONS_FOLDER / f"completions_{step:05d}.parquet", content.getvalue())

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from nonpareil.folders import held_folder, writing
 from nonpareil.markers import OutputFolder
 from nonpareil.models.distributed import process_index, wait_for_all
 from nonpareil.training.callbacks import METRICS_FILE
+from nonpareil.training.checkpoint_files import PARTIAL, STATE_FILE, leftovers, remove_empty
 from nonpareil.training.checkpoints import CheckpointingTrainer
 
 COMMAND = "distill"
@@ -23,7 +23,7 @@ COMMAND = "distill"
 class ListingTrainer(CheckpointingTrainer):
     """A Trainer that is alone in its folder, and deletes older checkpoints only where it wrote them."""
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:  # type: ignore[override]
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> TrainOutput:  # type: ignore[override]
         """As `CheckpointingTrainer`; the folder is held meanwhile, by the first process for all.
 
         Raises:
@@ -33,15 +33,29 @@ class ListingTrainer(CheckpointingTrainer):
             return super().train(resume_from_checkpoint, **kwargs)
 
     def save_finished(self) -> None:
-        """The policy, its tokenizer and the trainer's state, in output_dir; called by all processes."""
-        with ExitStack() as stack:
-            staging = None
-            if (folder := self._folder()) is not None:
-                staging = str(stack.enter_context(folder.staged()))
-                self.state.save_to_json(os.path.join(staging, TRAINER_STATE_NAME))
-            self.save_model(staging)
+        """The policy, its tokenizer and, last, the trainer's state, in output_dir; called by all processes.
 
-    def _folder(self) -> OutputFolder | None:
+        Raises:
+            DataError: it could not be written; checkpoints are as they were.
+        """
+        with self.reporting(self._folder):
+            with self._into_place() as staging:
+                self.save_model(staging)
+            with self._into_place() as staging:
+                if staging is not None:
+                    self.state.save_to_json(os.path.join(staging, STATE_FILE))
+
+    @contextmanager
+    def _into_place(self) -> Iterator[str | None]:
+        """For the first process a folder whose files then go to output_dir, listed."""
+        folder = self._listing()
+        if folder is None:
+            yield None
+        else:
+            with folder.staged() as staging:
+                yield str(staging)
+
+    def _listing(self) -> OutputFolder | None:
         """Where the first process lists what is written; None in the others."""
         if process_index() > 0:
             return None
@@ -53,7 +67,7 @@ class ListingTrainer(CheckpointingTrainer):
     def _alone(self) -> Iterator[None]:
         with ExitStack() as stack:
             if process_index() == 0:
-                folder = self._folder() or stack.enter_context(
+                folder = self._listing() or stack.enter_context(
                     writing(str(self.args.output_dir), COMMAND, other="another distillation")
                 )
                 stack.enter_context(folder.adding(METRICS_FILE))
@@ -64,17 +78,19 @@ class ListingTrainer(CheckpointingTrainer):
             yield
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As transformers does, whose way of deleting older ones takes every folder of such a name for its own."""
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        folder = self._folder()
+        """As `CheckpointingTrainer`, in folders that are listed; then the oldest of ours go."""
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder, limit = self._listing(), self.args.save_total_limit
         with ExitStack() as stack:
             if folder is not None:
-                stack.enter_context(folder.adding(f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self.args.save_total_limit = limit
-            wait_for_all()  # every process writes a file of its own
+                stack.enter_context(self.reporting(folder.path / name))
+                for partial in leftovers(folder.path):
+                    folder.delete(partial.name)
+                    remove_empty(partial)
+                stack.enter_context(folder.adding(name))
+                # Nobody else makes a folder of this name: all that a kill leaves there is ours.
+                stack.enter_context(folder.adding(f"{name}{PARTIAL}", ["?*"]))
+            super()._save_checkpoint(model, trial)
         if folder is not None and limit:
             delete_older(folder, limit, self.state.best_model_checkpoint)
 

@@ -1,5 +1,6 @@
 """The order of prompts: whole batches for every process, and batches that serve several optimizer steps."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -7,6 +8,8 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, Sampler
 
 from nonpareil.errors import ConfigError
+from nonpareil.methods.base import Method
+from nonpareil.training.config import DistillationConfig
 
 
 class RepeatedBatches(Sampler[int]):
@@ -40,6 +43,34 @@ class RepeatedBatches(Sampler[int]):
         for start in range(0, self.size // self.batch_size * self.batch_size, self.batch_size):
             for _ in range(self.repeats):
                 yield from order[start : start + self.batch_size]
+
+
+def planned_steps(args: DistillationConfig, method: Method, prompts: int) -> int:
+    """Optimizer steps that a training on so many prompts has in all.
+
+    Raises:
+        ConfigError: not a single one.
+    """
+    repeats = getattr(method, "num_iterations", 1)
+    size = args.per_device_train_batch_size * args.world_size
+    batches = (
+        prompts // size * repeats if args.dataloader_drop_last or repeats > 1 else math.ceil(prompts / size)
+    )
+    if not batches:
+        raise ConfigError(
+            f"no step would be taken: {prompts} prompts do not fill one batch of {size} over all processes, and "
+            "dataloader_drop_last=true leaves out what does not; lower per_device_train_batch_size, or give more "
+            "prompts"
+        )
+    if args.max_steps > 0:
+        return args.max_steps
+    steps = math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
+    if steps < 1:
+        raise ConfigError(
+            f"no step would be taken: num_train_epochs={args.num_train_epochs} and max_steps={args.max_steps}; "
+            "give one of them above 0"
+        )
+    return steps
 
 
 def whole_batches(loader: DataLoader, data_seed: int | None) -> DataLoader:

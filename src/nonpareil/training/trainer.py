@@ -17,15 +17,11 @@ from transformers.trainer_callback import ProgressCallback
 from nonpareil.engines.transformers import check_prompts, check_token_ids
 from nonpareil.errors import ConfigError
 from nonpareil.methods.base import Method, Targets
-from nonpareil.models.adapters import (
-    AdapterAnchor,
-    add_policy_adapter,
-    is_adapted,
-    plain_model,
-)
+from nonpareil.models.adapters import AdapterAnchor, add_policy_adapter, is_adapted, plain_model
 from nonpareil.models.anchors import Anchor
 from nonpareil.models.distributed import make_equal
 from nonpareil.models.loading import disable_dropout, freeze, stated_limits
+from nonpareil.models.saving import prepare_saving
 from nonpareil.models.sharding import is_empty
 from nonpareil.records import Group, Prompt, prompt_of, refuse_repeated
 from nonpareil.rewards import CombinedReward, load_rewards
@@ -36,9 +32,10 @@ from nonpareil.training.checks import check_adapter, check_scorable
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.drawings import make_drawing
 from nonpareil.training.figures import completion_rows, step_figures, write_completions
+from nonpareil.training.identity import model_identity, run_identity
 from nonpareil.training.method import anchor_motion, given_method, method_of
 from nonpareil.training.output import ListingTrainer
-from nonpareil.training.sampler import RepeatedBatches, whole_batches
+from nonpareil.training.sampler import RepeatedBatches, planned_steps, whole_batches
 from nonpareil.training.spent import Spent
 from nonpareil.training.steps import StepDrawer, StepDraws, reward_tensor
 from nonpareil.training.stored import check_stored
@@ -106,7 +103,9 @@ class DistillationTrainer(ListingTrainer):
             train_dataset = [prompt_of(group) for group in groups]
         if not train_dataset:
             raise ConfigError("train_dataset is empty; give at least one prompt")
-        weights: Path | None = None  # the folder to read them from, shard by shard
+        self.repeats: int = getattr(self.method, "num_iterations", 1)
+        self.planned = planned_steps(args, self.method, len(train_dataset))
+        given, weights = model, None  # the folder to read them from, shard by shard
         if isinstance(model, str):
             model, weights, tokenizer = read_policy(model, args)
             processing_class = processing_class or tokenizer
@@ -129,13 +128,16 @@ class DistillationTrainer(ListingTrainer):
             )
         )
         check_scorable(self.reward, self.method, args, train_dataset, eval_dataset or (), processing_class)
+        prepare_saving(model, processing_class)
+        self.identity = run_identity(
+            args, self.method, train_dataset, self.reward, model_identity(given, model), groups, peft_config
+        )
         disable_dropout(model)
         freeze(model, args.frozen_parameters or [])
         set_seed(args.seed)  # an adapter begins at random
         policy: Any = model if lora is None else add_policy_adapter(model, lora)
         if not is_empty(policy):
             make_equal(policy.to(args.device))
-        self.repeats: int = getattr(self.method, "num_iterations", 1)
         self.stopper, self.spent = StopCleanly(self.repeats), Spent(args.max_train_seconds)
         super().__init__(
             model=policy,
@@ -154,13 +156,13 @@ class DistillationTrainer(ListingTrainer):
         # Gradients are summed by the accumulator; DDP's wrapper would hold them a second time.
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.anchor = self._make_anchor(policy)
-        by_id = {group.prompt_id: group for group in groups or ()}
+        self.watch(self.spent)  # behind the anchor's callback
         self.drawer = StepDrawer(
             partial(make_drawing, policy, self.anchor, processing_class, args, train_dataset),
             self.method,
             self.reward,
             args,
-            by_id,
+            {group.prompt_id: group for group in groups or ()},
         )
         self.accumulator = Accumulator(
             self.method,

@@ -1,0 +1,191 @@
+"""What a training is: everything that decides which weights come out, so that another is not taken for it."""
+
+import hashlib
+import inspect
+import json
+from array import array
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedModel
+
+from nonpareil.errors import ModelError
+from nonpareil.methods import METHODS
+from nonpareil.methods.base import Method
+from nonpareil.models.fingerprint import fingerprint, module_fingerprint
+from nonpareil.records import Group, Prompt, prompt_identity
+from nonpareil.rewards.combine import CombinedReward
+from nonpareil.training.config import METHOD_SETTINGS, DistillationConfig
+from nonpareil.training.method import anchor_motion
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+MAY_CHANGE = frozenset(
+    {
+        # how long
+        *("max_steps", "num_train_epochs", "max_train_seconds"),
+        # where, with how much memory, on how many devices
+        *("processes", "use_cpu", "shard_weights", "max_tokens_per_batch", "gradient_checkpointing"),
+        *("gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
+        *(
+            "torch_empty_cache_steps",
+            "average_tokens_across_devices",
+            "vllm_mode",
+            "vllm_gpu_memory_utilization",
+        ),
+        *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+        *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order"),
+        *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"),
+        *("ddp_backend", "ddp_timeout"),
+        # what is saved when
+        *("save_strategy", "save_steps", "save_total_limit", "save_on_each_node", "save_only_model"),
+        *("enable_jit_checkpoint", "load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+        # what is looked at and logged on the way
+        *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size"),
+        *(
+            "eval_accumulation_steps",
+            "eval_do_concat_batches",
+            "eval_use_gather_object",
+            "batch_eval_metrics",
+        ),
+        *("prediction_loss_only", "include_for_metrics", "bf16_full_eval", "fp16_full_eval"),
+        *(
+            "logging_strategy",
+            "logging_steps",
+            "logging_first_step",
+            "logging_nan_inf_filter",
+            "log_on_each_node",
+        ),
+        *(
+            "log_level",
+            "log_level_replica",
+            "log_completions",
+            "disable_tqdm",
+            "report_to",
+            "run_name",
+            "project",
+        ),
+        *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "skip_memory_metrics"),
+        *("include_num_input_tokens_seen", "debug"),
+        *(
+            "push_to_hub",
+            "hub_model_id",
+            "hub_strategy",
+            "hub_private_repo",
+            "hub_always_push",
+            "hub_revision",
+        ),
+        *("do_train", "do_eval", "do_predict"),
+        # how long a reward may take, and whether code may be read to load what the fingerprint knows
+        *("reward_timeout", "trust_remote_code"),
+    }
+)
+"""Settings of `DistillationConfig`, and the number of processes, that a training may be taken up with anew."""
+_LABELS = frozenset(
+    {"output_dir", "resume_from_checkpoint", "local_rank", "hub_token", "vllm_server_base_url", "fsdp_config"}
+)
+"""Where things lie, and secrets: not kept."""
+_TOLD_OTHERWISE = frozenset(
+    {*METHOD_SETTINGS, "method", "anchor_ema_rate", "anchor_refresh_steps", "reward_weights"}
+    | {"per_device_train_batch_size"}
+)
+
+
+def run_identity(
+    args: DistillationConfig,
+    method: Method,
+    prompts: Sequence[Prompt],
+    reward: CombinedReward,
+    model: str,
+    groups: Sequence[Group] | None = None,
+    peft_config: "LoraConfig | None" = None,
+) -> dict[str, Any]:
+    """Settings under the names that a user gave them, and content (`model`: its fingerprint) in place of paths.
+
+    `settings` may lack a key in another version of transformers; all else is compared whole.
+    """
+    settings = {k: v for k, v in args.to_dict().items() if k not in _LABELS | _TOLD_OTHERWISE}
+    rate, refresh_steps = anchor_motion(args, method)
+    described = {
+        "settings": settings,
+        "processes": args.world_size,
+        "prompts a step (per_device_train_batch_size x processes)": args.per_device_train_batch_size
+        * args.world_size,
+        "method": _name(method),
+        **_method_settings(method),
+        "anchor_ema_rate": rate,
+        "anchor_refresh_steps": refresh_steps,
+        "model": model,
+        "prompts": {**prompt_identity(prompts), "token_ids_sha256": _token_ids(prompts)},
+        "groups": None if groups is None else _hash_of(groups),
+        "reward": _reward(reward),
+        "peft_config": None if peft_config is None else _adapter(peft_config),
+    }
+    return json.loads(json.dumps(described, default=str))
+
+
+def model_identity(given: PreTrainedModel | str, model: PreTrainedModel) -> str:
+    """The fingerprint of a policy's files, where it was `given` by its path, else of its weights as they are."""
+    if isinstance(given, str):
+        with suppress(ModelError):  # a hub's model whose commit is unknown
+            return fingerprint(given)
+    return module_fingerprint(model)
+
+
+def _name(method: Method) -> str:
+    """Ours by name; a user's own by its class and the hash of its file."""
+    cls = type(method)
+    ours = {made: name for name, made in METHODS.items()}
+    if cls in ours:
+        return ours[cls]
+    try:
+        source = hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()[:16]
+    except (OSError, TypeError):  # made at a prompt
+        source = "no file"
+    return f"{cls.__qualname__} ({source})"
+
+
+def _method_settings(method: Method) -> dict[str, Any]:
+    if not is_dataclass(method):
+        return {}
+    return {field.name: getattr(method, field.name) for field in fields(method)}
+
+
+def _reward(reward: CombinedReward) -> dict[str, Any]:
+    """By name, without paths where the content is known, and without how long an answer may take."""
+    described = reward.describe()
+    by_name = {}
+    for each in described["rewards"]:
+        labels = {"name", "timeout", *(["path"] if each.get("fingerprint") else [])}
+        by_name[each["name"]] = {key: value for key, value in each.items() if key not in labels}
+    return {"names": list(by_name), "reward_weights": described["weights"], **by_name}
+
+
+def _adapter(config: "LoraConfig") -> dict[str, Any]:
+    unread = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "task_type")
+    settings = {key: value for key, value in config.to_dict().items() if key not in unread}
+    # Sets have no order of their own.
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
+
+
+def _token_ids(prompts: Sequence[Prompt]) -> str:
+    """Save those of a chat template, which may write the date: tokenizer and template are in their identity."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        if prompt.rendering is None:
+            digest.update(array("q", prompt.token_ids).tobytes() + b"|")
+    return digest.hexdigest()[:16]
+
+
+def _hash_of(groups: Sequence[Group]) -> str:
+    """Of what is learnt from: the completions' tokens and rewards. Log-probs follow from those and the model."""
+    digest = hashlib.sha256()
+    for group in groups:
+        digest.update(f"{group.prompt_id} {group.rewards} {group.completions}".encode())
+        for ids in group.completion_token_ids:
+            digest.update(array("q", ids).tobytes() + b"|")
+    return digest.hexdigest()[:16]
