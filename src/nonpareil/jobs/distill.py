@@ -12,6 +12,7 @@ from nonpareil.jobs import evaluate
 from nonpareil.jobs.card import write_model_card
 from nonpareil.jobs.distill_folder import distillation_folder, start_anew
 from nonpareil.jobs.evaluate import EvaluateOptions
+from nonpareil.jobs.evaluation_rewards import check_rewards
 from nonpareil.jobs.options import (
     FileOptions,
     PromptOptions,
@@ -197,7 +198,7 @@ def _trainer(
         policy.check(held_out, config.sampling(config.seed))
     if options.evaluate_after:
         after = _evaluation(options, config, eval_source)
-        evaluate.check_rewards(after, reward, held_out or [], policy.tokenizer)
+        check_rewards(after, reward, held_out or [], policy.tokenizer)
     check_scorable(reward, method, config, prompts, held_out or [], policy.tokenizer)
     return DistillationTrainer(
         policy.local_path() if config.shard_weights else policy.load(),
