@@ -19,7 +19,6 @@ from nonpareil.jobs.options import (
     RewardInputOptions,
     load_prompt_records,
     load_reward,
-    load_unseen_reward,
     require_all,
     template_kwargs,
 )
@@ -187,18 +186,14 @@ def _trainer(
     groups, prompts = _training_data(options, config, method, policy)
     reward = _reward(options, config)
     check_group_rewards(reward, method, config, stored=groups is not None)
-    if options.unseen_reward is not None:  # is loaded again after training, and would fail only then
-        evaluation = _evaluation(options, config, eval_source)
-        load_unseen_reward("unseen_reward", options.unseen_reward, evaluation, reward).release()
     if groups is not None:
         check_reward(options.groups or "", reward)
     held_out = None
     if options.evaluate_after or config.eval_strategy != "no":
         held_out = _prompts(options, policy, eval_source, options.dataset_test_split, held_out=True)
         policy.check(held_out, config.sampling(config.seed))
-    if options.evaluate_after:
-        after = _evaluation(options, config, eval_source)
-        check_rewards(after, reward, held_out or [], policy.tokenizer)
+    if options.evaluate_after or options.unseen_reward:  # which would fail only after training
+        check_rewards(_evaluation(options, config, eval_source), reward, held_out or [], policy.tokenizer)
     check_scorable(reward, method, config, prompts, held_out or [], policy.tokenizer)
     return DistillationTrainer(
         policy.local_path() if config.shard_weights else policy.load(),
