@@ -12,13 +12,13 @@ from nonpareil.jobs import evaluate
 from nonpareil.jobs.card import write_model_card
 from nonpareil.jobs.distill_folder import distillation_folder, start_anew
 from nonpareil.jobs.evaluate import EvaluateOptions
+from nonpareil.jobs.evaluation_rewards import check_rewards
 from nonpareil.jobs.options import (
     FileOptions,
     PromptOptions,
     RewardInputOptions,
     load_prompt_records,
     load_reward,
-    load_unseen_reward,
     require_all,
     template_kwargs,
 )
@@ -194,18 +194,14 @@ def _trainer(
     groups, prompts = _training_data(options, config, method, policy)
     reward = _reward(options, config)
     check_group_rewards(reward, method, config, stored=groups is not None)
-    if options.unseen_reward is not None:  # is loaded again after training, and would fail only then
-        evaluation = _evaluation(options, config, eval_source)
-        load_unseen_reward("unseen_reward", options.unseen_reward, evaluation, reward).release()
     if groups is not None:
         check_reward(options.groups or "", reward)
     held_out = None
     if options.evaluate_after or config.eval_strategy != "no":
         held_out = _prompts(options, policy, eval_source, options.dataset_test_split, held_out=True)
         policy.check(held_out, config.sampling(config.seed))
-    if options.evaluate_after:
-        after = _evaluation(options, config, eval_source)
-        evaluate.check_rewards(after, reward, held_out or [], policy.tokenizer)
+    if options.evaluate_after or options.unseen_reward:  # which would fail only after training
+        check_rewards(_evaluation(options, config, eval_source), reward, held_out or [], policy.tokenizer)
     check_scorable(reward, method, config, prompts, held_out or [], policy.tokenizer)
     model = policy.info()["fingerprint"]
     planned = planned_steps(config, method, len(prompts))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.errors import ConfigError
 from nonpareil.folders import is_vacant
 from nonpareil.jobs.evaluation_folders import check_loadable, check_places, evaluation_folder, group_folders
+from nonpareil.jobs.evaluation_rewards import load_rewards
 from nonpareil.jobs.options import (
     FileOptions,
     ModelOptions,
@@ -16,8 +17,6 @@ from nonpareil.jobs.options import (
     RewardOptions,
     SamplingOptions,
     load_prompt_records,
-    load_reward,
-    load_unseen_reward,
     require_all,
 )
 from nonpareil.jobs.remote_rewards import refuse_judge, without_addresses
@@ -27,7 +26,6 @@ from nonpareil.settings import DTYPES, option
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from nonpareil.jobs.policy import PolicySource
     from nonpareil.rewards import CombinedReward
@@ -111,8 +109,7 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
         check_loadable(policy, reference)
     # The reference first: a shared folder of another evaluation is refused before anything is drawn.
     m, k = options.num_reference_samples, options.num_generations
-    rewards = check_rewards(options, _reward(options), prompts, reference.tokenizer)
-    rewards[-1].release()
+    rewards = load_rewards(options, prompts, reference.tokenizer)
     theirs = _groups(options, prompts, rewards, reference, shared, m, is_reference=True)
     # As the reference read them, which may have been on another day, in a template that writes the date.
     read = [replace(p, token_ids=group.prompt_token_ids) for p, group in zip(prompts, theirs, strict=True)]
@@ -218,30 +215,6 @@ def _groups(
     for reward in rewards:
         reward.release()  # in memory while it scores, never beside the models that draw or are compared
     return result.groups()
-
-
-def _reward(options: EvaluateOptions) -> "CombinedReward":
-    trust = options.trust_remote_code
-    return load_reward(options, options.reward_weights, options.reward_timeout, trust_remote_code=trust)
-
-
-def check_rewards(
-    options: EvaluateOptions, reward: "CombinedReward", prompts: Sequence[Prompt], tokenizer: "Tokenizer"
-) -> "list[CombinedReward]":
-    """The unseen reward, where there is one and not in memory, then the reward; both can score these prompts.
-
-    Raises:
-        NonpareilError: a reward that cannot be loaded, or cannot score completions of the prompts.
-    """
-    rewards = [reward]
-    if options.unseen_reward:
-        rewards.insert(0, load_unseen_reward("unseen_reward", options.unseen_reward, options, reward))
-    for one in rewards:
-        one.check_prompts(prompts, options.max_completion_length, tokenizer)
-        one.log_errors_to(Path(options.output_dir))
-    for one in rewards[:-1]:
-        one.release()
-    return rewards
 
 
 def _divergence(

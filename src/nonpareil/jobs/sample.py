@@ -70,11 +70,7 @@ def run(options: SampleOptions) -> dict[str, Any]:
     reward.check_prompts(prompts, options.max_completion_length, policy.tokenizer)
     reward.log_errors_to(Path(options.output_dir))
     reward.release()  # checked before drawing, in memory only after it
-    if most_calls:
-        print(
-            f"The judge is asked at most {most_calls * len(prompts)} times: {most_calls} a prompt",
-            file=sys.stderr,
-        )
+    _tell_calls(most_calls, len(prompts))
     with ProgressBar() as progress:
         result = draw_and_score(
             prompts,
@@ -103,6 +99,13 @@ def _asked_for(counts: dict[str, Any], names: list[str]) -> dict[str, Any]:
     """The counts without the nulls of rewards that an earlier run asked for."""
     failed = {name: counts["failed_rewards"][name] for name in names}
     return {**counts, "failed_rewards": failed}
+
+
+def _tell_calls(most_calls: int, num_prompts: int) -> None:
+    """What a judge may cost."""
+    if most_calls:
+        total = most_calls * num_prompts
+        print(f"The judge is asked at most {total} times: {most_calls} a prompt", file=sys.stderr)
 
 
 def _inspect(groups: list[Group], reward: Any, tokenizer: Any) -> None:
