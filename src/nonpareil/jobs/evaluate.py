@@ -16,7 +16,7 @@ from nonpareil.jobs.options import (
     RewardOptions,
     SamplingOptions,
     load_prompt_records,
-    load_reward,
+    load_reward_of,
     load_unseen_reward,
     require_all,
 )
@@ -93,16 +93,10 @@ def evaluate_in_place(options: EvaluateOptions) -> dict[str, Any]:
 def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
     from nonpareil.evaluation import best_of_n_report, evaluate_groups
     from nonpareil.evaluation.report import write_report
-    from nonpareil.jobs.policy import PolicySource, policy_source
+    from nonpareil.jobs.policy import policy_source
 
     policy = policy_source(options)
-    reference = PolicySource(
-        options.reference_model_name_or_path or "",
-        options.reference_model_revision,
-        options.dtype,
-        field="reference_model_name_or_path",
-        trust_remote_code=options.trust_remote_code,
-    )
+    reference = policy_source(options, "reference_")
     prompts = _prompts_of_both(options, reference, policy)
     for side in (policy, reference):
         side.check(prompts, options.sampling())
@@ -111,7 +105,7 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
         check_loadable(policy, reference)
     # The reference first: a shared folder of another evaluation is refused before anything is drawn.
     m, k = options.num_reference_samples, options.num_generations
-    rewards = check_rewards(options, _reward(options), prompts, reference.tokenizer)
+    rewards = check_rewards(options, load_reward_of(options), prompts, reference.tokenizer)
     rewards[-1].release()
     theirs = _groups(options, prompts, rewards, reference, shared, m, is_reference=True)
     # As the reference read them, which may have been on another day, in a template that writes the date.
@@ -218,11 +212,6 @@ def _groups(
     for reward in rewards:
         reward.release()  # in memory while it scores, never beside the models that draw or are compared
     return result.groups()
-
-
-def _reward(options: EvaluateOptions) -> "CombinedReward":
-    trust = options.trust_remote_code
-    return load_reward(options, options.reward_weights, options.reward_timeout, trust_remote_code=trust)
 
 
 def check_rewards(
