@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError
 from nonpareil.jobs.comparison_config import ComparisonSpec, MethodEntry
-from nonpareil.jobs.options import load_prompt_records, load_reward, load_unseen_reward
+from nonpareil.jobs.options import load_prompt_records, load_reward_of, load_unseen_reward
 from nonpareil.rewards.load import is_function_path, load_function
 
 if TYPE_CHECKING:
@@ -57,12 +57,7 @@ def read_inputs(spec: ComparisonSpec) -> Inputs:
             f"groups.max_prompts={pool.max_prompts}, but {options.dataset_name!r} has {training['count']} "
             "training prompts; lower it"
         )
-    reward = load_reward(
-        options,
-        options.reward_weights,
-        options.reward_timeout,
-        trust_remote_code=options.trust_remote_code,
-    )
+    reward = load_reward_of(options)
     reward.check_prompts(all_prompts, options.max_completion_length, policy.tokenizer)
     reward.release()
     gold = None

@@ -223,12 +223,8 @@ def _trainer(
 def _policy(options: DistillOptions, config: "DistillationConfig", dtype: str) -> "PolicySource":
     from nonpareil.jobs.policy import PolicySource
 
-    return PolicySource(
-        options.model_name_or_path or "",
-        options.model_revision,
-        dtype,
-        trust_remote_code=config.trust_remote_code,
-    )
+    name, revision = options.model_name_or_path or "", options.model_revision
+    return PolicySource(name, revision, dtype, trust_remote_code=config.trust_remote_code)
 
 
 def _reward(options: DistillOptions, config: "DistillationConfig") -> "CombinedReward":

@@ -91,16 +91,10 @@ def evaluate_in_place(options: EvaluateOptions) -> dict[str, Any]:
 def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
     from nonpareil.evaluation import best_of_n_report, evaluate_groups
     from nonpareil.evaluation.report import write_report
-    from nonpareil.jobs.policy import PolicySource, policy_source
+    from nonpareil.jobs.policy import policy_source
 
     policy = policy_source(options)
-    reference = PolicySource(
-        options.reference_model_name_or_path or "",
-        options.reference_model_revision,
-        options.dtype,
-        field="reference_model_name_or_path",
-        trust_remote_code=options.trust_remote_code,
-    )
+    reference = policy_source(options, "reference_")
     prompts = _prompts_of_both(options, reference, policy)
     for side in (policy, reference):
         side.check(prompts, options.sampling())

@@ -190,6 +190,16 @@ def load_reward(
     )
 
 
+def load_reward_of(options: RewardOptions) -> "CombinedReward":
+    """The same of options that hold weights, timeout and trust themselves."""
+    return load_reward(
+        options,
+        options.reward_weights,
+        options.reward_timeout,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
 def load_unseen_reward(
     option: str, spec: str, options: RewardOptions, reward: "CombinedReward"
 ) -> "CombinedReward":

@@ -87,11 +87,13 @@ class PolicySource:
         }
 
 
-def policy_source(options: Any) -> PolicySource:
-    """The policy that `ModelOptions` name."""
+def policy_source(options: Any, which: str = "") -> PolicySource:
+    """The policy that `ModelOptions` name; `which` is "reference_" for the one it is compared with."""
+    field = f"{which}model_name_or_path"
     return PolicySource(
-        options.model_name_or_path or "",
-        options.model_revision,
+        getattr(options, field) or "",
+        getattr(options, f"{which}model_revision"),
         options.dtype,
+        field=field,
         trust_remote_code=options.trust_remote_code,
     )

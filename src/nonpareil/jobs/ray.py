@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.engines.ray import RayPool
 from nonpareil.engines.transformers import TransformersEngine
-from nonpareil.jobs.options import load_reward
+from nonpareil.jobs.options import load_reward_of
 from nonpareil.jobs.policy import PolicySource, policy_source
 from nonpareil.models.devices import best_device
 from nonpareil.rollouts.cluster import ShardWorkers, check_alike
@@ -68,9 +68,4 @@ class _RewardOfWorker:
 
     def __call__(self) -> "CombinedReward":
         options = self.options
-        return load_reward(
-            options,
-            options.reward_weights,
-            options.reward_timeout,
-            trust_remote_code=options.trust_remote_code,
-        )
+        return load_reward_of(options)

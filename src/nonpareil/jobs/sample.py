@@ -13,7 +13,7 @@ from nonpareil.jobs.options import (
     RewardOptions,
     SamplingOptions,
     load_prompt_records,
-    load_reward,
+    load_reward_of,
     require_all,
 )
 from nonpareil.jobs.places import check_output, inputs_of
@@ -63,9 +63,7 @@ def run(options: SampleOptions) -> dict[str, Any]:
         limit=options.max_prompts,
     )
     policy.check(prompts, options.sampling())
-    reward = load_reward(
-        options, options.reward_weights, options.reward_timeout, trust_remote_code=options.trust_remote_code
-    )
+    reward = load_reward_of(options)
     most_calls = reward.check_group_size(options.num_generations)
     reward.check_prompts(prompts, options.max_completion_length, policy.tokenizer)
     reward.log_errors_to(Path(options.output_dir))
