@@ -244,7 +244,7 @@ def _check_column(row: Mapping[str, Any], prompt_column: str, source: str) -> No
     hint = nearest(prompt_column, known) + "; name the column of prompts with prompt_column"
     if "messages" in known:
         hint = (
-            "; 'messages' holds conversations: give prompt_column=messages if each ends where the answer "
+            "; 'messages' holds conversations: give prompt_column='messages' if each ends where the answer "
             "begins, else make a column of the messages before the last answer"
         )
     raise DataError(f"{source!r} has no column {prompt_column!r} (it has: {', '.join(known)}){hint}")
