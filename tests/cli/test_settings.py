@@ -499,5 +499,5 @@ def test_prompts_are_loaded_by_arguments_of_the_right_type(tmp_path):
             load_prompts(tmp_path / "p.jsonl", **argument)
     with pytest.raises(ConfigError, match=r"^source"):
         load_prompts(3)
-    with pytest.raises(DataError, match="row 0"):
+    with pytest.raises(DataError, match="is a str"):
         tokenize_prompts(["a prompt"], None)

@@ -146,10 +146,6 @@ def tokenize_prompts(
     rendering = rendering_of(tokenizer, kwargs) if chats and tokenizer is not None else None
     clock = clock_of(tokenizer, now or datetime.now()) if chats and tokenizer is not None else {}
     for place, row in enumerate(rows):
-        if not isinstance(row, Mapping):
-            raise DataError(
-                f"row {place} is a {type(row).__name__}; give rows with a prompt each, as [{{'prompt': ...}}]"
-            )
         position = getattr(row, "position", place)
         prompt = checked_prompt(row.get("prompt"), f"row {position} (the first is 0)")
         ids = [] if tokenizer is None else _ids_of(prompt, tokenizer, {**kwargs, **clock}, position)
