@@ -146,7 +146,7 @@ def test_a_setting_of_a_comparison_refuses_what_it_cannot_be(section, tmp_path):
         for value in (*wrong_types(setting), *out_of_range(setting)):
             with pytest.raises(ConfigError, match=rf"^{setting.name}="):
                 cls(**{setting.name: value})
-        for value in out_of_range(setting) or [{}]:
+        for value in out_of_range(setting) or [3]:
             content = {setting.name: value}
             (tmp_path / "c.yaml").write_text(json.dumps({section: content} if section else content))
             with pytest.raises(ConfigError, match=rf"^{name}="):
@@ -497,7 +497,7 @@ def test_prompts_are_loaded_by_arguments_of_the_right_type(tmp_path):
         (name,) = argument
         with pytest.raises(ConfigError, match=f"^{name}="):
             load_prompts(tmp_path / "p.jsonl", **argument)
-    with pytest.raises(ConfigError, match=r"^source="):
+    with pytest.raises(ConfigError, match=r"^source"):
         load_prompts(3)
-    with pytest.raises(DataError, match="row 0"):
+    with pytest.raises(DataError, match="is a str"):
         tokenize_prompts(["a prompt"], None)

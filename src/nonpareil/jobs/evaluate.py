@@ -41,18 +41,9 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
     reference_model_revision: str | None = option(None, "Branch, tag or commit.")
     dataset_split: str = option("test", "Of a dataset that has splits.")
     max_prompts: int | None = option(None, "The first ones only.", at_least=1)
-    num_generations: int = option(
-        8, "Completions of the policy a prompt.", at_least=2, why="best-of-N compares draws of one prompt"
-    )
-    num_reference_samples: int = option(
-        16, "Completions of the reference a prompt, M.", at_least=2, why="draws of one prompt are compared"
-    )
-    n: list[int] = option(
-        [2, 4, 8, 16],
-        "The N whose best-of-N is compared with.",
-        at_least=2,
-        why="best-of-1 is the reference itself",
-    )
+    num_generations: int = option(8, "Completions of the policy a prompt.", at_least=2)
+    num_reference_samples: int = option(16, "Completions of the reference a prompt, M.", at_least=2)
+    n: list[int] = option([2, 4, 8, 16], "The N whose best-of-N is compared with.", at_least=2)
     unseen_reward: str | None = option(
         None, "A second reward, not trained on: a model, read by its own tokenizer as is, or a function."
     )

@@ -146,10 +146,6 @@ def tokenize_prompts(
     rendering = rendering_of(tokenizer, kwargs) if chats and tokenizer is not None else None
     clock = clock_of(tokenizer, now or datetime.now()) if chats and tokenizer is not None else {}
     for place, row in enumerate(rows):
-        if not isinstance(row, Mapping):
-            raise DataError(
-                f"row {place} is a {type(row).__name__}; give rows with a prompt each, as [{{'prompt': ...}}]"
-            )
         position = getattr(row, "position", place)
         prompt = checked_prompt(row.get("prompt"), f"row {position} (the first is 0)")
         ids = [] if tokenizer is None else _ids_of(prompt, tokenizer, {**kwargs, **clock}, position)
@@ -244,7 +240,7 @@ def _check_column(row: Mapping[str, Any], prompt_column: str, source: str) -> No
     hint = nearest(prompt_column, known) + "; name the column of prompts with prompt_column"
     if "messages" in known:
         hint = (
-            "; 'messages' holds conversations: give prompt_column=messages if each ends where the answer "
+            "; 'messages' holds conversations: give prompt_column='messages' if each ends where the answer "
             "begins, else make a column of the messages before the last answer"
         )
     raise DataError(f"{source!r} has no column {prompt_column!r} (it has: {', '.join(known)}){hint}")

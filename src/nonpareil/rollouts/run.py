@@ -103,12 +103,9 @@ def draw_and_score(
         RewardError: every completion's reward is null; the groups stay, and what failed is asked again by the
             next call.
     """
-    check_value(
-        "num_generations", num_generations, int, at_least=2, why="best-of-N compares draws of one prompt"
-    )
+    check_value("num_generations", num_generations, int, at_least=2, why="one prompt's draws are compared")
     check_value("shard_size", shard_size, int, at_least=1)
     check_value("output_dir", output_dir, str | PathLike, path=True)
-    check_value("overwrite", overwrite, bool)
     check_value("sampling", sampling, SamplingParams)
     check_settings(sampling)
     check_prompts(prompts)
