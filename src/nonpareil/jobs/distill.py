@@ -255,26 +255,14 @@ def _prompts(
 
 def _dry_run(options: DistillOptions, config: "DistillationConfig", method: "Method") -> dict[str, Any]:
     """What would be trained on what; checks all that a training would, save rewards and held-out prompts."""
-    from nonpareil.files import jsonable
-    from nonpareil.jobs.dry_run import memory_estimate
+    from nonpareil.jobs.dry_run import plan
     from nonpareil.jobs.stored import check_reward
 
     policy = _policy(options, config, "float32")
     groups, prompts = _training_data(options, config, method, policy)
     if groups is not None:
         check_reward(options.groups or "", _reward(options, config))
-    return {
-        "dry_run": True,
-        "method": config.method,
-        "settings": jsonable(vars(method)),
-        **memory_estimate(policy, config, method),
-        "prompts": len(prompts),
-        "columns": sorted({name for prompt in prompts for name in prompt.columns}),
-        "completions_a_step": (method.policy_draws + method.anchor_draws)
-        * config.per_device_train_batch_size
-        * config.gradient_accumulation_steps,
-        "output_dir": str(config.output_dir),
-    }
+    return plan(policy, config, method, prompts)
 
 
 def _evaluation(options: DistillOptions, config: "DistillationConfig", eval_source: str) -> EvaluateOptions:

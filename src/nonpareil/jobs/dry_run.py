@@ -1,6 +1,10 @@
 """What a training would do and need, worked out without reading a weight."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from nonpareil.files import jsonable
+from nonpareil.records import Prompt
 
 if TYPE_CHECKING:
     from nonpareil.jobs.policy import PolicySource
@@ -10,6 +14,24 @@ if TYPE_CHECKING:
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 OPTIMIZER_BYTES = {"sgd": 0, "rmsprop": 4, "adagrad": 4, "adafactor": 0}
 """Of state a trained parameter; what is not named here is taken for Adam's two moments in float32."""
+
+
+def plan(
+    policy: "PolicySource", config: "DistillationConfig", method: "Method", prompts: Sequence[Prompt]
+) -> dict[str, Any]:
+    """What would be trained on what, and the memory it needs; raises as `memory_estimate`."""
+    return {
+        "dry_run": True,
+        "method": config.method,
+        "settings": jsonable(vars(method)),
+        **memory_estimate(policy, config, method),
+        "prompts": len(prompts),
+        "columns": sorted({name for prompt in prompts for name in prompt.columns}),
+        "completions_a_step": (method.policy_draws + method.anchor_draws)
+        * config.per_device_train_batch_size
+        * config.gradient_accumulation_steps,
+        "output_dir": str(config.output_dir),
+    }
 
 
 def memory_estimate(policy: "PolicySource", config: "DistillationConfig", method: "Method") -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nonpareil.jobs.options import load_reward, load_unseen_reward
+from nonpareil.jobs.options import load_reward_of, load_unseen_reward
 from nonpareil.records import Prompt
 
 if TYPE_CHECKING:
@@ -18,8 +18,7 @@ def load_rewards(
     options: "EvaluateOptions", prompts: Sequence[Prompt], tokenizer: "Tokenizer"
 ) -> "list[CombinedReward]":
     """The unseen reward, where there is one, then the reward; none is in memory. Raises as `check_rewards`."""
-    trust = options.trust_remote_code
-    reward = load_reward(options, options.reward_weights, options.reward_timeout, trust_remote_code=trust)
+    reward = load_reward_of(options)
     rewards = check_rewards(options, reward, prompts, tokenizer)
     reward.release()
     return rewards
