@@ -64,6 +64,8 @@ def writing_file(path: Path, command: str, *, option: str) -> Iterator[OutputFol
         probe = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # as `files.write_bytes` will
         os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW))
         probe.unlink()
+    except UnicodeError:  # a locale without its letters, which the command line explains
+        raise
     except (OSError, ValueError) as error:
         raise _unwritable(where, error, made) from error
     real = Path(os.path.realpath(path.parent))
@@ -131,6 +133,8 @@ def _made_and_locked(path: Path, where: str, other: str) -> tuple[int, list[Path
         made = [each for each in (path / LOCK, path, *path.parents) if not os.path.lexists(each)]
         path.mkdir(parents=True, exist_ok=True)
         return _take_lock(path, where, other), [Path(os.path.realpath(each)) for each in made]
+    except UnicodeError:
+        raise
     except (OSError, ValueError) as error:
         raise _unwritable(where, error, made[1:]) from error
 

@@ -52,7 +52,8 @@ def distilled(settings: dict[str, Any], out: Path, **changes: Any) -> int:
         "num_reference_samples_eval": 4,
         "output_dir": out,
     }
-    return run("distill", settings, **{**options, **changes})
+    given = {name: value for name, value in {**options, **changes}.items() if value is not None}
+    return run("distill", settings, **given)
 
 
 def test_an_adapter_is_a_policy_for_every_command(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_an_adapter_on_another_base_is_another_policy(settings: dict[str, Any], 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"use_peft": "false", "merge": "true"}, "merge"),
+        ({"use_peft": "false", "lora_target_modules": None, "merge": "true"}, "merge"),
         ({"frozen_parameters": "embed_tokens"}, "frozen_parameters"),
         ({"lora_r": 0}, "lora_r"),
     ],

@@ -4,12 +4,12 @@ import json
 import shutil
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import nonpareil.jobs.policy
+from nonpareil.rollouts.store import read_table, write_table
 from tests.cli.conftest import config
 
 SHORT = {"max_steps": 2, "evaluate_after": "false"}
@@ -64,11 +64,11 @@ def write_lines(path, rows):
 def change_rewards(folder, change):
     """Rewrite the aggregate rewards of every group on disk."""
     for shard in (folder / "data").glob("*.parquet"):
-        table = pq.read_table(shard)
+        table = read_table(shard)
         place = table.column_names.index("rewards")
         rewards = [change(values) for values in table["rewards"].to_pylist()]
         field = table.schema.field("rewards")
-        pq.write_table(table.set_column(place, field, pa.array(rewards, field.type)), shard)
+        write_table(shard, table.set_column(place, field, pa.array(rewards, field.type)))
 
 
 @pytest.mark.parametrize("method", METHODS)
