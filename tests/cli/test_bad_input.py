@@ -178,3 +178,10 @@ def test_training_on_the_evaluation_prompts_is_refused(nonpareil):
 
 def test_resuming_from_nothing(nonpareil):
     refused(nonpareil, "distill", resume_from_checkpoint="true", says=["no whole checkpoint"])
+
+
+def test_held_out_prompts_that_are_not_there_are_named_as_given(nonpareil, files):
+    absent = files / "absent.jsonl"
+    refused(
+        nonpareil, "distill", eval_dataset_name=absent, says=[f"eval_dataset_name={str(absent)!r}", "no such"]
+    )

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.assets import demo_path
-from nonpareil.errors import ConfigError
+from nonpareil.errors import ConfigError, DataError
 from nonpareil.jobs.remote_rewards import RemoteRewardOptions, check_remote, load_judge, specs_of
 from nonpareil.records import Prompt, SamplingParams
 from nonpareil.setting_types import SEED
@@ -244,14 +244,20 @@ def load_prompt_records(
     """
     from nonpareil.rollouts.prompts import load_prompts, tokenize_prompts
 
-    rows = load_prompts(
-        source,
-        split=split,
-        prompt_column=options.prompt_column,
-        dataset_config=options.dataset_config,
-        limit=limit,
-        seed=seed,
-    )
+    try:
+        rows = load_prompts(
+            source,
+            split=split,
+            prompt_column=options.prompt_column,
+            dataset_config=options.dataset_config,
+            limit=limit,
+            seed=seed,
+        )
+    except DataError as error:
+        given, message = "eval_dataset_name", str(error)
+        if source != getattr(options, given, None) or not message.startswith("dataset_name="):
+            raise
+        raise DataError(given + message.removeprefix("dataset_name")) from error
     return tokenize_prompts(rows, tokenizer, template_kwargs(options), now=now)
 
 
