@@ -87,10 +87,10 @@ def kinds_of(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """`; did you mean ...?`, or nothing where nothing is near."""
+def nearest(word: str, known: Iterable[str], prefix: str = "", *, quoted: bool = False) -> str:
+    """`; did you mean ...?`, or nothing where nothing is near; `quoted` for names that others gave."""
     near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {prefix}{near[0]}?" if near else ""
+    return f"; did you mean {prefix}{repr(near[0]) if quoted else near[0]}?" if near else ""
 
 
 def check_value(name: str, value: Any, hint: Any, limits: Limits | None = None, **bounds: Any) -> None:

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel
 
 from nonpareil.errors import ConfigError, ModelError
 from nonpareil.models.devices import best_device, fast_dtype, resolve_dtype
-from nonpareil.models.loading import context_window, load_policy
+from nonpareil.models.loading import load_policy, stated_limits
 from tests.tiny import make_model, make_tokenizer
 
 CPU = torch.device("cpu")
@@ -131,9 +131,9 @@ def test_unknown_dtypes_are_refused_with_the_nearest_name() -> None:
 
 
 def test_the_window_is_the_models() -> None:
-    assert context_window(make_model()) == 64
-    assert context_window(make_model("gpt2")) == 64
-    assert context_window(make_model("bloom_without_window")) is None
+    assert stated_limits(make_model().config)[0] == 64
+    assert stated_limits(make_model("gpt2").config)[0] == 64
+    assert stated_limits(make_model("bloom_without_window").config)[0] is None
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.training.checkpoint_files import (
@@ -67,6 +68,15 @@ def test_any_harm_to_any_file_is_noticed(file: str, how: str, run: Path) -> None
     ((name, fault),) = told
     assert name == "checkpoint-4"
     assert file in fault
+
+
+def test_a_copied_checkpoint_may_have_any_name(made: Path, run: Path, tmp_path: Path) -> None:
+    (run / "checkpoint-2").rename(tmp_path / "kept")
+    make_trainer(tmp_path / "other", **STEPS).train(resume_from_checkpoint=tmp_path / "kept")
+    ended = [
+        load_file(folder / "checkpoint-4" / "model.safetensors") for folder in (tmp_path / "other", made)
+    ]
+    assert_same(*ended)
 
 
 def test_training_goes_back_to_the_one_before_and_says_so(

@@ -11,7 +11,7 @@ from nonpareil.files import write_bytes
 from nonpareil.folders import held_folder
 from nonpareil.jobs.remote_rewards import reward_labels
 from nonpareil.markdown import code, plain
-from nonpareil.terminal import printable
+from nonpareil.terminal import printable, tell
 
 if TYPE_CHECKING:
     from nonpareil.evaluation.metrics import Evaluation
@@ -58,7 +58,7 @@ def write_model_card(
     """Write README.md beside the weights, unless one that is not ours has come there meanwhile."""
     path = output_dir / "README.md"
     if (folder := held_folder(path)) is not None and path.exists() and not folder.is_ours(path):
-        print(f"{path} is not ours, so no model card was written", file=sys.stderr)
+        tell(f"{path} is not ours, so no model card was written")
         return path
     figures = "Not evaluated; run `nonpareil evaluate`."
     if evaluation is not None:

@@ -1,6 +1,5 @@
 """Say what best-of-N is worth for every N, from groups on disk."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from nonpareil.jobs.options import FileOptions
 from nonpareil.jobs.places import check_output, inputs_of
 from nonpareil.setting_types import SEED
 from nonpareil.settings import option
+from nonpareil.terminal import tell
 
 
 @dataclass
@@ -53,7 +53,7 @@ def run(options: CurveOptions) -> dict[str, Any]:
         path = write_curve(curve, output_dir)
     _show(curve)
     if lacking:
-        print(f"{source} is not finished: {lacking}; this is the curve of those", file=sys.stderr)
+        tell(f"{source} is not finished: {lacking}; this is the curve of those")
     figures = {"curve": str(path), "picture": str(output_dir / "curve.png"), **curve.to_dict()}
     return {**figures, "unfinished": lacking} if lacking else figures
 

@@ -25,14 +25,8 @@ _MODEL_FILES = (
 WRITTEN = (
     *_MODEL_FILES,
     *(f"merged/{name}" for name in _MODEL_FILES),
-    *(
-        "README.md",
-        "trainer_state.json",
-        "spent.json",
-        "metrics.jsonl",
-        "reward-errors.log",
-        "completions/*.parquet",
-    ),
+    *("README.md", "trainer_state.json", "spent.json"),
+    *("metrics.jsonl", "reward-errors.log", "completions/*.parquet"),
 )
 """Files that a distillation may write, beside its checkpoints, as globs."""
 _CHECKPOINTS = tuple(
@@ -102,8 +96,7 @@ def _check(folder: OutputFolder, *, overwrite: bool, resume: bool, max_steps: in
 
 def _is_worth_keeping(folder: OutputFolder) -> bool:
     """Whether there is a checkpoint or a result; a run that was killed before either is simply begun anew."""
-    from nonpareil.training.checkpoint_files import STATE_FILE
-    from nonpareil.training.output import checkpoint_step
+    from nonpareil.training.checkpoint_files import STATE_FILE, checkpoint_step
 
     names = folder.entries()
     return STATE_FILE in names or any(checkpoint_step(name) is not None for name in names)
@@ -111,7 +104,7 @@ def _is_worth_keeping(folder: OutputFolder) -> bool:
 
 def _reached(folder: OutputFolder, max_steps: int, resume: bool) -> list[Any]:
     """Files of checkpoints that the run could write to, or take up as its own."""
-    from nonpareil.training.output import checkpoint_step
+    from nonpareil.training.checkpoint_files import checkpoint_step
 
     def in_the_way(name: str) -> bool:
         step = checkpoint_step(name)

@@ -277,6 +277,6 @@ def template_kwargs(options: PromptOptions) -> dict[str, Any]:
         raise ConfigError(
             f"""{wanted}, such as '{{"date_string": "26 Nov 2026"}}' (text in quotes): {error}"""
         ) from error
-    if not isinstance(value, dict) or value != (value if isinstance(given, str) else given):
+    if not isinstance(value, dict) or (isinstance(given, dict) and value != given):
         raise ConfigError(f"{wanted} with text for its keys")
     return value

@@ -67,5 +67,4 @@ class _RewardOfWorker:
     options: "SampleOptions"
 
     def __call__(self) -> "CombinedReward":
-        options = self.options
-        return load_reward_of(options)
+        return load_reward_of(self.options)

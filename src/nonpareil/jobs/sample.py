@@ -1,6 +1,5 @@
 """Draw m completions a prompt, score them, and keep the groups."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from nonpareil.jobs.places import check_output, inputs_of
 from nonpareil.jobs.unread import refuse_unread_of_files, refuse_unread_of_rewards
 from nonpareil.records import Group, ScoreRequest
 from nonpareil.settings import option
-from nonpareil.terminal import printable
+from nonpareil.terminal import printable, tell
 
 
 @dataclass
@@ -103,7 +102,7 @@ def _tell_calls(most_calls: int, num_prompts: int) -> None:
     """What a judge may cost."""
     if most_calls:
         total = most_calls * num_prompts
-        print(f"The judge is asked at most {total} times: {most_calls} a prompt", file=sys.stderr)
+        tell(f"the judge is asked at most {total} times, {most_calls} times per prompt")
 
 
 def _inspect(groups: list[Group], reward: Any, tokenizer: Any) -> None:

@@ -20,9 +20,7 @@ def refuse_unread_of_distill(options: Any, timeout: float | None, eval_source: s
     Raises:
         ConfigError: naming the option, and what would read it.
     """
-    if (
-        not options.evaluate_after
-    ):  # a switch over settings that may stay, but this names something to be measured
+    if not options.evaluate_after:  # its other settings may stay; this one names something to be measured
         reader = "the evaluation after training, and evaluate_after is false"
         refuse_given(options, ["unseen_reward"], reader)
     refuse_unread_of_rewards(options, options.unseen_reward, timeout)

@@ -1,11 +1,10 @@
 """Where tensors live and how wide they are, decided once for policies and reward models alike."""
 
-import difflib
-
 import torch
 from torch import nn
 
 from nonpareil.errors import ConfigError
+from nonpareil.setting_types import nearest
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -44,8 +43,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     if dtype == "auto":
         return fast_dtype(device)
     if dtype not in DTYPES:
-        near = difflib.get_close_matches(str(dtype), [*DTYPES, "auto"], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = nearest(str(dtype), [*DTYPES, "auto"], quoted=True)
         raise ConfigError(f"dtype={dtype!r} is none of 'auto', {', '.join(map(repr, DTYPES))}{hint}")
     return DTYPES[dtype]
 

@@ -73,8 +73,8 @@ def load_policy(
         model = merged(whole, name_or_path)
         cast_weights(model, resolve_dtype(dtype, device))
     else:
-        dtype_given = resolve_dtype(dtype, device)
-        model = load_model(name_or_path, revision, dtype_given, trust_remote_code=trust_remote_code)
+        resolved = resolve_dtype(dtype, device)
+        model = load_model(name_or_path, revision, resolved, trust_remote_code=trust_remote_code)
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
 
 
@@ -169,13 +169,10 @@ def _first_end_ids(*owners: Any) -> frozenset[int]:
     return frozenset()
 
 
-def context_window(model: PreTrainedModel) -> int | None:
-    """Most tokens of prompt and completion together, or None where the model states no limit."""
-    return stated_limits(model.config)[0]
-
-
 def stated_limits(config: Any) -> tuple[int | None, int | None]:
-    """The context window, and the number of token embeddings: ids are below it. None where the config says nothing.
+    """The context window (most tokens of prompt and completion together), and how many token embeddings there are.
+
+    Either is None where the config says nothing.
 
     Raises:
         ModelError: a limit that is no number.

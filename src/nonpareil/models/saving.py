@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.errors import ModelError
 from nonpareil.models.distributed import process_index
-from nonpareil.terminal import tell
+from nonpareil.terminal import reason_of, tell
 
 _SAMPLING = ("temperature", "top_p", "min_p", "top_h", "typical_p", "top_k", "epsilon_cutoff", "eta_cutoff")
 _BEAMS = ("early_stopping", "length_penalty")
@@ -69,10 +69,9 @@ def check_savable(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
             except OSError:
                 raise  # the folder's fault
             except Exception as error:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise ModelError(
                     f"the {name} of {model.name_or_path or type(model).__name__!r} was read and cannot be written, "
-                    f"so nothing trained from it could be saved ({reason}); mend its file, and start again"
+                    f"so nothing trained from it could be saved: {reason_of(error)}; mend its file and start again"
                 ) from error
 
 

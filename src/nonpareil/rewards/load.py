@@ -1,6 +1,5 @@
 """Find a Python function by `pkg.mod.fn` or `path/to/file.py:fn`."""
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -14,6 +13,7 @@ from typing import Any
 from nonpareil.errors import ConfigError
 from nonpareil.rewards.calling import CallFailed, contained
 from nonpareil.rewards.kept_state import WHILE_IMPORTING
+from nonpareil.setting_types import nearest
 
 
 def is_function_path(spec: str) -> bool:
@@ -47,7 +47,7 @@ def load_function(spec: str) -> Callable[..., Any]:
             name for name, value in vars(module).items() if callable(value) and not name.startswith("_")
         ]
         raise ConfigError(
-            f"{spec!r}: there is no {attribute!r} in {module.__file__}{_nearest(attribute, callables)}"
+            f"{spec!r}: there is no {attribute!r} in {module.__file__}{nearest(attribute, callables, quoted=True)}"
         )
     if not callable(function):
         raise ConfigError(f"{spec!r} is a {type(function).__name__}, which cannot be called")
@@ -62,7 +62,7 @@ def load_file(path: Path, module_name: str | None = None) -> ModuleType:
     """
     if not path.is_file():
         near = [str(other) for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise ConfigError(f"no such file: {path}{_nearest(str(path), near)}")
+        raise ConfigError(f"no such file: {path}{nearest(str(path), near, quoted=True)}")
     path = path.resolve()
     if module_name is None:
         version = f"{path} {path.stat().st_mtime_ns} {path.stat().st_size}"
@@ -109,8 +109,3 @@ def _import_failed(what: str, failure: CallFailed) -> ConfigError:
 def _look_in(directory: str) -> None:
     if directory not in sys.path:
         sys.path.append(directory)
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""

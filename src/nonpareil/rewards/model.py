@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nonpareil.errors import ConfigError, ModelError, RewardError
+from nonpareil.errors import ModelError, RewardError
 from nonpareil.models.devices import best_device, resolve_dtype
 from nonpareil.models.fingerprint import fingerprint, module_fingerprint
 from nonpareil.models.memory import free_memory
@@ -24,6 +24,7 @@ from nonpareil.rewards.encoding import (
     length_limit,
     score_once,
 )
+from nonpareil.setting_types import check_value
 
 
 class RewardModel:
@@ -70,11 +71,9 @@ class RewardModel:
     ) -> None:
         """See the class."""
         check_overlong(overlong)
-        if not _is_whole(max_tokens_per_batch) or max_tokens_per_batch < 1:
-            raise ConfigError(f"max_tokens_per_batch={max_tokens_per_batch!r} must be at least 1, and whole")
-        for option, value in (("append_eos", append_eos), ("prepend_bos", prepend_bos)):
-            if not isinstance(value, bool):
-                raise ConfigError(f"{option}={value!r} must be True or False")
+        check_value("max_tokens_per_batch", max_tokens_per_batch, int, at_least=1)
+        check_value("append_eos", append_eos, bool)
+        check_value("prepend_bos", prepend_bos, bool)
         self._path = None if isinstance(model, nn.Module) else str(model)
         self._revision, self._trust = revision, trust_remote_code
         self._tokenizer = tokenizer
@@ -270,16 +269,9 @@ def _checked_max_length(max_length: int | None, tokenizer: Any, config: Any) -> 
     if max_length is None:
         return length_limit(tokenizer, config)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if not _is_whole(max_length) or max_length < 1 or (positions and max_length > positions):
-        raise ConfigError(
-            f"max_length={max_length!r} must be at least 1, whole, and at most the model's {positions} "
-            "positions"
-        )
+    why = f"the model has {positions} positions" if positions else ""
+    check_value("max_length", max_length, int, at_least=1, at_most=positions, why=why)
     return max_length
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _short_name(path: str | None, fallback: str) -> str:

@@ -83,6 +83,7 @@ def _refuse_orphans(folder: Path) -> None:
 
 
 def _delete_temporary(folder: Path) -> None:
+    """What a kill left half written where no list says so: of the first file of a run, or of an older version."""
     data = folder / DATA_FOLDER
     shards = () if data.is_symlink() else data.glob(".shard-*.tmp")
     ours = (f".{MANIFEST}.*.tmp", f".{RENDERED}.*.tmp")

@@ -11,8 +11,8 @@ from nonpareil.errors import ConfigError, DataError
 from nonpareil.models.chat import template_failure
 from nonpareil.records import Message, Prompt, PromptText, prompt_id_of
 from nonpareil.rollouts.rendering import check_template_kwargs, clock_of, rendering_of
-from nonpareil.rollouts.sources import nearest, read_rows
-from nonpareil.setting_types import check_value
+from nonpareil.rollouts.sources import read_rows
+from nonpareil.setting_types import check_value, nearest
 from nonpareil.text_files import check_characters
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ def _check_column(row: Mapping[str, Any], prompt_column: str, source: str) -> No
     if prompt_column in row:
         return
     known = list(row)
-    hint = nearest(prompt_column, known) + "; name the column of prompts with prompt_column"
+    hint = nearest(prompt_column, known, quoted=True) + "; name the column of prompts with prompt_column"
     if "messages" in known:
         hint = (
             "; 'messages' holds conversations: give prompt_column='messages' if each ends where the answer "

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nonpareil.errors import ConfigError, DataError
-from nonpareil.records import Prompt
+from nonpareil.records import Prompt, refuse_repeated
 from nonpareil.rollouts.folder import MANIFEST
 from nonpareil.rollouts.manifest import FORMAT, read_manifest, versions
 from nonpareil.rollouts.reading import ONLY_THAT, check_shard, num_shards, refuse_foreign
@@ -61,18 +61,13 @@ def missing_shards(folder: Path, manifest: dict[str, Any], shards: Sequence[Sequ
 
 
 def check_prompts(prompts: Sequence[Prompt]) -> None:
-    """Refuse prompts that cannot be drawn for.
+    """Refuse prompts that cannot be drawn for, or not into one folder.
 
     Raises:
         DataError: none, two with one id, or string prompts and conversations together.
     """
     if not prompts:
         raise DataError("there are no prompts to draw for")
-    ids = {prompt.prompt_id for prompt in prompts}
-    if len(ids) < len(prompts):
-        raise DataError(
-            f"{len(prompts) - len(ids)} prompts repeat another's prompt_id; give each its own "
-            "(records.prompt_id_of, from content and position)"
-        )
+    refuse_repeated((prompt.prompt_id for prompt in prompts), "prompts")
     if len({isinstance(prompt.prompt, str) for prompt in prompts}) > 1:
         raise DataError("string prompts and conversations are mixed; make all of them conversations")

@@ -1,6 +1,5 @@
 """Draw groups and score them, shard by shard, so that a kill at any moment costs one shard at most."""
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -40,6 +39,7 @@ from nonpareil.rollouts.scoring import RewardSum, counted, is_scored, reward_set
 from nonpareil.rollouts.store import ShardNotes, notes_of, read_table, shard_path, write_shard
 from nonpareil.setting_types import check_value
 from nonpareil.settings import check_settings
+from nonpareil.terminal import tell
 
 
 @dataclass(frozen=True)
@@ -158,10 +158,9 @@ class _Run:
             return list(range(len(self.paths)))
         missing = missing_shards(self.folder, self.manifest, self.shards)
         if self.moved:
-            print(
-                f"The chat template renders the prompts otherwise than when {self.folder} was begun (it may "
-                "write the date): they are taken as they were then",
-                file=sys.stderr,
+            tell(
+                f"the chat template renders the prompts otherwise than when {self.folder} was begun (it may write "
+                "the date): they are taken as they were then"
             )
         if self.moved and missing:
             sha256 = self.manifest["draw"]["prompts"][TOKEN_IDS]

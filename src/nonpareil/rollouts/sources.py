@@ -1,6 +1,5 @@
 """Where prompts come from: a file, a saved dataset or the hub, read into rows."""
 
-import difflib
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow.parquet
 
 from nonpareil.errors import DataError, NonpareilError
 from nonpareil.models.hub import hub_answers, hub_or_cache, missing, nearest_path
+from nonpareil.setting_types import nearest
 from nonpareil.terminal import reason_of
 from nonpareil.text_files import parse_json, read_lines, read_text
 
@@ -36,12 +36,6 @@ def read_rows(
         reason = missing(source) if path.is_symlink() else "no such file or directory"
         raise DataError(f"dataset_name={source!r}: {reason}{nearest_path(source)}")
     return _from_hub(source, split, dataset_config)
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """ "; did you mean ...?", or nothing where nothing is near."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _read_file(path: Path, prompt_column: str) -> list[Mapping[str, Any]]:
@@ -167,4 +161,6 @@ def _splits(name: str, dataset_config: str | None) -> list[str]:
 
 
 def _unknown_split(source: str, split: str, splits: list[str]) -> str:
-    return f"{source!r} has no split {split!r}; it has: {', '.join(splits)}{nearest(split, splits)}"
+    return (
+        f"{source!r} has no split {split!r}; it has: {', '.join(splits)}{nearest(split, splits, quoted=True)}"
+    )

@@ -24,17 +24,19 @@ RESUMED_FILES = (STATE_FILE, "optimizer.pt", "scheduler.pt")
 NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def step_of(checkpoint: Path) -> int:
-    """Optimizer steps done, from the folder's name."""
-    return int(checkpoint.name.rsplit("-", 1)[1])
+def checkpoint_step(name: str) -> int | None:
+    """The step in the name of a checkpoint's folder; None where it is not such a name."""
+    match = NAME.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def checkpoints_in(output_dir: Path) -> list[Path]:
     """Every folder that has a checkpoint's name, the latest step first."""
     if not output_dir.is_dir():
         return []
-    found = [path for path in output_dir.iterdir() if NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=step_of, reverse=True)
+    steps = {path: checkpoint_step(path.name) for path in output_dir.iterdir() if path.is_dir()}
+    found = {path: step for path, step in steps.items() if step is not None}
+    return sorted(found, key=found.__getitem__, reverse=True)
 
 
 def read_list(folder: Path) -> dict[str, Any] | None:

@@ -26,14 +26,14 @@ from nonpareil.models.sharding import (
     whole_optimizer_state,
     whole_state_dict,
 )
-from nonpareil.terminal import tell
+from nonpareil.terminal import reason_of, tell
 from nonpareil.training.callbacks import LastWholeStep, StepsAsAsked, StopCleanly
 from nonpareil.training.checkpoint_files import (
     PARTIAL,
     STATE_FILE,
     begin,
     publish,
-    step_of,
+    read_list,
     write_list,
 )
 from nonpareil.training.identity import MAY_CHANGE
@@ -197,10 +197,11 @@ class CheckpointingTrainer(PlacingTrainer):
             for change in refuse_another_run(checkpoint, self.identity, self.planned, may_change):
                 if process_index() == 0:
                     tell(f"resume: {change}")
-            self._saved_step = step_of(checkpoint)
+            # By its list: a copied folder may have any name.
+            self._saved_step = (read_list(checkpoint) or {})["step"]
             if self._moving_anchor is not None:
                 self._moving_anchor.load(checkpoint)
-            if step_of(checkpoint) == self.planned:
+            if self._saved_step == self.planned:
                 return self._take_up_finished(str(checkpoint))
         try:
             return super().train(None if checkpoint is None else str(checkpoint), **kwargs)
@@ -241,7 +242,7 @@ class CheckpointingTrainer(PlacingTrainer):
 
 def _reason(error: Exception, folder: Path) -> str:
     """In one line; torch and safetensors do not say that a disk is full."""
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    said = reason_of(error)
     with suppress(OSError):
         if not isinstance(error, OSError) and shutil.disk_usage(folder).free < 2**24:
             said += "; the disk is full"

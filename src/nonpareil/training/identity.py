@@ -19,6 +19,7 @@ from nonpareil.models.fingerprint import fingerprint, module_fingerprint
 from nonpareil.records import Group, Prompt, prompt_identity
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.config import METHOD_SETTINGS, DistillationConfig
+from nonpareil.training.inherited import UNREAD
 from nonpareil.training.method import anchor_motion
 
 if TYPE_CHECKING:
@@ -31,57 +32,23 @@ MAY_CHANGE = frozenset(
         # where, with how much memory, on how many devices
         *("processes", "use_cpu", "shard_weights", "max_tokens_per_batch", "gradient_checkpointing"),
         *("gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
-        *(
-            "torch_empty_cache_steps",
-            "average_tokens_across_devices",
-            "vllm_mode",
-            "vllm_gpu_memory_utilization",
-        ),
-        *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
-        *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order"),
-        *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"),
-        *("ddp_backend", "ddp_timeout"),
+        *("torch_empty_cache_steps", "dataloader_pin_memory", "ddp_backend", "ddp_timeout"),
+        *("vllm_mode", "vllm_gpu_memory_utilization"),
         # what is saved when
         *("save_strategy", "save_steps", "save_total_limit", "save_on_each_node", "save_only_model"),
         *("enable_jit_checkpoint", "load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
         # what is looked at and logged on the way
-        *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size"),
-        *(
-            "eval_accumulation_steps",
-            "eval_do_concat_batches",
-            "eval_use_gather_object",
-            "batch_eval_metrics",
-        ),
-        *("prediction_loss_only", "include_for_metrics", "bf16_full_eval", "fp16_full_eval"),
-        *(
-            "logging_strategy",
-            "logging_steps",
-            "logging_first_step",
-            "logging_nan_inf_filter",
-            "log_on_each_node",
-        ),
-        *(
-            "log_level",
-            "log_level_replica",
-            "log_completions",
-            "disable_tqdm",
-            "report_to",
-            "run_name",
-            "project",
-        ),
-        *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "skip_memory_metrics"),
-        *("include_num_input_tokens_seen", "debug"),
-        *(
-            "push_to_hub",
-            "hub_model_id",
-            "hub_strategy",
-            "hub_private_repo",
-            "hub_always_push",
-            "hub_revision",
-        ),
-        *("do_train", "do_eval", "do_predict"),
+        *("do_eval", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
+        *("logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter"),
+        *("log_level", "log_level_replica", "log_on_each_node", "log_completions", "disable_tqdm", "debug"),
+        *("report_to", "run_name", "project", "skip_memory_metrics"),
+        *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"),
+        *("hub_always_push", "hub_revision"),
         # how long a reward may take, and whether code may be read to load what the fingerprint knows
         *("reward_timeout", "trust_remote_code"),
+        # what nothing reads: only another version's default can differ
+        *UNREAD,
     }
 )
 """Settings of `DistillationConfig`, and the number of processes, that a training may be taken up with anew."""

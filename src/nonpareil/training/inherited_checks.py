@@ -1,16 +1,19 @@
 """Settings of transformers that go wrong after models were loaded, refused before."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from nonpareil.errors import ConfigError
 from nonpareil.setting_types import nearest, shown
+from nonpareil.terminal import reason_of
 
 if TYPE_CHECKING:
     from nonpareil.training.config import DistillationConfig
@@ -55,8 +58,7 @@ def in_our_words() -> Iterator[None]:
     except ConfigError:
         raise
     except (ValueError, TypeError, KeyError, ImportError, NotImplementedError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"transformers cannot take these settings: {reason}") from error
+        raise ConfigError(f"transformers cannot take these settings: {reason_of(error)}") from error
 
 
 def _check_hub(config: "DistillationConfig") -> None:
@@ -138,21 +140,16 @@ def _check_best_model(config: "DistillationConfig") -> None:
 
 def _check_schedule(config: "DistillationConfig") -> None:
     """By making the schedule of an optimizer of nothing."""
-    import torch
-
     given, name = config.lr_scheduler_kwargs, _word(config.lr_scheduler_type)
     if not given and name in ("linear", "cosine", "constant", "constant_with_warmup"):
         return
-    import json
-
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
     try:
         kwargs = json.loads(given) if isinstance(given, str) else dict(given or {})
         get_scheduler(name, optimizer, 1, 10, scheduler_specific_kwargs=kwargs)
     except (ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())
         raise ConfigError(
-            f"lr_scheduler_kwargs={shown(given)} does not go with lr_scheduler_type={name}: {reason}"
+            f"lr_scheduler_kwargs={shown(given)} does not go with lr_scheduler_type={name}: {reason_of(error)}"
         ) from error
 
 

@@ -14,7 +14,7 @@ from nonpareil.folders import held_folder, writing
 from nonpareil.markers import OutputFolder
 from nonpareil.models.distributed import process_index, wait_for_all
 from nonpareil.training.callbacks import METRICS_FILE
-from nonpareil.training.checkpoint_files import PARTIAL, STATE_FILE, leftovers, remove_empty
+from nonpareil.training.checkpoint_files import PARTIAL, STATE_FILE, checkpoint_step, leftovers, remove_empty
 from nonpareil.training.checkpoints import CheckpointingTrainer
 
 COMMAND = "distill"
@@ -102,9 +102,3 @@ def delete_older(folder: OutputFolder, limit: int, best: str | None = None) -> N
     extra = max(0, len(ours) - max(limit, len(spared)))
     for name in [name for name in ours if name not in spared][:extra]:
         folder.delete(name)
-
-
-def checkpoint_step(name: str) -> int | None:
-    """The step in a checkpoint folder's name; None where it is not such a name."""
-    prefix, _, step = name.rpartition("-")
-    return int(step) if prefix == PREFIX_CHECKPOINT_DIR and step.isdecimal() else None
