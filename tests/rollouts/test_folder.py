@@ -101,7 +101,7 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "one generation": ({"num_generations": 1}, ConfigError, "num_generations=1 must be at least 2"),
     "shard size": ({"shard_size": 0}, ConfigError, "shard_size=0"),
     "no prompts": ({"prompts": []}, DataError, "there are no prompts"),
-    "twice a prompt": ({"prompts": make_prompts(2) + make_prompts(1)}, DataError, "1 prompts repeat"),
+    "twice a prompt": ({"prompts": make_prompts(2) + make_prompts(1)}, DataError, "1 of 3 repeat"),
     "both kinds": (
         {"prompts": [*make_prompts(2), Prompt("c-2", [{"role": "user", "content": "x"}], [1])]},
         DataError,

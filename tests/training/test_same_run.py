@@ -225,8 +225,8 @@ def test_other_groups_are_refused(tmp_path: Path) -> None:
             {"per_device_train_batch_size": 7, "dataloader_drop_last": True},
             r"no step would be taken: 6 prompts",
         ),
-        ({"max_steps": -1, "num_train_epochs": 0}, r"no step would be taken: num_train_epochs=0"),
-        ({"max_steps": 0, "num_train_epochs": 0}, r"no step would be taken|max_steps=0|num_train_epochs=0"),
+        ({"max_steps": -1, "num_train_epochs": 0}, r"num_train_epochs=0 must be above 0"),
+        ({"max_steps": 0}, r"max_steps=0 must be at least 1"),
     ],
 )
 def test_a_training_without_a_step_is_refused(settings: dict[str, Any], says: str, tmp_path: Path) -> None:

@@ -269,8 +269,9 @@ def _checked_max_length(max_length: int | None, tokenizer: Any, config: Any) -> 
     if max_length is None:
         return length_limit(tokenizer, config)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    why = f"the model has {positions} positions" if positions else ""
-    check_value("max_length", max_length, int, at_least=1, at_most=positions, why=why)
+    check_value("max_length", max_length, int, at_least=1)
+    if positions and max_length > positions:
+        raise ConfigError(f"max_length={max_length} must be at most the model's {positions} positions")
     return max_length
 
 

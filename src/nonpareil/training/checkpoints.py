@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -201,8 +201,16 @@ class CheckpointingTrainer(PlacingTrainer):
             self._saved_step = (read_list(checkpoint) or {})["step"]
             if self._moving_anchor is not None:
                 self._moving_anchor.load(checkpoint)
-            if self._saved_step == self.planned:
+        with self._recorded():
+            if checkpoint is not None and self._saved_step == self.planned:
                 return self._take_up_finished(str(checkpoint))
+            return self._train_on(checkpoint, **kwargs)
+
+    def _recorded(self) -> AbstractContextManager[None]:
+        """Entered once nothing can be refused any more, for the time in which files are written."""
+        return nullcontext()
+
+    def _train_on(self, checkpoint: Path | None, **kwargs: Any) -> TrainOutput:
         try:
             return super().train(None if checkpoint is None else str(checkpoint), **kwargs)
         except Exception as error:

@@ -66,15 +66,20 @@ class ListingTrainer(CheckpointingTrainer):
     @contextmanager
     def _alone(self) -> Iterator[None]:
         with ExitStack() as stack:
-            if process_index() == 0:
-                folder = self._listing() or stack.enter_context(
-                    writing(str(self.args.output_dir), COMMAND, other="another distillation")
-                )
+            if process_index() == 0 and self._listing() is None:
+                stack.enter_context(writing(str(self.args.output_dir), COMMAND, other="another distillation"))
+            wait_for_all()
+            yield
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """List what loggers write; a training that is refused before leaves the folder as it was."""
+        with ExitStack() as stack:
+            if (folder := self._listing()) is not None:
                 stack.enter_context(folder.adding(METRICS_FILE))
                 # TensorBoard's files, which name the process that writes them.
                 events = f"*tfevents.*.{socket.gethostname()}.{os.getpid()}.*"
                 stack.enter_context(folder.adding("runs", [events]))
-            wait_for_all()
             yield
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

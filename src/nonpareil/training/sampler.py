@@ -64,13 +64,7 @@ def planned_steps(args: DistillationConfig, method: Method, prompts: int) -> int
         )
     if args.max_steps > 0:
         return args.max_steps
-    steps = math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
-    if steps < 1:
-        raise ConfigError(
-            f"no step would be taken: num_train_epochs={args.num_train_epochs} and max_steps={args.max_steps}; "
-            "give one of them above 0"
-        )
-    return steps
+    return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
 
 
 def whole_batches(loader: DataLoader, data_seed: int | None) -> DataLoader:
