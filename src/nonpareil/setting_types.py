@@ -231,7 +231,11 @@ def _short(bound: float) -> str:
 
 
 def read_value(given: Any, hint: Any) -> Any:
-    """What a flag or YAML gives, as the annotation would have it; what cannot be read stays as it is."""
+    """What a flag or YAML gives, as the annotation would have it; what cannot be read stays as it is.
+
+    Raises:
+        ConfigError: text that begins as a JSON object and is none. It begins with the value, for a name before it.
+    """
     kinds = kinds_of(hint)
     if isinstance(given, list):
         inner = next((get_args(kind)[0] for kind in kinds if get_origin(kind) is list), Any)
@@ -265,4 +269,4 @@ def _json(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{shown(text)} is not JSON: {error}") from error
+        raise ConfigError(f"{shown(text)} must be a JSON object: {error}") from error

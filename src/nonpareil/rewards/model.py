@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nonpareil.errors import ModelError, RewardError
+from nonpareil.errors import ConfigError, ModelError, RewardError
 from nonpareil.models.devices import best_device, resolve_dtype
 from nonpareil.models.fingerprint import fingerprint, module_fingerprint
 from nonpareil.models.memory import free_memory
