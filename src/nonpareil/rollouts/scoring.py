@@ -39,6 +39,10 @@ class RewardSum(Protocol):
         """Every reward's scores by name."""
         ...
 
+    def score_one(self, name: str, request: ScoreRequest) -> Scores:
+        """The scores of the reward of that name alone."""
+        ...
+
     def aggregate(self, by_name: Mapping[str, Sequence[float | None]]) -> list[float | None]:
         """One value a completion; None where a reward is None."""
         ...
@@ -123,8 +127,7 @@ def _score(reward: RewardSum, stale: list[str], request: ScoreRequest) -> dict[s
     if stale == list(reward.names):
         scores = reward.score_each(request)  # all at once, so that the async ones are awaited together
     else:
-        by_name = dict(zip(reward.names, reward.rewards, strict=True))
-        scores = {name: by_name[name].score(request.copy()) for name in stale}
+        scores = {name: reward.score_one(name, request) for name in stale}
     for name, one in scores.items():
         if not len(one.values) == len(one.failures) == len(request):
             raise RewardError(

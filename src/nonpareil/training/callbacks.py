@@ -1,4 +1,4 @@
-"""What happens around a step: the anchor moves and is saved, metrics go to disk, Ctrl-C ends cleanly."""
+"""What happens around a step: the anchor moves, metrics go to disk, Ctrl-C ends cleanly."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Settings of scale that would silently be something else, or that nothing would read: refused by name."""
+"""Refused by name before a training: settings of scale that cannot hold, and prompts that no reward could score."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -66,8 +66,8 @@ def check_scorable(
     reward: "CombinedReward",
     method: "Method",
     config: "DistillationConfig",
-    train_prompts: "Sequence[Prompt]",
-    eval_prompts: "Sequence[Prompt]",
+    train_prompts: Sequence["Prompt"],
+    eval_prompts: Sequence["Prompt"],
     tokenizer: Any,
 ) -> None:
     """Refuse prompts that the reward cannot score, and let it keep its tracebacks in the run's folder.
