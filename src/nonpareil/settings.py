@@ -63,7 +63,10 @@ class Setting:
         Raises:
             ConfigError: as `check`.
         """
-        value = read_value(given, self.hint)
+        try:
+            value = read_value(given, self.hint)
+        except ConfigError as error:
+            raise ConfigError(f"{where}{self.name}={error}") from error
         self.check(value, where)
         return value
 
