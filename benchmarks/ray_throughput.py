@@ -25,7 +25,7 @@ import torch
 
 from nonpareil.jobs import sample
 from nonpareil.jobs.options import demo_defaults
-from nonpareil.rollouts.store import read_groups
+from nonpareil.rollouts import read_groups
 
 
 def fill(folder: Path, args: argparse.Namespace, **engine) -> dict[str, float]:

@@ -45,8 +45,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from nonpareil.models.devices import best_device, fast_dtype
 from nonpareil.models.loading import freeze
 from nonpareil.models.memory import keep_freed_memory
+from nonpareil.rollouts import read_groups
 from nonpareil.rollouts.select import best, worst
-from nonpareil.rollouts.store import read_groups
 
 SIDES = ("prompt", "chosen", "rejected")
 

@@ -176,6 +176,7 @@ def test_a_papers_recipe_runs_dry(recipe, tiny, tmp_path, monkeypatch, capsys):
     else:
         stand_ins["dataset_name"] = prompts
     stand_ins |= {"eval_dataset_name": prompts, "output_dir": tmp_path / "out", "dry_run": "true"}
+    stand_ins["dataset_test_split"] = "test"  # a file has none
     capsys.readouterr()
     status = main(["distill", "--config", str(RECIPES / f"{recipe}.yaml"), *flags(stand_ins), "--json"])
     output = capsys.readouterr()

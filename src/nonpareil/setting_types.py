@@ -217,6 +217,8 @@ def _remedy(value: Any, kinds: tuple[Any, ...], words: list[str]) -> str:
         return "; leave it out for its default"
     if isinstance(value, str) and not value.strip() and str in kinds:
         return "; it is empty"
+    if isinstance(value, list) and any(isinstance(one, str) and not one.strip() for one in value):
+        return "; one of them is empty"
     if isinstance(value, str) and any(get_origin(kind) is list for kind in kinds):
         return f", as [{value}]"
     if words:
@@ -254,7 +256,7 @@ def _from_text(text: str, kind: Any) -> Any:
     """The value of a kind that a text means; MISSING where it means none."""
     if kind is int and INTEGER.fullmatch(text):
         return int(text)
-    if kind is float and NUMBER.fullmatch(text):
+    if kind is float and NUMBER.fullmatch(text) and math.isfinite(float(text)):
         return float(text)
     if kind is bool and text.lower() in _TRUE + _FALSE:
         return text.lower() in _TRUE

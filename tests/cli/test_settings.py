@@ -295,6 +295,11 @@ def test_values_written_are_read_back(tmp_path):
     assert yaml.safe_load(dump_yaml(values)) == values
 
 
+def test_a_number_beyond_all_floats_is_shown_as_it_was_written(tmp_path):
+    (tmp_path / "v.yaml").write_text(f"a: 1e400\nb: {'9' * 400}\nc: -1e400\n")
+    assert load_yaml(tmp_path / "v.yaml") == {"a": "1e400", "b": "9" * 400, "c": "-1e400"}
+
+
 # --- Flags
 
 
@@ -310,6 +315,9 @@ def test_values_written_are_read_back(tmp_path):
         (["--epochs", "1"], "did you mean --num_train_epochs?"),
         (["--lerning_rate", "1"], "did you mean --learning_rate?"),
         (["--seed"], "--seed.*expected one argument"),
+        (["--lr_scheduler_kwargs", "{x"], "^lr_scheduler_kwargs='{x' is not JSON"),
+        (["--reward_funcs", ""], "reward_funcs=.* must be a list of text; one of them is empty"),
+        (["--learning_rate", "1e400"], "learning_rate='1e400' must be a finite number"),
         (["words"], "unrecognized arguments: words"),
     ],
 )

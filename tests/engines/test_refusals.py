@@ -27,7 +27,7 @@ from tests.tiny import UNEVEN, make_engine, make_model, prompts_of
         ("temperature", float("nan"), "above 0"),
         ("top_p", 0.0, "in (0, 1]"),
         ("top_p", 1.5, "in (0, 1]"),
-        ("top_k", -1, "0 (whole vocabulary) or more"),
+        ("top_k", -1, "at least 0"),
         ("min_p", 1.0, "in [0, 1)"),
         ("min_p", -0.1, "in [0, 1)"),
     ],

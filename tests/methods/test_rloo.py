@@ -51,7 +51,7 @@ def test_advantages_by_hand():
 
 def test_settings_out_of_range_are_refused():
     with pytest.raises(
-        ConfigError, match="num_generations=1 must be at least 2; the others are the baseline"
+        ConfigError, match="num_generations=1 must be at least 2: the others are the baseline"
     ):
         RLOO(1)
     with pytest.raises(ConfigError, match=r"kl_coef=-0\.1"):

@@ -103,6 +103,11 @@ HARMS: list[tuple[str, Callable[[Path], Any], str]] = [
     ("no weights", lambda f: (f / "model.safetensors").write_bytes(b""), "header too small"),
     ("a pickle", pickled, "a pickle that could run code; save them as safetensors"),
     ("a shard missing", a_shard_missing, "model-2.safetensors"),
+    (
+        "an activation that is none",
+        lambda f: changed(f / "config.json", activation_function="x", hidden_act="x"),
+        "KeyError: 'x'; one of its files is damaged, or of another version of transformers",
+    ),
     ("a broken tokenizer", lambda f: (f / "tokenizer.json").write_text("{"), "no tokenizer could be loaded"),
     (
         "a length that is text",

@@ -60,6 +60,30 @@ def test_trl_trainer_arguments_are_there_for_a_function_that_names_them() -> Non
     assert FunctionReward(reward).score(DATA).values == [0, 0, 0]
 
 
+def test_trl_trainer_arguments_are_there_beside_further_columns() -> None:
+    def reward(completions: list[str], trainer_state: Any, log_metric: Any, **columns: Any) -> list[float]:
+        log_metric("metric", 1.0)
+        assert trainer_state is None
+        assert sorted(columns) == ["answer", "completion_ids", "level", "prompts"]
+        return [1.0] * len(completions)
+
+    assert FunctionReward(reward).score(DATA).values == [1, 1, 1]
+
+
+def test_a_function_that_is_given_nothing_cannot_score() -> None:
+    for function in (lambda: [1.0], lambda trainer_state: [1.0], lambda unknown=3: [1.0]):
+        reward = FunctionReward(function, name="blind")
+        with pytest.raises(ConfigError, match=r"'blind' takes none of prompts, completions"):
+            reward.check_prompts([Prompt("1", "p", [1], {})], 8, None)
+
+
+def test_an_exception_without_a_message_is_its_name() -> None:
+    def reward(completions: list[str]) -> list[float]:
+        raise KeyboardInterrupt
+
+    assert FunctionReward(reward).score(DATA).failures == ["KeyboardInterrupt"] * 3
+
+
 def test_a_missing_column_is_an_error_not_a_failure_of_every_sample() -> None:
     def reward(completions: list[str], solution: list[str]) -> list[float]:
         return [0.0]
@@ -237,6 +261,10 @@ def test_load_by_file_with_an_import_beside_it(tmp_path: Path, monkeypatch: pyte
         ("no_such_package_here.fn", "there is no module 'no_such_package_here'"),
         ("math.sqrtt", "did you mean 'sqrt'"),
         ("not a function", "names no function"),
+        ("{dir}/grader.py", "names no function; give .*grader.py:fn"),
+        ("{dir}/grader.py:", "names no function; give .*grader.py:fn"),
+        ("grader.py", "names no function; give grader.py:fn"),
+        (":grade", "names no function; give pkg.mod.fn or path/to/file.py:fn"),
     ],
 )
 def test_what_cannot_be_loaded_says_why(tmp_path: Path, spec: str, message: str) -> None:

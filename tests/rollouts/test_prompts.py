@@ -221,3 +221,8 @@ def test_without_a_tokenizer_prompts_keep_their_ids_and_have_no_tokens():
     assert [prompt.token_ids for prompt in bare] == [[], []]
     assert [prompt.prompt_id for prompt in bare] == [prompt.prompt_id for prompt in read]
     assert [prompt.columns for prompt in bare] == [{"id": 3}, {"id": 4}]
+
+
+def test_a_tokenizer_by_name_is_refused():
+    with pytest.raises(ConfigError, match="tokenizer is a str; give the policy's tokenizer itself"):
+        tokenize_prompts([{"prompt": "good"}], "some-org/some-model")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from nonpareil.errors import DataError
-from nonpareil.rollouts import read_groups, read_shard, write_shard
+from nonpareil.errors import ConfigError, DataError
+from nonpareil.rollouts import read_groups, read_shard, store, write_shard
 from nonpareil.rollouts.reading import read_available
 from nonpareil.rollouts.store import read_table, write_table
 from tests.rollouts.conftest import (
@@ -201,3 +201,14 @@ def test_a_lost_manifest_is_made_anew_from_the_shards(rollouts):
 
 def test_groups_of_a_folder_are_those_of_its_prompts(rollouts):
     assert [group.prompt_id for group in rollouts.groups()] == [p.prompt_id for p in make_prompts()]
+
+
+@pytest.mark.parametrize("path", [None, 3, ["folder"]])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(ConfigError, match=r"path is a \w+; give a folder of groups or a file"):
+        read_groups(path)
+
+
+def test_scripts_may_read_groups_from_where_they_are_stored(tmp_path):
+    roll(tmp_path / "run", prompts=make_prompts(2))
+    assert store.read_groups(tmp_path / "run") == read_groups(tmp_path / "run")

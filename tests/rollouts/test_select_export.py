@@ -167,7 +167,7 @@ BAD_EXPORTS = {
     "n for pairs": ({"n": 1}, "n=1 is too small for preference; it takes at least 2"),
     "n for sft": ({"n": 0, "format": "sft"}, "n=0 is too small for sft"),
     "n above m": ({"n": 4}, "n=4 must be between 1 and the 3"),
-    "exists": ({"path": "there.jsonl"}, r"there.jsonl' exists; give another path"),
+    "exists": ({"path": "there.jsonl"}, r"output='.*there.jsonl' exists; give another path"),
 }
 
 

@@ -43,6 +43,8 @@ def on_meta() -> Any:
         ({"groups": [PROMPTS[0]]}, DataError, r"groups\[0\] is a Prompt, not a Group"),
         ({"train_dataset": [Prompt("a", "x", [1, 99], {})]}, DataError, r"token id 99, and the model has"),
         ({"train_dataset": [Prompt("a", "x", [1, -1], {})]}, DataError, r"token id -1"),
+        ({"train_dataset": [Prompt("a", "x", [1.5], {})]}, DataError, r"token id 1.5, a float"),  # type: ignore[list-item]
+        ({"peft_config": "x"}, ConfigError, r"peft_config is a str; give a peft.LoraConfig"),
         ({"args": "plain"}, ConfigError, r"args is a TrainingArguments; give a DistillationConfig"),
         ({"callbacks": "x"}, ConfigError, r"callbacks is a str; give a list of TrainerCallbacks"),
         ({"callbacks": [3]}, ConfigError, r"callbacks\[0\] is a int"),

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from nonpareil.jobs.dry_run import memory_estimate
+from nonpareil.jobs.policy import PolicySource
 from nonpareil.models.loading import cast_weights
 from nonpareil.training import DistillationTrainer
 from tests.tiny import make_model
@@ -78,7 +79,7 @@ def test_a_dry_run_counts_the_bytes_that_training_holds(
         cast_weights(model, torch.bfloat16)  # as DistillationConfig.policy_dtype has it loaded
     groups = stored_groups(3) if changes.get("method") == "sft_bon" else None
     trainer = make_trainer(tmp_path / "out", model=model, groups=groups, max_steps=1, **changes)
-    told = memory_estimate(str(tmp_path / "model"), None, trainer.args, trainer.method)
+    told = memory_estimate(PolicySource(str(tmp_path / "model")), trainer.args, trainer.method)
     assert told["parameters"] == sum(p.numel() for p in make_model(kind).parameters())
     assert told["trained_parameters"] == sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     assert told["memory_bytes"] == held(trainer)

@@ -7,6 +7,7 @@ completions leave the batch.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -271,6 +272,11 @@ def check_token_ids(prompts: Sequence[Prompt], vocabulary: int | None, model: st
     """
     for prompt in prompts:
         for token in prompt.token_ids:
+            if not isinstance(token, Integral):
+                raise DataError(
+                    f"prompt {prompt.prompt_id} has token id {token!r}, a {type(token).__name__}; "
+                    "ids are whole numbers"
+                )
             if token < 0 or (vocabulary is not None and token >= vocabulary):
                 raise DataError(
                     f"prompt {prompt.prompt_id} has token id {token}, and {model} has token embeddings 0 to "

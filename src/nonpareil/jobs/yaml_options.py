@@ -1,5 +1,6 @@
 """YAML into option dataclasses, with the refusals that flags get."""
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -135,7 +136,8 @@ def scalar(text: str) -> Any:
         return text.lower() == "true"
     if INTEGER.fullmatch(text):
         return int(text)
-    return float(text) if NUMBER.fullmatch(text) else text
+    # A number that no float reaches stays as the user wrote it, for the message that refuses it.
+    return float(text) if NUMBER.fullmatch(text) and math.isfinite(float(text)) else text
 
 
 class _Reader:

@@ -34,7 +34,7 @@ def method_class(name: str) -> type:
     """
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METHODS)}"
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METHODS)}."
         raise ConfigError(f"method={name!r} is unknown; {hint} Your own: path/to/file.py:Class")
     return METHODS[name]
 

@@ -20,6 +20,7 @@ from nonpareil.terminal import reason_of
 MODEL_FILES = ("config.json", "adapter_config.json")
 """One of them lies in every directory of a model."""
 TRUST = "trust_remote_code"
+DAMAGED = "; one of its files is damaged, or of another version of transformers: save or fetch it again"
 
 
 def check_local_path(
@@ -74,6 +75,8 @@ def reading(name_or_path: str, subject: str, remedy: str = "") -> Iterator[None]
             reason, remedy = missing(name_or_path) if absent else _reason(error), nearest_path(name_or_path)
         else:
             reason = _reason(error)
+            if not isinstance(error, OSError | ValueError):  # no words of transformers' for what it met
+                remedy = remedy or DAMAGED
         raise ModelError(f"{subject}: {reason}{remedy}") from error
 
 

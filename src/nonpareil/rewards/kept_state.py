@@ -20,6 +20,7 @@ Keeper = Callable[[], AbstractContextManager[Any]]
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals whose handler may raise to end what runs, a reward's own code as well."""
+SIGNALS = tuple(map(int, signal.valid_signals()))
 PATCHED = (builtins, os, shutil, subprocess, sys)
 """Modules whose functions some verifiers take away before they run a program."""
 LIMITS = ("AS", "CPU", "CORE", "DATA", "FSIZE", "NOFILE", "STACK")
@@ -135,8 +136,8 @@ def _signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # handlers are changed and run by the main thread alone
         return
-    numbers = [number for number in signal.valid_signals() if signal.getsignal(number) is not None]
-    outside: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    outside: dict[int, Any] = {number: each for number, each in handlers.items() if each is not None}
     timer = signal.getitimer(signal.ITIMER_REAL)
 
     def noting(number: int, frame: Any) -> None:

@@ -17,12 +17,10 @@ from nonpareil.setting_types import nearest
 
 
 def is_function_path(spec: str) -> bool:
-    """Whether a string names a function (`file.py:fn`, `pkg.mod.fn`, `pkg.mod:fn`) rather than a model."""
-    file, colon, _ = spec.rpartition(":")
-    if colon and file.endswith(".py"):
-        return True
-    parts = spec.replace(":", ".").split(".")
-    return len(parts) > 1 and all(part.isidentifier() for part in parts)
+    """Whether a string means a function (`file.py:fn`, `pkg.mod.fn`, `pkg.mod:fn`), perhaps badly, and no model."""
+    parts = spec.split(".")
+    is_dotted = len(parts) > 1 and all(part.isidentifier() for part in parts)
+    return ":" in spec or spec.endswith(".py") or is_dotted
 
 
 def load_function(spec: str) -> Callable[..., Any]:
@@ -34,13 +32,14 @@ def load_function(spec: str) -> Callable[..., Any]:
         ConfigError: no such file, module or function, its import fails, or it cannot be called.
     """
     file, colon, attribute = spec.rpartition(":")
-    if colon and file.endswith(".py"):
+    names = spec.replace(":", ".").split(".")
+    if colon and file.endswith(".py") and attribute.isidentifier():
         module = load_file(Path(file).expanduser())
-    elif is_function_path(spec):
-        module_name, _, attribute = spec.replace(":", ".").rpartition(".")
-        module = _import(module_name, spec)
+    elif len(names) > 1 and names[-1] != "py" and all(name.isidentifier() for name in names):
+        *package, attribute = names
+        module = _import(".".join(package), spec)
     else:
-        raise ConfigError(f"{spec!r} names no function; give pkg.mod.fn or path/to/file.py:fn")
+        raise ConfigError(f"{spec!r} names no function; give {_meant(spec)}")
     function = getattr(module, attribute, None)
     if function is None:
         callables = [
@@ -109,3 +108,13 @@ def _import_failed(what: str, failure: CallFailed) -> ConfigError:
 def _look_in(directory: str) -> None:
     if directory not in sys.path:
         sys.path.append(directory)
+
+
+def _meant(spec: str) -> str:
+    """How a function is named; in the file that is named, where one is."""
+    file = spec.partition(":")[0]
+    return (
+        f"{file}:fn, fn being a function in it"
+        if file.endswith(".py")
+        else "pkg.mod.fn or path/to/file.py:fn"
+    )

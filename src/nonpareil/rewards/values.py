@@ -23,7 +23,7 @@ def accepted_arguments(function: Callable[..., Any], name: str, request: ScoreRe
     stored groups has no trainer, so the state is None and the loggers do nothing.
 
     Raises:
-        ConfigError: it needs an argument that is no column of the data.
+        ConfigError: it needs an argument that is no column of the data, or takes nothing that is given.
     """
     offered = {
         **request.columns,
@@ -34,11 +34,12 @@ def accepted_arguments(function: Callable[..., Any], name: str, request: ScoreRe
     signature = _signature(function)
     if signature is None:
         return offered
-    parameters = signature.parameters.values()
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        trainer_only: dict[str, Any] = {"trainer_state": None, "log_extra": _ignore, "log_metric": _ignore}
-        named = {parameter.name for parameter in parameters}
-        offered = {key: value for key, value in {**trainer_only, **offered}.items() if key in named}
+    named = set(signature.parameters)
+    taken = offered
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
+        taken = {key: value for key, value in offered.items() if key in named}
+    trainer_only: dict[str, Any] = {"trainer_state": None, "log_extra": _ignore, "log_metric": _ignore}
+    offered = {**{key: value for key, value in trainer_only.items() if key in named}, **taken}
     try:
         signature.bind(**offered)
     except TypeError as error:
@@ -47,6 +48,11 @@ def accepted_arguments(function: Callable[..., Any], name: str, request: ScoreRe
             f"reward function {name!r}: {error}; reward functions are called by keyword with prompts, "
             f"completions, completion_ids and the dataset's other columns (here: {printable(columns)})"
         ) from error
+    if not taken:
+        raise ConfigError(
+            f"reward function {name!r} takes none of prompts, completions, completion_ids and the dataset's other "
+            "columns, so it cannot tell completions apart; let it take completions"
+        )
     return offered
 
 
@@ -90,7 +96,7 @@ def reason_of(error: BaseException) -> str:
         said = str(error)
     except Exception:  # noqa: BLE001  (an exception is an object of the user's)
         said = "(its message cannot be read)"
-    first = f"{type(error).__name__}: {said}".split("\n")[0]
+    first = f"{type(error).__name__}: {said}".split("\n")[0].removesuffix(": ")
     return shortened(first)
 
 

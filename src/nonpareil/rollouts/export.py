@@ -91,11 +91,11 @@ def _check(path: Path, format: str, n: int | None, overwrite: bool) -> None:
     if format not in FIELDS:
         raise ConfigError(f"format={format!r} must be one of {', '.join(get_args(ExportFormat))}")
     if path.suffix not in (".jsonl", ".parquet"):
-        raise ConfigError(f"path={str(path)!r} must end in .jsonl or .parquet")
+        raise ConfigError(f"output={str(path)!r} must end in .jsonl or .parquet")
     if n is not None and n < (1 if format == "sft" else 2):
         raise ConfigError(f"n={n} is too small for {format}; it takes at least {1 if format == 'sft' else 2}")
     if path.exists() and not overwrite:
-        raise ConfigError(f"path={str(path)!r} exists; give another path, or overwrite (--overwrite)")
+        raise ConfigError(f"output={str(path)!r} exists; give another path, or overwrite (--overwrite)")
 
 
 def _rows(

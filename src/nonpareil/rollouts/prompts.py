@@ -130,12 +130,14 @@ def tokenize_prompts(
         now: what a template that writes the date takes for now, the same for all prompts; by default now.
 
     Raises:
-        ConfigError: an argument that the chat template does not mention, or no template to read it.
+        ConfigError: no tokenizer, an argument that the chat template does not mention, or no template to read it.
         DataError: rows that are no mappings, no chat template for a conversation, one that the template cannot
             render, a column name or value with half a character, or as `checked_prompt`.
     """
     if isinstance(rows, str | Mapping):
         raise DataError(f"rows is a {type(rows).__name__}; {_ROWS}")
+    if tokenizer is not None and not callable(tokenizer):
+        raise ConfigError(f"tokenizer is a {type(tokenizer).__name__}; give the policy's tokenizer itself")
     tokenized: list[Prompt] = []
     rows, kwargs = list(rows), dict(chat_template_kwargs or {})
     for place, row in enumerate(rows):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from nonpareil.errors import DataError
+from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Group, refuse_repeated
 from nonpareil.rollouts.folder import MANIFEST
 from nonpareil.rollouts.manifest import read_manifest
@@ -27,6 +27,7 @@ def read_groups(path: str | Path) -> list[Group]:
     """The groups of a finished run's folder, of its `data` folder, or of one Parquet file; in the order drawn.
 
     Raises:
+        ConfigError: no path.
         DataError: nothing there, a damaged file, a run that is not finished, or a folder that lacks a shard of
             its run, holds one twice, or holds a file that is none.
     """
@@ -44,8 +45,10 @@ def read_available(path: str | Path) -> tuple[list[Group], str]:
     The second value says in words how many are there of how many; it is empty for a finished run.
 
     Raises:
-        DataError: as `read_groups`, or an unfinished run of which no shard is done.
+        ConfigError, DataError: as `read_groups`, or an unfinished run of which no shard is done.
     """
+    if not isinstance(path, str | Path):
+        raise ConfigError(f"path is a {type(path).__name__}; give a folder of groups or a file")
     path = Path(path)
     if not path.is_dir():
         return read_shard(path), ""

@@ -45,10 +45,12 @@ def check_scale(config: "DistillationConfig") -> None:
             )
 
 
-def check_adapter(config: "DistillationConfig", adapted: bool) -> None:
+def check_adapter(config: "DistillationConfig", adapted: bool, peft_config: Any = None) -> None:
     """Refuse what does not go with a LoRA adapter, whether `use_peft` or a `peft_config` asks for it."""
     if not adapted:
         return
+    if peft_config is not None and not hasattr(peft_config, "peft_type"):
+        raise ConfigError(f"peft_config is a {type(peft_config).__name__}; give a peft.LoraConfig")
     if config.frozen_parameters:
         raise ConfigError("frozen_parameters with LoRA: only the adapter is trained; remove one")
     if config.shard_weights:
