@@ -13,7 +13,7 @@ from nonpareil.jobs.dry_run import memory_estimate
 from nonpareil.jobs.policy import PolicySource
 from nonpareil.models.loading import cast_weights
 from nonpareil.training import DistillationTrainer
-from tests.tiny import make_model
+from tests.tiny import make_model, make_tokenizer
 from tests.training.conftest import make_trainer, stored_groups
 
 LORA: dict[str, Any] = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["all-linear"]}
@@ -75,6 +75,7 @@ def test_a_dry_run_counts_the_bytes_that_training_holds(
 ) -> None:
     model = make_model(kind)
     model.save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
     if changes.get("use_peft") and changes.get("bf16"):
         cast_weights(model, torch.bfloat16)  # as DistillationConfig.policy_dtype has it loaded
     groups = stored_groups(3) if changes.get("method") == "sft_bon" else None
