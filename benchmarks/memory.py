@@ -63,6 +63,7 @@ def trained(size: str, lora: bool, bf16: bool, steps: int = 2) -> dict[str, Any]
     from step import Phases, make_config, make_trainer
 
     from nonpareil.jobs.dry_run import memory_estimate
+    from nonpareil.jobs.policy import PolicySource
 
     baseline = warmed_up(lora, bf16)
     with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +72,8 @@ def trained(size: str, lora: bool, bf16: bool, steps: int = 2) -> dict[str, Any]
         phases = Phases(trainer, lambda: None, reset_peak, peak)
         trainer.train()
         make_config(size, 128).save_pretrained(folder)
-        estimate = memory_estimate(folder, None, trainer.args, trainer.method)
+        trainer.processing_class.save_pretrained(folder)
+        estimate = memory_estimate(PolicySource(folder), trainer.args, trainer.method)
     peaks = dict(phases.peaks)
     del trainer, phases
     kept = resident_without_tensors() - baseline
