@@ -420,7 +420,7 @@ FUNCTION, MODEL = "rewards.py:good", "some-org/some-model"
             {"evaluate_after": "false", "unseen_reward": "x.py:f"},
             "unseen_reward='x.py:f' is read by",
         ),
-        ("distill", {"unseen_reward": "nope.py:f"}, "no such file: nope.py"),
+        ("distill", {"unseen_reward": "nope.py:f"}, "unseen_reward='nope.py:f': no such file: nope.py"),
         ("distill", {"num_reference_samples_eval": 1}, "num_reference_samples_eval=1 must be at least 2"),
         ("distill", {"use_peft": "true", "lora_target_modules": "nope"}, "nope"),
         ("evaluate", {"kl_dtype": "float33"}, "kl_dtype='float33' must be one of"),

@@ -317,3 +317,9 @@ def test_a_link_to_nowhere_is_called_so(saved: Path) -> None:
     (saved.parent / "link").symlink_to("policy")
     with pytest.raises(ModelError, match=r"link': a symbolic link to nowhere \('policy'\)"):
         load_policy(str(saved.parent / "link"), device=CPU)
+
+
+def test_a_home_is_not_guessed_but_its_path_is_given(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(saved.parent))
+    with pytest.raises(ModelError, match=f"~ is not read here, so give the whole path, '{saved}'"):
+        load_policy(f"~/{saved.name}", device=CPU)

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.assets import demo_path
-from nonpareil.errors import ConfigError, DataError
+from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.jobs.remote_rewards import RemoteRewardOptions, check_remote, load_judge, specs_of
 from nonpareil.records import Prompt, SamplingParams
 from nonpareil.setting_types import SEED
@@ -206,19 +206,22 @@ def load_unseen_reward(
     """The reward named by an option that policies are measured by and not trained on, beside the trained one.
 
     Raises:
-        ConfigError: it has the trained reward's name: one column would hold both.
+        ConfigError, ModelError: naming the option; it cannot be loaded, or has the trained reward's name.
     """
     from nonpareil.rewards import load_rewards
 
-    unseen = load_rewards(
-        spec,
-        timeout=options.reward_timeout,
-        api_key_env=options.reward_api_key_env,
-        dtype=options.reward_dtype,
-        overlong=options.reward_overlong,
-        engine=options.reward_engine,
-        trust_remote_code=options.trust_remote_code,
-    )
+    try:
+        unseen = load_rewards(
+            spec,
+            timeout=options.reward_timeout,
+            api_key_env=options.reward_api_key_env,
+            dtype=options.reward_dtype,
+            overlong=options.reward_overlong,
+            engine=options.reward_engine,
+            trust_remote_code=options.trust_remote_code,
+        )
+    except (ConfigError, ModelError) as error:  # which know the value alone
+        raise type(error)(f"{option}={spec!r}: {error}") from error
     for name in unseen.names:
         if name in reward.names:
             raise ConfigError(

@@ -47,9 +47,10 @@ def check_local_path(
             )
     elif path.exists() or path.is_symlink() or (looks_like_path and "/" in name_or_path):
         reason = missing(name_or_path) if path.is_symlink() else "no such directory"
-        raise ModelError(
-            f"{field}={name_or_path!r}: {reason}; give a model directory or a hub name{nearest_path(name_or_path)}"
-        )
+        remedy = f"give a model directory or a hub name{nearest_path(name_or_path)}"
+        if name_or_path.startswith("~") and path.expanduser().is_dir():
+            remedy = f"~ is not read here, so give the whole path, {str(path.expanduser())!r}"
+        raise ModelError(f"{field}={name_or_path!r}: {reason}; {remedy}")
 
 
 @contextmanager
