@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,6 +60,13 @@ def test_a_file_that_was_changed_or_replaced_stays(folder):
 def test_a_file_changed_to_the_same_size_stays(folder):
     (folder / "a.json").write_text("mine")
     assert "a.json" in delete(folder)
+
+
+def test_a_copy_of_a_folder_is_ours_without_the_times_of_its_files(folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, copy_function=shutil.copyfile)
+    (copy / "deep" / "b.json").write_bytes(b"mine")
+    assert delete(copy) == ["deep", "deep/b.json", "deep/notes.txt", "notes.txt"]
 
 
 def test_links_are_not_followed(folder, tmp_path):

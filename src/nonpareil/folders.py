@@ -89,7 +89,7 @@ def replace(temporary: Path, path: Path) -> None:
     """`os.replace`, and where this process holds the folder the file is listed first."""
     folder = held_folder(path)
     if folder is not None:
-        folder.add(path, temporary.lstat())
+        folder.add(path, temporary)
     os.replace(temporary, path)
 
 

@@ -1,8 +1,9 @@
 """The list of what we wrote in an output folder, `.nonpareil.json`. Nothing else there is ever deleted.
 
 A file is listed before it gets its name, so that a kill at any moment leaves no file of ours that is not listed.
-It is ours only while its size and time of modification are those of the list: one that was changed or replaced
-since belongs to whoever did that. Symbolic links below the folder are never followed.
+It is ours only while it is as the list has it: of the same size, and of the same time of modification or, in a copy
+of the folder, of the same content. One that was changed or replaced since belongs to whoever did that. Symbolic
+links below the folder are never followed.
 """
 
 import json
@@ -17,10 +18,13 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from nonpareil.checksums import file_sha256
 from nonpareil.errors import ConfigError
 
 MARKER = ".nonpareil.json"
-_ABOUT = "The files that nonpareil wrote here, as bytes:time of modification in ns; it deletes no others."
+_ABOUT = (
+    "The files that nonpareil wrote here, as bytes:time of modification in ns:SHA-256; it deletes no others."
+)
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 """What a file that is written in one step is called until it is whole."""
 _CHECKPOINT_FILES = (
@@ -104,12 +108,12 @@ class OutputFolder:
 
     # --- Writing
 
-    def add(self, path: Path, status: os.stat_result) -> None:
-        """List a file that is about to get its name; until then the one that has it stays listed, too."""
+    def add(self, path: Path, written: Path) -> None:
+        """List a file, `written` so far, that is about to get its name; one that has it now stays listed, too."""
         relative = self._relative(path)
         if relative is not None:
-            present = _identity(path.lstat()) if self._matches(relative) else ""
-            self._files[relative] = f"{present} {_identity(status)}".strip()
+            present = self._match(relative) or ""
+            self._files[relative] = f"{present} {_identity(written)}".strip()
             self._write()
 
     @contextmanager
@@ -156,7 +160,7 @@ class OutputFolder:
             )
         for file, target in zip(files, targets, strict=True):
             target.parent.mkdir(parents=True, exist_ok=True)
-            self.add(target, file.lstat())
+            self.add(target, file)
             os.replace(file, target)
 
     # --- Deleting
@@ -196,7 +200,7 @@ class OutputFolder:
             status = (self.path / relative).lstat()
             named = any(fnmatch(PurePosixPath(relative).name, name) for name in names)
             if named and relative not in opened["kept"] and stat.S_ISREG(status.st_mode):
-                self._files[relative] = _identity(status)
+                self._files[relative] = _identity(self.path / relative)
 
     def _sweep(self) -> None:
         for name in self._staged:
@@ -208,20 +212,26 @@ class OutputFolder:
             self._write()
 
     def _matches(self, relative: str) -> bool:
-        """Whether the listed file is there as it is listed, and no link leads to it."""
+        return self._match(relative) is not None
+
+    def _match(self, relative: str) -> str | None:
+        """How the list has a file that is there as listed, and to which no link leads; else None."""
         parts = PurePosixPath(relative).parts
         if relative not in self._files or ".." in parts or relative.startswith("/"):
-            return False
+            return None
         path = self.path
         try:
             for part in parts[:-1]:
                 path = path / part
                 if not stat.S_ISDIR(path.lstat().st_mode):
-                    return False
-            status = (self.path / relative).lstat()
+                    return None
+            path = self.path / relative
+            if not stat.S_ISREG(path.lstat().st_mode):
+                return None
+            identities = self._files[relative].split()
+            return next((identity for identity in identities if _is_identity(identity, path)), None)
         except (OSError, ValueError):
-            return False
-        return stat.S_ISREG(status.st_mode) and _identity(status) in self._files[relative].split()
+            return None
 
     def _relative(self, path: Path) -> str | None:
         """The path within this folder; None where it, or a link on the way, leads elsewhere."""
@@ -265,8 +275,18 @@ def read_marker(marker: Path) -> dict[str, Any]:
     return content
 
 
-def _identity(status: os.stat_result) -> str:
-    return f"{status.st_size}:{status.st_mtime_ns}"
+def _identity(path: Path) -> str:
+    status = path.lstat()
+    return f"{status.st_size}:{status.st_mtime_ns}:{file_sha256(path)}"
+
+
+def _is_identity(identity: str, path: Path) -> bool:
+    """Whether a file is the listed one; its content is read only where the time alone is another, as in a copy."""
+    status = path.lstat()
+    size, modified, *content = identity.split(":")
+    if size != str(status.st_size):
+        return False
+    return modified == str(status.st_mtime_ns) or content == [file_sha256(path)]
 
 
 def _is_within(relative: str, place: str) -> bool:

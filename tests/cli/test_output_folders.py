@@ -301,6 +301,56 @@ def test_only_checkpoints_of_ours_are_deleted_for_newer_ones(nonpareil, files):
     assert "holds 'checkpoint-7/" in error
 
 
+def test_a_run_goes_on_in_a_copy_that_lost_its_times(nonpareil, files):
+    assert distilled(nonpareil, files, max_steps=1)[0] == 0
+    moved = files / "moved"
+    shutil.copytree(files / "out", moved, copy_function=shutil.copyfile)
+    resume = ("--resume_from_checkpoint", "true")
+    status, _, error = distilled(nonpareil, files, *resume, max_steps=2, output_dir=moved)
+    assert status == 0, error
+    status, _, error = distilled(nonpareil, files, *resume, max_steps=2, output_dir=moved, learning_rate=1)
+    assert status == 2
+    assert "learning_rate: " in error
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_a_checkpoint_cut_short_is_passed_over_and_what_was_left_of_it_kept(nonpareil, files, file):
+    out = files / "out"
+    assert distilled(nonpareil, files)[0] == 0
+    harmed = out / "checkpoint-2" / file
+    whole = harmed.read_bytes()
+    harmed.write_bytes(whole[: len(whole) // 2])
+    status, _, error = distilled(nonpareil, files, "--resume_from_checkpoint", "true")
+    assert status == 0, error
+    assert f"checkpoint-2: {file} has " in error
+    assert "going back to checkpoint-1" in error
+    assert harmed.read_bytes() != whole[: len(whole) // 2]
+    assert [path.name for path in (out / "checkpoint-2.old").iterdir()] == [file]
+
+
+@pytest.mark.parametrize("words", [("--overwrite", "true"), ("--resume_from_checkpoint", "true")])
+@pytest.mark.parametrize("name", ["checkpoint-2.partial/notes", "checkpoint-2.partial/checkpoint-2/notes"])
+def test_what_lies_where_a_checkpoint_is_written_first_is_refused(nonpareil, files, words, name):
+    assert distilled(nonpareil, files, max_steps=1)[0] == 0
+    mine = files / "out" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    before = snapshot(files / "out")
+    status, _, error = distilled(nonpareil, files, *words)
+    assert status == 2
+    assert f"holds '{name}', which is not among" in error
+    assert snapshot(files / "out") == before
+
+
+def test_an_evaluation_is_not_mixed_with_rollouts(nonpareil, files):
+    assert nonpareil("sample")[0] == 0
+    before = snapshot(files / "out")
+    status, _, error = nonpareil("evaluate", "--overwrite", "true")
+    assert status == 2
+    assert "was written by `nonpareil sample`" in error
+    assert snapshot(files / "out") == before
+
+
 def test_what_tensorboard_writes_is_ours(nonpareil, files):
     (files / "out" / "runs").mkdir(parents=True)
     assert distilled(nonpareil, files, report_to="tensorboard")[0] == 2, "a folder of others"

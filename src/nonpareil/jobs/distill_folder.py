@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nonpareil.errors import ConfigError
 from nonpareil.folders import held_folder, is_vacant, writing
@@ -29,8 +29,9 @@ WRITTEN = (
     *("metrics.jsonl", "reward-errors.log", "completions/*.parquet"),
 )
 """Files that a distillation may write, beside its checkpoints, as globs."""
-_CHECKPOINTS = tuple(
-    f"checkpoint-*/{name}" for name in (*_MODEL_FILES, "trainer_state.json", "*.pt", "*.pth")
+_CHECKPOINTS = (
+    *(f"checkpoint-*/{name}" for name in (*_MODEL_FILES, "trainer_state.json", "*.pt", "*.pth")),
+    "checkpoint-*.partial/**/*",
 )
 
 
@@ -102,12 +103,16 @@ def _is_worth_keeping(folder: OutputFolder) -> bool:
     return STATE_FILE in names or any(checkpoint_step(name) is not None for name in names)
 
 
-def _reached(folder: OutputFolder, max_steps: int, resume: bool) -> list[Any]:
-    """Files of checkpoints that the run could write to, or take up as its own."""
-    from nonpareil.training.checkpoint_files import checkpoint_step
+def _reached(folder: OutputFolder, max_steps: int, resume: bool) -> list[str]:
+    """Files of checkpoints that the run could write to, or take up as its own.
 
-    def in_the_way(name: str) -> bool:
-        step = checkpoint_step(name)
+    A checkpoint of ours that was cut short or changed is none: a run that goes on says so, and goes back behind it.
+    """
+    from nonpareil.training.checkpoint_files import PARTIAL, checkpoint_step
+
+    def in_the_way(file: str) -> bool:
+        step = checkpoint_step(file.split("/", 1)[0].removesuffix(PARTIAL))
         return step is not None and (resume or max_steps <= 0 or step <= max_steps)
 
-    return [each for each in folder.foreign(_CHECKPOINTS) if in_the_way(each.split("/", 1)[0])]
+    ours = set(folder.listed()) if resume else set()
+    return [each for each in folder.foreign(_CHECKPOINTS) if in_the_way(each) and each not in ours]

@@ -49,6 +49,7 @@ def evaluation_folder(options: "EvaluateOptions") -> Iterator[None]:
     from nonpareil.rollouts.folder import check_folder
 
     with writing(options.output_dir, COMMAND) as folder:
+        folder.refuse_other_command()
         folder.refuse_foreign(REPORT_FILES)
         policy, reference = group_folders(options)
         check_folder(policy, overwrite=options.overwrite)

@@ -11,10 +11,10 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from nonpareil.checksums import file_sha256
 from nonpareil.files import write_json
 
 LIST = "checkpoint.json"
@@ -55,8 +55,8 @@ def write_list(folder: Path, step: int, run: dict[str, Any]) -> None:
     for path in sorted(_files_in(folder)):
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+        noted = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        files[path.relative_to(folder).as_posix()] = noted
     listed = {"step": step, "run": run, "files": files}
     write_json(folder / LIST, {"list": listed, "sha256": _text_sha256(listed)})
 
@@ -75,10 +75,10 @@ def fault_of(folder: Path) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        stat = path.stat()
-        if stat.st_size != noted["bytes"]:
-            return f"{name} has {stat.st_size} bytes of {noted['bytes']}"
-        if _sha256(path, stat.st_size, stat.st_mtime_ns, stat.st_ino) != noted["sha256"]:
+        size = path.stat().st_size
+        if size != noted["bytes"]:
+            return f"{name} has {size} bytes of {noted['bytes']}"
+        if file_sha256(path) != noted["sha256"]:
             return f"{name} has another content than was written"
     for name in RESUMED_FILES:
         if name not in listed["files"]:
@@ -86,11 +86,10 @@ def fault_of(folder: Path) -> str | None:
     return None
 
 
-@lru_cache(maxsize=1024)
-def _sha256(path: Path, *stamp: int) -> str:
-    """Once for each state of a file: a comparison, or a check before training, need not read all of it twice."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _is_as_noted(path: Path, noted: dict[str, Any]) -> bool:
+    """Or empty, as a crash may leave it: nothing is lost with it."""
+    size = path.stat().st_size
+    return size == 0 or (size == noted["bytes"] and file_sha256(path) == noted["sha256"])
 
 
 def last_whole_checkpoint(output_dir: Path, tell: Callable[[Path, str], None] | None = None) -> Path | None:
@@ -121,9 +120,9 @@ def publish(folder: Path, target: Path) -> None:
 
 
 def discard(checkpoint: Path) -> None:
-    """Delete the files of a checkpoint that its list names, and its folder where it then is empty.
+    """Delete the files of a checkpoint that are as its list has them, and its folder where it then is empty.
 
-    What else lies there is kept, under `checkpoint-N.old`. A kill in between leaves no half checkpoint behind: the
+    What else lies there, or was changed, is kept, under `checkpoint-N.old`. A kill in between leaves no half checkpoint behind: the
     folder has another name first.
     """
     aside = checkpoint.with_name(checkpoint.name + ASIDE)
@@ -163,11 +162,12 @@ def _folders(output_dir: Path, pattern: str) -> list[Path]:
 def _delete_listed(folder: Path) -> None:
     if folder.is_symlink():
         return
-    for name in (read_list(folder) or {"files": {}})["files"]:
+    for name, noted in (read_list(folder) or {"files": {}})["files"].items():
         path = folder / name
         if not path.parent.resolve().is_relative_to(folder.resolve()):
             continue
-        path.unlink(missing_ok=True)
+        if path.is_file() and not path.is_symlink() and _is_as_noted(path, noted):
+            path.unlink()
         if path.parent != folder:
             with suppress(OSError):  # not empty yet
                 path.parent.rmdir()

@@ -82,11 +82,12 @@ class CheckpointingTrainer(PlacingTrainer):
 
     @contextmanager
     def _written(self, name: str) -> Iterator[Path]:
-        """A folder to write to, for all processes; it goes again when that fails."""
+        """A folder to write to, for all processes; it goes again when that fails, unless it was there before."""
         folder = self._folder / f"{name}{PARTIAL}"
+        with self.reporting(folder.with_suffix("")):
+            first_process_first(partial(begin, folder))
         try:
             with self.reporting(folder.with_suffix("")):
-                first_process_first(partial(begin, folder))
                 yield folder
                 wait_for_all()
         except NotSaved:
