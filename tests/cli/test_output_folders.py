@@ -345,7 +345,7 @@ def test_what_lies_where_a_checkpoint_is_written_first_is_refused(nonpareil, fil
 def test_an_evaluation_is_not_mixed_with_rollouts(nonpareil, files):
     assert nonpareil("sample")[0] == 0
     before = snapshot(files / "out")
-    status, _, error = nonpareil("evaluate", "--overwrite", "true")
+    status, _, error = nonpareil("evaluate", "--overwrite", "true", num_generations=4)
     assert status == 2
     assert "was written by `nonpareil sample`" in error
     assert snapshot(files / "out") == before

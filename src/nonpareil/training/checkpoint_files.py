@@ -122,8 +122,8 @@ def publish(folder: Path, target: Path) -> None:
 def discard(checkpoint: Path) -> None:
     """Delete the files of a checkpoint that are as its list has them, and its folder where it then is empty.
 
-    What else lies there, or was changed, is kept, under `checkpoint-N.old`. A kill in between leaves no half checkpoint behind: the
-    folder has another name first.
+    What else lies there, or was changed, is kept, under `checkpoint-N.old`. A kill in between leaves no half
+    checkpoint behind: the folder has another name first.
     """
     aside = checkpoint.with_name(checkpoint.name + ASIDE)
     count = 1
