@@ -114,6 +114,17 @@ def test_some_moments(runs: Runs) -> None:
     check(runs, lambda operations: range(1, len(operations) + 1, len(operations) // 4))
 
 
+@pytest.mark.parametrize("runs", ["checkpoints"], indirect=True)
+def test_the_last_checkpoint_is_there_and_what_it_was_written_in_too(runs: Runs) -> None:
+    whole = runs.files / "whole"
+    operations = runs(whole)["operations"]
+    out = runs.files / "killed"
+    assert runs(out, kill=operations.index("os.rmdir checkpoint-2.partial") + 1)["status"] == -signal.SIGKILL
+    assert (out / "checkpoint-2.partial").is_dir()
+    assert runs.goes_on(out) == "resumed"
+    assert names_in(out) == names_in(whole)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("runs", list(KINDS), indirect=True)
 def test_every_moment(runs: Runs) -> None:

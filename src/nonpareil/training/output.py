@@ -76,6 +76,7 @@ class ListingTrainer(CheckpointingTrainer):
         """List what loggers write; a training that is refused before leaves the folder as it was."""
         with ExitStack() as stack:
             if (folder := self._listing()) is not None:
+                _clear_leftovers(folder)
                 stack.enter_context(folder.adding(METRICS_FILE))
                 # TensorBoard's files, which name the process that writes them.
                 events = f"*tfevents.*.{socket.gethostname()}.{os.getpid()}.*"
@@ -89,15 +90,20 @@ class ListingTrainer(CheckpointingTrainer):
         with ExitStack() as stack:
             if folder is not None:
                 stack.enter_context(self.reporting(folder.path / name))
-                for partial in leftovers(folder.path):
-                    folder.delete(partial.name)
-                    remove_empty(partial)
+                _clear_leftovers(folder)
                 stack.enter_context(folder.adding(name))
                 # Nobody else makes a folder of this name: all that a kill leaves there is ours.
                 stack.enter_context(folder.adding(f"{name}{PARTIAL}", ["?*"]))
             super()._save_checkpoint(model, trial)
         if folder is not None and limit:
             delete_older(folder, limit, self.state.best_model_checkpoint)
+
+
+def _clear_leftovers(folder: OutputFolder) -> None:
+    """Delete what a kill left of checkpoints that were being written; of others' files there, none."""
+    for partial in leftovers(folder.path):
+        folder.delete(partial.name)
+        remove_empty(partial)
 
 
 def delete_older(folder: OutputFolder, limit: int, best: str | None = None) -> None:
