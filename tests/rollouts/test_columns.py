@@ -97,8 +97,7 @@ def test_what_cannot_be_given_back_is_refused_before_anything_is_drawn(tmp_path,
         column_types([{"c": value} for value in values])
     rows = [{"prompt": "the film", "c": value} for value in values]
     with pytest.raises(DataError, match=message):
-        prompts = tokenize_prompts(rows, make_tokenizer())  # which sees half characters
-        roll(tmp_path / "out", prompts=prompts, engine=never)
+        roll(tmp_path / "out", prompts=tokenize_prompts(rows, make_tokenizer()), engine=never)
     assert not (tmp_path / "out").exists()
 
 
