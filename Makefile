@@ -4,7 +4,7 @@ demo:  ## distil the embedded models, under 5 minutes on 2 cores
 	nonpareil distill
 
 test:  ## what .ci/run runs
-	pytest
+	pytest -n 2 --dist loadfile
 
 slow:  ## tests that take minutes
 	pytest -m slow

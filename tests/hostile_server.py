@@ -54,6 +54,7 @@ def body(content: bytes, status: int = 200, **headers: str) -> Reply:
 def begin(handler: BaseHTTPRequestHandler, status: int = 200, **headers: str) -> None:
     """Status and headers."""
     handler.send_response(status)
+    handler.send_header("Connection", "close")  # so that no client counts on it
     for name, value in headers.items():
         handler.send_header(name.replace("_", "-"), value)
     handler.end_headers()

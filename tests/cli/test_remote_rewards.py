@@ -37,7 +37,7 @@ def test_sample_with_a_judge_then_curve(nonpareil, files):
         status, out, err = nonpareil("sample", "--json", **flags)
         assert status == 0, err
         figures = json.loads(out.splitlines()[-1])
-        assert "at most 144 times: 12 a prompt" in err
+        assert "at most 144 times, 12 times per prompt" in err
         calls = len(server.requests)
         assert calls == figures["judge"]["calls"] <= 144
         assert figures["judge"]["pairs"] == 72

@@ -315,7 +315,7 @@ def test_a_number_beyond_all_floats_is_shown_as_it_was_written(tmp_path):
         (["--epochs", "1"], "did you mean --num_train_epochs?"),
         (["--lerning_rate", "1"], "did you mean --learning_rate?"),
         (["--seed"], "--seed.*expected one argument"),
-        (["--lr_scheduler_kwargs", "{x"], "^lr_scheduler_kwargs='{x' is not JSON"),
+        (["--lr_scheduler_kwargs", "{x"], "^lr_scheduler_kwargs='{x' must be a JSON object"),
         (["--reward_funcs", ""], "reward_funcs=.* must be a list of text; one of them is empty"),
         (["--learning_rate", "1e400"], "learning_rate='1e400' must be a finite number"),
         (["words"], "unrecognized arguments: words"),
