@@ -83,12 +83,17 @@ def run_until(output_dir: Path, steps: int, **options: Any) -> subprocess.Popen[
     return process
 
 
+def heed_hangups() -> None:
+    """Also where the tests themselves run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_leaves_a_whole_checkpoint_from_which_the_same_end_is_reached(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    process = run_until(stopped, 2)
+    process = run_until(stopped, 2, preexec_fn=heed_hangups)
     process.send_signal(number)
     assert process.wait(timeout=60) == 0
     checkpoint = last_whole_checkpoint(stopped)
@@ -113,6 +118,7 @@ def test_the_end_of_a_terminal_leaves_a_checkpoint_too(tmp_path: Path) -> None:
     terminal, side = os.openpty()
 
     def take_terminal() -> None:
+        heed_hangups()
         os.setsid()
         fcntl.ioctl(side, termios.TIOCSCTTY, 0)
 

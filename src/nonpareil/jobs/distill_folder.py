@@ -84,7 +84,7 @@ def _check(folder: OutputFolder, *, overwrite: bool, resume: bool, max_steps: in
     if not folder.marked and not is_vacant(folder.path):
         raise ConfigError(
             f"{folder.where} exists and has no {MARKER}, the list of what nonpareil wrote, so nothing there is "
-            "deleted or replaced; name another directory, or delete it yourself"
+            "deleted or replaced; name another directory, or delete all of it yourself"
         )
     if not resume and not overwrite and _is_worth_keeping(folder):
         raise ConfigError(
