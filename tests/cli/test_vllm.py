@@ -98,7 +98,7 @@ def test_sample_draws_from_an_adapter_folder(sample, files, policy, adapter):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"vllm_gpu_memory_utilization": 1.5}, "vllm_gpu_memory_utilization=1.5 must be in (0, 1]"),
+        ({"vllm_gpu_memory_utilization": 1.5}, "vllm_gpu_memory_utilization=1.5 must lie in (0, 1]"),
         ({"vllm_tensor_parallel_size": 0}, "vllm_tensor_parallel_size=0 must be at least 1"),
         ({"vllm_max_model_len": 5}, "over the model's window of 5"),
         ({"min_p": 0.1, "top_p": 0.9}, "min_p=0.1 together with top_p=0.9"),
