@@ -4,6 +4,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from packaging.version import Version
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.rollouts import load_prompts, read_vbon, tokenize_prompts
@@ -24,6 +25,8 @@ MARK = b"\xef\xbb\xbf"
 def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path, monkeypatch, name, content):
     (tmp_path / name).write_bytes(MARK + content)
     assert load_prompts(tmp_path / name) == [{"prompt": "the film"}]
+    if name == "a.json" and Version(datasets.__version__).major < 5:
+        pytest.skip("a folder is read by datasets, which takes a mark in a list of objects from version 5 on")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "folder"
     folder.mkdir()

@@ -23,6 +23,7 @@ RANGES = {
     "num_train_epochs": _POSITIVE,
     "max_steps": Limits(at_least=1, also=(-1,), why="leave it out to train for num_train_epochs"),
     "warmup_steps": Limits(at_least=0, why="below 1 a share of all steps"),
+    "warmup_ratio": Limits(at_least=0, at_most=1),  # of older transformers
     "gradient_accumulation_steps": _COUNT,
     "weight_decay": _NOT_NEGATIVE,
     "adam_beta1": _SHARE,
