@@ -24,6 +24,11 @@ from tests.training.conftest import (
     stored_groups,
 )
 
+NAMES = DistillationConfig.__dataclass_fields__
+CHECKPOINTING = (
+    "activation_checkpointing" if "activation_checkpointing" in NAMES else "gradient_checkpointing"
+)
+"""transformers 5.24 keeps the older name for a while, and moves its value to the newer."""
 STEPS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "linear"}
 
 
@@ -133,7 +138,7 @@ def test_every_setting_is_refused_unless_it_is_on_the_list() -> None:
     ("change", "says"),
     [
         ({"max_tokens_per_batch": 30}, "max_tokens_per_batch: 16384 there, 30 now: taken"),
-        ({"gradient_checkpointing": True}, "gradient_checkpointing: False there, True now: taken"),
+        ({"gradient_checkpointing": True}, f"{CHECKPOINTING}: False there, True now: taken"),
         ({"save_total_limit": 1}, "save_total_limit: None there, 1 now: taken"),
         ({"logging_steps": 2}, "logging_steps: 1 there, 2 now: taken"),
         ({"max_train_seconds": 600.0}, "max_train_seconds: None there, 600.0 now: taken"),
@@ -145,7 +150,8 @@ def test_what_may_change_is_taken_and_told(
     trainer = resume(run, **change)
     assert trainer.state.global_step == 4
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("nonpareil: ")]
-    assert told == [f"nonpareil: resume: {says}"]
+    alias = "gradient_checkpointing" if CHECKPOINTING != "gradient_checkpointing" else "no alias"
+    assert [line for line in told if alias not in line] == [f"nonpareil: resume: {says}"]
 
 
 def test_the_same_training_needs_no_word(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.models.chat import template_failure
 from nonpareil.records import Message, Prompt, PromptText, prompt_id_of
-from nonpareil.rollouts.rendering import check_template_kwargs, clock_of, rendering_of
+from nonpareil.rollouts.rendering import check_template_kwargs, held_clock, rendering_of
 from nonpareil.rollouts.sources import read_rows
 from nonpareil.setting_types import check_value, nearest
 from nonpareil.text_files import check_characters
@@ -146,16 +147,16 @@ def tokenize_prompts(
     chats = any(isinstance(row.get("prompt"), list) for row in rows)
     check_template_kwargs(kwargs, tokenizer, chats=chats)
     rendering = rendering_of(tokenizer, kwargs) if chats and tokenizer is not None else None
-    clock = clock_of(tokenizer, now or datetime.now()) if chats and tokenizer is not None else {}
-    for place, row in enumerate(rows):
-        position = getattr(row, "position", place)
-        prompt = checked_prompt(row.get("prompt"), f"row {position} (the first is 0)")
-        ids = [] if tokenizer is None else _ids_of(prompt, tokenizer, {**kwargs, **clock}, position)
-        columns = {name: value for name, value in row.items() if name != "prompt"}
-        if not isinstance(row, PromptRow):  # whose columns were checked as they were read
-            _check_columns(columns, f"row {position} (the first is 0)")
-        how = None if isinstance(prompt, str) else rendering
-        tokenized.append(Prompt(prompt_id_of(prompt, position), prompt, ids, columns, how))
+    with held_clock(now or datetime.now()) if rendering else nullcontext():
+        for place, row in enumerate(rows):
+            position = getattr(row, "position", place)
+            prompt = checked_prompt(row.get("prompt"), f"row {position} (the first is 0)")
+            ids = [] if tokenizer is None else _ids_of(prompt, tokenizer, kwargs, position)
+            columns = {name: value for name, value in row.items() if name != "prompt"}
+            if not isinstance(row, PromptRow):  # whose columns were checked as they were read
+                _check_columns(columns, f"row {position} (the first is 0)")
+            how = None if isinstance(prompt, str) else rendering
+            tokenized.append(Prompt(prompt_id_of(prompt, position), prompt, ids, columns, how))
     return tokenized
 
 

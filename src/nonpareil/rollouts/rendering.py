@@ -5,7 +5,8 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -77,9 +78,26 @@ def rendering_of(tokenizer: "Tokenizer", kwargs: Mapping[str, Any]) -> Rendering
     return Rendering(_sha256([content, special]), _sha256(_source(tokenizer)), dict(kwargs))
 
 
-def clock_of(tokenizer: "Tokenizer", now: datetime) -> dict[str, Callable[[str], str]]:
-    """The template's clock held at one moment, so that all prompts of a run have one date."""
-    return {"strftime_now": now.strftime} if "strftime_now" in _source(tokenizer) else {}
+@contextmanager
+def held_clock(now: datetime) -> Iterator[None]:
+    """Chat templates take `now` for now meanwhile, so that all prompts of a run have one date.
+
+    Templates call a function of transformers that reads the clock; from 5.24 on none that is given in its place
+    reaches them.
+    """
+    from transformers.utils import chat_template_utils
+
+    class Held(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return now
+
+    module: Any = chat_template_utils
+    before, module.datetime = module.datetime, Held
+    try:
+        yield
+    finally:
+        module.datetime = before
 
 
 def write_rendered(folder: Path, prompts: Sequence[Prompt]) -> None:

@@ -31,7 +31,8 @@ MAY_CHANGE = frozenset(
         *("max_steps", "num_train_epochs", "max_train_seconds"),
         # where, with how much memory, on how many devices
         *("processes", "use_cpu", "shard_weights", "max_tokens_per_batch", "gradient_checkpointing"),
-        *("gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
+        *("gradient_checkpointing_kwargs", "activation_checkpointing", "activation_checkpointing_kwargs"),
+        *("torch_compile", "torch_compile_backend", "torch_compile_mode"),
         *("torch_empty_cache_steps", "dataloader_pin_memory", "ddp_backend", "ddp_timeout"),
         *("vllm_mode", "vllm_gpu_memory_utilization"),
         # what is saved when
