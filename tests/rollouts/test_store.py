@@ -27,8 +27,8 @@ def test_the_columns_are_the_design_s(tmp_path):
         "completion_token_ids": "list<element: list<element: int32>>",
         "finish_reasons": "list<element: string>",
         "logprobs": "list<element: list<element: float>>",
-        "rewards/rm": "list<element: float>",
-        "rewards": "list<element: float>",
+        "rewards/rm": "list<element: double>",
+        "rewards": "list<element: double>",
         "answer": "int64",
     }
 

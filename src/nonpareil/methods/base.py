@@ -19,7 +19,7 @@ class ScoredDraws:
     """
 
     policy_rewards: Float[Tensor, "b k"]
-    """NaN where the reward failed."""
+    """float64, as the anchor's, so that close rewards do not tie; NaN where the reward failed."""
     anchor_rewards: Float[Tensor, "b m"]
     policy_token_logprobs: Float[Tensor, "b k t"]
     """log pi of each token as it was drawn; 0 behind the completion's end."""
@@ -51,8 +51,12 @@ class Targets:
         return type(self)(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
     def to(self, device: torch.device) -> Self:
-        """The targets on a device."""
-        return type(self)(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        """The targets on a device; what was worked out of rewards in float64 is float32 there, as log-probs are."""
+
+        def moved(value: Tensor) -> Tensor:
+            return value.to(device, torch.float32 if value.is_floating_point() else None)
+
+        return type(self)(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
 
 
 class Method(Protocol):

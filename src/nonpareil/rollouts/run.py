@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from nonpareil.errors import DataError, RewardError
 from nonpareil.files import jsonable, write_bytes
@@ -35,8 +34,8 @@ from nonpareil.rollouts.progress import Progress, Silent
 from nonpareil.rollouts.reading import read_groups
 from nonpareil.rollouts.rendering import read_rendered, write_rendered
 from nonpareil.rollouts.resume import check_prompts, missing_shards, stored_manifest
-from nonpareil.rollouts.scoring import RewardSum, counted, is_scored, reward_settings, score_shard
-from nonpareil.rollouts.store import ShardNotes, notes_of, read_table, shard_path, write_shard
+from nonpareil.rollouts.scoring import RewardSum, counted, reward_settings, score_shard, shards_to_score
+from nonpareil.rollouts.store import ShardNotes, read_table, shard_path, write_shard
 from nonpareil.setting_types import check_value
 from nonpareil.settings import check_settings
 from nonpareil.terminal import tell
@@ -236,14 +235,8 @@ class _Run:
             "rewards": jsonable(scorer.describe()),
             "scoring": {"rewards": settings, "aggregate": weights},
         }
-        todo = [
-            i
-            for i, path in enumerate(self.paths)
-            if not path.is_file()
-            or not is_scored(
-                notes_of(pq.read_schema(path)), settings, weights, len(self.shards[i]) * self.num_generations
-            )
-        ]
+        sizes = [len(shard) * self.num_generations for shard in self.shards]
+        todo = shards_to_score(self.paths, settings, weights, sizes)
         if todo:
             self.manifest = write_manifest(self.folder, {**self.manifest, "complete": False})
         return settings, todo

@@ -1,6 +1,7 @@
 """Groups as Parquet shards: written whole or not at all, checksummed, readable as any Parquet is."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,8 @@ _OWN_COLUMNS = {
     "finish_reasons": pa.list_(pa.string()),
     "logprobs": pa.list_(pa.list_(pa.float32())),
 }
+REWARD_TYPE = pa.list_(pa.float64())
+"""In float32 rewards such as 1e8 + 0.1 would tie. Files of earlier versions have that, and are read as they are."""
 
 
 @dataclass
@@ -83,9 +86,9 @@ def to_table(
             )
     for name in dict.fromkeys(name for group in groups for name in group.rewards_by_name):
         values = [group.rewards_by_name.get(name) for group in groups]
-        columns[REWARD_PREFIX + name] = pa.array(values, pa.list_(pa.float32()))
+        columns[REWARD_PREFIX + name] = pa.array(values, REWARD_TYPE)
     if any(group.rewards is not None for group in groups):
-        columns["rewards"] = pa.array([group.rewards for group in groups], pa.list_(pa.float32()))
+        columns["rewards"] = pa.array([group.rewards for group in groups], REWARD_TYPE)
     for name, kind in types.items():
         stored, array = stored_column(name, [group.columns.get(name) for group in groups], kind)
         columns[stored] = array
@@ -96,6 +99,12 @@ def with_notes(table: pa.Table, notes: ShardNotes) -> pa.Table:
     """The table with other notes."""
     metadata = {**(table.schema.metadata or {}), METADATA_KEY: json.dumps(vars(notes)).encode()}
     return table.replace_schema_metadata(metadata)
+
+
+def narrow_rewards(schema: pa.Schema) -> list[str]:
+    """The reward columns of a file by an earlier version, which kept them in float32."""
+    rewards = [name for name in schema.names if name == "rewards" or name.startswith(REWARD_PREFIX)]
+    return [name for name in rewards if schema.field(name).type == pa.list_(pa.float32())]
 
 
 def notes_of(schema: pa.Schema) -> ShardNotes:
@@ -203,10 +212,17 @@ def to_groups(table: pa.Table) -> list[Group]:
     return [
         Group(
             prompt=columns["prompt"][row],
-            rewards_by_name={name: values[row] for name, values in scores.items() if values[row] is not None},
-            rewards=aggregates[row],
+            rewards_by_name={
+                n: _numbers(values[row]) for n, values in scores.items() if values[row] is not None
+            },
+            rewards=None if aggregates[row] is None else _numbers(aggregates[row]),
             columns={name: values[row] for name, values in further.items()},
             **{name: columns[name][row] for name in _OWN_COLUMNS},
         )
         for row in range(len(table))
     ]
+
+
+def _numbers(values: list[float | None]) -> list[float | None]:
+    """Null for NaN, as pandas writes a null, and for infinities."""
+    return [value if value is not None and math.isfinite(value) else None for value in values]

@@ -194,15 +194,19 @@ def score_groups(groups: Sequence[Group], reward: CombinedReward) -> dict[str, l
 
 
 def reward_tensor(groups: Sequence[Group]) -> Tensor:
-    """Aggregate rewards `[b, m]`, NaN where one failed, and where one group is smaller than another."""
-    return _rectangular([[float("nan") if r is None else r for r in group.rewards or ()] for group in groups])
+    """Aggregate rewards `[b, m]`, NaN where one failed, and where one group is smaller than another.
+
+    float64, in which they are compared and averaged: rewards such as 1e8 + 0.1 would tie in float32.
+    """
+    rows = [[float("nan") if r is None else r for r in group.rewards or ()] for group in groups]
+    return _rectangular(rows, torch.float64)
 
 
-def _rectangular(rows: list[list[float]]) -> Tensor:
+def _rectangular(rows: list[list[float]], dtype: torch.dtype = torch.float32) -> Tensor:
     """Rows of numbers as one tensor, NaN behind the end of the shorter ones."""
     width = max(map(len, rows))
     filled = [row + [float("nan")] * (width - len(row)) for row in rows]
-    return torch.tensor(filled).view(len(rows), width)
+    return torch.tensor(filled, dtype=dtype).view(len(rows), width)
 
 
 def _padded(logprobs: list[list[list[float]]], width: int) -> tuple[Tensor, Tensor]:
