@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from nonpareil.errors import DataError, RewardError
+from nonpareil.errors import DataError, NotFiniteError, RewardError
 from nonpareil.files import jsonable, write_bytes
 from nonpareil.markers import OutputFolder
 from nonpareil.models.memory import free_memory
@@ -176,7 +176,10 @@ class _Run:
         self._begin(drawer)
         self.progress.start("draw", sum(len(self.shards[i]) for i in missing))
         for i in missing:
-            draws = drawer.draw(self.shards[i], self.num_generations, self.sampling, self.progress.update)
+            try:
+                draws = drawer.draw(self.shards[i], self.num_generations, self.sampling, self.progress.update)
+            except NotFiniteError as error:
+                raise NotFiniteError(f"{error}. {self._there()}") from error
             groups = [Group.of(p, d) for p, d in zip(self.shards[i], draws, strict=True)]
             write_shard(self.paths[i], groups, self.types, self._notes(i))
         if made:
@@ -184,6 +187,11 @@ class _Run:
             del drawer
             free_memory()
         return len(missing)
+
+    def _there(self) -> str:
+        """What is drawn, and that it goes with no other dtype."""
+        there = sum(path.is_file() for path in self.paths)
+        return f"{there} of {len(self.paths)} shards stay in {str(self.folder)!r}; a new dtype needs a new folder"
 
     def _begin(self, engine: Engine | ShardWorkers) -> None:
         """Check the engine against the folder's, or write the manifest of a new folder, emptied if it must be."""
