@@ -180,9 +180,9 @@ def _rows_in_order(name: str, values: Tensor, groups: list[Group], rows: list[in
         row, place = bad.nonzero()[0].tolist()
         raise DataError(
             f"{name} holds {int(bad.sum())} numbers that are not finite, of {bad.numel()}; the first is "
-            f"{values[row, place].item()} of prompt {groups[row].prompt_id}, completion {place} (counted from 0): one "
-            "of the two models gives no numbers there, or rules out what the other wrote. Compare both in float32 "
-            "(kl_dtype), or evaluate an earlier checkpoint"
+            f"{values[row, place].item()} of prompt {groups[row].prompt_id}, completion {place} (counted from 0): "
+            "one of the two models gives no numbers there, or rules out what the other wrote; compare them in "
+            "float32 (kl_dtype), or evaluate an earlier checkpoint"
         )
     return values
 

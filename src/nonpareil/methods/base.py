@@ -37,6 +37,10 @@ class ScoredDraws:
         """log pi - log anchor of the policy's draws, summed over the completion; no gradient."""
         return self.policy_token_logprobs.sum(-1) - self.anchor_logprobs_of_policy
 
+    def select(self, rows: list[int]) -> Self:
+        """The draws for some prompts, in the order given."""
+        return type(self)(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
 
 @dataclass(frozen=True)
 class Targets:
