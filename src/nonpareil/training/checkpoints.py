@@ -15,7 +15,7 @@ from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from nonpareil.errors import DataError, NonpareilError, NotFiniteError
+from nonpareil.errors import DataError, DivergedError, NonpareilError, NotFiniteError
 from nonpareil.models.adapters import is_adapted, plain_model
 from nonpareil.models.anchors import Anchor
 from nonpareil.models.distributed import first_process_first, num_processes, process_index, wait_for_all
@@ -33,6 +33,8 @@ from nonpareil.training.checkpoint_files import (
     PARTIAL,
     STATE_FILE,
     begin,
+    checkpoint_step,
+    checkpoints_in,
     publish,
     read_list,
     write_list,
@@ -137,7 +139,7 @@ class CheckpointingTrainer(PlacingTrainer):
         """See `descent.check_policy`; before anything is written.
 
         Raises:
-            NotFiniteError: the weights are not worth keeping.
+            DivergedError: the weights are not worth keeping.
         """
         check_policy(plain_model(self.model), self.anchor, self.accumulator, self.state.global_step)
 
@@ -229,7 +231,7 @@ class CheckpointingTrainer(PlacingTrainer):
         except Exception as error:
             self._save_last_whole_step(error)
             if isinstance(error, NotFiniteError):
-                raise NotFiniteError(f"{error}. {self._way_on()}") from error
+                raise NotFiniteError(f"{error}. {self._way_on(isinstance(error, DivergedError))}") from error
             if isinstance(error, OSError) and not isinstance(error, NonpareilError):
                 raise DataError(f"training ended at step {self.state.global_step}: {error}") from error
             raise
@@ -240,27 +242,27 @@ class CheckpointingTrainer(PlacingTrainer):
         """So that an error costs one step and no more; not of several processes, which may not all know of it."""
         step = self.whole.step
         resumable = step and step > self._saved_step and step % self.stopper.every == 0
-        if not resumable or num_processes() > 1 or isinstance(error, NotSaved):
+        if not resumable or num_processes() > 1 or isinstance(error, NotSaved | DivergedError):
             return
         self.whole.go_back(self.state)
         try:
             self._save_checkpoint(self.model, None)
-        except (NotSaved, NotFiniteError) as unsaved:
+        except (NotSaved, DivergedError) as unsaved:
             tell(f"nothing after step {self._saved_step} is kept: {unsaved}")
         else:
             tell(
                 f"an error ends the training after step {step}, of which {self._folder}/checkpoint-{step} is kept"
             )
 
-    def _way_on(self) -> str:
-        """What is left of a training whose numbers are none."""
-        if not self._saved_step:
-            return (
-                "No checkpoint is kept: begin again, with a lower learning_rate or rewards of another scale"
-            )
+    def _way_on(self, diverged: bool) -> str:
+        """What is left of a training whose numbers are none; of one that diverged, from before its last step."""
+        steps = [checkpoint_step(path.name) or 0 for path in checkpoints_in(self._folder)]
+        good = [step for step in steps if step < self.state.global_step or not diverged]
+        if not good:
+            return "No good checkpoint is there: begin anew, with a lower learning_rate or rewards of another scale"
         return (
-            f"The last good checkpoint is {self._folder}/checkpoint-{self._saved_step}: resume it once the cause "
-            "is mended, or train on from it as a model, with a lower learning_rate"
+            f"The last good checkpoint is {self._folder}/checkpoint-{good[0]}: resume it once the cause is mended, "
+            "or train on from it as a model, with a lower learning_rate"
         )
 
     def _take_up_finished(self, checkpoint: str) -> TrainOutput:

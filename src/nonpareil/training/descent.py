@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nonpareil.errors import NotFiniteError
+from nonpareil.errors import DivergedError, NotFiniteError
 from nonpareil.methods.base import Method, Targets
 from nonpareil.models.anchors import Anchor
 from nonpareil.models.distributed import any_process
@@ -16,6 +16,9 @@ from nonpareil.models.zero import engine_of
 from nonpareil.training.accumulate import Accumulator
 from nonpareil.training.not_finite import METRIC, Dropped, NotFinite
 from nonpareil.training.steps import StepDraws
+
+LARGE_LOSS = 1e12
+"""Nats; a larger one comes of rewards, whose gradient float32 may not hold though the model is sound."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Descent:
     scaler: Any = None
     """fp16's: it looks at the gradient itself, and skips a step whose is infinite."""
     dropped: Dropped = field(default_factory=Dropped)
+    taken: int = 0
+    """Steps with a loss."""
 
     def step(self, model: nn.Module, drawn: StepDraws, step: int) -> Descended:
         """The step's gradient, without the prompts whose log-probs, loss or gradient are no numbers; see `Dropped`.
@@ -68,6 +73,7 @@ class Descent:
                 break
             drawn = drawn.without(bad)
         self.dropped.note(step, dropped, kept)
+        self.taken += kept > 0
         return Descended(outcome.loss if kept else float("nan"), drawn, targets, dropped)
 
     def _bad_gradients(
@@ -82,9 +88,10 @@ class Descent:
         for row in rows:
             self.accumulator.forget_gradients(model)
             alone = drawn.without({*rows} - {row})
-            self.accumulator.step(model, alone, targets.select([row]))
+            loss = self.accumulator.step(model, alone, targets.select([row])).loss
             if not _is_finite(model):
-                bad[row] = NotFinite(drawn.groups[row].prompt_id, f"the gradient{whose}", of_model=False)
+                what = f"the gradient{whose}, of a loss of {loss:g},"
+                bad[row] = NotFinite(drawn.groups[row].prompt_id, what, of_model=abs(loss) < LARGE_LOSS)
         self.accumulator.forget_gradients(model)
         if not bad:
             raise NotFiniteError(
@@ -126,17 +133,17 @@ def check_policy(model: nn.Module, anchor: Anchor | None, accumulator: Accumulat
     Called by all processes together.
 
     Raises:
-        NotFiniteError: naming the step, and the first such weight where there is one.
+        DivergedError: naming the step, and the first such weight where there is one.
     """
     weights: dict[str, Tensor] = dict(model.named_parameters())
     if anchor is not None and anchor.moves:
         weights |= {f"{name} of the anchor": weight for name, weight in anchor.weights().items()}
     bad = next((name for name, weight in weights.items() if not _finite(local(weight))), None)
     if any_process(bad is not None):
-        raise NotFiniteError(f"step {step}: weights are NaN or infinite{f' (first: {bad})' if bad else ''}")
+        raise DivergedError(f"step {step}: weights are NaN or infinite{f' (first: {bad})' if bad else ''}")
     values = accumulator.probe(model)
     if any_process(values is not None and not bool(values.isfinite().all())):
-        raise NotFiniteError(
+        raise DivergedError(
             f"step {step}: the policy's log-probs of a completion are NaN or infinite, and were not before it"
         )
 

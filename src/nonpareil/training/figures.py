@@ -15,6 +15,11 @@ from nonpareil.training.steps import StepDraws
 COMPLETIONS_FOLDER = "completions"
 
 
+def known_mean(values: Sequence[float]) -> float:
+    """Of those that are not NaN; NaN where all are."""
+    return torch.tensor(values, dtype=torch.float64).nanmean().item()
+
+
 def step_figures(drawn: StepDraws, reward_names: Sequence[str]) -> dict[str, float]:
     """Means over the step's own draws (KL and entropy: nats); a step on stored groups alone has their reward."""
     k = drawn.num_policy

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nonpareil.engines.finite import not_finite
-from nonpareil.errors import NotFiniteError
+from nonpareil.errors import DivergedError, NotFiniteError
 from nonpareil.models.distributed import process_index
 from nonpareil.terminal import tell
 
@@ -21,7 +21,7 @@ class NotFinite:
     quantity: str
     """What is NaN or infinite, with its place."""
     of_model: bool
-    """Whether it is a log-prob; else it was worked out of finite ones, and of rewards."""
+    """Whether the model's numbers are at fault; else those that were worked out of them and of rewards."""
 
     def __str__(self) -> str:
         return f"prompt {self.prompt_id}: {self.quantity} is NaN or infinite"
@@ -45,9 +45,9 @@ def refuse_all_bad(step: int, dropped: Sequence[NotFinite]) -> None:
     """End a training whose model gives no numbers for any prompt of a step.
 
     Raises:
-        NotFiniteError: naming the first prompt.
+        DivergedError: naming the first prompt.
     """
-    raise NotFiniteError(
+    raise DivergedError(
         f"step {step}: the model gives no numbers for any of the step's {len(dropped)} prompts ({dropped[0]}): the "
         "training diverged"
     )
@@ -64,7 +64,8 @@ class Dropped:
         """One step's, the same on every process; `kept` prompts of it were trained on.
 
         Raises:
-            NotFiniteError: none was, for the model's numbers; or most were lost in several steps in a row.
+            DivergedError: none was, for the model's numbers.
+            NotFiniteError: most prompts were lost in several steps in a row.
         """
         if dropped and not kept and all(one.of_model for one in dropped):
             refuse_all_bad(step, dropped)

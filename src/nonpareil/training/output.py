@@ -37,7 +37,7 @@ class ListingTrainer(CheckpointingTrainer):
 
         Raises:
             DataError: it could not be written; checkpoints are as they were.
-            NotFiniteError: the policy's weights are no numbers, or give none; nothing is written.
+            DivergedError: the policy's weights are no numbers, or give none; nothing is written.
         """
         self.check_policy()
         with self.reporting(self._folder):

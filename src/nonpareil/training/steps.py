@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nonpareil.engines.sampling import sample_keys
-from nonpareil.errors import NotFiniteError, RewardError
+from nonpareil.errors import DivergedError, RewardError
 from nonpareil.methods.base import Method, ScoredDraws
 from nonpareil.models.distributed import gather_shares, my_share
 from nonpareil.models.logprobs import TokenSequences
@@ -111,7 +111,7 @@ class StepDrawer:
 
         Raises:
             RewardError: every reward of the step failed; training on nothing would look like training.
-            NotFiniteError: no prompt's log-probs are numbers.
+            DivergedError: no prompt's log-probs are numbers.
         """
         dropped: list[NotFinite] = []
         k, fresh = self.method.policy_draws, self.method.anchor_draws
@@ -193,7 +193,7 @@ class StepDrawer:
         every = gather_shares(groups)
         for group in every:
             if (bad := of_logprobs(group.prompt_id, {"of the policy's draws": group.logprobs})) is not None:
-                raise NotFiniteError(f"evaluation: {bad}")
+                raise DivergedError(f"evaluation: {bad}")
         return every
 
     def _check_rewards(self, groups: Sequence[Group], reasons: Sequence[str | None], step: int) -> None:

@@ -32,7 +32,7 @@ from nonpareil.training.checks import check_adapter, check_scorable
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.descent import Descended, Descent
 from nonpareil.training.drawings import make_drawing
-from nonpareil.training.figures import completion_rows, step_figures, write_completions
+from nonpareil.training.figures import completion_rows, known_mean, step_figures, write_completions
 from nonpareil.training.identity import model_identity, run_identity
 from nonpareil.training.method import anchor_motion, given_method, method_of
 from nonpareil.training.output import ListingTrainer
@@ -228,7 +228,7 @@ class DistillationTrainer(ListingTrainer):
         self._record(descended, time.perf_counter() - start)
         return torch.tensor(
             descended.loss, device=self.args.device
-        ).nan_to_num()  # the log says that it is none
+        ).nan_to_num()  # of the log `_figures` has it
 
     def _draw(self, prompts: list[Prompt]) -> StepDraws:
         """This step's draws; those of the step before where one batch of draws serves several steps."""
@@ -262,11 +262,11 @@ class DistillationTrainer(ListingTrainer):
         """Add the figures gathered since the last log."""
         if "loss" in logs:
             # NaN: every reward of that step failed, or no prompt was trained on; both are counted.
-            means = {
-                n: torch.tensor(v, dtype=torch.float64).nanmean().item() for n, v in self._figures.items()
-            }
+            means = {name: known_mean(values) for name, values in self._figures.items()}
             logs = {**logs, **means, "num_tokens": self.state.num_input_tokens_seen}
             self._figures.clear()
+        elif "train_loss" in logs and not self.descent.taken:
+            logs = {**logs, "train_loss": float("nan")}
         super().log(logs, start_time)
 
     def evaluate(  # type: ignore[override]
