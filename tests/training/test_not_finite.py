@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerCallback
 
-from nonpareil.errors import DataError, NotFiniteError
+from nonpareil.errors import DataError, NotFiniteError, RewardError
 from nonpareil.models.loading import load_policy
 from nonpareil.training.checkpoint_files import checkpoints_in
 from nonpareil.training.not_finite import PATIENCE
@@ -223,3 +223,11 @@ def test_rewards_that_float32_would_tie_do_not(tmp_path: Path) -> None:
 def test_metrics_have_the_count_at_each_step(tmp_path: Path) -> None:
     make_trainer(tmp_path, reward=one_extreme, max_steps=3, num_train_epochs=3, **RLOO, **SGD).train()
     assert {line["dropped/non_finite"] for line in metrics(tmp_path)} == {0.0, 1.0}
+
+
+def test_weights_under_which_every_sum_overflows_are_named(tmp_path: Path) -> None:
+    from nonpareil.rewards import CombinedReward, FunctionReward
+
+    reward = CombinedReward([FunctionReward(goodness)], weights=[1e200])
+    with pytest.raises(RewardError, match=r"every reward of step 0 failed; .*weighted sum is no number"):
+        make_trainer(tmp_path, reward=reward).train()

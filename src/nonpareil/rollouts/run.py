@@ -291,7 +291,7 @@ class _Run:
             self.folder, {**self.manifest, "complete": True, "counts": counts.to_dict()}
         )
         if scored and not counts.rewards:
-            reasons = counts.reasons(self.manifest["scoring"]["rewards"])
+            reasons = counts.reasons(self.manifest["scoring"]["rewards"]) or "their weighted sum is no number"
             raise RewardError(
                 f"every reward is null, so no completion is better than another: {reasons}. The groups stay in "
                 f"{str(self.folder)!r}; mend the reward and run again: nothing is drawn anew, and what failed is "

@@ -4,13 +4,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nonpareil.errors import DataError
+from nonpareil.errors import DataError, NotFiniteError
 from nonpareil.files import write_bytes
 from nonpareil.records import Group, refuse_repeated
 from nonpareil.rollouts.checksum import CHECKSUM_KEY, seal_holds, sealed_parquet
@@ -72,6 +74,7 @@ def to_table(
 
     Raises:
         DataError: string prompts and conversations in one shard, or a column without a type.
+        NotFiniteError: a log-prob that is NaN or infinite.
     """
     types = column_types([group.columns for group in groups]) if types is None else types
     kinds = {isinstance(group.prompt, str) for group in groups}
@@ -84,6 +87,7 @@ def to_table(
             columns["prompt"] = pa.array(
                 [g.prompt for g in groups], _MESSAGES if kinds == {False} else pa.string()
             )
+    _check_logprobs(groups, columns["logprobs"])
     for name in dict.fromkeys(name for group in groups for name in group.rewards_by_name):
         values = [group.rewards_by_name.get(name) for group in groups]
         columns[REWARD_PREFIX + name] = pa.array(values, REWARD_TYPE)
@@ -93,6 +97,16 @@ def to_table(
         stored, array = stored_column(name, [group.columns.get(name) for group in groups], kind)
         columns[stored] = array
     return with_notes(pa.table(columns), notes or ShardNotes())
+
+
+def _check_logprobs(groups: Sequence[Group], column: pa.Array) -> None:
+    """Whatever drew them: a completion without log-probs that are numbers is no draw, and is not kept."""
+    if pc.all(pc.is_finite(pc.list_flatten(pc.list_flatten(column)))).as_py() is False:
+        bad = next(g for g in groups if not all(map(math.isfinite, chain.from_iterable(g.logprobs))))
+        raise NotFiniteError(
+            f"prompt {bad.prompt_id}: log-probs of its completions are NaN or infinite, so the engine did not draw "
+            "them from a distribution; mend the engine, or draw in another dtype"
+        )
 
 
 def with_notes(table: pa.Table, notes: ShardNotes) -> pa.Table:

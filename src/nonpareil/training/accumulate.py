@@ -52,6 +52,7 @@ class Accumulator:
     importance_cap: float | None = None
     """Largest weight of a completion that another engine drew; None trains on its draws as they are."""
     _probe: TokenSequences | None = None
+    """A completion whose log-probs were numbers in the last step; the same on every process."""
 
     def step(self, model: nn.Module, drawn: StepDraws, targets: Targets) -> Outcome:
         """The gradient of an optimizer step, the same on every process as the outcome that is returned."""
@@ -81,11 +82,12 @@ class Accumulator:
             self.forget_gradients(model)
         elif not sharded:
             sum_gradients(model.parameters())
-        if used > len(outcome.bad):
-            row = next(row for each in passes for part in each for row in part.rows if row not in outcome.bad)
-            self._probe = TokenSequences(
-                [drawn.groups[row].prompt_token_ids], [drawn.groups[row].completion_token_ids[0]]
-            )
+        trained = (at for each in passes for part in each for at in zip(part.rows, part.slots, strict=True))
+        for row, slots in trained:
+            if row not in outcome.bad:
+                group = drawn.groups[row]
+                self._probe = TokenSequences([group.prompt_token_ids], [group.completion_token_ids[slots[0]]])
+                break
         return outcome
 
     def forget_gradients(self, model: nn.Module) -> None:
