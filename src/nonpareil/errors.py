@@ -17,6 +17,14 @@ class ModelError(NonpareilError, ValueError):
     """A model, tokenizer or reward model that cannot be used as asked."""
 
 
+class NotFiniteError(NonpareilError, ArithmeticError):
+    """NaN or infinity where a model, or training it, must give numbers; never drawn from, averaged or saved."""
+
+
+class DivergedError(NotFiniteError):
+    """A policy that gives no numbers any more: its weights are worth nothing."""
+
+
 class RewardError(NonpareilError, RuntimeError):
     """A reward that breaks its contract (as opposed to one that fails on a sample, which is a null)."""
 

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -225,3 +226,23 @@ class Scores:
     values: list[float | None]
     failures: list[str | None]
     """Why the value is None (None where it is not); counted in the manifest."""
+
+    def only_numbers(self) -> "Scores":
+        """The same, with None and its reason for what is no reward: NaN, infinite, or beyond `MOST_REWARD`."""
+        reasons = [_no_reward(value) for value in self.values]
+        return Scores(
+            [None if v is None or why else float(v) for v, why in zip(self.values, reasons, strict=True)],
+            [why or failure for why, failure in zip(reasons, self.failures, strict=True)],
+        )
+
+
+MOST_REWARD = 1e150
+"""Of a reward's size: the square of a larger one, and so its spread over a group, is infinite in float64."""
+
+
+def _no_reward(value: float | None) -> str | None:
+    if value is None or abs(value) <= MOST_REWARD:
+        return None
+    if not math.isfinite(value):
+        return f"returned {value}"
+    return f"{value!r} is beyond {MOST_REWARD:g} in size, and a group of such has no spread; scale the reward"

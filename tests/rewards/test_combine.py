@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from nonpareil.errors import ConfigError, ModelError
+from nonpareil.errors import ConfigError, ModelError, RewardError
+from nonpareil.records import Scores
 from nonpareil.rewards import CombinedReward, FunctionReward, RewardModel, load_rewards
 from tests.rewards.conftest import make_llama, make_tokenizer, request_of
 
@@ -146,3 +147,36 @@ def test_importing_rewards_does_not_import_torch() -> None:
     """A killable worker starts in a fraction of a second because of it."""
     code = "import sys, nonpareil.rewards; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+class Given:
+    """A reward object whose scores are those it was given."""
+
+    name = "given"
+
+    def __init__(self, *values: Any):
+        self.values = list(values)
+
+    def score(self, request: Any) -> Scores:
+        return Scores(self.values, [None] * len(self.values))
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+
+def test_only_numbers_are_scores_whatever_a_reward_object_gives() -> None:
+    rows = request_of(*[("the film was ", "good")] * 5)
+    scores = CombinedReward([Given(float("nan"), float("-inf"), 1e151, -1e150, 1)]).score_each(rows)["given"]
+    assert scores.values == [None, None, None, -1e150, 1.0]
+    assert scores.failures[:2] == ["returned nan", "returned -inf"]
+    assert str(scores.failures[2]).startswith("1e+151 is beyond 1e+150 in size")
+    with pytest.raises(RewardError, match="'given' returned 2 scores for 5 completions"):
+        CombinedReward([Given(1.0, 2.0)]).score_each(rows)
+
+
+def test_a_sum_that_is_no_number_is_null() -> None:
+    combined = CombinedReward([FunctionReward(lengths), FunctionReward(only_bad)], weights=[1e200, -1e200])
+    sums = combined.aggregate({"lengths": [1e120, 1e120, 1e-60], "only_bad": [1e120, 0.0, 0.0]})
+    assert sums == [None, None, pytest.approx(1e140)]
+    scores = CombinedReward([Given(1e120, 1.0)], weights=[1e40]).score(DATA)
+    assert scores == Scores([None, 1e40], ["the weighted sum is beyond 1e+150", None])

@@ -176,7 +176,7 @@ def test_a_failed_reward_is_null_counted_and_never_chosen(tmp_path):
     def fragile(completions: list[str], answer: list[int], **columns: Any) -> list[float | None]:
         if any(a == 0 for a in answer):
             raise RuntimeError("no verdict")
-        # The longest have no reward, and one is beyond float32.
+        # The longest have no reward, and one is beyond what has a spread.
         return [
             1e300 if a == 1 else None if len(c.split()) > 3 else -1.0
             for c, a in zip(completions, answer, strict=True)
@@ -188,7 +188,9 @@ def test_a_failed_reward_is_null_counted_and_never_chosen(tmp_path):
     assert failed["length"]["count"] == 0
     reasons = failed["fragile"]["reasons"]
     assert reasons["RuntimeError: no verdict"] == 4
-    assert reasons["1e+300 is not finite in float32"] == 4
+    assert (
+        reasons["1e+300 is beyond 1e+150 in size, and a group of such has no spread; scale the reward"] == 4
+    )
     nulls = sum(value is None for group in groups for value in group.rewards_by_name["fragile"])
     assert nulls == failed["fragile"]["count"] == sum(reasons.values()) > 8
     assert groups[0].rewards == [None] * 4

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nonpareil.errors import DataError
+from nonpareil.errors import DataError, NotFiniteError
 from nonpareil.rollouts import read_groups, read_shard, write_shard
 from nonpareil.rollouts.store import column_types, to_groups, to_table
 from tests.rollouts.conftest import group_of
@@ -27,8 +27,8 @@ def test_the_columns_are_the_design_s(tmp_path):
         "completion_token_ids": "list<element: list<element: int32>>",
         "finish_reasons": "list<element: string>",
         "logprobs": "list<element: list<element: float>>",
-        "rewards/rm": "list<element: float>",
-        "rewards": "list<element: float>",
+        "rewards/rm": "list<element: double>",
+        "rewards": "list<element: double>",
         "answer": "int64",
     }
 
@@ -54,6 +54,13 @@ def test_dataset_columns_named_like_ours_ride_along(tmp_path):
     path = write_shard(tmp_path / "a.parquet", [group])
     assert read_shard(path) == [group]
     assert "columns/prompt_id" in pq.read_schema(path).names
+
+
+def test_log_probs_that_are_none_are_not_kept_whatever_drew_them(tmp_path):
+    bad = replace(group_of([1.0], ["good"]), completion_token_ids=[[3, 2]], logprobs=[[-0.5, float("-inf")]])
+    with pytest.raises(NotFiniteError, match=f"prompt {bad.prompt_id}: log-probs of its completions are NaN"):
+        write_shard(tmp_path / "a.parquet", [group_of([1.0], ["good"], prompt_id="fine"), bad])
+    assert not (tmp_path / "a.parquet").exists()
 
 
 def test_one_type_a_column_over_all_shards(tmp_path):

@@ -34,7 +34,7 @@ def test_bf16_training_multiplies_in_bfloat16(changes: dict[str, Any], bf16: boo
     for module in policy.modules():
         if type(module) is nn.Linear:
             module.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    trainer.accumulator.step(policy, drawn, targets, True, 1.0)
+    trainer.accumulator.step(policy, drawn, targets)
     assert len(seen) > 14
     assert set(seen) == {torch.bfloat16 if bf16 else torch.float32}
     trained = [p for p in policy.parameters() if p.requires_grad]

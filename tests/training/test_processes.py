@@ -39,10 +39,11 @@ JOBS: dict[str, dict[str, Any]] = {
     "accumulated": {**SGD, "gradient_accumulation_steps": 2, "max_steps": 2},
     "passes": {**SGD, "max_tokens_per_batch": 20},
     "failing": {**SGD, "some_fail": True},
+    "dropping": {**SGD, "method": "rloo", "num_generations": 3, "extreme": True},
 }
 SPLIT = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
 """Of what is one batch of 4 in a single process: 2 prompts of each of two processes, one after the other."""
-SHARDED = ("jbond", "adamw", "bond", "regression", "passes", "failing", "files")
+SHARDED = ("jbond", "adamw", "bond", "regression", "passes", "failing", "dropping", "files")
 
 
 def tied_model(folder: Path) -> str:

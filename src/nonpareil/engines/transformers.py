@@ -18,6 +18,7 @@ from transformers import Cache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.engines.cache import cache_argument, expand_cache, in_place_cache
+from nonpareil.engines.finite import check_draws
 from nonpareil.engines.rows import Completion, Rows, left_pad
 from nonpareil.engines.sampling import draw_tokens, sample_keys, sampling_logits
 from nonpareil.errors import ConfigError, DataError
@@ -52,6 +53,8 @@ class _Unit:
 class TransformersEngine:
     """An engine over a model in this process."""
 
+    keeps_not_finite = False  # set by a caller that looks at the log-probs of `draw` itself
+
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, *, max_tokens_per_batch: int = 32768):
         """`max_tokens_per_batch` bounds rows x (longest prompt + max_completion_length) of one batch.
 
@@ -80,13 +83,15 @@ class TransformersEngine:
         Raises:
             DataError: an empty prompt, or one that leaves no room for `max_completion_length` in the window.
             ConfigError: sampling parameters out of their range.
+            NotFiniteError: the model's logits are NaN or infinite somewhere.
         """
-        return self.draw_together([DrawRequest(prompts, num_generations, sampling)], on_progress)[0]
+        drawn = self.draw_together([DrawRequest(prompts, num_generations, sampling)], on_progress)[0]
+        return drawn if self.keeps_not_finite else check_draws(prompts, drawn, self.model.dtype)
 
     def draw_together(
         self, requests: Sequence[DrawRequest], on_progress: Callable[[int, int], None] | None = None
     ) -> list[list[Draws]]:
-        """Several requests in common batches, each as if drawn alone; all from adapters, or none.
+        """Several requests in common batches, as if drawn alone, unchecked (`finite`); all from adapters, or none.
 
         Raises:
             DataError, ConfigError: as `draw`; requests whose sampling differs in more than the seed.

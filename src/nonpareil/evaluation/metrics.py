@@ -174,9 +174,17 @@ def _rows_in_order(name: str, values: Tensor, groups: list[Group], rows: list[in
     expected = (len(groups), group_size(groups))
     if tuple(values.shape) != expected:
         raise DataError(f"{name} must be {list(expected)} (prompts, completions), got {list(values.shape)}.")
-    if not values.isfinite().all():
-        raise DataError(f"{name} holds {int((~values.isfinite()).sum())} numbers that are not finite.")
-    return values.detach().to("cpu", torch.float64)[rows]
+    values = values.detach().to("cpu", torch.float64)[rows]
+    bad = ~values.isfinite()
+    if bad.any():
+        row, place = bad.nonzero()[0].tolist()
+        raise DataError(
+            f"{name} holds {int(bad.sum())} numbers that are not finite, of {bad.numel()}; the first is "
+            f"{values[row, place].item()} of prompt {groups[row].prompt_id}, completion {place} (counted from 0): "
+            "one of the two models gives no numbers there, or rules out what the other wrote; compare them in "
+            "float32 (kl_dtype), or evaluate an earlier checkpoint"
+        )
+    return values
 
 
 def _compare(matched: MatchedGroups, name: str | None, bootstrap: Bootstrap) -> tuple[Comparison, Tensor]:

@@ -19,7 +19,7 @@ class ScoredDraws:
     """
 
     policy_rewards: Float[Tensor, "b k"]
-    """NaN where the reward failed."""
+    """float64, as the anchor's, so that close rewards do not tie; NaN where the reward failed."""
     anchor_rewards: Float[Tensor, "b m"]
     policy_token_logprobs: Float[Tensor, "b k t"]
     """log pi of each token as it was drawn; 0 behind the completion's end."""
@@ -37,6 +37,10 @@ class ScoredDraws:
         """log pi - log anchor of the policy's draws, summed over the completion; no gradient."""
         return self.policy_token_logprobs.sum(-1) - self.anchor_logprobs_of_policy
 
+    def select(self, rows: list[int]) -> Self:
+        """The draws for some prompts, in the order given."""
+        return type(self)(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -51,8 +55,12 @@ class Targets:
         return type(self)(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
     def to(self, device: torch.device) -> Self:
-        """The targets on a device."""
-        return type(self)(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        """The targets on a device; what was worked out of rewards in float64 is float32 there, as log-probs are."""
+
+        def moved(value: Tensor) -> Tensor:
+            return value.to(device, torch.float32 if value.is_floating_point() else None)
+
+        return type(self)(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
 
 
 class Method(Protocol):

@@ -69,15 +69,16 @@ def make_equal(model: nn.Module) -> None:
 
 def sum_over_processes(value: float) -> float:
     """The sum of each process's number."""
-    return sum(_of_each_process(value))  # in one order everywhere, so that all processes hold the same number
+    return sum(of_each_process(value))  # in one order everywhere, so that all processes hold the same number
 
 
 def max_over_processes(value: int) -> int:
     """The largest of each process's number."""
-    return max(_of_each_process(value))
+    return max(of_each_process(value))
 
 
-def _of_each_process(value: T) -> list[T]:
+def of_each_process(value: T) -> list[T]:
+    """Each process's value, in their order."""
     if num_processes() == 1:
         return [value]
     values = [value] * num_processes()
@@ -91,7 +92,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if num_processes() == 1:
         return
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    masks = _of_each_process([parameter.grad is not None for parameter in trained])
+    masks = of_each_process([parameter.grad is not None for parameter in trained])
     bucket: list[Tensor] = []
     for parameter, has_some in zip(trained, zip(*masks, strict=True), strict=True):
         if not any(has_some):

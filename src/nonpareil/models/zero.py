@@ -196,13 +196,18 @@ class ZeroOptimizer(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Nothing without a gradient, as where every weight's gradient is None."""
-        from deepspeed.utils import safe_set_local_grad
-
         if self._gradients:
             self.engine.set_gradient_accumulation_boundary(True)
             self.engine.step()
+            # DeepSpeed would add the next step's second pass to what a weight unused in its first one has here.
+            self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        """As if there had been no backward pass since the last step."""
+        from deepspeed.utils import safe_set_local_grad
+
+        if self._gradients:
             for weight in self.weights:
-                # DeepSpeed would add the next step's second pass to what a weight unused in its first one has here.
                 safe_set_local_grad(weight, torch.zeros_like(part_of(weight)))
             self._gradients = False
 

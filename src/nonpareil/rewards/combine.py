@@ -8,7 +8,7 @@ from typing import Any
 
 from nonpareil.errors import ConfigError, RewardError
 from nonpareil.protocols import Reward
-from nonpareil.records import Prompt, ScoreRequest, Scores
+from nonpareil.records import MOST_REWARD, Prompt, ScoreRequest, Scores
 from nonpareil.remote import run_coroutine
 from nonpareil.rewards.calling import CallFailed, contained
 from nonpareil.rewards.function import FunctionReward
@@ -57,13 +57,14 @@ class CombinedReward:
             if getattr(reward, "is_async", False)
         }
         scores = _score_together(waiting, request) if waiting else {}
-        return {name: scores.get(name) or self.score_one(name, request) for name in self.names}
+        awaited = {name: _checked(name, one, request) for name, one in scores.items()}
+        return {name: awaited.get(name) or self.score_one(name, request) for name in self.names}
 
     def score_one(self, name: str, request: ScoreRequest) -> Scores:
         """The scores of the reward of that name alone; raises as `score_each`."""
         reward = self.rewards[self.names.index(name)]
         try:
-            return reward.score(request.copy())
+            return _checked(name, reward.score(request.copy()), request)
         except SystemExit as error:
             raise RewardError(
                 f"reward {name!r} left by sys.exit({error}); a failure is None with a reason"
@@ -96,6 +97,8 @@ class CombinedReward:
     def aggregate(self, by_name: Mapping[str, Sequence[float | None]]) -> list[float | None]:
         """The weighted sum a completion; None where any reward is None, whatever its weight.
 
+        Also where the sum is beyond `records.MOST_REWARD`.
+
         Raises:
             ConfigError: a reward of this combination has no scores there.
         """
@@ -114,7 +117,8 @@ class CombinedReward:
             reasons = [
                 f"{name}: {scores.failures[row]}" for name, scores in each.items() if scores.failures[row]
             ]
-            failures.append("; ".join(reasons) or None)
+            beyond = f"the weighted sum is beyond {MOST_REWARD:g}" if values[row] is None else None
+            failures.append("; ".join(reasons) or beyond)
         return Scores(values, failures)
 
     def describe(self) -> dict[str, Any]:
@@ -150,7 +154,20 @@ class CombinedReward:
         present = [value for value in row if value is not None]
         if len(present) < len(row):
             return None
-        return math.fsum(weight * value for weight, value in zip(self.weights, present, strict=True))
+        try:
+            total = math.fsum(weight * value for weight, value in zip(self.weights, present, strict=True))
+        except (OverflowError, ValueError):  # beyond all floats, or inf - inf
+            return None
+        return total if abs(total) <= MOST_REWARD else None
+
+
+def _checked(name: str, scores: Scores, request: ScoreRequest) -> Scores:
+    """Only numbers and nulls, one a completion."""
+    if not len(scores.values) == len(scores.failures) == len(request):
+        raise RewardError(
+            f"reward {name!r} returned {len(scores.values)} scores for {len(request)} completions; one each"
+        )
+    return scores.only_numbers()
 
 
 def _score_together(rewards: Mapping[str, Any], request: ScoreRequest) -> dict[str, Scores]:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from nonpareil.errors import DataError, RewardError
+from nonpareil.errors import DataError, NotFiniteError, RewardError
 from nonpareil.files import jsonable, write_bytes
 from nonpareil.markers import OutputFolder
 from nonpareil.models.memory import free_memory
@@ -35,8 +34,8 @@ from nonpareil.rollouts.progress import Progress, Silent
 from nonpareil.rollouts.reading import read_groups
 from nonpareil.rollouts.rendering import read_rendered, write_rendered
 from nonpareil.rollouts.resume import check_prompts, missing_shards, stored_manifest
-from nonpareil.rollouts.scoring import RewardSum, counted, is_scored, reward_settings, score_shard
-from nonpareil.rollouts.store import ShardNotes, notes_of, read_table, shard_path, write_shard
+from nonpareil.rollouts.scoring import RewardSum, counted, reward_settings, score_shard, shards_to_score
+from nonpareil.rollouts.store import ShardNotes, read_table, shard_path, write_shard
 from nonpareil.setting_types import check_value
 from nonpareil.settings import check_settings
 from nonpareil.terminal import tell
@@ -177,7 +176,10 @@ class _Run:
         self._begin(drawer)
         self.progress.start("draw", sum(len(self.shards[i]) for i in missing))
         for i in missing:
-            draws = drawer.draw(self.shards[i], self.num_generations, self.sampling, self.progress.update)
+            try:
+                draws = drawer.draw(self.shards[i], self.num_generations, self.sampling, self.progress.update)
+            except NotFiniteError as error:
+                raise NotFiniteError(f"{error}. {self._there()}") from error
             groups = [Group.of(p, d) for p, d in zip(self.shards[i], draws, strict=True)]
             write_shard(self.paths[i], groups, self.types, self._notes(i))
         if made:
@@ -185,6 +187,11 @@ class _Run:
             del drawer
             free_memory()
         return len(missing)
+
+    def _there(self) -> str:
+        """What is drawn, and that it goes with no other dtype."""
+        there = sum(path.is_file() for path in self.paths)
+        return f"{there} of {len(self.paths)} shards stay in {str(self.folder)!r}; a new dtype needs a new folder"
 
     def _begin(self, engine: Engine | ShardWorkers) -> None:
         """Check the engine against the folder's, or write the manifest of a new folder, emptied if it must be."""
@@ -236,14 +243,8 @@ class _Run:
             "rewards": jsonable(scorer.describe()),
             "scoring": {"rewards": settings, "aggregate": weights},
         }
-        todo = [
-            i
-            for i, path in enumerate(self.paths)
-            if not path.is_file()
-            or not is_scored(
-                notes_of(pq.read_schema(path)), settings, weights, len(self.shards[i]) * self.num_generations
-            )
-        ]
+        sizes = [len(shard) * self.num_generations for shard in self.shards]
+        todo = shards_to_score(self.paths, settings, weights, sizes)
         if todo:
             self.manifest = write_manifest(self.folder, {**self.manifest, "complete": False})
         return settings, todo
@@ -290,7 +291,7 @@ class _Run:
             self.folder, {**self.manifest, "complete": True, "counts": counts.to_dict()}
         )
         if scored and not counts.rewards:
-            reasons = counts.reasons(self.manifest["scoring"]["rewards"])
+            reasons = counts.reasons(self.manifest["scoring"]["rewards"]) or "their weighted sum is no number"
             raise RewardError(
                 f"every reward is null, so no completion is better than another: {reasons}. The groups stay in "
                 f"{str(self.folder)!r}; mend the reward and run again: nothing is drawn anew, and what failed is "

@@ -1,14 +1,13 @@
 """Score a shard that is already on disk: only the rewards it lacks, and the aggregate anew."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from nonpareil.errors import RewardError
 from nonpareil.files import jsonable
@@ -16,15 +15,15 @@ from nonpareil.protocols import Reward
 from nonpareil.records import ScoreRequest, Scores
 from nonpareil.rollouts.store import (
     REWARD_PREFIX,
+    REWARD_TYPE,
     ShardNotes,
+    narrow_rewards,
     notes_of,
     read_table,
     to_groups,
     with_notes,
     write_table,
 )
-
-_REWARDS = pa.list_(pa.float32())
 
 
 class RewardSum(Protocol):
@@ -72,6 +71,30 @@ def is_scored(
     return not stale_names(notes, settings, completions) and notes.aggregate == weights
 
 
+def shards_to_score(
+    paths: Sequence[Path],
+    settings: Mapping[str, Any],
+    weights: Mapping[str, float],
+    completions: Sequence[int],
+) -> list[int]:
+    """The shards, by index, that are still to be drawn or lack these rewards.
+
+    Where there is one, also those of which an earlier version kept rewards in float32: they are widened, without
+    being scored again, so that readers of the folder find one type.
+    """
+    schemas = [pq.read_schema(path) if path.is_file() else None for path in paths]
+    todo = [
+        schema is None or not is_scored(notes_of(schema), settings, weights, count)
+        for schema, count in zip(schemas, completions, strict=True)
+    ]
+    if any(todo):
+        todo = [
+            lacks or (schema is not None and bool(narrow_rewards(schema)))
+            for lacks, schema in zip(todo, schemas, strict=True)
+        ]
+    return [index for index, lacks in enumerate(todo) if lacks]
+
+
 def stale_names(notes: ShardNotes, settings: Mapping[str, Any], completions: int) -> list[str]:
     """The rewards that a shard lacks, has from other settings, or has as nulls alone.
 
@@ -102,6 +125,8 @@ def score_shard(path: Path, reward: RewardSum, settings: Mapping[str, Any]) -> i
 def score_table(table: pa.Table, reward: RewardSum, settings: Mapping[str, Any]) -> pa.Table:
     """A shard's table with its missing reward columns and the aggregate; its notes say how they were made.
 
+    Columns of an earlier version, in float32, become float64, so that all shards of a folder have one type.
+
     Raises:
         RewardError: as `score_shard`.
     """
@@ -116,6 +141,9 @@ def score_table(table: pa.Table, reward: RewardSum, settings: Mapping[str, Any])
             failures = Counter(reason for reason in values.failures if reason is not None)
             notes.rewards[name] = settings[name]
             notes.failures[name] = dict(failures)
+    for name in narrow_rewards(table.schema):
+        place = table.column_names.index(name)
+        table = table.set_column(place, name, table[name].cast(REWARD_TYPE))
     # Of the stored values, not of those just scored: a later change of weights starts from these.
     stored = {name: _flat(table[REWARD_PREFIX + name].to_pylist()) for name in reward.names}
     table = _with_column(table, "rewards", reward.aggregate(stored), sizes)
@@ -133,24 +161,13 @@ def _score(reward: RewardSum, stale: list[str], request: ScoreRequest) -> dict[s
             raise RewardError(
                 f"reward {name!r} returned {len(one.values)} scores for {len(request)} completions; one each"
             )
-    return {name: _as_float32(one) for name, one in scores.items()}
+    return {name: _with_reasons(one.only_numbers()) for name, one in scores.items()}
 
 
-def _as_float32(scores: Scores) -> Scores:
-    """The scores as they read back, and a reason for each that does not."""
-    values: list[float | None] = []
-    failures: list[str | None] = []
-    for value, failure in zip(scores.values, scores.failures, strict=True):
-        if value is None:
-            values.append(None)
-            failures.append(failure or "no reason given")
-            continue
-        with np.errstate(over="ignore"):
-            single = float(np.float32(value))
-        finite = math.isfinite(single)
-        values.append(single if finite else None)
-        failures.append(None if finite else f"{value!r} is not finite in float32")
-    return Scores(values, failures)
+def _with_reasons(scores: Scores) -> Scores:
+    """A reason for every null, since nulls are counted by them."""
+    pairs = zip(scores.values, scores.failures, strict=True)
+    return Scores(scores.values, [why or ("no reason given" if v is None else None) for v, why in pairs])
 
 
 def _with_column(
@@ -159,7 +176,7 @@ def _with_column(
     rows, flat = [], iter(values)
     for size in sizes:
         rows.append([next(flat) for _ in range(size)])
-    column = pa.array(rows, _REWARDS)
+    column = pa.array(rows, REWARD_TYPE)
     if name in table.column_names:
         return table.set_column(table.column_names.index(name), name, column)
     # Reward columns stand together, the aggregate last of them.

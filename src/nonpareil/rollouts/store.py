@@ -1,15 +1,18 @@
 """Groups as Parquet shards: written whole or not at all, checksummed, readable as any Parquet is."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nonpareil.errors import DataError
+from nonpareil.errors import DataError, NotFiniteError
 from nonpareil.files import write_bytes
 from nonpareil.records import Group, refuse_repeated
 from nonpareil.rollouts.checksum import CHECKSUM_KEY, seal_holds, sealed_parquet
@@ -35,6 +38,8 @@ _OWN_COLUMNS = {
     "finish_reasons": pa.list_(pa.string()),
     "logprobs": pa.list_(pa.list_(pa.float32())),
 }
+REWARD_TYPE = pa.list_(pa.float64())
+"""In float32 rewards such as 1e8 + 0.1 would tie. Files of earlier versions have that, and are read as they are."""
 
 
 @dataclass
@@ -69,6 +74,7 @@ def to_table(
 
     Raises:
         DataError: string prompts and conversations in one shard, or a column without a type.
+        NotFiniteError: a log-prob that is NaN or infinite.
     """
     types = column_types([group.columns for group in groups]) if types is None else types
     kinds = {isinstance(group.prompt, str) for group in groups}
@@ -81,21 +87,38 @@ def to_table(
             columns["prompt"] = pa.array(
                 [g.prompt for g in groups], _MESSAGES if kinds == {False} else pa.string()
             )
+    _check_logprobs(groups, columns["logprobs"])
     for name in dict.fromkeys(name for group in groups for name in group.rewards_by_name):
         values = [group.rewards_by_name.get(name) for group in groups]
-        columns[REWARD_PREFIX + name] = pa.array(values, pa.list_(pa.float32()))
+        columns[REWARD_PREFIX + name] = pa.array(values, REWARD_TYPE)
     if any(group.rewards is not None for group in groups):
-        columns["rewards"] = pa.array([group.rewards for group in groups], pa.list_(pa.float32()))
+        columns["rewards"] = pa.array([group.rewards for group in groups], REWARD_TYPE)
     for name, kind in types.items():
         stored, array = stored_column(name, [group.columns.get(name) for group in groups], kind)
         columns[stored] = array
     return with_notes(pa.table(columns), notes or ShardNotes())
 
 
+def _check_logprobs(groups: Sequence[Group], column: pa.Array) -> None:
+    """Whatever drew them: a completion without log-probs that are numbers is no draw, and is not kept."""
+    if pc.all(pc.is_finite(pc.list_flatten(pc.list_flatten(column)))).as_py() is False:
+        bad = next(g for g in groups if not all(map(math.isfinite, chain.from_iterable(g.logprobs))))
+        raise NotFiniteError(
+            f"prompt {bad.prompt_id}: log-probs of its completions are NaN or infinite, so the engine did not draw "
+            "them from a distribution; mend the engine, or draw in another dtype"
+        )
+
+
 def with_notes(table: pa.Table, notes: ShardNotes) -> pa.Table:
     """The table with other notes."""
     metadata = {**(table.schema.metadata or {}), METADATA_KEY: json.dumps(vars(notes)).encode()}
     return table.replace_schema_metadata(metadata)
+
+
+def narrow_rewards(schema: pa.Schema) -> list[str]:
+    """The reward columns of a file by an earlier version, which kept them in float32."""
+    rewards = [name for name in schema.names if name == "rewards" or name.startswith(REWARD_PREFIX)]
+    return [name for name in rewards if schema.field(name).type == pa.list_(pa.float32())]
 
 
 def notes_of(schema: pa.Schema) -> ShardNotes:
@@ -203,10 +226,17 @@ def to_groups(table: pa.Table) -> list[Group]:
     return [
         Group(
             prompt=columns["prompt"][row],
-            rewards_by_name={name: values[row] for name, values in scores.items() if values[row] is not None},
-            rewards=aggregates[row],
+            rewards_by_name={
+                n: _numbers(values[row]) for n, values in scores.items() if values[row] is not None
+            },
+            rewards=None if aggregates[row] is None else _numbers(aggregates[row]),
             columns={name: values[row] for name, values in further.items()},
             **{name: columns[name][row] for name in _OWN_COLUMNS},
         )
         for row in range(len(table))
     ]
+
+
+def _numbers(values: list[float | None]) -> list[float | None]:
+    """Null for NaN, as pandas writes a null, and for infinities."""
+    return [value if value is not None and math.isfinite(value) else None for value in values]

@@ -1,5 +1,6 @@
 """The gradient of a whole step's mean loss, in passes that fit the token budget, on one process or many."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from nonpareil.methods.base import Method, Targets
-from nonpareil.models.distributed import num_processes, process_index, sum_gradients, sum_over_processes
+from nonpareil.models.distributed import num_processes, of_each_process, process_index, sum_gradients
 from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs, token_budget_batches
 from nonpareil.models.sharding import is_sharded
 from nonpareil.models.zero import engine_of
+from nonpareil.training.not_finite import NotFinite, logprob_at
 from nonpareil.training.spent import Spent
 from nonpareil.training.steps import StepDraws
 
@@ -23,6 +25,18 @@ class Pass:
 
     rows: list[int]
     slots: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the passes of a step gave, the same on every process."""
+
+    loss: float
+    """The mean over usable prompts, nats."""
+    used: int
+    """Usable prompts."""
+    bad: dict[int, NotFinite]
+    """Those whose log-probs or loss are no numbers, by row; where there is one, no gradient is left."""
 
 
 @dataclass
@@ -37,28 +51,75 @@ class Accumulator:
     spent: Spent
     importance_cap: float | None = None
     """Largest weight of a completion that another engine drew; None trains on its draws as they are."""
+    _probe: TokenSequences | None = None
+    """A completion whose log-probs were numbers in the last step; the same on every process."""
 
-    def step(self, model: nn.Module, drawn: StepDraws, targets: Targets) -> Tensor:
-        """The gradient of an optimizer step, the same on every process as the loss that is returned."""
+    def step(self, model: nn.Module, drawn: StepDraws, targets: Targets) -> Outcome:
+        """The gradient of an optimizer step, the same on every process as the outcome that is returned."""
         used, passes = self._plan(drawn, targets)
         total = torch.zeros((), device=next(model.parameters()).device)
         sharded = is_sharded(model)
         zero = engine_of(model)
         backward = zero.backward if zero else self.backward
         mine = passes[process_index()]
+        seen: list[Tensor] = []
         # Every pass gathers shards from all processes: one that has no rows left takes part with none.
         count = max(map(len, passes)) if sharded else len(mine)
         with adapters_take_what_comes(model, self.autocast):
             for index in range(count):
                 here = mine[index] if index < len(mine) else None
-                loss = self._loss(model, drawn, targets, here) if here else self._no_loss(model)
-                loss = loss / max(used, 1)
+                if here:
+                    losses, places = self._losses(model, drawn, targets, here)
+                    seen.append(torch.stack([losses.detach().float(), places.float()]))
+                loss = (losses.sum() if here else self._no_loss(model)) / max(used, 1)
                 # FSDP2 and DeepSpeed take the mean over processes where the sum is meant.
                 backward(loss * (num_processes() if sharded else 1))
                 total += loss.detach()
-        if not sharded:
+        rows = [row for part in mine for row in part.rows]
+        parts = of_each_process((total.item(), rows, torch.cat(seen, dim=1).tolist() if seen else [[], []]))
+        outcome = self._outcome(drawn, used, parts)
+        if outcome.bad:
+            self.forget_gradients(model)
+        elif not sharded:
             sum_gradients(model.parameters())
-        return torch.full_like(total, sum_over_processes(total.item())) if num_processes() > 1 else total
+        trained = (at for each in passes for part in each for at in zip(part.rows, part.slots, strict=True))
+        for row, slots in trained:
+            if row not in outcome.bad:
+                group = drawn.groups[row]
+                self._probe = TokenSequences([group.prompt_token_ids], [group.completion_token_ids[slots[0]]])
+                break
+        return outcome
+
+    def forget_gradients(self, model: nn.Module) -> None:
+        """As if no pass had been made since the last step."""
+        if zero := engine_of(model):
+            zero.forget_gradients()
+        else:
+            model.zero_grad()
+
+    def probe(self, model: nn.Module) -> Tensor | None:
+        """The log-probs of a completion that had some in the last step; None before the first one."""
+        if self._probe is None:
+            return None
+        with self.autocast():
+            return completion_token_logprobs(model, self._probe, self.temperature)  # type: ignore[arg-type]
+
+    def _outcome(
+        self, drawn: StepDraws, used: int, parts: list[tuple[float, list[int], list[list[float]]]]
+    ) -> Outcome:
+        """`parts`: of each process its share of the loss, its rows, and each row's loss and bad place."""
+        losses = {row: loss for _, rows, (values, _) in parts for row, loss in zip(rows, values, strict=True)}
+        places = {
+            row: place for _, rows, (_, values) in parts for row, place in zip(rows, values, strict=True)
+        }
+        bad = {}
+        for row, loss in sorted(losses.items()):
+            prompt_id = drawn.groups[row].prompt_id
+            if places[row] >= 0:
+                bad[row] = logprob_at(prompt_id, "of the policy", *divmod(int(places[row]), drawn.width))
+            elif not math.isfinite(loss):
+                bad[row] = NotFinite(prompt_id, "the loss", of_model=False)
+        return Outcome(sum(part[0] for part in parts), used, bad)
 
     def _plan(self, drawn: StepDraws, targets: Targets) -> tuple[int, list[list[Pass]]]:
         """How many prompts can be used, and each process's passes: alike in number and length of rows."""
@@ -77,8 +138,13 @@ class Accumulator:
             )
         return len(used), plans
 
-    def _loss(self, model: nn.Module, drawn: StepDraws, targets: Targets, mine: Pass) -> Tensor:
-        """The sum of the losses of a pass's prompts."""
+    def _losses(
+        self, model: nn.Module, drawn: StepDraws, targets: Targets, mine: Pass
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of each of a pass's prompts, and where its first log-prob that is no number is; -1 for nowhere.
+
+        The place counts tokens, `drawn.width` a completion.
+        """
         places = [(i, j) for i, slots in enumerate(mine.slots) for j in slots]
         groups = [drawn.groups[row] for row in mine.rows]
         sequences = TokenSequences(
@@ -96,7 +162,8 @@ class Accumulator:
         if self.importance_cap is not None:
             weights = drawn.importance_weights(self.importance_cap)[mine.rows].to(values.device)
             ours = weighted_gradient(ours, weights[..., None])
-        return self.method.loss(ours, theirs, here).sum()
+        bad = ~logprobs.detach().isfinite().flatten(1)
+        return self.method.loss(ours, theirs, here), torch.where(bad.any(1), bad.int().argmax(1), -1)
 
     def _no_loss(self, model: nn.Module) -> Tensor:
         """Zero, by way of every weight."""

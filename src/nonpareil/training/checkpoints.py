@@ -15,8 +15,8 @@ from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from nonpareil.errors import DataError, NonpareilError
-from nonpareil.models.adapters import is_adapted
+from nonpareil.errors import DataError, DivergedError, NonpareilError, NotFiniteError
+from nonpareil.models.adapters import is_adapted, plain_model
 from nonpareil.models.anchors import Anchor
 from nonpareil.models.distributed import first_process_first, num_processes, process_index, wait_for_all
 from nonpareil.models.loading import stored_state
@@ -27,15 +27,19 @@ from nonpareil.models.sharding import (
     whole_state_dict,
 )
 from nonpareil.terminal import reason_of, tell
+from nonpareil.training.accumulate import Accumulator
 from nonpareil.training.callbacks import LastWholeStep, StepsAsAsked, StopCleanly
 from nonpareil.training.checkpoint_files import (
     PARTIAL,
     STATE_FILE,
     begin,
+    checkpoint_step,
+    checkpoints_in,
     publish,
     read_list,
     write_list,
 )
+from nonpareil.training.descent import check_policy
 from nonpareil.training.identity import MAY_CHANGE
 from nonpareil.training.placement import PlacingTrainer
 from nonpareil.training.resume import checkpoint_to_resume, refuse_another_run
@@ -56,6 +60,7 @@ class CheckpointingTrainer(PlacingTrainer):
     """What decides the training; checkpoints of another one are refused."""
     planned: int
     """Optimizer steps of the training in all."""
+    accumulator: Accumulator
     _partial: Path | None = None
     """Where a checkpoint is being written."""
     _saved_step = 0
@@ -115,7 +120,8 @@ class CheckpointingTrainer(PlacingTrainer):
         return str(self._partial or super()._get_output_dir(trial=trial))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Whole or not at all; older ones go only when the new one is there."""
+        """Whole or not at all, and of numbers; older ones go only when the new one is there."""
+        self.check_policy()
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         with self._written(name) as self._partial:
             try:
@@ -128,6 +134,14 @@ class CheckpointingTrainer(PlacingTrainer):
         self._saved_step = self.state.global_step
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(self._folder / name))
+
+    def check_policy(self) -> None:
+        """See `descent.check_policy`; before anything is written.
+
+        Raises:
+            DivergedError: the weights are not worth keeping.
+        """
+        check_policy(plain_model(self.model), self.anchor, self.accumulator, self.state.global_step)
 
     def _publish(self, written: Path) -> None:
         target, best = self._folder / written.name, self.state.best_model_checkpoint
@@ -216,6 +230,8 @@ class CheckpointingTrainer(PlacingTrainer):
             return super().train(None if checkpoint is None else str(checkpoint), **kwargs)
         except Exception as error:
             self._save_last_whole_step(error)
+            if isinstance(error, NotFiniteError):
+                raise NotFiniteError(f"{error}. {self._way_on(isinstance(error, DivergedError))}") from error
             if isinstance(error, OSError) and not isinstance(error, NonpareilError):
                 raise DataError(f"training ended at step {self.state.global_step}: {error}") from error
             raise
@@ -226,17 +242,28 @@ class CheckpointingTrainer(PlacingTrainer):
         """So that an error costs one step and no more; not of several processes, which may not all know of it."""
         step = self.whole.step
         resumable = step and step > self._saved_step and step % self.stopper.every == 0
-        if not resumable or num_processes() > 1 or isinstance(error, NotSaved):
+        if not resumable or num_processes() > 1 or isinstance(error, NotSaved | DivergedError):
             return
         self.whole.go_back(self.state)
         try:
             self._save_checkpoint(self.model, None)
-        except NotSaved as unsaved:
+        except (NotSaved, DivergedError) as unsaved:
             tell(f"nothing after step {self._saved_step} is kept: {unsaved}")
         else:
             tell(
                 f"an error ends the training after step {step}, of which {self._folder}/checkpoint-{step} is kept"
             )
+
+    def _way_on(self, diverged: bool) -> str:
+        """What is left of a training whose numbers are none; of one that diverged, from before its last step."""
+        steps = [checkpoint_step(path.name) or 0 for path in checkpoints_in(self._folder)]
+        good = [step for step in steps if step < self.state.global_step or not diverged]
+        if not good:
+            return "No good checkpoint is there: begin anew, with a lower learning_rate or rewards of another scale"
+        return (
+            f"The last good checkpoint is {self._folder}/checkpoint-{good[0]}: resume it once the cause is mended, "
+            "or train on from it as a model, with a lower learning_rate"
+        )
 
     def _take_up_finished(self, checkpoint: str) -> TrainOutput:
         """The end of a run whose last checkpoint was its last step; transformers would take one step more."""

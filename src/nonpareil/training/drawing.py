@@ -84,7 +84,10 @@ class Drawing(Protocol):
     def draw(
         self, prompts: Sequence[Prompt], k: int, m: int, policy: SamplingParams, anchor: SamplingParams
     ) -> Drawn:
-        """k completions of the policy and m of the anchor for each prompt; k or m may be 0."""
+        """k completions of the policy and m of the anchor for each prompt; k or m may be 0.
+
+        Those from logits that are no numbers are among them, with such log-probs.
+        """
         ...
 
 
@@ -104,6 +107,7 @@ class CopyDrawing:
         self.engine = TransformersEngine(
             self.working.model, tokenizer, max_tokens_per_batch=config.max_tokens_per_batch
         )
+        self.engine.keeps_not_finite = True  # a step leaves such prompts out
         self._holds = ""
 
     def begin_step(self) -> None:

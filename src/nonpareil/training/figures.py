@@ -15,6 +15,11 @@ from nonpareil.training.steps import StepDraws
 COMPLETIONS_FOLDER = "completions"
 
 
+def known_mean(values: Sequence[float]) -> float:
+    """Of those that are not NaN; NaN where all are."""
+    return torch.tensor(values, dtype=torch.float64).nanmean().item()
+
+
 def step_figures(drawn: StepDraws, reward_names: Sequence[str]) -> dict[str, float]:
     """Means over the step's own draws (KL and entropy: nats); a step on stored groups alone has their reward."""
     k = drawn.num_policy
@@ -39,8 +44,11 @@ def step_figures(drawn: StepDraws, reward_names: Sequence[str]) -> dict[str, flo
     for name in reward_names:
         values = [v for g in drawn.groups for v in g.rewards_by_name[name][:k] if v is not None]
         if values:
-            figures[f"rewards/{name}/mean"] = sum(values) / len(values)
-            figures[f"rewards/{name}/std"] = torch.tensor(values).std(unbiased=False).item()
+            scores = torch.tensor(
+                values, dtype=torch.float64
+            )  # float32 would lose what tells 1e8 and 1e8 + 0.1
+            figures[f"rewards/{name}/mean"] = scores.mean().item()
+            figures[f"rewards/{name}/std"] = scores.std(unbiased=False).item()
     return figures
 
 

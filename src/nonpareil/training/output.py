@@ -37,7 +37,9 @@ class ListingTrainer(CheckpointingTrainer):
 
         Raises:
             DataError: it could not be written; checkpoints are as they were.
+            DivergedError: the policy's weights are no numbers, or give none; nothing is written.
         """
+        self.check_policy()
         with self.reporting(self._folder):
             with self._into_place() as staging:
                 self.save_model(staging)

@@ -1,15 +1,15 @@
 """One training step's draws: the policy's, and the anchor's fresh or stored ones, with rewards and log-probs."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from nonpareil.engines.sampling import sample_keys
-from nonpareil.errors import RewardError
+from nonpareil.errors import DivergedError, RewardError
 from nonpareil.methods.base import Method, ScoredDraws
 from nonpareil.models.distributed import gather_shares, my_share
 from nonpareil.models.logprobs import TokenSequences
@@ -18,6 +18,7 @@ from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.drawing import Drawing, no_draws
 from nonpareil.training.method import check_group_rewards
+from nonpareil.training.not_finite import NotFinite, of_logprobs, refuse_all_bad
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,19 @@ class StepDraws:
     num_policy: int
     sampler_logprobs: list[list[list[float]]] | None = None
     """Of the policy's tokens by prompt, where another engine than the trainer drew them; nats."""
+    dropped: Sequence[NotFinite] = ()
+    """Prompts of the step that are none of these groups: drawing or scoring them gave no numbers."""
+
+    def without(self, rows: Container[int]) -> "StepDraws":
+        """The step as it would have been drawn without some of its prompts."""
+        kept = [row for row in range(len(self.groups)) if row not in rows]
+        sampled = self.sampler_logprobs
+        return replace(
+            self,
+            groups=[self.groups[row] for row in kept],
+            numbers=self.numbers.select(kept),
+            sampler_logprobs=[sampled[row] for row in kept] if sampled is not None else None,
+        )
 
     def log_sampling_ratio(self) -> list[list[Tensor]]:
         """log pi - log sampler of each token the policy drew, by prompt and draw; empty where they are one."""
@@ -63,8 +77,8 @@ class StepDraws:
 
     @property
     def width(self) -> int:
-        """Tokens of the longest completion."""
-        return max(len(ids) for group in self.groups for ids in group.completion_token_ids)
+        """Tokens that each completion has room for; those of the longest one drawn."""
+        return self.numbers.completion_mask.shape[-1]
 
 
 class StepDrawer:
@@ -97,10 +111,17 @@ class StepDrawer:
 
         Raises:
             RewardError: every reward of the step failed; training on nothing would look like training.
+            DivergedError: no prompt's log-probs are numbers.
         """
+        dropped: list[NotFinite] = []
         k, fresh = self.method.policy_draws, self.method.anchor_draws
         if k + fresh:
             parts = gather_shares(self._draw_share(my_share(prompts), step))
+            dropped = [part.not_finite for part in parts if part.not_finite]
+            prompts = [p for p, part in zip(prompts, parts, strict=True) if not part.not_finite]
+            parts = [part for part in parts if not part.not_finite]
+            if not parts:
+                refuse_all_bad(step + 1, dropped)
             groups = [part.group for part in parts]
             sampled = [part.sampler_logprobs for part in parts if part.sampler_logprobs is not None]
             self._check_rewards(groups, [part.failure for part in parts], step)
@@ -123,7 +144,7 @@ class StepDrawer:
             anchor_logprobs=_rectangular([[sum(v) for v in g.logprobs[k:]] for g in groups]).nan_to_num(0.0),
             tie_breaker=self._tie_breaker(prompts, step, rewards.shape[1] - k),
         )
-        return StepDraws(groups, numbers, k, sampled or None)
+        return StepDraws(groups, numbers, k, sampled or None, dropped)
 
     def _draw_share(self, prompts: Sequence[Prompt], step: int) -> "list[_DrawnPrompt]":
         """One process's prompts: drawn, compared with the anchor, and scored."""
@@ -136,11 +157,27 @@ class StepDrawer:
         of_policy = [values.sum().item() for values in by_token]
         pairs = zip(drawn.policy, drawn.anchor, strict=True)
         groups = [Group.of(p, _join(*pair)) for p, pair in zip(prompts, pairs, strict=True)]
-        failures = score_groups(groups, self.reward) if groups else {}
+        bad = [
+            of_logprobs(
+                group.prompt_id,
+                {
+                    "of the policy's draws": ours.logprobs,
+                    "of the anchor's draws": theirs.logprobs,
+                    "that the anchor gives the policy's draws": [
+                        values.tolist() for values in by_token[i * k : (i + 1) * k]
+                    ],
+                },
+            )
+            for i, (group, ours, theirs) in enumerate(zip(groups, drawn.policy, drawn.anchor, strict=True))
+        ]
+        scored = [group for group, why in zip(groups, bad, strict=True) if why is None]
+        failures = score_groups(scored, self.reward) if scored else {}
         reason = next((reason for reasons in failures.values() for reason in reasons if reason), None)
         sampled = drawn.sampler_logprobs
         return [
-            _DrawnPrompt(group, of_policy[i * k : (i + 1) * k], reason, sampled[i] if sampled else None)
+            _DrawnPrompt(
+                group, of_policy[i * k : (i + 1) * k], reason, sampled[i] if sampled else None, bad[i]
+            )
             for i, group in enumerate(groups)
         ]
 
@@ -153,11 +190,15 @@ class StepDrawer:
         groups = [Group.of(prompt, drawn) for prompt, drawn in zip(mine, draws, strict=True)]
         if groups:
             score_groups(groups, self.reward)
-        return gather_shares(groups)
+        every = gather_shares(groups)
+        for group in every:
+            if (bad := of_logprobs(group.prompt_id, {"of the policy's draws": group.logprobs})) is not None:
+                raise DivergedError(f"evaluation: {bad}")
+        return every
 
     def _check_rewards(self, groups: Sequence[Group], reasons: Sequence[str | None], step: int) -> None:
         if reward_tensor(groups).isnan().all():
-            reason = next(filter(None, reasons))
+            reason = next(filter(None, reasons), "their weighted sum is no number (reward_weights)")
             raise RewardError(f"every reward of step {step} failed; the first reason: {reason}")
 
     def _sampling(self, step: int, role: str) -> SamplingParams:
@@ -178,6 +219,7 @@ class _DrawnPrompt:
     failure: str | None
     """A reason why a reward of the same share failed."""
     sampler_logprobs: list[list[float]] | None
+    not_finite: NotFinite | None
 
 
 def score_groups(groups: Sequence[Group], reward: CombinedReward) -> dict[str, list[str | None]]:
@@ -194,15 +236,19 @@ def score_groups(groups: Sequence[Group], reward: CombinedReward) -> dict[str, l
 
 
 def reward_tensor(groups: Sequence[Group]) -> Tensor:
-    """Aggregate rewards `[b, m]`, NaN where one failed, and where one group is smaller than another."""
-    return _rectangular([[float("nan") if r is None else r for r in group.rewards or ()] for group in groups])
+    """Aggregate rewards `[b, m]`, NaN where one failed, and where one group is smaller than another.
+
+    float64, in which they are compared and averaged: rewards such as 1e8 + 0.1 would tie in float32.
+    """
+    rows = [[float("nan") if r is None else r for r in group.rewards or ()] for group in groups]
+    return _rectangular(rows, torch.float64)
 
 
-def _rectangular(rows: list[list[float]]) -> Tensor:
+def _rectangular(rows: list[list[float]], dtype: torch.dtype = torch.float32) -> Tensor:
     """Rows of numbers as one tensor, NaN behind the end of the shorter ones."""
     width = max(map(len, rows))
     filled = [row + [float("nan")] * (width - len(row)) for row in rows]
-    return torch.tensor(filled).view(len(rows), width)
+    return torch.tensor(filled, dtype=dtype).view(len(rows), width)
 
 
 def _padded(logprobs: list[list[list[float]]], width: int) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from nonpareil.engines.finite import not_finite
 from nonpareil.errors import DataError
 from nonpareil.methods.base import Method
 from nonpareil.records import Group
@@ -35,6 +36,11 @@ def check_stored(groups: Sequence[Group], method: Method) -> None:
             raise DataError(
                 f"groups: {group.prompt_id!r} has no token ids or log-probs (vBoN's lines have none), and "
                 f"{type(method).__name__} trains on the completions; draw groups with `nonpareil sample`"
+            )
+        if trains_on_them and (place := not_finite(group.logprobs)) is not None:
+            raise DataError(
+                f"groups: {group.prompt_id!r}, completion {place[0]}, token {place[1]} (counted from 0) has a "
+                "log-prob that is NaN or infinite: what drew it gave no numbers; draw anew, in another dtype"
             )
     _check_rewards(groups, least)
 

@@ -16,7 +16,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from nonpareil.engines.transformers import check_prompts, check_token_ids
 from nonpareil.errors import ConfigError
-from nonpareil.methods.base import Method, Targets
+from nonpareil.methods.base import Method
 from nonpareil.models.adapters import AdapterAnchor, add_policy_adapter, is_adapted, plain_model
 from nonpareil.models.anchors import Anchor
 from nonpareil.models.distributed import make_equal
@@ -30,8 +30,9 @@ from nonpareil.training.arguments import check_arguments, read_policy
 from nonpareil.training.callbacks import AnchorCallback, CompactProgress, MetricsFile, StopCleanly
 from nonpareil.training.checks import check_adapter, check_scorable
 from nonpareil.training.config import DistillationConfig
+from nonpareil.training.descent import Descended, Descent
 from nonpareil.training.drawings import make_drawing
-from nonpareil.training.figures import completion_rows, step_figures, write_completions
+from nonpareil.training.figures import completion_rows, known_mean, step_figures, write_completions
 from nonpareil.training.identity import model_identity, run_identity
 from nonpareil.training.method import anchor_motion, given_method, method_of
 from nonpareil.training.output import ListingTrainer
@@ -173,6 +174,7 @@ class DistillationTrainer(ListingTrainer):
             self.spent,
             args.importance_cap,
         )
+        self.descent = Descent(self.method, self.accumulator, getattr(self.accelerator, "scaler", None))
         if args.shard_weights:
             if self.draws and not args.use_vllm:
                 _ = self.drawer.drawing  # copies a whole model
@@ -222,11 +224,11 @@ class DistillationTrainer(ListingTrainer):
         """Draw, score, and compute the gradient of a whole optimizer step; returns its mean loss, nats."""
         start = time.perf_counter()
         drawn = self._draw(inputs)
-        targets = self.method.targets(drawn.numbers)
-        model.train()
-        loss = self.accumulator.step(plain_model(model), drawn, targets)
-        self._record(drawn, targets, time.perf_counter() - start)
-        return loss
+        descended = self.descent.step(plain_model(model), drawn, self.state.global_step + 1)
+        self._record(descended, time.perf_counter() - start)
+        return torch.tensor(
+            descended.loss, device=self.args.device
+        ).nan_to_num()  # of the log `_figures` has it
 
     def _draw(self, prompts: list[Prompt]) -> StepDraws:
         """This step's draws; those of the step before where one batch of draws serves several steps."""
@@ -244,10 +246,11 @@ class DistillationTrainer(ListingTrainer):
         self._last_draw = (step // self.repeats, drawn) if self.repeats > 1 else None
         return drawn
 
-    def _record(self, drawn: StepDraws, targets: Targets, seconds: float) -> None:
+    def _record(self, descended: Descended, seconds: float) -> None:
         """Gather the step's figures; they are logged as means over `logging_steps`."""
+        drawn, targets = descended.drawn, descended.targets
         figures = {**step_figures(drawn, self.reward.names), **self.method.metrics(drawn.numbers)}
-        for name, value in {**figures, "step_time": seconds}.items():
+        for name, value in {**figures, **descended.figures, "step_time": seconds}.items():
             self._figures[name].append(value)
         step = self.state.global_step + 1
         logged = self.args.log_completions and step % max(1, int(self.state.logging_steps)) == 0
@@ -258,10 +261,12 @@ class DistillationTrainer(ListingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the figures gathered since the last log."""
         if "loss" in logs:
-            # NaN: every reward of that step failed, which rewards/failed_ratio counts.
-            means = {name: torch.tensor(values).nanmean().item() for name, values in self._figures.items()}
+            # NaN: every reward of that step failed, or no prompt was trained on; both are counted.
+            means = {name: known_mean(values) for name, values in self._figures.items()}
             logs = {**logs, **means, "num_tokens": self.state.num_input_tokens_seen}
             self._figures.clear()
+        elif "train_loss" in logs and not self.descent.taken:
+            logs = {**logs, "train_loss": float("nan")}
         super().log(logs, start_time)
 
     def evaluate(  # type: ignore[override]
