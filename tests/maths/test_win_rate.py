@@ -9,7 +9,8 @@ from hypothesis import given, settings
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.maths import best_of_n
-from nonpareil.maths.win_rate import bootstrap_interval, pairwise
+from nonpareil.maths.bootstrap import bootstrap_interval
+from nonpareil.maths.win_rate import pairwise
 
 F64 = torch.float64
 NAN = math.nan

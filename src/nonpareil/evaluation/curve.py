@@ -14,9 +14,9 @@ from nonpareil.evaluation.groups import group_size, lengths_of, rewards_of
 from nonpareil.evaluation.intervals import Bootstrap
 from nonpareil.files import jsonable
 from nonpareil.maths.best_of_n import kl_upper_bound, win_rate
+from nonpareil.maths.bootstrap import Interval
 from nonpareil.maths.counts import count_among
 from nonpareil.maths.order_statistics import best_of_n_curve
-from nonpareil.maths.win_rate import Interval
 from nonpareil.records import Group, refuse_repeated
 
 ENOUGH_GAIN = 0.9

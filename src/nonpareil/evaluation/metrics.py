@@ -22,7 +22,8 @@ from nonpareil.evaluation.intervals import Bootstrap
 from nonpareil.evaluation.target import backward_kl, forward_kl
 from nonpareil.files import jsonable
 from nonpareil.maths.best_of_n import equivalent_n, kl_upper_bound, least_kl, win_rate
-from nonpareil.maths.win_rate import Interval, pairwise
+from nonpareil.maths.bootstrap import Interval
+from nonpareil.maths.win_rate import pairwise
 from nonpareil.records import Group
 
 KL_ESTIMATOR = "exact per token along sampled completions"
@@ -155,11 +156,11 @@ def evaluate_groups(
     return Evaluation(
         num_prompts=len(matched.policy),
         comparison=comparison,
-        kl=bootstrap.mean(kl.mean(1)),
+        kl=bootstrap.mean(kl.mean(1), "positive"),
         kl_estimator=KL_ESTIMATOR,
         log_ratio=bootstrap.mean(log_ratio.mean(1)),
         log_ratio_estimator=LOG_RATIO_ESTIMATOR,
-        equivalent_n=bootstrap.of_means([win], lambda means: equivalent_n(means[:, 0].clamp(0, 1))),
+        equivalent_n=bootstrap.of_means([win], _equivalent_n, scale="positive", shares=[0]),
         kl_efficiency=_kl_efficiency(win, kl.mean(1), bootstrap),
         targets=_targets(matched, kl, reference_log_ratio, n, bootstrap),
         policy=_completions(matched.policy, matched, bootstrap),
@@ -194,10 +195,10 @@ def _compare(matched: MatchedGroups, name: str | None, bootstrap: Bootstrap) -> 
         policy_mean=bootstrap.mean(means[0]),
         reference_mean=bootstrap.mean(means[1]),
         difference=bootstrap.mean(means[0] - means[1]),
-        win_rate=bootstrap.mean(outcome.win_rate),
-        wins=bootstrap.mean(outcome.win),
-        ties=bootstrap.mean(outcome.tie),
-        losses=bootstrap.mean(outcome.loss),
+        win_rate=bootstrap.mean(outcome.win_rate, "share"),
+        wins=bootstrap.mean(outcome.win, "share"),
+        ties=bootstrap.mean(outcome.tie, "share"),
+        losses=bootstrap.mean(outcome.loss, "share"),
         policy_failed=int(policy.isnan().sum()),
         reference_failed=int(reference.isnan().sum()),
     )
@@ -208,7 +209,15 @@ def _kl_efficiency(win: Tensor, kl: Tensor, bootstrap: Bootstrap) -> Interval | 
     """Least KL for the win rate / KL spent, resampled together; a win rate below one half buys nothing."""
     if kl.mean() <= 0:
         return None
-    return bootstrap.of_means([win, kl], lambda means: least_kl(means[:, 0].clamp(0, 1)) / means[:, 1])
+
+    def efficiency(means: Tensor) -> Tensor:
+        return least_kl(means[:, 0].clamp(0, 1)) / means[:, 1]
+
+    return bootstrap.of_means([win, kl], efficiency, scale="positive", shares=[0])
+
+
+def _equivalent_n(means: Tensor) -> Tensor:
+    return equivalent_n(means[:, 0].clamp(0, 1))
 
 
 def _targets(
@@ -237,10 +246,11 @@ def _completions(groups: list[Group], matched: MatchedGroups, bootstrap: Bootstr
     return Completions(
         num_completions=group_size(groups),
         mean_length=bootstrap.mean(lengths_of(groups).mean(1)),
-        stopped_ratio=bootstrap.mean(stopped),
-        clipped_ratio=bootstrap.mean(1 - stopped),
+        stopped_ratio=bootstrap.mean(stopped, "share"),
+        clipped_ratio=bootstrap.mean(1 - stopped, "share"),
         distinct={
-            str(size): bootstrap.mean_or_none(distinct_ngrams(groups, size, in_common)) for size in (1, 2, 3)
+            str(size): bootstrap.mean_or_none(distinct_ngrams(groups, size, in_common), "share")
+            for size in (1, 2, 3)
         },
     )
 

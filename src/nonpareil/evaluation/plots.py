@@ -15,7 +15,7 @@ from torch import Tensor
 from nonpareil.evaluation.curve import CurveReport
 from nonpareil.evaluation.metrics import Evaluation
 from nonpareil.maths.best_of_n import kl_upper_bound, optimal_win_rate, win_rate
-from nonpareil.maths.win_rate import Interval
+from nonpareil.maths.bootstrap import Interval
 from nonpareil.terminal import printable
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey by lightness.

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from nonpareil.console import styled
 from nonpareil.evaluation.metrics import Comparison, Evaluation
-from nonpareil.maths.win_rate import Interval
+from nonpareil.maths.bootstrap import Interval
 
 MISSING = "—"
 
