@@ -62,11 +62,13 @@ def tilt_table(reference_rewards: Float[Tensor, "b m"]) -> TiltTable:
     return TiltTable.of(torch.where(valid & without_ties(reference_rewards), continuous, columns))
 
 
-def least_kl(win_rate: Float[Tensor, " s"], table: TiltTable) -> Float[Tensor, " s"]:
+def least_kl(win_rate: Float[Tensor, " k"], table: TiltTable) -> Float[Tensor, " k"]:
     """The least KL, nats, that any policy with this mean win rate spends, by the mean table of the same prompts.
 
-    0 at one half and below. A win rate beyond the table's counts as its highest.
+    0 at one half and below. A win rate beyond the table's counts as its highest. The table may have one row
+    for all.
     """
+    table = TiltTable(*(x.expand(len(win_rate), -1) for x in (table.win_rate, table.log_partition)))
     highest = table.win_rate.amax(1)
     win = torch.minimum(win_rate.double().clamp(min=0.5), highest)[:, None]
     bounds = win * TILTS - table.log_partition  # each a tangent of the convex least KL
@@ -84,9 +86,13 @@ def least_kl(win_rate: Float[Tensor, " s"], table: TiltTable) -> Float[Tensor, "
     return torch.where(win_rate <= 0.5, 0.0, between.clamp(min=0))
 
 
-def highest_win_rate(kl: Float[Tensor, " s"], table: TiltTable) -> Float[Tensor, " s"]:
-    """The highest mean win rate that any policy reaches at these KLs, nats: the inverse of `least_kl`."""
-    low, high = torch.full_like(kl.double(), 0.5), table.win_rate.amax(1).expand(kl.shape)
+def highest_win_rate(kl: Float[Tensor, " k"], table: TiltTable) -> Float[Tensor, " k"]:
+    """The highest mean win rate that any policy reaches at these KLs, nats: the inverse of `least_kl`.
+
+    The table may have one row for all.
+    """
+    table = TiltTable(*(x.expand(len(kl), -1) for x in (table.win_rate, table.log_partition)))
+    low, high = torch.full_like(kl.double(), 0.5), table.win_rate.amax(1)
     for _ in range(50):
         middle = (low + high) / 2
         affordable = least_kl(middle, table) <= kl

@@ -34,7 +34,9 @@ def invert_rising(
     """Where a function that rises through these values reaches the target; the first or last node beyond them."""
     values = values.cummax(dim=1).values  # against rounding
     slopes = monotone_slopes(nodes, values)
-    right = torch.searchsorted(values.contiguous(), target[:, None])[:, 0].clamp(1, len(nodes) - 1)
+    right = torch.searchsorted(values.contiguous(), target[:, None].contiguous())[:, 0].clamp(
+        1, len(nodes) - 1
+    )
     ends, turns = _pair(values, right), _pair(slopes, right)
     width = nodes[right] - nodes[right - 1]
     low, high = torch.zeros_like(target), torch.ones_like(target)
