@@ -176,20 +176,19 @@ def evaluate_groups(
     kl = _rows_in_order("policy_kl", policy_kl, matched.policy, matched.policy_rows)
     log_ratio = _rows_in_order("policy_log_ratio", policy_log_ratio, matched.policy, matched.policy_rows)
     bootstrap = Bootstrap(seed)
-    comparison, win = _compare(matched, None, bootstrap, n)
     return Evaluation(
         num_prompts=len(matched.policy),
-        comparison=comparison,
+        comparison=_compare(matched, None, bootstrap, n),
         kl=bootstrap.mean(kl.mean(1), "positive"),
         kl_estimator=KL_ESTIMATOR,
         log_ratio=bootstrap.mean(log_ratio.mean(1)),
         log_ratio_estimator=LOG_RATIO_ESTIMATOR,
-        **vars(worth_of(win, kl.mean(1), rewards_of(matched.reference), bootstrap)),
+        **vars(worth_of(rewards_of(matched.policy), rewards_of(matched.reference), kl.mean(1), bootstrap)),
         targets=_targets(matched, kl, reference_log_ratio, n, bootstrap),
         policy=_completions(matched.policy, matched, bootstrap),
         reference=_completions(matched.reference, matched, bootstrap),
         length_strata=_length_strata(matched, bootstrap),
-        unseen=None if unseen_reward is None else _compare(matched, unseen_reward, bootstrap, n)[0],
+        unseen=None if unseen_reward is None else _compare(matched, unseen_reward, bootstrap, n),
     )
 
 
@@ -203,10 +202,8 @@ def _rows_in_order(name: str, values: Tensor, groups: list[Group], rows: list[in
     return values.detach().to("cpu", torch.float64)[rows]
 
 
-def _compare(
-    matched: MatchedGroups, name: str | None, bootstrap: Bootstrap, ns: Sequence[int]
-) -> tuple[Comparison, Tensor]:
-    """One reward on both sides, and the win rate of each prompt [b]."""
+def _compare(matched: MatchedGroups, name: str | None, bootstrap: Bootstrap, ns: Sequence[int]) -> Comparison:
+    """One reward on both sides."""
     policy, reference = rewards_of(matched.policy, name), rewards_of(matched.reference, name)
     label = name or "rewards"
     scored = policy.isfinite().any(1) & reference.isfinite().any(1)
@@ -215,7 +212,7 @@ def _compare(
     outcome, zero_one = pairwise(policy, reference), is_zero_one(policy, reference)
     scale: Scale = "share" if zero_one else "real"
     means = [torch.where(scored, x.nanmean(1), math.nan) for x in (policy, reference)]
-    comparison = Comparison(
+    return Comparison(
         reward=label,
         num_prompts=int(scored.sum()),
         policy_mean=bootstrap.mean(means[0], scale),
@@ -231,7 +228,6 @@ def _compare(
         frontier=frontier_points(reference[scored]),
         pass_at=pass_at(policy, reference, ns, bootstrap) if zero_one else (),
     )
-    return comparison, outcome.win_rate
 
 
 def _targets(

@@ -71,7 +71,8 @@ def _worth(evaluation: Evaluation) -> str:
     if worth is None:
         return ""
     value = number(worth.estimate, 1, evaluation.largest_n)
-    return f"worth best-of-N, N {value}" if value.startswith(">") else f"worth best-of-{value}"
+    named = f"worth best-of-N, N {value}" if value.startswith(">") else f"worth best-of-{value}"
+    return f"{named} {bracket(worth, 1, evaluation.largest_n)}"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from nonpareil.maths.group_best_of_n import equivalent_n, group_kl, group_win_ra
 from nonpareil.maths.group_frontier import TiltTable, highest_win_rate, least_kl, tilt_table
 from nonpareil.maths.order_statistics import best_of_n_curve
 from nonpareil.maths.tie_classes import without_ties
+from nonpareil.maths.win_rate import pairwise
 
 MARKED_N = (2, 4, 8, 16, 32, 64)
 _FRONTIER_POINTS = 120  # denser near 0, where the win rate rises as the root of the KL
@@ -55,13 +56,14 @@ class Worth:
 
 
 def worth_of(
-    win: Float[Tensor, " b"],
-    kl: Float[Tensor, " b"],
+    policy_rewards: Float[Tensor, "b k"],
     reference_rewards: Float[Tensor, "b m"],
+    kl: Float[Tensor, " b"],
     bootstrap: Bootstrap,
 ) -> Worth:
-    """The worth of each prompt's win rate (NaN where a side has no reward) at each prompt's KL, nats."""
-    scored = reference_rewards[~win.isnan()]
+    """The worth of a policy with these rewards at each prompt's KL, nats; prompts without a pair are left out."""
+    win = _win_metrics(policy_rewards, reference_rewards)
+    scored = reference_rewards[~win[0].isnan()]
     tilts, largest = tilt_table(reference_rewards), largest_n(scored)
     tie = not bool(without_ties(scored).all())
     shown = [n for n in MARKED_N if n <= largest or not tie]
@@ -94,26 +96,57 @@ def frontier_points(reference_rewards: Float[Tensor, "b m"]) -> tuple[PlanePoint
     return tuple(PlanePoint(*point) for point in zip(kl.tolist(), win_rate.tolist(), strict=True))
 
 
-def _equivalent_n(win: Tensor, rewards: Tensor, largest: int, bootstrap: Bootstrap) -> Interval | None:
+def _win_metrics(policy: Tensor, reference: Tensor) -> list[Tensor]:
+    """Each prompt's win rate, NaN without a pair; and where it is at its end at every prompt, two metrics more.
+
+    A policy that never falls short of the best reference reward (with 0/1 rewards: that always succeeds) has no win
+    rate that could vary, and no resample would show that one failure was only not seen. Then the share at that
+    end, 1 throughout, and the win rate of a policy at the other end stand beside it (`_win_rate`).
+    """
+    win = pairwise(policy, reference).win_rate
+    scored, valid = ~win.isnan(), (~policy.isnan()).sum(1)
+    best, worst = (
+        (sign * reference).nan_to_num(nan=-torch.inf).amax(1, keepdim=True) * sign for sign in (1, -1)
+    )
+    at_best, at_worst = (policy >= best).sum(1) / valid, (policy <= worst).sum(1) / valid
+    for share, other in ((at_best, worst), (at_worst, best)):
+        if (share[scored] == 1).all():
+            return [win, share, pairwise(other, reference).win_rate]
+    return [win]
+
+
+def _win_rate(means: Tensor, num_metrics: int) -> Tensor:
+    """The win rate of resamples, of which the share away from the end is at the other one."""
+    if num_metrics == 1:
+        return means[:, 0]
+    return means[:, 0] + (1 - means[:, 1]) * (means[:, 2] - means[:, 0])
+
+
+def _equivalent_n(win: list[Tensor], rewards: Tensor, largest: int, bootstrap: Bootstrap) -> Interval | None:
     if largest < 1:
         return None
-    nodes = n_nodes(largest)
-    metrics = [win, group_win_rate(rewards, nodes)]
-    interval = bootstrap.of_means(
-        metrics, lambda means: equivalent_n(means[:, 0], means[:, 1:], nodes), scale="positive", shares=[0]
-    )
+    nodes, first = n_nodes(largest), len(win)
+
+    def worth(means: Tensor) -> Tensor:
+        return equivalent_n(_win_rate(means, first), means[:, first:], nodes)
+
+    metrics = [*win, group_win_rate(rewards, nodes)]
+    interval = bootstrap.of_means(metrics, worth, scale="positive", shares=range(1, first)[:1])
     return replace(interval, high=min(interval.high, float(largest)))
 
 
-def _kl_efficiency(win: Tensor, kl: Tensor, tilts: TiltTable, bootstrap: Bootstrap) -> Interval | None:
+def _kl_efficiency(win: list[Tensor], kl: Tensor, tilts: TiltTable, bootstrap: Bootstrap) -> Interval | None:
     """Resampled together; a win rate below one half buys nothing."""
     if kl.mean() <= 0:
         return None
+    first = len(win)
 
     def efficiency(means: Tensor) -> Tensor:
-        return least_kl(means[:, 0], TiltTable.of(means[:, 2:])) / means[:, 1]
+        least = least_kl(_win_rate(means, first), TiltTable.of(means[:, first + 1 :]))
+        return least / means[:, first]
 
-    return bootstrap.of_means([win, kl, tilts.columns()], efficiency, scale="positive", shares=[0])
+    metrics = [*win, kl, tilts.columns()]
+    return bootstrap.of_means(metrics, efficiency, scale="positive", shares=range(1, first)[:1])
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from nonpareil.maths.counts import count_among
 from nonpareil.maths.interpolation import invert_rising
-from nonpareil.maths.tie_classes import class_figures, without_ties
+from nonpareil.maths.tie_classes import group_figures, without_ties
 
 _NUMBERS_AT_ONCE = 2**22  # 32 MiB of float64
 _NODE_RATIO = 1.1
+_SAME = 1e-9  # of win rates
 
 
 def group_win_rate(rewards: Float[Tensor, "b m"], n: Float[Tensor, " g"]) -> Float[Tensor, "b g"]:
@@ -41,8 +42,7 @@ def group_kl(rewards: Float[Tensor, "b m"], n: Float[Tensor, " g"]) -> Float[Ten
         mass = ((below + size) / valid) ** n - (below / valid) ** n
         return torch.xlogy(mass, mass * valid / size) / size
 
-    figures = class_figures(rewards, of_draw, lambda sums: sums, len(n))
-    return torch.where(without_ties(rewards) & ~figures.isnan(), n.log() - (n - 1) / n, figures)
+    return group_figures(rewards, n.log() - (n - 1) / n, of_draw, lambda sums: sums)
 
 
 def largest_n(rewards: Float[Tensor, "b m"]) -> int:
@@ -64,12 +64,16 @@ def equivalent_n(
     """The real N whose best-of-N has this mean win rate, by the mean `group_win_rate` at `n_nodes`.
 
     1 at one half, below 1 for a policy worse than its reference, 0 at or below the win rate of N = 0. At most
-    the last node: that value means "as much or more".
+    the last node, which means "as much or more": also where the win rate is all that best-of-N reaches, so that
+    no N tells itself from the last.
     """
     # In n / (n + 1) the table is a straight line without ties, and near one with them.
     odds = invert_rising(nodes / (nodes + 1), table, win_rate.double())
     n = (odds / (1 - odds)).clamp(max=float(nodes[-1]))
-    return torch.where(win_rate >= 0.5, n.clamp(min=1), n.clamp(max=1))
+    n = torch.where(win_rate > table[:, -1] - _SAME, nodes[-1], n)
+    n = torch.where(win_rate > table[:, 0] + _SAME, n, 0.0)
+    n = torch.where(win_rate > 0.5, n.clamp(min=1), n.clamp(max=1))
+    return torch.where((win_rate - 0.5).abs() <= _SAME, 1.0, n)  # also where all rewards tie
 
 
 def _win_rate(rewards: Tensor, n: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nonpareil.maths.best_of_n import exponential_tilt
 from nonpareil.maths.interpolation import hermite
-from nonpareil.maths.tie_classes import class_figures, without_ties
+from nonpareil.maths.tie_classes import group_figures
 
 # From a win rate of .504 to .999 without ties; cubics between nodes are within 1e-5 of the least KL.
 TILTS = torch.cat([torch.zeros(1), torch.logspace(-1.3, 3, 56)]).double()
@@ -55,11 +55,9 @@ class TiltTable:
 
 def tilt_table(reference_rewards: Float[Tensor, "b m"]) -> TiltTable:
     """The table of each prompt; NaN where every reference reward failed."""
-    columns = class_figures(reference_rewards, _tilted, _win_and_log_partition, 2 * len(TILTS))
     win, kl = exponential_tilt(TILTS)
-    continuous = torch.cat([win, TILTS * win - kl])
-    valid = ~columns.isnan().any(1, keepdim=True)
-    return TiltTable.of(torch.where(valid & without_ties(reference_rewards), continuous, columns))
+    untied = torch.cat([win, TILTS * win - kl])
+    return TiltTable.of(group_figures(reference_rewards, untied, _tilted, _win_and_log_partition))
 
 
 def least_kl(win_rate: Float[Tensor, " k"], table: TiltTable) -> Float[Tensor, " k"]:
@@ -97,7 +95,7 @@ def highest_win_rate(kl: Float[Tensor, " k"], table: TiltTable) -> Float[Tensor,
         middle = (low + high) / 2
         affordable = least_kl(middle, table) <= kl
         low, high = torch.where(affordable, middle, low), torch.where(affordable, high, middle)
-    return low
+    return torch.where(kl > 0, low, 0.5)
 
 
 def _tilted(below: Tensor, size: Tensor, valid: Tensor) -> Tensor:

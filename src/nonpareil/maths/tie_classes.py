@@ -27,18 +27,23 @@ def without_ties(rewards: Float[Tensor, "b m"]) -> Bool[Tensor, "b 1"]:
     return ((counts.at_or_below - counts.below <= 1) | rewards.isnan()).all(1, keepdim=True)
 
 
-def class_figures(
-    rewards: Float[Tensor, "b m"], of_draw: OfDraw, of_sums: OfSums, num_terms: int
+def group_figures(
+    rewards: Float[Tensor, "b m"], untied: Float[Tensor, " g"], of_draw: OfDraw, of_sums: OfSums
 ) -> Float[Tensor, "b g"]:
-    """Figures of each prompt's reference law from sums over its draws, equal rewards as one class; float64.
+    """Figures of each prompt's reference law: `untied` where no rewards tie, else sums over its classes; float64.
 
     The plug-in takes the draws' shares for the probabilities; a figure that is not linear in them is then off by
     O(1/m). The jackknife, `m * figure - (m - 1) * mean of the figure without one draw`, leaves O(1/m^2). NaN
-    (failed) rewards are left out, so m may differ by prompt; a prompt with one reward left has the plug-in, a
-    prompt with none is NaN.
+    (failed) rewards are left out, so m may differ by prompt; a prompt without any left is NaN.
     """
-    at_once = max(1, _NUMBERS_AT_ONCE // (rewards.shape[1] * num_terms))
-    return torch.cat([_figures(part, of_draw, of_sums) for part in rewards.double().split(at_once)])
+    rewards = rewards.double()
+    figures = untied.double().repeat(len(rewards), 1)
+    tied = ~without_ties(rewards)[:, 0]
+    at_once = max(1, _NUMBERS_AT_ONCE // (rewards.shape[1] * len(untied)))
+    for rows in tied.nonzero()[:, 0].split(at_once):
+        figures[rows] = _figures(rewards[rows], of_draw, of_sums)
+    figures[rewards.isnan().all(1)] = torch.nan
+    return figures
 
 
 def _figures(rewards: Tensor, of_draw: OfDraw, of_sums: OfSums) -> Tensor:
@@ -57,12 +62,10 @@ def _figures(rewards: Tensor, of_draw: OfDraw, of_sums: OfSums) -> Tensor:
 
     whole = of_sums(running(of_draw(below, size, valid))[:, -1])
     # Without one draw: classes below it keep their counts, its own loses one, those above move down by one.
-    fewer = (valid - 1).clamp(min=1)
+    fewer = valid - 1  # at least 1: two draws tie
     lower = at(running(of_draw(below, size, fewer)), first)
     upper = running(of_draw((below - 1).clamp(min=0), size, fewer))
     own = (size - 1) * of_draw(below, (size - 1).clamp(min=1), fewer)
     without = of_sums(lower + own + (upper[:, -1:] - at(upper, end)))
     mean_without = torch.where(here, without, 0.0).sum(1) / valid[:, 0]
-    corrected = valid[:, 0] * whole - (valid[:, 0] - 1) * mean_without
-    figures = torch.where(valid[:, 0] > 1, corrected, whole)
-    return torch.where(valid[:, 0] > 0, figures, torch.nan)
+    return valid[:, 0] * whole - (valid[:, 0] - 1) * mean_without
