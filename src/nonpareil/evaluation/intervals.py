@@ -89,12 +89,9 @@ def few_prompts(num_prompts: int) -> str | None:
     """What to say of intervals over so few prompts; None where they are enough."""
     if num_prompts >= FEWEST_PROMPTS:
         return None
-    which = (
-        "one prompt gives no interval"
-        if num_prompts == 1
-        else f"intervals over {num_prompts} prompts are rough"
-    )
-    return f"{which}: measure on {FEWEST_PROMPTS} or more"
+    if num_prompts == 1:
+        return f"One prompt gives no interval: take {FEWEST_PROMPTS} or more."
+    return f"Intervals over {num_prompts} prompts are rough: take {FEWEST_PROMPTS} or more."
 
 
 def _unseen(values: Float[Tensor, "b metrics"], shares: Tensor) -> Float[Tensor, " metrics"] | None:

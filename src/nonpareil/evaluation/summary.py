@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from nonpareil.console import styled
+from nonpareil.evaluation.intervals import few_prompts
 from nonpareil.evaluation.metrics import Comparison, Evaluation
 from nonpareil.maths.bootstrap import Interval
 
@@ -179,6 +180,8 @@ def summary_table(evaluation: Evaluation) -> Table:
         f"{evaluation.num_prompts} prompts, {evaluation.policy.num_completions} policy and "
         f"{evaluation.reference.num_completions} reference completions each; 95% intervals over prompts."
     )
+    if warning := few_prompts(evaluation.num_prompts):
+        table.caption += f"\n{warning}"
     table.add_column("")
     table.add_column("estimate", justify="right")
     table.add_column("95% interval", justify="right", no_wrap=True)
