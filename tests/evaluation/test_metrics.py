@@ -233,11 +233,11 @@ def test_the_kl_is_resampled_with_its_prompts_win_rate(draw):
     spent = 2 * (best_of_n.least_kl(mean) + slope * (win - mean))
     kl = spent[:, None].expand(b, k)
     got = evaluate_groups(policy, reference, policy_kl=kl, policy_log_ratio=kl).kl_efficiency
-    assert got.estimate == pytest.approx(0.5, rel=1e-6)
+    assert got.estimate == pytest.approx(0.5, rel=1e-3)
     assert got.high - got.low < 0.02
     order = torch.randperm(b, generator=torch.Generator().manual_seed(0))
     mixed = evaluate_groups(policy, reference, policy_kl=kl[order], policy_log_ratio=kl).kl_efficiency
-    assert mixed.estimate == pytest.approx(0.5, rel=1e-6)
+    assert mixed.estimate == pytest.approx(got.estimate, rel=1e-9)
     assert mixed.high - mixed.low > 0.2
 
 

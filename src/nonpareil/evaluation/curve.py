@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from nonpareil.errors import ConfigError, DataError
@@ -20,6 +20,7 @@ from nonpareil.maths.order_statistics import best_of_n_curve
 from nonpareil.records import Group, refuse_repeated
 
 ENOUGH_GAIN = 0.9
+_MOST = 0.9
 
 
 @dataclass(frozen=True)
@@ -30,23 +31,25 @@ class CurvePoint:
     reward: Interval
     """Expected reward of the best of n; unbiased."""
     win_rate: Interval | None
-    """Against one further draw, ties one half; unbiased. None at n = m, where no further draw is left."""
+    """Against one further draw, ties one half; unbiased. None at the last n where no further draw is left."""
     win_rate_ceiling: float
     """n / (n+1), reached where no rewards tie."""
     kl_upper_bound: float
     """log n - (n-1)/n nats, reached where no rewards tie."""
     tokens_per_prompt: float
     """Mean tokens drawn for one answer; the completions drawn are n."""
-    num_prompts: int
-    """Prompts with at least n rewards that did not fail."""
 
 
 @dataclass(frozen=True)
 class CurveReport:
-    """Best-of-n for n = 1..max_n, and what the groups are made of."""
+    """Best-of-n for n = 1..N, the same prompts at every n, and what the groups are made of."""
 
     points: tuple[CurvePoint, ...]
+    max_n: int
+    """The N asked for. Where rewards failed the curve may end before it."""
     num_prompts: int
+    num_prompts_used: int
+    """Prompts that the points rest on: those with as many rewards that did not fail as the last point needs."""
     num_completions: int
     """A prompt (m)."""
     failed_rewards: int
@@ -57,40 +60,80 @@ class CurveReport:
     mean_length: float
     """Tokens a completion, the end token included."""
 
+    def still_rising(self) -> bool:
+        """Whether the last doubling of n brings more than 10% of the gain: then no n drawn is known to be enough.
+
+        A reward that grows by the same step with each doubling of n, as log n does, is still rising up to n = 1024.
+        """
+        half_way = max(1, len(self.points) // 2)
+        first, half, last = (self.points[n - 1].reward.estimate for n in (1, half_way, len(self.points)))
+        return half - first < ENOUGH_GAIN * (last - first)
+
     def recommended_n(self) -> int:
-        """The smallest n with 90% of what the largest n gains over one draw; 1 if it gains nothing."""
+        """The smallest n with 90% of what the last n gains over one draw, where the curve has flattened by then.
+
+        The last n where it is still rising; 1 if nothing is gained.
+        """
         rewards = [point.reward.estimate for point in self.points]
-        enough = rewards[0] + ENOUGH_GAIN * (rewards[-1] - rewards[0])
         if rewards[-1] <= rewards[0]:
             return 1
+        if self.still_rising():
+            return self.points[-1].n
+        enough = rewards[0] + ENOUGH_GAIN * (rewards[-1] - rewards[0])
         return next(point.n for point in self.points if point.reward.estimate >= enough)
 
     def recommendation(self) -> str:
-        """`recommended_n` in one line."""
+        """`recommended_n` in one or two sentences."""
         n, last = self.recommended_n(), self.points[-1]
+        gain = last.reward.estimate - self.points[0].reward.estimate
+        if last.n == 1:
+            return "One draw is no choice: draw more completions a prompt."
         if n == 1:
             return f"Best-of-{last.n} gains nothing over one draw: the rewards do not tell completions apart."
-        gain = last.reward.estimate - self.points[0].reward.estimate
+        if self.still_rising():
+            more = "raise max_n" if last.n == self.max_n < self.num_completions else "draw more"
+            half = self.points[last.n // 2 - 1]
+            share = (last.reward.estimate - half.reward.estimate) / gain
+            return (
+                f"Still rising at N = {last.n}: {more}. "
+                f"From N = {half.n} to {last.n} comes {share:.0%} of the gain of {gain:.3g}."
+            )
         return (
             f"N = {n} is the smallest with {ENOUGH_GAIN:.0%} of the gain of N = {last.n} "
             f"(reward {self.points[n - 1].reward.estimate:.3g}, gain {gain:.3g} at N = {last.n})."
         )
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the points has to know, a sentence each."""
+        last, said = self.points[-1], []
+        if self.num_prompts_used < self.num_prompts:
+            said.append(
+                f"{self.num_prompts_used} of {self.num_prompts} prompts take part, the same at every N; the others "
+                f"have too few rewards that did not fail."
+            )
+        if last.n < self.max_n:
+            said.append(f"N ends at {last.n}, not {self.max_n}: too few prompts have more that did not fail.")
+        if last.win_rate is None:
+            said.append(f"No win rate at N = {last.n}: no further draw is left to compare its best with.")
+        return tuple(said)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; what cannot be computed is null."""
         return {
             **jsonable(self),
             "recommended_n": self.recommended_n(),
+            "still_rising": self.still_rising(),
             "recommendation": self.recommendation(),
+            "notes": list(self.notes()),
         }
 
 
 def best_of_n_report(groups: Sequence[Group], max_n: int | None = None, *, seed: int = 0) -> CurveReport:
     """The best-of-n curve of scored groups, for n = 1..max_n (all m completions if None).
 
-    Intervals are bootstrapped over prompts. Failed rewards are left out, so a prompt stops contributing where
-    n exceeds the rewards it has left; `num_prompts` of each point says how many still do, and the curve ends
-    before the first n without any.
+    Intervals are bootstrapped over prompts. Every point rests on the same prompts. Where rewards failed that is a
+    choice between long curves and many prompts: the curve ends at the n with the most rewards used (n times the
+    prompts that have n), at least half of the scored prompts among them.
 
     Raises:
         DataError: no groups, a prompt id twice, ragged or unscored groups, or no reward that did not fail.
@@ -107,16 +150,28 @@ def best_of_n_report(groups: Sequence[Group], max_n: int | None = None, *, seed:
     valid = rewards.isfinite().sum(1)
     if not valid.any():
         raise DataError(f"All {rewards.numel()} rewards failed: there is nothing to select by.")
-    reach = min(max_n or size, int(valid.max()))
+    reach, needed = _reach(valid, max_n or size)
+    used = rewards[valid >= needed]
     return CurveReport(
-        points=_points(rewards, reach, mean_length, Bootstrap(seed)),
+        points=_points(used, reach, mean_length, Bootstrap(seed)),
+        max_n=max_n or size,
         num_prompts=len(ordered),
+        num_prompts_used=len(used),
         num_completions=size,
         failed_rewards=int(rewards.isnan().sum()),
         frac_reward_zero_std=_share_of_equal_rewards(rewards[valid > 0]),
         mean_unique_completions=sum(_num_unique(group) for group in ordered) / len(ordered),
         mean_length=mean_length,
     )
+
+
+def _reach(valid: Int[Tensor, " b"], max_n: int) -> tuple[int, int]:
+    """The last n of the curve, and how many rewards a prompt needs to take part."""
+    having = [int((valid >= n).sum()) for n in range(int(valid.max()) + 2)]
+    enough = [n for n in range(1, max_n + 1) if n < len(having) and 2 * having[n] >= having[1]]
+    reach = max(enough, key=lambda n: (n * having[n], n))
+    # One reward more gives the last n a win rate too; not for the price of many prompts.
+    return reach, reach + 1 if having[reach + 1] >= _MOST * having[reach] else reach
 
 
 def _num_unique(group: Group) -> int:
@@ -130,16 +185,14 @@ def _points(rewards: Tensor, reach: int, mean_length: float, bootstrap: Bootstra
     wins = win_rate_against_one(rewards)[:, :reach]
     points = []
     for n in range(1, reach + 1):
-        values = reward_of_best[:, n - 1]
         points.append(
             CurvePoint(
                 n=n,
-                reward=bootstrap.mean(values),
-                win_rate=bootstrap.mean_or_none(wins[:, n - 1]),
+                reward=bootstrap.mean(reward_of_best[:, n - 1]),
+                win_rate=None if wins[:, n - 1].isnan().any() else bootstrap.mean(wins[:, n - 1], "share"),
                 win_rate_ceiling=win_rate(n),
                 kl_upper_bound=kl_upper_bound(n),
                 tokens_per_prompt=n * mean_length,
-                num_prompts=int(values.isfinite().sum()),
             )
         )
     return tuple(points)

@@ -170,7 +170,7 @@ def _mark_recommended(axes: Axes, curve: CurveReport) -> None:
     # The curve rises: there is room above it in its right half, below it in its left half.
     in_right_half = chosen**2 > curve.points[-1].n
     offset, side = ((-7, 5), "right") if in_right_half else ((7, -13), "left")
-    text = f"N={chosen}: 90% of the gain"
+    text = "still rising" if curve.still_rising() else f"N={chosen}: 90% of the gain"
     axes.annotate(
         text, (chosen, reward), offset, textcoords="offset points", ha=side, color=POLICIES[0], fontsize=9
     )

@@ -66,9 +66,10 @@ def _show(curve: Any) -> None:
     from rich.table import Table
 
     from nonpareil.console import console
+    from nonpareil.evaluation.intervals import few_prompts
     from nonpareil.evaluation.summary import bracket, number
 
-    table = Table(title=f"What best-of-N is worth ({curve.num_prompts} prompts)")
+    table = Table(title=f"What best-of-N is worth ({curve.num_prompts_used} prompts)")
     for name in ("N", "reward", "95%", "win rate", "ceiling", "KL bound (nats)", "tokens a prompt"):
         table.add_column(name, justify="right", no_wrap=name == "95%")
     for point in curve.points:
@@ -84,4 +85,6 @@ def _show(curve: Any) -> None:
         )
     terminal = console()
     terminal.print(table)
-    terminal.print(curve.recommendation(), soft_wrap=True)
+    for line in (curve.recommendation(), *curve.notes(), few_prompts(curve.num_prompts_used)):
+        if line:
+            terminal.print(line, soft_wrap=True)
