@@ -19,7 +19,9 @@ from nonpareil.evaluation.comparison import (
 from nonpareil.evaluation.comparison_plots import gold_figure, pareto_figure
 from nonpareil.evaluation.comparison_report import headline, write_comparison
 from nonpareil.evaluation.comparison_tables import cell, tables
+from nonpareil.maths.best_of_n import kl_upper_bound, optimal_win_rate
 
+FRONTIER = [{"kl": kl / 10, "win_rate": optimal_win_rate(kl / 10)} for kl in range(40)]
 PROTOCOL = {"prompts": {"sha256": "ab", "count": 4}, "sampling": {"temperature": 1.0}}
 SPENT = Spent(completions_drawn=1000, tokens_trained=5000, steps=10, seconds=60.0, peak_memory_bytes=2**30)
 
@@ -33,7 +35,7 @@ def evaluation(win, kl, *, gold=None, length=22.0, efficiency=0.5):
 
     def compared(rate, name):
         means = {"policy_mean": interval(rate * 2), "reference_mean": interval(1.0)}
-        return {"reward": name, "win_rate": interval(rate), **means}
+        return {"reward": name, "win_rate": interval(rate), **means, "frontier": FRONTIER}
 
     return {
         "num_prompts": 4,
@@ -41,9 +43,16 @@ def evaluation(win, kl, *, gold=None, length=22.0, efficiency=0.5):
         "unseen": None if gold is None else compared(gold, "judge"),
         "kl": interval(kl),
         "kl_efficiency": interval(efficiency),
-        "equivalent_n": interval(win / (1 - win)),
+        "equivalent_n": interval(min(win / (1 - win), 15)),
+        "largest_n": 15,
+        "best_of_n": [{"n": n, "kl": kl_upper_bound(n), "win_rate": n / (n + 1)} for n in (2, 4, 8)],
         "targets": [
-            {"n": n, "backward_kl": interval(0.1 * n), "forward_kl": interval(0.2 * n if n < 8 else None)}
+            {
+                "n": n,
+                "backward_kl": interval(0.1 * n),
+                "forward_kl": interval(0.2 * n if n < 8 else None),
+                "kl_upper_bound": kl_upper_bound(n),
+            }
             for n in (2, 8)
         ],
         "policy": {"mean_length": interval(length)},

@@ -285,11 +285,11 @@ def test_json_has_no_nan_and_infinities_are_null(draw):
             group.rewards = [value] * len(group)
     got = evaluate_groups(policy, reference, **numbers())
     as_dict = json.loads(json.dumps(got.to_dict(), allow_nan=False))
-    assert as_dict["equivalent_n"]["estimate"] is None  # it always wins: no finite N does
+    assert as_dict["equivalent_n"]["estimate"] == as_dict["largest_n"] == 3  # it always wins: 3 or more
     assert as_dict["comparison"]["win_rate"]["estimate"] == 1.0
     assert as_dict["kl_estimator"] == "exact per token along sampled completions"
     assert as_dict["kl"]["standard_error"] > 0
-    assert "best-of-∞" in headline(got)
+    assert "worth best-of-N, N >= 3" in headline(got)
 
 
 @pytest.mark.parametrize(

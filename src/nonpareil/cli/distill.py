@@ -1,5 +1,6 @@
 """nonpareil distill."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,9 @@ def before_and_after(evaluation: "Evaluation") -> Table:
         ),
     ]
     for label, before, after in rows:
-        table.add_row(label, before, number(after.estimate if after else None), bracket(after))
+        most = evaluation.largest_n if after is evaluation.equivalent_n else math.inf
+        value = number(after.estimate if after else None, at_most=most)
+        table.add_row(label, before, value, bracket(after, at_most=most))
     return table
 
 
