@@ -101,6 +101,8 @@ class ComparisonReport:
     """reward, mean_length."""
     best_of_n: tuple[dict[str, Any], ...]
     """Measured points of `CurveReport` at these N, as JSON has them, and the `kl` of each, ties counted."""
+    zero_one: bool
+    """Whether every run's rewards are 0 or 1: then `reward` is a success rate, and best-of-N's is pass@N."""
     gold: str | None
     """The unseen reward's name."""
     largest_n: int
@@ -140,10 +142,11 @@ def compare_runs(runs: Sequence[RunRecord], curve: Mapping[str, Any]) -> Compari
     }
     dominated = dominators({name: (_mean(f, "kl"), _mean(f, "win_rate")) for name, f in figures.items()})
     first = runs[0].evaluation
-    if "frontier" not in first["comparison"]:
-        raise DataError(
-            f"{labels[0]} was evaluated by an earlier version, which knew no ties: evaluate anew (--overwrite)"
-        )
+    for label, run in zip(labels, runs, strict=True):
+        if "frontier" not in run.evaluation["comparison"]:
+            raise DataError(
+                f"{label} was evaluated by an earlier version, which knew no ties: evaluate anew (--overwrite)"
+            )
     spent = {target["n"]: target["kl_upper_bound"] for target in first["targets"]}
     n = tuple(spent)
     return ComparisonReport(
@@ -159,6 +162,7 @@ def compare_runs(runs: Sequence[RunRecord], curve: Mapping[str, Any]) -> Compari
             "mean_length": _estimate(first["reference"]["mean_length"]),
         },
         best_of_n=tuple({**p, "kl": spent[p["n"]]} for p in curve["points"] if p["n"] in spent),
+        zero_one=all(run.evaluation["comparison"]["zero_one"] for run in runs),
         gold=first["unseen"]["reward"] if first["unseen"] else None,
         largest_n=first["largest_n"],
         frontier=_points(first["comparison"]),

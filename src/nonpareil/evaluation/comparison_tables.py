@@ -65,7 +65,7 @@ def _gain(report: ComparisonReport) -> Table:
     columns = [
         _Column("win rate", "win_rate"),
         *([_Column("gold win rate", "gold_win_rate")] if report.gold else []),
-        _Column("reward", "reward"),
+        _Column("success rate" if report.zero_one else "reward", "reward"),
         _Column("KL, nats", "kl"),
         _Column("KL efficiency", "kl_efficiency", 2),
         _Column("worth best-of-", "equivalent_n", 2),
@@ -87,7 +87,8 @@ def _gain(report: ComparisonReport) -> Table:
         "mean ± standard deviation over seeds. KL efficiency: least KL that any policy needs for this win rate "
         "over the KL spent, at most 1 but for noise; worth best-of-: the N whose best-of-N of the reference groups "
         f"has this win rate, told up to {report.largest_n}; both count ties. Length: change from the reference. On "
-        "the front: no other method has a mean win rate as high at a mean KL as low. Best-of-N draws N an answer."
+        "the front: no other method has a mean win rate as high at a mean KL as low. Best-of-N draws N an answer"
+        f"{'; its success rate is pass@N' if report.zero_one else ''}."
     ) + _one_pool(report)
     return Table("Gain and cost", note, ["method", *(c.label for c in columns), "on the front"], rows)
 

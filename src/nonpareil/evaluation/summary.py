@@ -125,7 +125,10 @@ def _comparison_rows(section: str, comparison: Comparison) -> Iterator[Row]:
     for each in comparison.pass_at:
         for name, side in (("policy", each.policy), ("reference", each.reference)):
             if side is not None:
-                note = f"any of {each.n} draws succeeds; {side.num_prompts} prompts have so many rewards"
+                fewer = comparison.num_prompts - side.num_prompts
+                note = f"any of {each.n} succeeds" + (
+                    f"; without {fewer} prompts with fewer" if fewer else ""
+                )
                 yield Row(section, f"pass@{each.n}, {name}", side, note)
 
 
