@@ -81,6 +81,12 @@ def test_failed_rewards_leave_the_rest(draw):
         best_of_n_report(groups_with(draw, [[None] * 4]))
 
 
+def test_an_infinite_reward_is_refused_wherever_it_is(draw):
+    rows = [[1.0, 2.0, 3.0], [None, None, -math.inf]]
+    with pytest.raises(DataError, match="infinity"):
+        best_of_n_report(groups_with(draw, rows))
+
+
 def fails(m, *failed):
     """How many prompts lack how many of m rewards; the others are 0, 1, 2, ..."""
     return [

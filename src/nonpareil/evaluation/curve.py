@@ -158,7 +158,8 @@ def best_of_n_report(groups: Sequence[Group], max_n: int | None = None, *, seed:
     prompts that have n), at least half of the scored prompts among them.
 
     Raises:
-        DataError: no groups, a prompt id twice, ragged or unscored groups, or no reward that did not fail.
+        DataError: no groups, a prompt id twice, ragged or unscored groups, an infinite reward, or no reward that
+            did not fail.
         ConfigError: max_n outside 1..m.
     """
     if not groups:
@@ -169,14 +170,15 @@ def best_of_n_report(groups: Sequence[Group], max_n: int | None = None, *, seed:
         raise ConfigError(f"max_n must lie in 1..{size} (the completions a prompt), got {max_n}.")
     ordered = sorted(groups, key=lambda group: group.prompt_id)
     rewards, mean_length = rewards_of(ordered), lengths_of(ordered).mean().item()
-    valid = rewards.isfinite().sum(1)
+    valid = (~rewards.isnan()).sum(1)
     if not valid.any():
         raise DataError(f"All {rewards.numel()} rewards failed: there is nothing to select by.")
     reach, needed = _reach(valid, max_n or size)
-    used = rewards[valid >= needed]
-    zero_one = is_zero_one(used, used)
+    takes_part, zero_one = valid >= needed, is_zero_one(rewards, rewards)
+    used = rewards[takes_part]
+    reward_of_best = best_of_n_curve(rewards, reach)[takes_part]  # of all, so that an infinite one is refused
     return CurveReport(
-        points=_points(used, reach, mean_length, Bootstrap(seed), "share" if zero_one else "real"),
+        points=_points(used, reward_of_best, mean_length, Bootstrap(seed), "share" if zero_one else "real"),
         max_n=max_n or size,
         num_prompts=len(ordered),
         num_prompts_used=len(used),
@@ -206,9 +208,13 @@ def _num_unique(group: Group) -> int:
 
 
 def _points(
-    rewards: Float[Tensor, "b m"], reach: int, mean_length: float, bootstrap: Bootstrap, scale: Scale
+    rewards: Float[Tensor, "b m"],
+    reward_of_best: Float[Tensor, "b max_n"],
+    mean_length: float,
+    bootstrap: Bootstrap,
+    scale: Scale,
 ) -> tuple[CurvePoint, ...]:
-    reward_of_best = best_of_n_curve(rewards, reach)
+    reach = reward_of_best.shape[1]
     wins = win_rate_against_one(rewards)[:, :reach]
     return tuple(
         CurvePoint(
