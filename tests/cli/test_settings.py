@@ -366,6 +366,11 @@ def test_truth_is_said_in_three_ways():
         ),
         ({"metric_for_best_model": "reward"}, "is not read without load_best_model_at_end"),
         ({"accelerator_config": {"x": 1}}, "transformers cannot take these settings"),
+        (
+            {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 4}}},
+            "accelerator_config: num_steps=4 of gradient_accumulation_kwargs is not read here; give "
+            "gradient_accumulation_steps=4",
+        ),
         ({"logging_steps": 1.5}, "logging_steps must be an integer"),
         ({"eval_steps": 3}, "eval_steps=3 is not read without eval_strategy=steps"),
         (

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ import torch
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.evaluation import best_of_n_report
 from nonpareil.evaluation.curve import win_rate_against_one
+from nonpareil.maths import best_of_n
 
 
 def groups_with(draw, rewards):
@@ -71,12 +73,18 @@ def test_failed_rewards_leave_the_rest(draw):
     assert report.points[1].win_rate is None, "the first prompt has no third draw to compare with"
     assert report.notes() == (
         "2 of 3 prompts take part, the same at every N; the others have too few rewards that did not fail.",
-        "N ends at 2, not 4: too few prompts have more that did not fail.",
+        "N ends at 2, not 4: too few prompts have 3 rewards that did not fail.",
         "No win rate at N = 2: no further draw is left to compare its best with.",
     )
     assert win_rate_against_one(torch.tensor([[1.0, float("nan"), 2.0]]))[0, 1].isnan()
     with pytest.raises(DataError, match="All 4 rewards failed"):
         best_of_n_report(groups_with(draw, [[None] * 4]))
+
+
+def test_an_infinite_reward_is_refused_wherever_it_is(draw):
+    rows = [[1.0, 2.0, 3.0], [None, None, -math.inf]]
+    with pytest.raises(DataError, match="infinity"):
+        best_of_n_report(groups_with(draw, rows))
 
 
 def fails(m, *failed):
@@ -165,6 +173,46 @@ def test_a_reward_of_log_n_is_still_rising_at_64_and_one_that_saturates_is_not(d
     saturated = best_of_n_report(groups_with(draw, uniform.tolist()))
     assert saturated.recommended_n() == pytest.approx(15, abs=1)  # n / (n+1) >= .5 + .9 (64/65 - .5)
     assert not saturated.still_rising()
+
+
+def test_rewards_0_and_1_are_pass_at_n(draw):
+    successes = [0, 1, 3, 6] * 5
+    rows = [[1.0] * s + [0.0] * (6 - s) for s in successes]
+    report = best_of_n_report(groups_with(draw, rows))
+    assert (report.zero_one, report.rewards_tie, report.reward_name) == (True, True, "pass@N")
+    for point in report.points:
+        exact = [1 - math.comb(6 - s, point.n) / math.comb(6, point.n) for s in successes]
+        assert point.reward.estimate == pytest.approx(sum(exact) / 20)
+        assert 0 < point.reward.low < point.reward.high < 1
+    assert any(note.startswith("Rewards are 0 or 1: pass@N") for note in report.notes())
+    wins = report.points[4].win_rate.estimate
+    assert f"Rewards tie: best-of-5 wins {wins:.3f} of the time; without ties 0.833." in report.notes()
+    every = best_of_n_report(groups_with(draw, [[1.0, 1.0]] * 16)).points[0].reward
+    assert (every.estimate, every.high) == (1, 1)
+    assert every.low == pytest.approx(0.794, abs=0.015), "16 successes of 16 prompts leave room for a failure"
+
+
+def test_win_rate_and_kl_of_best_of_n_count_ties(draw):
+    """Success p: best-of-4 has q = 1 - (1-p)^4, wins (1 + q - p) / 2, spends q log q/p + (1-q) log (1-q)/(1-p)."""
+    p, q = 0.3, 1 - 0.7**4
+    rewards = (torch.rand(3000, 16, generator=torch.Generator().manual_seed(2)) < p).double().tolist()
+    point = best_of_n_report(groups_with(draw, rewards)).points[3]
+    assert point.win_rate_ceiling == pytest.approx(point.win_rate.estimate, abs=1e-9)
+    error = 4 * point.win_rate.standard_error
+    assert point.win_rate.estimate == pytest.approx(0.5 + (q - p) / 2, abs=error)
+    exact = q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
+    assert exact < 0.55, "the bound without ties is .636"
+    assert point.kl_upper_bound == pytest.approx(exact, rel=0.03)
+
+
+def test_without_ties_win_rate_and_kl_are_the_formulas(draw):
+    rewards = torch.randn(5, 6, generator=torch.Generator().manual_seed(0)).tolist()
+    report = best_of_n_report(groups_with(draw, rewards))
+    assert (report.zero_one, report.rewards_tie, report.reward_name) == (False, False, "reward")
+    assert not any("tie" in note for note in report.notes())
+    for point in report.points:
+        assert point.win_rate_ceiling == pytest.approx(best_of_n.win_rate(point.n))
+        assert point.kl_upper_bound == pytest.approx(best_of_n.kl_upper_bound(point.n))
 
 
 def test_order_of_groups_and_limits(draw):

@@ -90,11 +90,13 @@ def make_trainer(
     )
 
 
-def stored_groups(m: int, temperature: float = 1.0, reward: Any = goodness) -> list[Group]:
+def stored_groups(
+    m: int, temperature: float = 1.0, reward: Any = goodness, prompts: list[Prompt] = PROMPTS
+) -> list[Group]:
     """Scored groups of the model that every trainer here starts from."""
     engine = TransformersEngine(ending_model(), make_tokenizer())
-    draws = engine.draw(PROMPTS, m, SamplingParams(6, temperature, seed=3))
-    groups = [Group.of(prompt, drawn) for prompt, drawn in zip(PROMPTS, draws, strict=True)]
+    draws = engine.draw(prompts, m, SamplingParams(6, temperature, seed=3))
+    groups = [Group.of(prompt, drawn) for prompt, drawn in zip(prompts, draws, strict=True)]
     score_groups(groups, load_rewards(reward))
     return groups
 

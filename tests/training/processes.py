@@ -12,7 +12,8 @@ from nonpareil.models import logprobs
 from nonpareil.models.distributed import end_processes, gather_shares, my_share, num_processes, process_index
 from nonpareil.models.sharding import local
 from tests.tiny import make_model
-from tests.training.conftest import PROMPTS, StopAfter, ending_model, make_trainer, stored_groups
+from tests.training.conftest import PROMPTS, StopAfter, ending_model, goodness, make_trainer, stored_groups
+from tests.training.test_step import some_fail
 
 WHOLE_CHUNK = logprobs.CHUNK_ELEMENTS
 
@@ -26,9 +27,11 @@ def train(folder: Path, settings: dict[str, Any]) -> None:
     kind = settings.pop("kind", None)
     model = settings.pop("model", None) or (make_model(kind) if kind else ending_model())
     stops = [StopAfter(stop)] if stop else None
+    reward = some_fail if settings.pop("some_fail", False) else goodness
     prompts = None if groups else PROMPTS[: settings.pop("num_prompts", None)]
     torch.manual_seed(process_index())  # what a process drew before must not matter
-    trainer = make_trainer(folder, model=model, prompts=prompts, callbacks=stops, groups=groups, **settings)
+    given = {"model": model, "reward": reward, "prompts": prompts, "callbacks": stops, "groups": groups}
+    trainer = make_trainer(folder, **given, **settings)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(str(folder / "final"))
     anchor = trainer.anchor.weights().values() if trainer.anchor is not None else ()

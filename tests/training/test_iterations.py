@@ -197,7 +197,6 @@ def test_repeated_batches() -> None:
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ({"gradient_accumulation_steps": 2}, "num_iterations=2 with gradient_accumulation_steps=2"),
         ({"save_strategy": "steps", "save_steps": 5}, "save_steps=5 is no multiple of num_iterations=2"),
         ({"num_iterations": 0}, "num_iterations=0 must be at least 1"),
         ({"anchor_refresh_steps": 2}, "anchor_refresh_steps=2 is not read by method=vbon, .*remove"),

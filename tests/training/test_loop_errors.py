@@ -13,7 +13,7 @@ from nonpareil.training.checkpoint_files import checkpoints_in, last_whole_check
 from tests.training.conftest import assert_same, goodness, make_trainer, metrics, weights
 from tests.training.test_spent import spent
 
-FAILS_AT = 5  # of the calls; a step with two batches has two
+FAILS_AT = 5  # of the calls; a step has one, however many batches make it
 
 
 class Failing:
@@ -49,19 +49,46 @@ class Failing:
 def test_what_was_done_is_kept_and_gone_on_from(
     error: Exception, raised: type, accumulate: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The fifth scoring fails: of step 5, or of the second batch of step 3, whose first batch has been counted."""
+    """The fifth scoring fails: that of step 5."""
     settings = {"max_steps": 6, "per_device_train_batch_size": 3 // accumulate, "num_train_epochs": 9}
     settings |= {"gradient_accumulation_steps": accumulate}
-    done = (FAILS_AT - 1) // accumulate
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     straight = make_trainer(whole, reward=Failing(None), **settings)
     straight.train()
     with pytest.raises(raised):
         make_trainer(parts, reward=Failing(error), **settings).train()
-    assert last_whole_checkpoint(parts) == parts / f"checkpoint-{done}"
-    said = capsys.readouterr().err
-    assert f"an error ends the training after step {done}, of which {parts}/checkpoint-{done} is kept" in said
     again = make_trainer(parts, reward=Failing(None), **settings)
+    assert_gone_on_from(straight, again, FAILS_AT - 1, capsys.readouterr().err)
+
+
+def test_what_a_step_has_counted_before_it_fails_is_taken_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its draws are counted, and the first of its two passes is in the gradient, when the second fails."""
+    settings = {"max_steps": 4, "per_device_train_batch_size": 2, "max_tokens_per_batch": 1}
+    straight = make_trainer(tmp_path / "whole", **settings)
+    straight.train()
+    fails = make_trainer(tmp_path / "parts", **settings)
+    backward, passes = fails.accumulator.backward, []
+
+    def breaks(loss: Any) -> None:
+        passes.append(fails.state.global_step)
+        if passes.count(2) == 2:
+            raise ZeroDivisionError("a bug")
+        backward(loss)
+
+    fails.accumulator.backward = breaks
+    with pytest.raises(ZeroDivisionError):
+        fails.train()
+    again = make_trainer(tmp_path / "parts", **settings)
+    assert_gone_on_from(straight, again, 2, capsys.readouterr().err)
+
+
+def assert_gone_on_from(straight: Any, again: Any, done: int, said: str) -> None:
+    """What failed after `done` steps ends as what never failed."""
+    whole, parts = (Path(trainer.args.output_dir) for trainer in (straight, again))
+    assert last_whole_checkpoint(parts) == parts / f"checkpoint-{done}"
+    assert f"an error ends the training after step {done}, of which {parts}/checkpoint-{done} is kept" in said
     again.train(resume_from_checkpoint=True)
     assert_same(weights(again.model), weights(straight.model))
     assert metrics(parts) == metrics(whole)

@@ -38,8 +38,11 @@ JOBS: dict[str, dict[str, Any]] = {
     },
     "accumulated": {**SGD, "gradient_accumulation_steps": 2, "max_steps": 2},
     "passes": {**SGD, "max_tokens_per_batch": 20},
+    "failing": {**SGD, "some_fail": True},
 }
-SHARDED = ("jbond", "adamw", "bond", "regression", "passes", "files")
+SPLIT = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+"""Of what is one batch of 4 in a single process: 2 prompts of each of two processes, one after the other."""
+SHARDED = ("jbond", "adamw", "bond", "regression", "passes", "failing", "files")
 
 
 def tied_model(folder: Path) -> str:
@@ -82,10 +85,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     sharded = {
         name: {**job, "shard_weights": True} for name, job in {**JOBS, **files}.items() if name in SHARDED
     }
+    sharded["failing"] |= SPLIT
     lora = {"lora": {**SAVED, "use_peft": True, "lora_r": 4}}
     return {
         "one": train(folder / "one", 1, {**JOBS, **lora, **files}),
-        "two": train(folder / "two", 2, {**JOBS, **lora}),
+        "two": train(folder / "two", 2, {**JOBS, **lora, "failing": {**JOBS["failing"], **SPLIT}}),
         "sharded": train(folder / "sharded", 2, sharded),
         "four": train(folder / "four", 4, {"jbond": JOBS["jbond"]}),
         "four sharded": train(folder / "four_sharded", 4, {"jbond": sharded["jbond"]}),

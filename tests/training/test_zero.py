@@ -15,7 +15,18 @@ from safetensors.torch import load_file
 from nonpareil.models.anchors import ANCHOR_FILE
 from tests.tiny import make_model, make_tokenizer
 from tests.training.conftest import metrics
-from tests.training.test_processes import JOBS, ROOT, SAVED, SGD, ZERO, assert_near, command, launch, train
+from tests.training.test_processes import (
+    JOBS,
+    ROOT,
+    SAVED,
+    SGD,
+    SPLIT,
+    ZERO,
+    assert_near,
+    command,
+    launch,
+    train,
+)
 
 pytestmark = [
     pytest.mark.distributed,
@@ -50,7 +61,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "one": train(folder / "one", 1, TRAINED),
         "plain two": train(folder / "plain", 2, {"bf16": TRAINED["bf16"]}),
-        "two": train(folder / "two", 2, TRAINED, **ZERO),
+        "two": train(folder / "two", 2, {**TRAINED, "failing": {**TRAINED["failing"], **SPLIT}}, **ZERO),
         "four": train(folder / "four", 4, {job: TRAINED[job] for job in ON_FOUR}, **ZERO),
     }
 

@@ -70,9 +70,11 @@ def run(argv: Sequence[str]) -> CommandResult:
 
 def before_and_after(evaluation: "Evaluation") -> Table:
     """The figures that matter, of the reference and of the distilled policy, with 95% intervals."""
+    from nonpareil.evaluation.intervals import few_prompts
     from nonpareil.evaluation.summary import bracket, number
 
-    table = Table(title=f"One sample a prompt, {evaluation.num_prompts} held-out prompts")
+    title = f"One sample a prompt, {evaluation.num_prompts} held-out prompts"
+    table = Table(title=title, caption=few_prompts(evaluation.num_prompts))
     for name in ("", "before", "after", "95%"):
         table.add_column(name, justify="left" if not name else "right")
     compared = evaluation.comparison

@@ -12,11 +12,13 @@ from torch import Tensor
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.evaluation.groups import group_size, lengths_of, rewards_of
 from nonpareil.evaluation.intervals import Bootstrap
+from nonpareil.evaluation.worth import best_of_n_points, is_zero_one
 from nonpareil.files import jsonable
-from nonpareil.maths.best_of_n import kl_upper_bound, win_rate
-from nonpareil.maths.bootstrap import Interval
+from nonpareil.maths.best_of_n import win_rate
+from nonpareil.maths.bootstrap import Interval, Scale
 from nonpareil.maths.counts import count_among
 from nonpareil.maths.order_statistics import best_of_n_curve
+from nonpareil.maths.tie_classes import without_ties
 from nonpareil.records import Group, refuse_repeated
 
 ENOUGH_GAIN = 0.9
@@ -29,13 +31,13 @@ class CurvePoint:
 
     n: int
     reward: Interval
-    """Expected reward of the best of n; unbiased."""
+    """Expected reward of the best of n; unbiased. Of rewards 0 and 1 it is pass@n."""
     win_rate: Interval | None
     """Against one further draw, ties one half; unbiased. None at the last n where no further draw is left."""
     win_rate_ceiling: float
-    """n / (n+1), reached where no rewards tie."""
+    """The same from the groups at the last n too (there biased, O(1/m)); n / (n+1) where no rewards tie."""
     kl_upper_bound: float
-    """log n - (n-1)/n nats, reached where no rewards tie."""
+    """KL to one draw that it spends, nats, ties counted; log n - (n-1)/n where no rewards tie, and that at most."""
     tokens_per_prompt: float
     """Mean tokens drawn for one answer; the completions drawn are n."""
 
@@ -59,6 +61,10 @@ class CurveReport:
     """Different completions a prompt, by token ids."""
     mean_length: float
     """Tokens a completion, the end token included."""
+    zero_one: bool
+    """Whether every reward is 0 or 1: a success rate."""
+    rewards_tie: bool
+    """Whether any two rewards of a prompt are equal."""
 
     def still_rising(self) -> bool:
         """Whether the last doubling of n brings more than 10% of the gain: then no n drawn is known to be enough.
@@ -100,8 +106,13 @@ class CurveReport:
             )
         return (
             f"N = {n} is the smallest with {ENOUGH_GAIN:.0%} of the gain of N = {last.n} "
-            f"(reward {self.points[n - 1].reward.estimate:.3g}, gain {gain:.3g} at N = {last.n})."
+            f"({self.reward_name} {self.points[n - 1].reward.estimate:.3g}, gain {gain:.3g} at N = {last.n})."
         )
+
+    @property
+    def reward_name(self) -> str:
+        """What the rewards of the points are called."""
+        return "pass@N" if self.zero_one else "reward"
 
     def notes(self) -> tuple[str, ...]:
         """What a reader of the points has to know, a sentence each."""
@@ -112,7 +123,18 @@ class CurveReport:
                 f"have too few rewards that did not fail."
             )
         if last.n < self.max_n:
-            said.append(f"N ends at {last.n}, not {self.max_n}: too few prompts have more that did not fail.")
+            more = f"too few prompts have {last.n + 1} rewards that did not fail"
+            said.append(f"N ends at {last.n}, not {self.max_n}: {more}.")
+        if self.zero_one:
+            said.append(
+                "Rewards are 0 or 1: pass@N is the chance that one of N draws succeeds, pass@1 the success rate."
+            )
+        measured = [(point.n, point.win_rate.estimate) for point in self.points[1:] if point.win_rate]
+        if self.rewards_tie and measured:
+            n, rate = measured[-1]
+            said.append(
+                f"Rewards tie: best-of-{n} wins {rate:.3f} of the time; without ties {win_rate(n):.3f}."
+            )
         if last.win_rate is None:
             said.append(f"No win rate at N = {last.n}: no further draw is left to compare its best with.")
         return tuple(said)
@@ -136,7 +158,8 @@ def best_of_n_report(groups: Sequence[Group], max_n: int | None = None, *, seed:
     prompts that have n), at least half of the scored prompts among them.
 
     Raises:
-        DataError: no groups, a prompt id twice, ragged or unscored groups, or no reward that did not fail.
+        DataError: no groups, a prompt id twice, ragged or unscored groups, an infinite reward, or no reward that
+            did not fail.
         ConfigError: max_n outside 1..m.
     """
     if not groups:
@@ -147,13 +170,15 @@ def best_of_n_report(groups: Sequence[Group], max_n: int | None = None, *, seed:
         raise ConfigError(f"max_n must lie in 1..{size} (the completions a prompt), got {max_n}.")
     ordered = sorted(groups, key=lambda group: group.prompt_id)
     rewards, mean_length = rewards_of(ordered), lengths_of(ordered).mean().item()
-    valid = rewards.isfinite().sum(1)
+    valid = (~rewards.isnan()).sum(1)
     if not valid.any():
         raise DataError(f"All {rewards.numel()} rewards failed: there is nothing to select by.")
     reach, needed = _reach(valid, max_n or size)
-    used = rewards[valid >= needed]
+    takes_part, zero_one = valid >= needed, is_zero_one(rewards, rewards)
+    used = rewards[takes_part]
+    reward_of_best = best_of_n_curve(rewards, reach)[takes_part]  # of all, so that an infinite one is refused
     return CurveReport(
-        points=_points(used, reach, mean_length, Bootstrap(seed)),
+        points=_points(used, reward_of_best, mean_length, Bootstrap(seed), "share" if zero_one else "real"),
         max_n=max_n or size,
         num_prompts=len(ordered),
         num_prompts_used=len(used),
@@ -162,6 +187,8 @@ def best_of_n_report(groups: Sequence[Group], max_n: int | None = None, *, seed:
         frac_reward_zero_std=_share_of_equal_rewards(rewards[valid > 0]),
         mean_unique_completions=sum(_num_unique(group) for group in ordered) / len(ordered),
         mean_length=mean_length,
+        zero_one=zero_one,
+        rewards_tie=not bool(without_ties(used).all()),
     )
 
 
@@ -180,22 +207,28 @@ def _num_unique(group: Group) -> int:
     return len({tuple(one) for one in ids}) if all(ids) else len(set(group.completions))
 
 
-def _points(rewards: Tensor, reach: int, mean_length: float, bootstrap: Bootstrap) -> tuple[CurvePoint, ...]:
-    reward_of_best = best_of_n_curve(rewards, reach)
+def _points(
+    rewards: Float[Tensor, "b m"],
+    reward_of_best: Float[Tensor, "b max_n"],
+    mean_length: float,
+    bootstrap: Bootstrap,
+    scale: Scale,
+) -> tuple[CurvePoint, ...]:
+    reach = reward_of_best.shape[1]
     wins = win_rate_against_one(rewards)[:, :reach]
-    points = []
-    for n in range(1, reach + 1):
-        points.append(
-            CurvePoint(
-                n=n,
-                reward=bootstrap.mean(reward_of_best[:, n - 1]),
-                win_rate=None if wins[:, n - 1].isnan().any() else bootstrap.mean(wins[:, n - 1], "share"),
-                win_rate_ceiling=win_rate(n),
-                kl_upper_bound=kl_upper_bound(n),
-                tokens_per_prompt=n * mean_length,
-            )
+    return tuple(
+        CurvePoint(
+            n=own.n,
+            reward=bootstrap.mean(best, scale),
+            win_rate=None if win.isnan().any() else bootstrap.mean(win, "share"),
+            win_rate_ceiling=own.win_rate,
+            kl_upper_bound=own.kl,
+            tokens_per_prompt=own.n * mean_length,
         )
-    return tuple(points)
+        for own, best, win in zip(
+            best_of_n_points(rewards, range(1, reach + 1)), reward_of_best.T, wins.T, strict=True
+        )
+    )
 
 
 def win_rate_against_one(rewards: Float[Tensor, "b m"]) -> Float[Tensor, "b m"]:

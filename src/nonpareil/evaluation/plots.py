@@ -141,14 +141,16 @@ def legend_label(name: str) -> str:
 
 
 def curve_figure(curve: CurveReport) -> Figure:
-    """Best-of-N of the policy that drew the groups: reward, and win rate under its ceiling, by N."""
+    """Best-of-N of the policy that drew the groups: reward, and win rate beside that without ties, by N."""
     n = [point.n for point in curve.points]
     with _figure(9.2, 3.8, columns=2) as (figure, (left, right)):
-        _band(left, n, [point.reward for point in curve.points], "expected reward of the best of N")
+        what = "any of N succeeds" if curve.zero_one else "expected reward of the best of N"
+        _band(left, n, [point.reward for point in curve.points], what)
         _mark_recommended(left, curve)
-        left.set(xlabel="N, completions drawn", ylabel="reward", title="Reward of best-of-N")
-        ceiling = [point.win_rate_ceiling for point in curve.points]
-        right.plot(n, ceiling, color=PALE, linewidth=6, solid_capstyle="round", label="ceiling N/(N+1)")
+        title = "pass@N" if curve.zero_one else "Reward of best-of-N"
+        left.set(xlabel="N, completions drawn", ylabel=curve.reward_name, title=title)
+        untied = [count / (count + 1) for count in n]
+        right.plot(n, untied, color=PALE, linewidth=6, solid_capstyle="round", label="N/(N+1), without ties")
         measured = [point for point in curve.points if point.win_rate is not None]
         rates = [point.win_rate for point in measured if point.win_rate is not None]
         _band(right, [point.n for point in measured], rates, "measured, ties one half")

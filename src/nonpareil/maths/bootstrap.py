@@ -115,17 +115,25 @@ def _resampled_means(
     values: Float[Tensor, "b metrics"], unseen: Tensor | None, num_resamples: int, seed: int
 ) -> Float[Tensor, "num_resamples metrics"]:
     """Means under weights that are uniform over all that sum to 1: exponential draws over their sum."""
-    generator = torch.Generator().manual_seed(seed)
     rows = values if unseen is None else torch.cat([values, unseen.to(values)[None]])
     centre = rows[0]  # weighted sums of what differs from it: equal prompts have exactly equal means
     at_once = max(1, _WEIGHTS_AT_ONCE // (len(values) + 1))
+    sizes = [min(at_once, num_resamples - start) for start in range(0, num_resamples, at_once)]
+    seeds = torch.randint(2**62, (len(sizes),), generator=torch.Generator().manual_seed(seed))
     means = []
-    for start in range(0, num_resamples, at_once):
+    for size, part in zip(sizes, seeds.tolist(), strict=True):
         # A place for the unseen prompt always, so that the others' weights do not depend on it.
-        shape = (min(at_once, num_resamples - start), len(values) + 1)
-        weights = torch.empty(shape, dtype=torch.float64).exponential_(generator=generator)[:, : len(rows)]
-        means.append(centre + (weights / weights.sum(1, keepdim=True)) @ (rows - centre))
+        weights = _exponential(size, len(values) + 1, part)[:, : len(rows)]
+        means.append(centre + (weights @ (rows - centre)) / weights.sum(1, keepdim=True))
     return torch.cat(means)
+
+
+@functools.lru_cache(maxsize=2)  # at most 64 MiB: the figures of a report ask for the same ones
+def _exponential(
+    num_resamples: int, num_prompts: int, seed: int
+) -> Float[Tensor, "num_resamples num_prompts"]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.empty(num_resamples, num_prompts, dtype=torch.float64).exponential_(generator=generator)
 
 
 def _moved_out(end: Tensor, estimate: Tensor, factor: float, scale: Scale) -> float:

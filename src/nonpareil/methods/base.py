@@ -40,7 +40,7 @@ class ScoredDraws:
 
 @dataclass(frozen=True)
 class Targets:
-    """What the loss needs besides log-probs; computed over the whole batch before it is split for memory."""
+    """What the loss needs besides log-probs; computed over all prompts of a step before it is split for memory."""
 
     train_policy: Bool[Tensor, "b k"]
     """True where the loss needs the log-prob of a policy draw; all False where a prompt cannot be used."""

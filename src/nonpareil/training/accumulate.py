@@ -1,4 +1,4 @@
-"""The gradient of a whole batch's mean loss, in passes that fit the token budget, on one process or many."""
+"""The gradient of a whole step's mean loss, in passes that fit the token budget, on one process or many."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -38,11 +38,8 @@ class Accumulator:
     importance_cap: float | None = None
     """Largest weight of a completion that another engine drew; None trains on its draws as they are."""
 
-    def step(self, model: nn.Module, drawn: StepDraws, targets: Targets, last: bool, scale: float) -> Tensor:
-        """Add `scale` times the gradient of the batch; returns the loss, the same number on every process.
-
-        `last`: the gradient is complete after this batch, and is now added up over the processes.
-        """
+    def step(self, model: nn.Module, drawn: StepDraws, targets: Targets) -> Tensor:
+        """The gradient of an optimizer step, the same on every process as the loss that is returned."""
         used, passes = self._plan(drawn, targets)
         total = torch.zeros((), device=next(model.parameters()).device)
         sharded = is_sharded(model)
@@ -57,9 +54,9 @@ class Accumulator:
                 loss = self._loss(model, drawn, targets, here) if here else self._no_loss(model)
                 loss = loss / max(used, 1)
                 # FSDP2 and DeepSpeed take the mean over processes where the sum is meant.
-                backward(loss * scale * (num_processes() if sharded else 1))
+                backward(loss * (num_processes() if sharded else 1))
                 total += loss.detach()
-        if last and not sharded:
+        if not sharded:
             sum_gradients(model.parameters())
         return torch.full_like(total, sum_over_processes(total.item())) if num_processes() > 1 else total
 

@@ -1,8 +1,9 @@
 """Settings of `DistillationTrainer`: transformers' own, TRL's names for drawing, and the method's."""
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from transformers import TrainingArguments
@@ -14,7 +15,7 @@ from nonpareil.setting_types import Limits
 from nonpareil.settings import check_settings, option
 from nonpareil.training.checks import check_scale
 from nonpareil.training.inherited import LIMITS
-from nonpareil.training.inherited_checks import check_inherited, in_our_words
+from nonpareil.training.inherited_checks import check_accelerator, check_inherited, in_our_words
 
 METHOD_SETTINGS = (
     "n",
@@ -43,8 +44,8 @@ def _setting(text: str) -> Any:
 class DistillationConfig(TrainingArguments):
     """`transformers.TrainingArguments`, and what distilling best-of-N needs besides.
 
-    `per_device_train_batch_size` counts prompts; it sets the statistics of a step, never its memory, which
-    `max_tokens_per_batch` bounds.
+    A step has `per_device_train_batch_size` x `gradient_accumulation_steps` prompts a process. They set its
+    statistics, in whatever split, never its memory, which `max_tokens_per_batch` bounds.
 
     Raises:
         ConfigError: a setting under which the method would be another one.
@@ -53,7 +54,9 @@ class DistillationConfig(TrainingArguments):
     LIMITS: ClassVar[Mapping[str, Limits]] = LIMITS
 
     learning_rate: float = option(3e-6, "Peak learning rate of AdamW.", above=0, at_most=1000)
-    per_device_train_batch_size: int = option(128, "Prompts a step.", at_least=1)
+    per_device_train_batch_size: int = option(
+        128, "Prompts a step, of each process; times gradient_accumulation_steps.", at_least=1
+    )
     logging_steps: float = option(
         10, "Steps between logged metrics.", above=0, why="below 1 a share of all steps"
     )
@@ -179,6 +182,7 @@ class DistillationConfig(TrainingArguments):
         check_scale(self)
         with in_our_words():
             super().__post_init__()
+        check_accelerator(self)
         _ = self.device  # of several processes, this makes them a group
         # A process trains on one GPU: transformers would wrap the model in DataParallel and take on more prompts.
         self._n_gpu = min(self._n_gpu, 1)
@@ -192,6 +196,21 @@ class DistillationConfig(TrainingArguments):
                 f"vllm_mode=colocate draws in one process, and {self.world_size} were started; start a server and "
                 "give vllm_mode=server"
             )
+
+    @property
+    def prompts_per_step(self) -> int:
+        """Of an optimizer step, over all processes; the last one of an epoch may have fewer."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    def with_whole_steps(self) -> Self:
+        """The same training for transformers' loop: each step is one batch, and not several that add up.
+
+        Baselines and means over prompts are then the step's; the passes that add up are formed by their tokens.
+        """
+        whole = copy(self)
+        whole.per_device_train_batch_size *= self.gradient_accumulation_steps
+        whole.gradient_accumulation_steps = 1
+        return whole
 
     @property
     def importance_cap(self) -> float | None:

@@ -50,6 +50,21 @@ def check_inherited(config: "DistillationConfig") -> None:
     _check_schedule(config)
 
 
+def check_accelerator(config: "DistillationConfig") -> None:
+    """Refuse accelerate's own name for gradient accumulation; called once transformers has read the setting.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    given: Any = getattr(config.accelerator_config, "gradient_accumulation_kwargs", None) or {}
+    if "num_steps" in given:
+        steps = given["num_steps"]
+        raise ConfigError(
+            f"accelerator_config: num_steps={steps} of gradient_accumulation_kwargs is not read here; give "
+            f"gradient_accumulation_steps={steps}"
+        )
+
+
 @contextmanager
 def in_our_words() -> Iterator[None]:
     """What transformers refuses by itself becomes a ConfigError."""

@@ -102,12 +102,6 @@ def _own_class(spec: str) -> type:
 
 
 def _check_iterations(args: DistillationConfig, iterations: int) -> None:
-    if args.gradient_accumulation_steps > 1:
-        raise ConfigError(
-            f"num_iterations={iterations} with gradient_accumulation_steps={args.gradient_accumulation_steps}: "
-            "several steps share one batch of draws; raise per_device_train_batch_size instead "
-            "(max_tokens_per_batch bounds memory)"
-        )
     if args.save_strategy == "steps" and args.save_steps % iterations:
         raise ConfigError(
             f"save_steps={args.save_steps:g} is no multiple of num_iterations={iterations}: a checkpoint between "

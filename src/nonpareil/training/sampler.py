@@ -25,7 +25,8 @@ class RepeatedBatches(Sampler[int]):
         if size < batch_size:
             raise ConfigError(
                 f"per_device_train_batch_size: a step has {batch_size} prompts over all processes, more than the "
-                f"{size} there are, and with num_iterations={repeats} every batch must be full; lower it"
+                f"{size} there are, and with num_iterations={repeats} every batch must be full; lower it, or "
+                "gradient_accumulation_steps"
             )
         self.size, self.batch_size, self.repeats, self.seed = size, batch_size, repeats, seed
         self.epoch = 0
@@ -51,20 +52,18 @@ def planned_steps(args: DistillationConfig, method: Method, prompts: int) -> int
     Raises:
         ConfigError: not a single one.
     """
-    repeats = getattr(method, "num_iterations", 1)
-    size = args.per_device_train_batch_size * args.world_size
-    batches = (
-        prompts // size * repeats if args.dataloader_drop_last or repeats > 1 else math.ceil(prompts / size)
-    )
-    if not batches:
+    repeats, size = getattr(method, "num_iterations", 1), args.prompts_per_step
+    only_full = args.dataloader_drop_last or repeats > 1
+    steps = prompts // size * repeats if only_full else math.ceil(prompts / size)
+    if not steps:
+        reason = "dataloader_drop_last=true leaves out what does not"
+        if not args.dataloader_drop_last:
+            reason = f"with num_iterations={repeats} every batch must be full"
         raise ConfigError(
             f"no step would be taken: {prompts} prompts do not fill one batch of {size} over all processes, and "
-            "dataloader_drop_last=true leaves out what does not; lower per_device_train_batch_size, or give more "
-            "prompts"
+            f"{reason}; lower per_device_train_batch_size or gradient_accumulation_steps, or give more prompts"
         )
-    if args.max_steps > 0:
-        return args.max_steps
-    return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
+    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)
 
 
 def whole_batches(loader: DataLoader, data_seed: int | None) -> DataLoader:

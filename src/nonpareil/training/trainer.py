@@ -141,7 +141,7 @@ class DistillationTrainer(ListingTrainer):
         self.stopper, self.spent = StopCleanly(self.repeats), Spent(args.max_train_seconds)
         super().__init__(
             model=policy,
-            args=args,
+            args=args.with_whole_steps(),
             train_dataset=list(train_dataset),
             eval_dataset=None if eval_dataset is None else list(eval_dataset),
             processing_class=processing_class,
@@ -179,7 +179,6 @@ class DistillationTrainer(ListingTrainer):
             self.shard(policy, weights)
         self._last_draw: tuple[int, StepDraws] | None = None
         self._figures: dict[str, list[float]] = defaultdict(list)
-        self._completions: dict[int, list[dict[str, Any]]] = {}
 
     def _make_anchor(self, policy: Any) -> Anchor | None:
         """None where nothing is compared with it: stored groups hold their reference log-probs."""
@@ -220,16 +219,14 @@ class DistillationTrainer(ListingTrainer):
     def training_step(  # type: ignore[override]
         self, model: nn.Module, inputs: list[Prompt], num_items_in_batch: Any = None
     ) -> Tensor:
-        """Draw, score, and accumulate the gradient of one batch of prompts; returns its mean loss, nats."""
+        """Draw, score, and compute the gradient of a whole optimizer step; returns its mean loss, nats."""
         start = time.perf_counter()
         drawn = self._draw(inputs)
         targets = self.method.targets(drawn.numbers)
         model.train()
-        pieces = self.current_gradient_accumulation_steps
-        last = self.accelerator.sync_gradients
-        loss = self.accumulator.step(plain_model(model), drawn, targets, last, 1 / pieces)
+        loss = self.accumulator.step(plain_model(model), drawn, targets)
         self._record(drawn, targets, time.perf_counter() - start)
-        return loss / pieces
+        return loss
 
     def _draw(self, prompts: list[Prompt]) -> StepDraws:
         """This step's draws; those of the step before where one batch of draws serves several steps."""
@@ -253,12 +250,10 @@ class DistillationTrainer(ListingTrainer):
         for name, value in {**figures, "step_time": seconds}.items():
             self._figures[name].append(value)
         step = self.state.global_step + 1
-        if self.args.log_completions and step % max(1, int(self.state.logging_steps)) == 0:
-            # A step's earlier micro-batches, under gradient accumulation, belong to the same file.
-            rows = [*self._completions.get(step, []), *completion_rows(drawn, targets, step)]
-            self._completions = {step: rows}
-            if self.args.should_save:
-                write_completions(Path(str(self.args.output_dir)), step, rows)
+        logged = self.args.log_completions and step % max(1, int(self.state.logging_steps)) == 0
+        if logged and self.args.should_save:
+            rows = completion_rows(drawn, targets, step)
+            write_completions(Path(str(self.args.output_dir)), step, rows)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the figures gathered since the last log."""
