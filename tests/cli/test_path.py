@@ -32,6 +32,8 @@ def test_sample_curve_export(nonpareil, files):
     assert rewards == sorted(rewards)
     assert (files / "groups" / "curve" / "curve.png").is_file()
     assert "best-of-N" in err
+    assert "No win rate at N = 4: no further draw is left" in err
+    assert err.count("Intervals over 12 prompts are rough") == 1
 
     for kind, columns in (
         ("preference", {"prompt", "chosen", "rejected", "id"}),
@@ -51,6 +53,7 @@ def test_distill_leaves_a_plain_checkpoint_and_a_report(nonpareil, files):
     assert figures["steps"] == 3
     assert figures["evaluation"]["num_prompts"] == 12
     assert "win rate against before" in err
+    assert " ".join(err.split()).count("Intervals over 12 prompts are rough") == 1
     model = AutoModelForCausalLM.from_pretrained(run)
     before = AutoModelForCausalLM.from_pretrained(files / "policy")
     assert not torch.equal(model.lm_head.weight, before.lm_head.weight)
@@ -65,9 +68,10 @@ def test_distill_leaves_a_plain_checkpoint_and_a_report(nonpareil, files):
 
 def test_evaluating_a_policy_against_itself(nonpareil, files):
     """The interval holds one half, and no KL was spent."""
-    status, out, _ = nonpareil("evaluate", "--json", num_generations=8, output_dir=files / "self")
+    status, out, err = nonpareil("evaluate", "--json", num_generations=8, output_dir=files / "self")
     evaluation = last_json(out)["evaluation"]
     assert status == 0
+    assert " ".join(err.split()).count("Intervals over 12 prompts are rough") == 1
     win = evaluation["comparison"]["win_rate"]
     assert win["low"] < 0.5 < win["high"]
     assert evaluation["kl"]["estimate"] == pytest.approx(0, abs=1e-6)

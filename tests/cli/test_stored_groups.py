@@ -61,6 +61,23 @@ def test_nulls_of_an_earlier_reward_are_not_told_again(nonpareil, files):
     assert list(json.loads(out.splitlines()[-1])["failed_rewards"]) == ["good"]
 
 
+def test_the_curve_of_groups_with_a_failed_reward_each_keeps_every_prompt(nonpareil, files):
+    """And is that of whole groups of three: the fourth completion of each prompt has no reward."""
+    (files / "oneless.py").write_text(
+        "def oneless(completions, **columns):\n"
+        "    return [None if i % 4 == 0 else float(i % 4) for i in range(len(completions))]\n"
+    )
+    assert nonpareil("sample", reward_funcs=f"{files}/oneless.py:oneless")[0] == 0
+    status, out, err = nonpareil("curve", "--groups", files / "out", "--json")
+    curve = json.loads(out.splitlines()[-1])
+    assert (status, curve["num_prompts"], curve["num_prompts_used"], curve["max_n"]) == (0, 12, 12, 4)
+    assert [point["reward"]["estimate"] for point in curve["points"]] == pytest.approx([2, 8 / 3, 3])
+    assert (curve["recommended_n"], curve["still_rising"]) == (3, True)
+    assert "Still rising at N = 3: draw more." in err
+    assert "N ends at 3, not 4: too few prompts have 4 rewards that did not fail." in err
+    assert "No win rate at N = 3" in err
+
+
 def test_the_curve_of_an_unfinished_run_says_of_how_much_it_is(nonpareil, files):
     assert nonpareil("sample")[0] == 0
     (files / "out" / "data" / "shard-00001.parquet").unlink()

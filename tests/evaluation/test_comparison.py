@@ -19,7 +19,9 @@ from nonpareil.evaluation.comparison import (
 from nonpareil.evaluation.comparison_plots import gold_figure, pareto_figure
 from nonpareil.evaluation.comparison_report import headline, write_comparison
 from nonpareil.evaluation.comparison_tables import cell, tables
+from nonpareil.maths.best_of_n import kl_upper_bound, optimal_win_rate
 
+FRONTIER = [{"kl": kl / 10, "win_rate": optimal_win_rate(kl / 10)} for kl in range(40)]
 PROTOCOL = {"prompts": {"sha256": "ab", "count": 4}, "sampling": {"temperature": 1.0}}
 SPENT = Spent(completions_drawn=1000, tokens_trained=5000, steps=10, seconds=60.0, peak_memory_bytes=2**30)
 
@@ -33,7 +35,7 @@ def evaluation(win, kl, *, gold=None, length=22.0, efficiency=0.5):
 
     def compared(rate, name):
         means = {"policy_mean": interval(rate * 2), "reference_mean": interval(1.0)}
-        return {"reward": name, "win_rate": interval(rate), **means}
+        return {"reward": name, "win_rate": interval(rate), **means, "frontier": FRONTIER, "zero_one": False}
 
     return {
         "num_prompts": 4,
@@ -41,9 +43,16 @@ def evaluation(win, kl, *, gold=None, length=22.0, efficiency=0.5):
         "unseen": None if gold is None else compared(gold, "judge"),
         "kl": interval(kl),
         "kl_efficiency": interval(efficiency),
-        "equivalent_n": interval(win / (1 - win)),
+        "equivalent_n": interval(min(win / (1 - win), 15)),
+        "largest_n": 15,
+        "best_of_n": [{"n": n, "kl": kl_upper_bound(n), "win_rate": n / (n + 1)} for n in (2, 4, 8)],
         "targets": [
-            {"n": n, "backward_kl": interval(0.1 * n), "forward_kl": interval(0.2 * n if n < 8 else None)}
+            {
+                "n": n,
+                "backward_kl": interval(0.1 * n),
+                "forward_kl": interval(0.2 * n if n < 8 else None),
+                "kl_upper_bound": kl_upper_bound(n),
+            }
             for n in (2, 8)
         ],
         "policy": {"mean_length": interval(length)},
@@ -129,6 +138,44 @@ def test_a_figure_missing_in_one_seed_is_averaged_over_the_others():
     runs = [run("m", 0, 0.6, 1.0, efficiency=None), run("m", 1, 0.6, 1.0, efficiency=0.4)]
     statistic = compare_runs(runs, CURVE).methods[0].figures["kl_efficiency"]
     assert (statistic.mean, statistic.sd) == (0.4, None)
+
+
+def test_an_n_at_the_end_of_what_the_groups_show_is_told_as_such():
+    """Two seeds, one of them worth 15 draws or more: their mean is a lower bound."""
+    report = compare_runs([run("m", 0, 0.99, 2.0), run("m", 1, 0.9, 2.0), run("low", 0, 0.6, 1.0)], CURVE)
+    gain = tables(report)[0]
+    worth = [row[gain.header.index("worth best-of-")] for row in gain.rows]
+    assert worth[:2] == [">= 12.00", "1.50"]
+    assert "told up to 15" in gain.note
+
+
+def test_best_of_n_and_the_frontier_are_those_of_the_shared_groups():
+    """Rewards 0 and 1 at a success rate of one half: nothing has a win rate above .75."""
+    runs = [run("m", 0, 0.6, 1.0, gold=0.7)]
+    told = runs[0].evaluation
+    tied = [{"kl": 0.0, "win_rate": 0.5}, {"kl": 0.69, "win_rate": 0.75}]
+    told["comparison"] |= {"frontier": tied, "zero_one": True}
+    told["targets"][0]["kl_upper_bound"] = 0.131
+    told["best_of_n"] = [{"n": 2, "kl": 0.131, "win_rate": 0.625}]
+    report = compare_runs(runs, CURVE)
+    gain = tables(report)[0]
+    best = dict(zip(gain.header, gain.rows[-2], strict=True))
+    assert (best["method"], best["KL, nats"]) == ("best-of-2", ".131")
+    assert "success rate" in gain.header
+    assert "its success rate is pass@N" in gain.note
+    limit, points = pareto_figure(report).axes[0].get_lines()[:2]
+    assert limit.get_ydata().max() == 0.75
+    assert [*points.get_xdata(), *points.get_ydata()] == [0.131, 0.625]
+    left, right = gold_figure(report).axes
+    assert left.get_lines()[1].get_ydata().max() == 0.75  # behind it the best-of-N points
+    assert right.get_lines()[0].get_ydata().max() > 0.9  # the gold reward's own
+
+
+def test_evaluations_without_a_frontier_are_named():
+    old = run("m", 3, 0.6, 1.0)
+    del old.evaluation["comparison"]["frontier"]
+    with pytest.raises(DataError, match=r"m, seed 3 was evaluated by an earlier version.*--overwrite"):
+        compare_runs([run("m", 0, 0.6, 1.0), old], CURVE)
 
 
 def test_checkpoints_are_averaged_by_their_place():

@@ -209,6 +209,38 @@ def test_lengths_and_distinct_ngrams_by_hand(draw):
     assert strata["shorter"].win_rate is None
 
 
+def test_tied_pairs_count_one_half_in_every_length_stratum(draw):
+    policy, reference = small(draw, b=1, k=3, m=2)
+    policy[0].completion_token_ids, policy[0].rewards = [[1, 1, 1], [1, 1], [1]], [1.0, 1.0, 0.0]
+    reference[0].completion_token_ids, reference[0].rewards = [[5, 5], [5, 5]], [1.0, 0.0]
+    strata = {
+        s.policy_is: s for s in evaluate_groups(policy, reference, **numbers(1, 3), n=(2,)).length_strata
+    }
+    # Longer: 1-1 ties, 1-0 wins. Equal: the same. Shorter: 0-1 loses, 0-0 ties.
+    assert [strata[where].win_rate.estimate for where in ("longer", "equal", "shorter")] == [0.75, 0.75, 0.25]
+
+
+def test_the_kl_is_resampled_with_its_prompts_win_rate(draw):
+    """Where each prompt spends what its win rate asks, to first order, the ratio is steady; unpaired it is not."""
+    b, k, m = 40, 4, 20
+    policy, reference = small(draw, b, k, m)
+    for row, (ours, theirs) in enumerate(zip(policy, reference, strict=True)):
+        # Better than 12, 14 or 16 of 20.
+        ours.rewards, theirs.rewards = [12 + 2 * (row % 3) - 0.5] * k, [float(rank) for rank in range(m)]
+    win = torch.tensor([(12 + 2 * (row % 3)) / 20 for row in range(b)], dtype=torch.float64)
+    mean = win.mean().item()
+    slope = (best_of_n.least_kl(mean + 1e-5) - best_of_n.least_kl(mean - 1e-5)) / 2e-5
+    spent = 2 * (best_of_n.least_kl(mean) + slope * (win - mean))
+    kl = spent[:, None].expand(b, k)
+    got = evaluate_groups(policy, reference, policy_kl=kl, policy_log_ratio=kl).kl_efficiency
+    assert got.estimate == pytest.approx(0.5, rel=1e-3)
+    assert got.high - got.low < 0.02
+    order = torch.randperm(b, generator=torch.Generator().manual_seed(0))
+    mixed = evaluate_groups(policy, reference, policy_kl=kl[order], policy_log_ratio=kl).kl_efficiency
+    assert mixed.estimate == pytest.approx(got.estimate, rel=1e-9)
+    assert mixed.high - mixed.low > 0.2
+
+
 def test_unseen_reward_is_compared_alike(draw):
     policy, reference = small(draw)
     for side, value in ((policy, 1.0), (reference, 0.0)):
@@ -253,11 +285,11 @@ def test_json_has_no_nan_and_infinities_are_null(draw):
             group.rewards = [value] * len(group)
     got = evaluate_groups(policy, reference, **numbers())
     as_dict = json.loads(json.dumps(got.to_dict(), allow_nan=False))
-    assert as_dict["equivalent_n"]["estimate"] is None  # it always wins: no finite N does
+    assert as_dict["equivalent_n"]["estimate"] == as_dict["largest_n"] == 3  # it always wins: 3 or more
     assert as_dict["comparison"]["win_rate"]["estimate"] == 1.0
     assert as_dict["kl_estimator"] == "exact per token along sampled completions"
     assert as_dict["kl"]["standard_error"] > 0
-    assert "best-of-∞" in headline(got)
+    assert "worth best-of-N, N >= 3" in headline(got)
 
 
 @pytest.mark.parametrize(
@@ -281,5 +313,6 @@ def test_the_terminal_table_shows_every_figure(draw):
         "N = 4, backward",
         "distinct-3, policy",
         "win rate where longer",
+        "Intervals over 4 prompts are rough: take 30 or more.",
     ):
         assert label in text

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 from html.parser import HTMLParser
@@ -68,6 +69,14 @@ def test_html_is_one_file_and_escapes_completions(written):
     assert "A <title>" in page.text
     assert "Win rate" in page.text
     assert "sampling.temperature" in page.text
+    assert "prompts are rough" not in page.text, "thirty are enough"
+
+
+def test_a_report_of_few_prompts_says_so(written, tmp_path):
+    _, evaluation, curve, sides = written
+    few = dataclasses.replace(evaluation, num_prompts=29)
+    path = write_report(few, curve, *sides, tmp_path / "few", "A title", {})
+    assert path.read_text().count("Intervals over 29 prompts are rough: take 30 or more.") == 1
 
 
 def test_json_and_pictures_are_whole(written):

@@ -1,5 +1,6 @@
 """nonpareil distill."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -69,14 +70,20 @@ def run(argv: Sequence[str]) -> CommandResult:
 
 def before_and_after(evaluation: "Evaluation") -> Table:
     """The figures that matter, of the reference and of the distilled policy, with 95% intervals."""
+    from nonpareil.evaluation.intervals import few_prompts
     from nonpareil.evaluation.summary import bracket, number
 
-    table = Table(title=f"One sample a prompt, {evaluation.num_prompts} held-out prompts")
+    title = f"One sample a prompt, {evaluation.num_prompts} held-out prompts"
+    table = Table(title=title, caption=few_prompts(evaluation.num_prompts))
     for name in ("", "before", "after", "95%"):
         table.add_column(name, justify="left" if not name else "right")
     compared = evaluation.comparison
     rows = [
-        ("reward", number(compared.reference_mean.estimate), compared.policy_mean),
+        (
+            "success rate" if compared.zero_one else "reward",
+            number(compared.reference_mean.estimate),
+            compared.policy_mean,
+        ),
         ("win rate against before", ".500", compared.win_rate),
         ("KL from before, nats", ".000", evaluation.kl),
         ("KL efficiency (1 is the limit)", "", evaluation.kl_efficiency),
@@ -88,7 +95,9 @@ def before_and_after(evaluation: "Evaluation") -> Table:
         ),
     ]
     for label, before, after in rows:
-        table.add_row(label, before, number(after.estimate if after else None), bracket(after))
+        most = evaluation.largest_n if after is evaluation.equivalent_n else math.inf
+        value = number(after.estimate if after else None, at_most=most)
+        table.add_row(label, before, value, bracket(after, at_most=most))
     return table
 
 

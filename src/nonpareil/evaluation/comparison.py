@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nonpareil.errors import DataError
+from nonpareil.evaluation.worth import BestOfNPoint, PlanePoint
 from nonpareil.files import jsonable
 
 Figures = dict[str, float | None]
@@ -99,9 +100,19 @@ class ComparisonReport:
     reference: Figures
     """reward, mean_length."""
     best_of_n: tuple[dict[str, Any], ...]
-    """Measured points of `CurveReport` at these N, as JSON has them."""
+    """Measured points of `CurveReport` at these N, as JSON has them, and the `kl` of each, ties counted."""
+    zero_one: bool
+    """Whether every run's rewards are 0 or 1: then `reward` is a success rate, and best-of-N's is pass@N."""
     gold: str | None
     """The unseen reward's name."""
+    largest_n: int
+    """The largest N that the reference groups can show; an `equivalent_n` there means as much or more."""
+    frontier: tuple[PlanePoint, ...]
+    """The best that any policy can do under the trained reward, ties counted."""
+    gold_frontier: tuple[PlanePoint, ...]
+    """The same under the unseen reward; empty without one."""
+    best_of_n_points: tuple[BestOfNPoint, ...]
+    """Best-of-N of the reference on the same plane."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; what cannot be computed is null."""
@@ -131,7 +142,13 @@ def compare_runs(runs: Sequence[RunRecord], curve: Mapping[str, Any]) -> Compari
     }
     dominated = dominators({name: (_mean(f, "kl"), _mean(f, "win_rate")) for name, f in figures.items()})
     first = runs[0].evaluation
-    n = tuple(target["n"] for target in first["targets"])
+    for label, run in zip(labels, runs, strict=True):
+        if "frontier" not in run.evaluation["comparison"]:
+            raise DataError(
+                f"{label} was evaluated by an earlier version, which knew no ties: evaluate anew (--overwrite)"
+            )
+    spent = {target["n"]: target["kl_upper_bound"] for target in first["targets"]}
+    n = tuple(spent)
     return ComparisonReport(
         methods=tuple(
             MethodRow(name, tuple(r.seed for r in rs), figures[name], _path(rs), dominated[name])
@@ -144,8 +161,13 @@ def compare_runs(runs: Sequence[RunRecord], curve: Mapping[str, Any]) -> Compari
             "reward": _estimate(first["comparison"]["reference_mean"]),
             "mean_length": _estimate(first["reference"]["mean_length"]),
         },
-        best_of_n=tuple(point for point in curve["points"] if point["n"] in n),
+        best_of_n=tuple({**p, "kl": spent[p["n"]]} for p in curve["points"] if p["n"] in spent),
+        zero_one=all(run.evaluation["comparison"]["zero_one"] for run in runs),
         gold=first["unseen"]["reward"] if first["unseen"] else None,
+        largest_n=first["largest_n"],
+        frontier=_points(first["comparison"]),
+        gold_frontier=_points(first["unseen"]),
+        best_of_n_points=tuple(BestOfNPoint(**point) for point in first["best_of_n"]),
     )
 
 
@@ -220,6 +242,10 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def _points(compared: Mapping[str, Any] | None) -> tuple[PlanePoint, ...]:
+    return tuple(PlanePoint(**point) for point in compared["frontier"]) if compared else ()
 
 
 def _estimate(interval: Mapping[str, Any] | None) -> float | None:

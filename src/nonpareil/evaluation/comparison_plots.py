@@ -3,21 +3,17 @@
 import math
 from collections.abc import Sequence
 from itertools import cycle, islice
-from typing import Any
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nonpareil.evaluation.comparison import ComparisonReport, MethodRow, Statistic
-from nonpareil.evaluation.plots import INK, POLICIES, REFERENCE, _figure, legend_label
-from nonpareil.maths.best_of_n import kl_upper_bound, optimal_win_rate, win_rate
+from nonpareil.evaluation.plots import POLICIES, _figure, legend_label, limit_line, mark_best_of_n
 from nonpareil.terminal import printable
 
 # Okabe and Ito's first, then Tol's muted ones; markers tell methods apart where colours do not.
 COLOURS = (*POLICIES, "#332288", "#882255", "#117733", "#999933", "#661100")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "h")
-_MARKED_N = (2, 4, 8, 16, 32, 64)
 _TICKS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 20, 50, 100)
 _TICK_DISTANCE = 0.06  # of the axis, so that labels do not run together
 
@@ -30,8 +26,9 @@ def pareto_figure(report: ComparisonReport) -> Figure:
     """
     with _figure(9.4, 5.6) as (figure, (axes,)):
         right = _right_edge(report)
-        _limit(axes, right, _lowest(report, gold=False))
-        _best_of_n(axes, right)
+        limit_line(axes, report.frontier, right)
+        mark_best_of_n(axes, report.best_of_n_points, right, "*", (-5, 2))
+        axes.set_ylim(_lowest(report, gold=False), 1.0)
         for row, colour, marker in _styled(report.methods):
             _way(axes, row, "win_rate", colour)
             _final(axes, row, "win_rate", colour, marker)
@@ -49,13 +46,14 @@ def gold_figure(report: ComparisonReport) -> Figure:
     with _figure(12.0, 5.0, columns=2) as (figure, (left, right)):
         edge = _right_edge(report)
         lowest = min(_lowest(report, gold=False), _lowest(report, gold=True))
-        _best_of_n(left, edge)
+        mark_best_of_n(left, report.best_of_n_points, edge, "*", (-5, 2))
         panels = (
-            (left, "win_rate", "Trained reward"),
-            (right, "gold_win_rate", f"Gold reward: {printable(report.gold or '')}"),
+            (left, "win_rate", report.frontier, "Trained reward"),
+            (right, "gold_win_rate", report.gold_frontier, f"Gold reward: {printable(report.gold or '')}"),
         )
-        for axes, key, title in panels:
-            _limit(axes, edge, lowest)
+        for axes, key, frontier, title in panels:
+            limit_line(axes, frontier, edge)
+            axes.set_ylim(lowest, 1.0)
             for row, colour, marker in _styled(report.methods):
                 _way(axes, row, key, colour)
                 _final(axes, row, key, colour, marker)
@@ -70,25 +68,6 @@ def _styled(methods: Sequence[MethodRow]) -> list[tuple[MethodRow, str, str]]:
     # Ten colours and eleven markers: no pair repeats before 110 methods.
     count = len(methods)
     return list(zip(methods, islice(cycle(COLOURS), count), islice(cycle(MARKERS), count), strict=True))
-
-
-def _limit(axes: Axes, right: float, lowest: float) -> None:
-    """The best possible frontier, of any policy under any one reward, and the room above it."""
-    kl = torch.linspace(0, right**0.5, 400, dtype=torch.float64).square()
-    limit = optimal_win_rate(kl)
-    axes.fill_between(kl, limit, 1.02, color="#f1f2f4", linewidth=0)
-    axes.plot(kl, limit, color=INK, linewidth=1.4, label="best possible")
-    axes.set_ylim(lowest, 1.0)
-
-
-def _best_of_n(axes: Axes, right: float) -> None:
-    """Best-of-N by the trained reward; named where no policy can be."""
-    marked = [n for n in _MARKED_N if kl_upper_bound(n) <= right]
-    points = [kl_upper_bound(n) for n in marked], [win_rate(n) for n in marked]
-    axes.plot(*points, "*", color=REFERENCE, markersize=8, label="best-of-N", zorder=3)
-    for n, x, y in zip(marked, *points, strict=True):
-        place: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "bottom"}
-        axes.annotate(f"N={n}", (x, y), (-5, 2), color=REFERENCE, fontsize=8, **place)
 
 
 def _way(axes: Axes, row: MethodRow, key: str, colour: str) -> None:

@@ -1,5 +1,6 @@
 """The comparison's tables: one content for the terminal, the page and the documentation."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,9 +8,9 @@ from typing import Any
 from nonpareil.evaluation.comparison import ComparisonReport, MethodRow, Statistic
 from nonpareil.evaluation.summary import MISSING, number
 from nonpareil.markdown import plain
-from nonpareil.maths.best_of_n import kl_upper_bound
 
 _MIB = 1024 * 1024
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,16 @@ def tables(report: ComparisonReport) -> list[Table]:
     return [_gain(report), _targets(report), _effort(report)]
 
 
-def cell(statistic: Statistic | None, digits: int = 3, unit: float = 1.0) -> str:
-    """`mean ± sd`, the mean alone with one seed, a dash for what cannot be computed."""
+def cell(statistic: Statistic | None, digits: int = 3, unit: float = 1.0, at_most: float = math.inf) -> str:
+    """`mean ± sd`, the mean alone with one seed, a dash for what cannot be computed.
+
+    `at_most` is the largest value that could be told: where a seed has it, the mean is at least what is shown.
+    """
     if statistic is None:
         return MISSING
     mean = _grouped(statistic.mean / unit, digits)
+    if max(statistic.values) > at_most - _ROUNDING:
+        return f">= {mean}"
     return mean if statistic.sd is None else f"{mean} ± {_grouped(statistic.sd / unit, digits)}"
 
 
@@ -59,28 +65,30 @@ def _gain(report: ComparisonReport) -> Table:
     columns = [
         _Column("win rate", "win_rate"),
         *([_Column("gold win rate", "gold_win_rate")] if report.gold else []),
-        _Column("reward", "reward"),
+        _Column("success rate" if report.zero_one else "reward", "reward"),
         _Column("KL, nats", "kl"),
         _Column("KL efficiency", "kl_efficiency", 2),
         _Column("worth best-of-", "equivalent_n", 2),
         _Column("length, tokens", "length_drift", 1),
         _Column("length, %", "length_drift_percent", 1),
     ]
-    rows = [[*_cells(row, columns), front(row)] for row in report.methods]
+    rows = [[*_cells(row, columns, report.largest_n), front(row)] for row in report.methods]
     rows.append(_baseline("reference", {"win_rate": 0.5, "kl": 0.0, **report.reference}, columns))
     for point in report.best_of_n:
         best = {
             "win_rate": point["win_rate"] and point["win_rate"]["estimate"],
             "reward": point["reward"]["estimate"],
-            "kl": kl_upper_bound(point["n"]),
+            "kl": point["kl"],
             "equivalent_n": float(point["n"]),
         }
         rows.append(_baseline(f"best-of-{point['n']}", best, columns))
     note = (
         f"One sample a prompt against the reference on {report.num_prompts} held-out prompts, ties one half; "
         "mean ± standard deviation over seeds. KL efficiency: least KL that any policy needs for this win rate "
-        "over the KL spent, at most 1. Length: change from the reference. On the front: no other method has a "
-        "mean win rate as high at a mean KL as low. Best-of-N draws N an answer; its KL is the upper bound."
+        "over the KL spent, at most 1 but for noise; worth best-of-: the N whose best-of-N of the reference groups "
+        f"has this win rate, told up to {report.largest_n}; both count ties. Length: change from the reference. On "
+        "the front: no other method has a mean win rate as high at a mean KL as low. Best-of-N draws N an answer"
+        f"{'; its success rate is pass@N' if report.zero_one else ''}."
     ) + _one_pool(report)
     return Table("Gain and cost", note, ["method", *(c.label for c in columns), "on the front"], rows)
 
@@ -128,8 +136,12 @@ def _one_pool(report: ComparisonReport) -> str:
     )
 
 
-def _cells(row: MethodRow, columns: Sequence[_Column]) -> list[str]:
-    return [row.name, *(cell(row.figures.get(c.key), c.digits, c.unit) for c in columns)]
+def _cells(row: MethodRow, columns: Sequence[_Column], largest_n: float = math.inf) -> list[str]:
+    most = {"equivalent_n": largest_n}
+    return [
+        row.name,
+        *(cell(row.figures.get(c.key), c.digits, c.unit, most.get(c.key, math.inf)) for c in columns),
+    ]
 
 
 def _baseline(name: str, figures: dict[str, Any], columns: Sequence[_Column]) -> list[str]:

@@ -6,20 +6,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.evaluation.groups import group_size, lengths_of, rewards_of
 from nonpareil.evaluation.intervals import Bootstrap
+from nonpareil.evaluation.worth import best_of_n_points, is_zero_one
 from nonpareil.files import jsonable
-from nonpareil.maths.best_of_n import kl_upper_bound, win_rate
+from nonpareil.maths.best_of_n import win_rate
+from nonpareil.maths.bootstrap import Interval, Scale
 from nonpareil.maths.counts import count_among
 from nonpareil.maths.order_statistics import best_of_n_curve
-from nonpareil.maths.win_rate import Interval
+from nonpareil.maths.tie_classes import without_ties
 from nonpareil.records import Group, refuse_repeated
 
 ENOUGH_GAIN = 0.9
+_MOST = 0.9
 
 
 @dataclass(frozen=True)
@@ -28,25 +31,27 @@ class CurvePoint:
 
     n: int
     reward: Interval
-    """Expected reward of the best of n; unbiased."""
+    """Expected reward of the best of n; unbiased. Of rewards 0 and 1 it is pass@n."""
     win_rate: Interval | None
-    """Against one further draw, ties one half; unbiased. None at n = m, where no further draw is left."""
+    """Against one further draw, ties one half; unbiased. None at the last n where no further draw is left."""
     win_rate_ceiling: float
-    """n / (n+1), reached where no rewards tie."""
+    """The same from the groups at the last n too (there biased, O(1/m)); n / (n+1) where no rewards tie."""
     kl_upper_bound: float
-    """log n - (n-1)/n nats, reached where no rewards tie."""
+    """KL to one draw that it spends, nats, ties counted; log n - (n-1)/n where no rewards tie, and that at most."""
     tokens_per_prompt: float
     """Mean tokens drawn for one answer; the completions drawn are n."""
-    num_prompts: int
-    """Prompts with at least n rewards that did not fail."""
 
 
 @dataclass(frozen=True)
 class CurveReport:
-    """Best-of-n for n = 1..max_n, and what the groups are made of."""
+    """Best-of-n for n = 1..N, the same prompts at every n, and what the groups are made of."""
 
     points: tuple[CurvePoint, ...]
+    max_n: int
+    """The N asked for. Where rewards failed the curve may end before it."""
     num_prompts: int
+    num_prompts_used: int
+    """Prompts that the points rest on: those with as many rewards that did not fail as the last point needs."""
     num_completions: int
     """A prompt (m)."""
     failed_rewards: int
@@ -56,44 +61,105 @@ class CurveReport:
     """Different completions a prompt, by token ids."""
     mean_length: float
     """Tokens a completion, the end token included."""
+    zero_one: bool
+    """Whether every reward is 0 or 1: a success rate."""
+    rewards_tie: bool
+    """Whether any two rewards of a prompt are equal."""
+
+    def still_rising(self) -> bool:
+        """Whether the last doubling of n brings more than 10% of the gain: then no n drawn is known to be enough.
+
+        A reward that grows by the same step with each doubling of n, as log n does, is still rising up to n = 1024.
+        """
+        half_way = max(1, len(self.points) // 2)
+        first, half, last = (self.points[n - 1].reward.estimate for n in (1, half_way, len(self.points)))
+        return half - first < ENOUGH_GAIN * (last - first)
 
     def recommended_n(self) -> int:
-        """The smallest n with 90% of what the largest n gains over one draw; 1 if it gains nothing."""
+        """The smallest n with 90% of what the last n gains over one draw, where the curve has flattened by then.
+
+        The last n where it is still rising; 1 if nothing is gained.
+        """
         rewards = [point.reward.estimate for point in self.points]
-        enough = rewards[0] + ENOUGH_GAIN * (rewards[-1] - rewards[0])
         if rewards[-1] <= rewards[0]:
             return 1
+        if self.still_rising():
+            return self.points[-1].n
+        enough = rewards[0] + ENOUGH_GAIN * (rewards[-1] - rewards[0])
         return next(point.n for point in self.points if point.reward.estimate >= enough)
 
     def recommendation(self) -> str:
-        """`recommended_n` in one line."""
+        """`recommended_n` in one or two sentences."""
         n, last = self.recommended_n(), self.points[-1]
+        gain = last.reward.estimate - self.points[0].reward.estimate
+        if last.n == 1:
+            return "One draw is no choice: draw more completions a prompt."
         if n == 1:
             return f"Best-of-{last.n} gains nothing over one draw: the rewards do not tell completions apart."
-        gain = last.reward.estimate - self.points[0].reward.estimate
+        if self.still_rising():
+            more = "raise max_n" if last.n == self.max_n < self.num_completions else "draw more"
+            half = self.points[last.n // 2 - 1]
+            share = (last.reward.estimate - half.reward.estimate) / gain
+            return (
+                f"Still rising at N = {last.n}: {more}. "
+                f"From N = {half.n} to {last.n} comes {share:.0%} of the gain of {gain:.3g}."
+            )
         return (
             f"N = {n} is the smallest with {ENOUGH_GAIN:.0%} of the gain of N = {last.n} "
-            f"(reward {self.points[n - 1].reward.estimate:.3g}, gain {gain:.3g} at N = {last.n})."
+            f"({self.reward_name} {self.points[n - 1].reward.estimate:.3g}, gain {gain:.3g} at N = {last.n})."
         )
+
+    @property
+    def reward_name(self) -> str:
+        """What the rewards of the points are called."""
+        return "pass@N" if self.zero_one else "reward"
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the points has to know, a sentence each."""
+        last, said = self.points[-1], []
+        if self.num_prompts_used < self.num_prompts:
+            said.append(
+                f"{self.num_prompts_used} of {self.num_prompts} prompts take part, the same at every N; the others "
+                f"have too few rewards that did not fail."
+            )
+        if last.n < self.max_n:
+            more = f"too few prompts have {last.n + 1} rewards that did not fail"
+            said.append(f"N ends at {last.n}, not {self.max_n}: {more}.")
+        if self.zero_one:
+            said.append(
+                "Rewards are 0 or 1: pass@N is the chance that one of N draws succeeds, pass@1 the success rate."
+            )
+        measured = [(point.n, point.win_rate.estimate) for point in self.points[1:] if point.win_rate]
+        if self.rewards_tie and measured:
+            n, rate = measured[-1]
+            said.append(
+                f"Rewards tie: best-of-{n} wins {rate:.3f} of the time; without ties {win_rate(n):.3f}."
+            )
+        if last.win_rate is None:
+            said.append(f"No win rate at N = {last.n}: no further draw is left to compare its best with.")
+        return tuple(said)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; what cannot be computed is null."""
         return {
             **jsonable(self),
             "recommended_n": self.recommended_n(),
+            "still_rising": self.still_rising(),
             "recommendation": self.recommendation(),
+            "notes": list(self.notes()),
         }
 
 
 def best_of_n_report(groups: Sequence[Group], max_n: int | None = None, *, seed: int = 0) -> CurveReport:
     """The best-of-n curve of scored groups, for n = 1..max_n (all m completions if None).
 
-    Intervals are bootstrapped over prompts. Failed rewards are left out, so a prompt stops contributing where
-    n exceeds the rewards it has left; `num_prompts` of each point says how many still do, and the curve ends
-    before the first n without any.
+    Intervals are bootstrapped over prompts. Every point rests on the same prompts. Where rewards failed that is a
+    choice between long curves and many prompts: the curve ends at the n with the most rewards used (n times the
+    prompts that have n), at least half of the scored prompts among them.
 
     Raises:
-        DataError: no groups, a prompt id twice, ragged or unscored groups, or no reward that did not fail.
+        DataError: no groups, a prompt id twice, ragged or unscored groups, an infinite reward, or no reward that
+            did not fail.
         ConfigError: max_n outside 1..m.
     """
     if not groups:
@@ -104,19 +170,35 @@ def best_of_n_report(groups: Sequence[Group], max_n: int | None = None, *, seed:
         raise ConfigError(f"max_n must lie in 1..{size} (the completions a prompt), got {max_n}.")
     ordered = sorted(groups, key=lambda group: group.prompt_id)
     rewards, mean_length = rewards_of(ordered), lengths_of(ordered).mean().item()
-    valid = rewards.isfinite().sum(1)
+    valid = (~rewards.isnan()).sum(1)
     if not valid.any():
         raise DataError(f"All {rewards.numel()} rewards failed: there is nothing to select by.")
-    reach = min(max_n or size, int(valid.max()))
+    reach, needed = _reach(valid, max_n or size)
+    takes_part, zero_one = valid >= needed, is_zero_one(rewards, rewards)
+    used = rewards[takes_part]
+    reward_of_best = best_of_n_curve(rewards, reach)[takes_part]  # of all, so that an infinite one is refused
     return CurveReport(
-        points=_points(rewards, reach, mean_length, Bootstrap(seed)),
+        points=_points(used, reward_of_best, mean_length, Bootstrap(seed), "share" if zero_one else "real"),
+        max_n=max_n or size,
         num_prompts=len(ordered),
+        num_prompts_used=len(used),
         num_completions=size,
         failed_rewards=int(rewards.isnan().sum()),
         frac_reward_zero_std=_share_of_equal_rewards(rewards[valid > 0]),
         mean_unique_completions=sum(_num_unique(group) for group in ordered) / len(ordered),
         mean_length=mean_length,
+        zero_one=zero_one,
+        rewards_tie=not bool(without_ties(used).all()),
     )
+
+
+def _reach(valid: Int[Tensor, " b"], max_n: int) -> tuple[int, int]:
+    """The last n of the curve, and how many rewards a prompt needs to take part."""
+    having = [int((valid >= n).sum()) for n in range(int(valid.max()) + 2)]
+    enough = [n for n in range(1, max_n + 1) if n < len(having) and 2 * having[n] >= having[1]]
+    reach = max(enough, key=lambda n: (n * having[n], n))
+    # One reward more gives the last n a win rate too; not for the price of many prompts.
+    return reach, reach + 1 if having[reach + 1] >= _MOST * having[reach] else reach
 
 
 def _num_unique(group: Group) -> int:
@@ -125,24 +207,28 @@ def _num_unique(group: Group) -> int:
     return len({tuple(one) for one in ids}) if all(ids) else len(set(group.completions))
 
 
-def _points(rewards: Tensor, reach: int, mean_length: float, bootstrap: Bootstrap) -> tuple[CurvePoint, ...]:
-    reward_of_best = best_of_n_curve(rewards, reach)
+def _points(
+    rewards: Float[Tensor, "b m"],
+    reward_of_best: Float[Tensor, "b max_n"],
+    mean_length: float,
+    bootstrap: Bootstrap,
+    scale: Scale,
+) -> tuple[CurvePoint, ...]:
+    reach = reward_of_best.shape[1]
     wins = win_rate_against_one(rewards)[:, :reach]
-    points = []
-    for n in range(1, reach + 1):
-        values = reward_of_best[:, n - 1]
-        points.append(
-            CurvePoint(
-                n=n,
-                reward=bootstrap.mean(values),
-                win_rate=bootstrap.mean_or_none(wins[:, n - 1]),
-                win_rate_ceiling=win_rate(n),
-                kl_upper_bound=kl_upper_bound(n),
-                tokens_per_prompt=n * mean_length,
-                num_prompts=int(values.isfinite().sum()),
-            )
+    return tuple(
+        CurvePoint(
+            n=own.n,
+            reward=bootstrap.mean(best, scale),
+            win_rate=None if win.isnan().any() else bootstrap.mean(win, "share"),
+            win_rate_ceiling=own.win_rate,
+            kl_upper_bound=own.kl,
+            tokens_per_prompt=own.n * mean_length,
         )
-    return tuple(points)
+        for own, best, win in zip(
+            best_of_n_points(rewards, range(1, reach + 1)), reward_of_best.T, wins.T, strict=True
+        )
+    )
 
 
 def win_rate_against_one(rewards: Float[Tensor, "b m"]) -> Float[Tensor, "b m"]:

@@ -20,9 +20,19 @@ from nonpareil.evaluation.groups import (
 )
 from nonpareil.evaluation.intervals import Bootstrap
 from nonpareil.evaluation.target import backward_kl, forward_kl
+from nonpareil.evaluation.worth import (
+    BestOfNPoint,
+    PassAtN,
+    PlanePoint,
+    best_of_n_points,
+    frontier_points,
+    is_zero_one,
+    pass_at,
+    worth_of,
+)
 from nonpareil.files import jsonable
-from nonpareil.maths.best_of_n import equivalent_n, kl_upper_bound, least_kl, win_rate
-from nonpareil.maths.win_rate import Interval, pairwise
+from nonpareil.maths.bootstrap import Interval, Scale
+from nonpareil.maths.win_rate import pairwise
 from nonpareil.records import Group
 
 KL_ESTIMATOR = "exact per token along sampled completions"
@@ -47,6 +57,12 @@ class Comparison:
     policy_failed: int
     """Rewards that failed; left out of every figure, never a number."""
     reference_failed: int
+    zero_one: bool
+    """Whether every reward is 0 or 1: then the means are success rates (pass@1)."""
+    frontier: tuple[PlanePoint, ...]
+    """The highest win rate under this reward of any policy at a KL, ties counted, from the reference on."""
+    pass_at: tuple[PassAtN, ...]
+    """pass@n at the targets' n; empty unless `zero_one`."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +71,15 @@ class Target:
 
     n: int
     backward_kl: Interval
-    """KL(pi || pi_n); its bias is told by `evaluation.target.backward_kl`."""
+    """KL(pi || pi_n), biased low."""
+    backward_kl_bias: float
+    """By how much at most for a policy no worse than its reference, (n-1) / (M+1); failed rewards raise it."""
     forward_kl: Interval | None
     """KL(pi_n || pi); None without `reference_log_ratio`, or with fewer than n reference completions."""
     win_rate_ceiling: float
-    """n / (n+1)."""
+    """What best-of-n of these reference groups itself reaches, ties counted; n / (n+1) where none tie."""
     kl_upper_bound: float
-    """log n - (n-1)/n, what best-of-n itself spends at most."""
+    """What it spends, nats, ties counted; log n - (n-1)/n where none tie, and that at most."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +121,17 @@ class Evaluation:
     log_ratio: Interval
     """The sampled log pi - log pi_ref on the policy's completions: the same KL, noisier; can be negative."""
     log_ratio_estimator: str
-    equivalent_n: Interval
-    """The N whose best-of-N has this win rate."""
+    equivalent_n: Interval | None
+    """The real N whose best-of-N of the same reference groups, ties counted, has this win rate. At most
+    `largest_n`, where it means as much or more; None with one reference reward a prompt, which shows no N."""
+    largest_n: int
+    """The largest N that the reference groups can show, M - 1."""
     kl_efficiency: Interval | None
-    """Least KL that any policy needs for this win rate / KL spent; None where no KL was spent."""
+    """Least KL that any policy needs for this win rate, ties counted / KL spent; None where no KL was spent."""
+    best_of_n: tuple[BestOfNPoint, ...]
+    """Best-of-n of the reference on the plane of KL and win rate."""
+    rewards_tie: bool
+    """Whether any two rewards of a reference group are equal."""
     targets: tuple[Target, ...]
     policy: Completions
     reference: Completions
@@ -151,21 +176,19 @@ def evaluate_groups(
     kl = _rows_in_order("policy_kl", policy_kl, matched.policy, matched.policy_rows)
     log_ratio = _rows_in_order("policy_log_ratio", policy_log_ratio, matched.policy, matched.policy_rows)
     bootstrap = Bootstrap(seed)
-    comparison, win = _compare(matched, None, bootstrap)
     return Evaluation(
         num_prompts=len(matched.policy),
-        comparison=comparison,
-        kl=bootstrap.mean(kl.mean(1)),
+        comparison=_compare(matched, None, bootstrap, n),
+        kl=bootstrap.mean(kl.mean(1), "positive"),
         kl_estimator=KL_ESTIMATOR,
         log_ratio=bootstrap.mean(log_ratio.mean(1)),
         log_ratio_estimator=LOG_RATIO_ESTIMATOR,
-        equivalent_n=bootstrap.of_means([win], lambda means: equivalent_n(means[:, 0].clamp(0, 1))),
-        kl_efficiency=_kl_efficiency(win, kl.mean(1), bootstrap),
+        **vars(worth_of(rewards_of(matched.policy), rewards_of(matched.reference), kl.mean(1), bootstrap)),
         targets=_targets(matched, kl, reference_log_ratio, n, bootstrap),
         policy=_completions(matched.policy, matched, bootstrap),
         reference=_completions(matched.reference, matched, bootstrap),
         length_strata=_length_strata(matched, bootstrap),
-        unseen=None if unseen_reward is None else _compare(matched, unseen_reward, bootstrap)[0],
+        unseen=None if unseen_reward is None else _compare(matched, unseen_reward, bootstrap, n),
     )
 
 
@@ -187,36 +210,32 @@ def _rows_in_order(name: str, values: Tensor, groups: list[Group], rows: list[in
     return values
 
 
-def _compare(matched: MatchedGroups, name: str | None, bootstrap: Bootstrap) -> tuple[Comparison, Tensor]:
-    """One reward on both sides, and the win rate of each prompt [b]."""
+def _compare(matched: MatchedGroups, name: str | None, bootstrap: Bootstrap, ns: Sequence[int]) -> Comparison:
+    """One reward on both sides."""
     policy, reference = rewards_of(matched.policy, name), rewards_of(matched.reference, name)
     label = name or "rewards"
     scored = policy.isfinite().any(1) & reference.isfinite().any(1)
     if not scored.any():
         raise DataError(f"No prompt has a reward {label!r} that did not fail on both sides.")
-    outcome = pairwise(policy, reference)
+    outcome, zero_one = pairwise(policy, reference), is_zero_one(policy, reference)
+    scale: Scale = "share" if zero_one else "real"
     means = [torch.where(scored, x.nanmean(1), math.nan) for x in (policy, reference)]
-    comparison = Comparison(
+    return Comparison(
         reward=label,
         num_prompts=int(scored.sum()),
-        policy_mean=bootstrap.mean(means[0]),
-        reference_mean=bootstrap.mean(means[1]),
+        policy_mean=bootstrap.mean(means[0], scale),
+        reference_mean=bootstrap.mean(means[1], scale),
         difference=bootstrap.mean(means[0] - means[1]),
-        win_rate=bootstrap.mean(outcome.win_rate),
-        wins=bootstrap.mean(outcome.win),
-        ties=bootstrap.mean(outcome.tie),
-        losses=bootstrap.mean(outcome.loss),
+        win_rate=bootstrap.mean(outcome.win_rate, "share"),
+        wins=bootstrap.mean(outcome.win, "share"),
+        ties=bootstrap.mean(outcome.tie, "share"),
+        losses=bootstrap.mean(outcome.loss, "share"),
         policy_failed=int(policy.isnan().sum()),
         reference_failed=int(reference.isnan().sum()),
+        zero_one=zero_one,
+        frontier=frontier_points(reference[scored]),
+        pass_at=pass_at(policy, reference, ns, bootstrap) if zero_one else (),
     )
-    return comparison, outcome.win_rate
-
-
-def _kl_efficiency(win: Tensor, kl: Tensor, bootstrap: Bootstrap) -> Interval | None:
-    """Least KL for the win rate / KL spent, resampled together; a win rate below one half buys nothing."""
-    if kl.mean() <= 0:
-        return None
-    return bootstrap.of_means([win, kl], lambda means: least_kl(means[:, 0].clamp(0, 1)) / means[:, 1])
 
 
 def _targets(
@@ -230,12 +249,13 @@ def _targets(
         )
     policy, reference = rewards_of(matched.policy), rewards_of(matched.reference)
     targets = []
-    for n in ns:
+    for n, best in zip(ns, best_of_n_points(reference, ns), strict=True):
         forward = None
         if log_ratio is not None and n <= reference.shape[1]:
             forward = bootstrap.mean_or_none(forward_kl(log_ratio, reference, n))
-        backward = bootstrap.mean(backward_kl(kl, policy, reference, n))
-        targets.append(Target(n, backward, forward, win_rate(n), kl_upper_bound(n)))
+        backward = backward_kl(kl, policy, reference, n)
+        bias = ((n - 1) / (reference.isfinite().sum(1) + 1))[backward.isfinite()].mean().item()
+        targets.append(Target(n, bootstrap.mean(backward), bias, forward, best.win_rate, best.kl))
     return tuple(targets)
 
 
@@ -245,10 +265,11 @@ def _completions(groups: list[Group], matched: MatchedGroups, bootstrap: Bootstr
     return Completions(
         num_completions=group_size(groups),
         mean_length=bootstrap.mean(lengths_of(groups).mean(1)),
-        stopped_ratio=bootstrap.mean(stopped),
-        clipped_ratio=bootstrap.mean(1 - stopped),
+        stopped_ratio=bootstrap.mean(stopped, "share"),
+        clipped_ratio=bootstrap.mean(1 - stopped, "share"),
         distinct={
-            str(size): bootstrap.mean_or_none(distinct_ngrams(groups, size, in_common)) for size in (1, 2, 3)
+            str(size): bootstrap.mean_or_none(distinct_ngrams(groups, size, in_common), "share")
+            for size in (1, 2, 3)
         },
     )
 

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from nonpareil.evaluation.curve import CurveReport
 from nonpareil.evaluation.metrics import Evaluation
-from nonpareil.maths.best_of_n import kl_upper_bound, optimal_win_rate, win_rate
-from nonpareil.maths.win_rate import Interval
+from nonpareil.evaluation.worth import BestOfNPoint, PlanePoint
+from nonpareil.maths.bootstrap import Interval
 from nonpareil.terminal import printable
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey by lightness.
@@ -23,7 +23,7 @@ REFERENCE, PALE = "#0072B2", "#d5d9de"
 POLICIES = ("#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 INK = "#22262b"
 _NUM_BINS = 40
-_MARKED_N = (2, 4, 8, 16, 32)
+_MARK_DISTANCE = 0.035  # of the axis: where a saturated reward puts many N on one point, the first names it
 _STYLE: Any = {
     "font.size": 10,
     "text.color": INK,
@@ -78,15 +78,9 @@ def frontier_figure(evaluations: Mapping[str, Evaluation]) -> Figure:
     largest = max((e.kl.high if math.isfinite(e.kl.high) else e.kl.estimate) for e in evaluations.values())
     right = max(1.35, 1.15 * largest)
     with _figure(6.4, 4.6) as (figure, (axes,)):
-        kl = torch.linspace(0, right**0.5, 400, dtype=torch.float64).square()  # steep at 0, so denser there
-        limit = optimal_win_rate(kl)
-        axes.fill_between(kl, limit, 1.02, color="#f1f2f4", linewidth=0)
-        axes.plot(kl, limit, color=INK, linewidth=1.4, label="best possible")
-        marked = [n for n in _MARKED_N if kl_upper_bound(n) <= right]
-        points = [kl_upper_bound(n) for n in marked], [win_rate(n) for n in marked]
-        axes.plot(*points, "o", color=REFERENCE, markersize=6, label="best-of-N", zorder=3)
-        for n, x, y in zip(marked, *points, strict=True):
-            axes.annotate(f"N={n}", (x, y), (7, -11), textcoords="offset points", color=REFERENCE, fontsize=9)
+        first = next(iter(evaluations.values()))  # of one reference, whose groups all of them share
+        limit_line(axes, first.comparison.frontier, right)
+        mark_best_of_n(axes, first.best_of_n, right, "o", (7, -11))
         for index, (label, evaluation) in enumerate(evaluations.items()):
             _policy_point(axes, label, evaluation, POLICIES[index % len(POLICIES)])
         axes.set(xlim=(-0.02 * right, right), ylim=(_lowest_win_rate(evaluations) - 0.02, 1.0))
@@ -95,6 +89,32 @@ def frontier_figure(evaluations: Mapping[str, Evaluation]) -> Figure:
         axes.text(0.02 * right, 0.985, "out of any policy's reach", va="top", color="#70757d", fontsize=9)
         figure.legend(loc="outside lower center", ncols=4)
     return figure
+
+
+def limit_line(axes: Axes, frontier: Sequence[PlanePoint], right: float) -> None:
+    """The highest win rate of any policy by KL, and the room above it; level beyond the last point."""
+    points = [*frontier, PlanePoint(max(right, frontier[-1].kl), frontier[-1].win_rate)]
+    kl, limit = [point.kl for point in points], [point.win_rate for point in points]
+    axes.fill_between(kl, limit, 1.02, color="#f1f2f4", linewidth=0)
+    axes.plot(kl, limit, color=INK, linewidth=1.4, label="best possible")
+
+
+def mark_best_of_n(
+    axes: Axes, points: Sequence[BestOfNPoint], right: float, marker: str, offset: tuple[int, int]
+) -> None:
+    """Best-of-N of the reference as far as the axis goes, each N named where there is room."""
+    inside = [point for point in points if point.kl <= right]
+    kl, rate = [point.kl for point in inside], [point.win_rate for point in inside]
+    axes.plot(kl, rate, marker, color=REFERENCE, markersize=7, label="best-of-N", zorder=3)
+    named = -math.inf
+    for point in inside:
+        if point.kl - named < _MARK_DISTANCE * right:
+            continue
+        named, at = point.kl, (point.kl, point.win_rate)
+        side: Any = {"ha": "right", "va": "bottom"} if offset[0] < 0 else {}
+        axes.annotate(
+            f"N={point.n}", at, offset, textcoords="offset points", color=REFERENCE, fontsize=8, **side
+        )
 
 
 def _lowest_win_rate(evaluations: Mapping[str, Evaluation]) -> float:
@@ -121,14 +141,16 @@ def legend_label(name: str) -> str:
 
 
 def curve_figure(curve: CurveReport) -> Figure:
-    """Best-of-N of the policy that drew the groups: reward, and win rate under its ceiling, by N."""
+    """Best-of-N of the policy that drew the groups: reward, and win rate beside that without ties, by N."""
     n = [point.n for point in curve.points]
     with _figure(9.2, 3.8, columns=2) as (figure, (left, right)):
-        _band(left, n, [point.reward for point in curve.points], "expected reward of the best of N")
+        what = "any of N succeeds" if curve.zero_one else "expected reward of the best of N"
+        _band(left, n, [point.reward for point in curve.points], what)
         _mark_recommended(left, curve)
-        left.set(xlabel="N, completions drawn", ylabel="reward", title="Reward of best-of-N")
-        ceiling = [point.win_rate_ceiling for point in curve.points]
-        right.plot(n, ceiling, color=PALE, linewidth=6, solid_capstyle="round", label="ceiling N/(N+1)")
+        title = "pass@N" if curve.zero_one else "Reward of best-of-N"
+        left.set(xlabel="N, completions drawn", ylabel=curve.reward_name, title=title)
+        untied = [count / (count + 1) for count in n]
+        right.plot(n, untied, color=PALE, linewidth=6, solid_capstyle="round", label="N/(N+1), without ties")
         measured = [point for point in curve.points if point.win_rate is not None]
         rates = [point.win_rate for point in measured if point.win_rate is not None]
         _band(right, [point.n for point in measured], rates, "measured, ties one half")
@@ -150,7 +172,7 @@ def _mark_recommended(axes: Axes, curve: CurveReport) -> None:
     # The curve rises: there is room above it in its right half, below it in its left half.
     in_right_half = chosen**2 > curve.points[-1].n
     offset, side = ((-7, 5), "right") if in_right_half else ((7, -13), "left")
-    text = f"N={chosen}: 90% of the gain"
+    text = "still rising" if curve.still_rising() else f"N={chosen}: 90% of the gain"
     axes.annotate(
         text, (chosen, reward), offset, textcoords="offset points", ha=side, color=POLICIES[0], fontsize=9
     )

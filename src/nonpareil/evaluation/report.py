@@ -10,6 +10,7 @@ from typing import Any
 from nonpareil.evaluation import plots
 from nonpareil.evaluation.curve import CurveReport
 from nonpareil.evaluation.groups import lengths_of, match_groups, rewards_of
+from nonpareil.evaluation.intervals import few_prompts
 from nonpareil.evaluation.metrics import Evaluation
 from nonpareil.evaluation.pages import page_template
 from nonpareil.evaluation.summary import bracket, headline, number, summary_rows
@@ -56,6 +57,7 @@ def write_report(
         title=title,
         headline=headline(evaluation),
         evaluation=evaluation,
+        few_prompts=few_prompts(evaluation.num_prompts),
         curve=curve,
         sections=_sections(evaluation),
         pictures={name: base64.b64encode(data).decode() for name, data in pictures.items()},

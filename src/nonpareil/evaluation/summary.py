@@ -7,16 +7,23 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from nonpareil.console import styled
+from nonpareil.evaluation.intervals import few_prompts
 from nonpareil.evaluation.metrics import Comparison, Evaluation
-from nonpareil.maths.win_rate import Interval
+from nonpareil.maths.bootstrap import Interval
 
 MISSING = "—"
+_ROUNDING = 1e-6
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A number at fixed digits, no leading zero (`.78`, `-.05`); a dash for what cannot be computed."""
+def number(value: float | None, digits: int = 3, at_most: float = math.inf) -> str:
+    """A number at fixed digits, no leading zero (`.78`, `-.05`); a dash for what cannot be computed.
+
+    `at_most` is the largest that could be told: a value there is `>= 31`.
+    """
     if value is None or math.isnan(value):
         return MISSING
+    if value > at_most - _ROUNDING:
+        return f">= {at_most:g}"
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
     text = f"{value:.{digits}f}"
@@ -26,21 +33,47 @@ def number(value: float | None, digits: int = 3) -> str:
     return text
 
 
-def bracket(interval: Interval | None, digits: int = 3) -> str:
-    """`[low, high]`, or a dash where there is no interval."""
+def bracket(interval: Interval | None, digits: int = 3, at_most: float = math.inf) -> str:
+    """`[low, high]`, or a dash where there is no interval; `at_most` as in `number`."""
     if interval is None or math.isnan(interval.low):
         return MISSING
-    return f"[{number(interval.low, digits)}, {number(interval.high, digits)}]"
+    return f"[{number(interval.low, digits, at_most)}, {number(interval.high, digits, at_most)}]"
 
 
 def headline(evaluation: Evaluation) -> str:
     """The result in one sentence."""
-    win, efficiency = evaluation.comparison.win_rate, evaluation.kl_efficiency
-    sentence = (
-        f"Win rate {number(win.estimate, 2)} {bracket(win, 2)} at {number(evaluation.kl.estimate, 2)} nats: "
-        f"worth best-of-{number(evaluation.equivalent_n.estimate, 1)}"
+    compared, win, efficiency = (
+        evaluation.comparison,
+        evaluation.comparison.win_rate,
+        evaluation.kl_efficiency,
     )
+    rates = f"Win rate {number(win.estimate, 2)} {bracket(win, 2)}"
+    if compared.zero_one:
+        rates = f"{_success(compared)}; {rates[0].lower()}{rates[1:]}"
+    parts = [f"{rates} at {number(evaluation.kl.estimate, 2)} nats", _worth(evaluation)]
+    sentence = ": ".join(part for part in parts if part)
     return sentence if efficiency is None else f"{sentence}, KL efficiency {number(efficiency.estimate, 2)}"
+
+
+def _success(compared: Comparison) -> str:
+    """The success rate against the reference's, and the reference's pass@N at the largest N that was asked for."""
+    policy, reference = compared.policy_mean, compared.reference_mean
+    many = [
+        f", pass@{each.n} {number(each.reference.estimate, 2)}" for each in compared.pass_at if each.reference
+    ]
+    return (
+        f"Success rate {number(policy.estimate, 2)} {bracket(policy, 2)} (reference {number(reference.estimate, 2)}"
+        f"{many[-1] if many else ''})"
+    )
+
+
+def _worth(evaluation: Evaluation) -> str:
+    worth = evaluation.equivalent_n
+    if worth is None:
+        return ""
+    value = number(worth.estimate, 1, evaluation.largest_n)
+    named = f"worth best-of-N, N {value}" if value.startswith(">") else f"worth best-of-{value}"
+    return f"{named} {bracket(worth, 1, evaluation.largest_n)}"
 
 
 @dataclass(frozen=True)
@@ -52,16 +85,18 @@ class Row:
     interval: Interval | None
     note: str = ""
     digits: int = 3
+    at_most: float = math.inf
+    """The largest value that could be told; one there means as much or more."""
 
     @property
     def value(self) -> str:
         """The estimate as text."""
-        return number(None if self.interval is None else self.interval.estimate, self.digits)
+        return number(None if self.interval is None else self.interval.estimate, self.digits, self.at_most)
 
     @property
     def range(self) -> str:
         """The 95% interval as text."""
-        return bracket(self.interval, self.digits)
+        return bracket(self.interval, self.digits, self.at_most)
 
 
 def summary_rows(evaluation: Evaluation) -> list[Row]:
@@ -83,9 +118,18 @@ def _comparison_rows(section: str, comparison: Comparison) -> Iterator[Row]:
         number(share.estimate) for share in (comparison.wins, comparison.ties, comparison.losses)
     )
     yield Row(section, "win rate", comparison.win_rate, f"win / tie / loss {outcome}")
-    yield Row(section, "mean, policy", comparison.policy_mean, failed[0])
-    yield Row(section, "mean, reference", comparison.reference_mean, failed[1])
+    mean = "success rate (pass@1)" if comparison.zero_one else "mean"
+    yield Row(section, f"{mean}, policy", comparison.policy_mean, failed[0])
+    yield Row(section, f"{mean}, reference", comparison.reference_mean, failed[1])
     yield Row(section, "difference", comparison.difference)
+    for each in comparison.pass_at:
+        for name, side in (("policy", each.policy), ("reference", each.reference)):
+            if side is not None:
+                fewer = comparison.num_prompts - side.num_prompts
+                note = f"any of {each.n} succeeds" + (
+                    f"; without {fewer} prompts with fewer" if fewer else ""
+                )
+                yield Row(section, f"pass@{each.n}, {name}", side, note)
 
 
 def _spent_rows(evaluation: Evaluation) -> Iterator[Row]:
@@ -93,17 +137,23 @@ def _spent_rows(evaluation: Evaluation) -> Iterator[Row]:
     error = number(evaluation.kl.standard_error)
     yield Row(section, "KL, nats", evaluation.kl, f"{evaluation.kl_estimator}; standard error {error}")
     yield Row(section, "log-ratio, nats", evaluation.log_ratio, evaluation.log_ratio_estimator)
-    yield Row(
-        section, "KL efficiency", evaluation.kl_efficiency, "least KL for this win rate / KL; at most 1"
-    )
-    yield Row(section, "worth best-of-x", evaluation.equivalent_n, "the x with this win rate", 2)
+    ties = ", ties counted" if evaluation.rewards_tie else ""
+    least = f"least KL for this win rate{ties} / KL; at most 1 but for noise"
+    yield Row(section, "KL efficiency", evaluation.kl_efficiency, least)
+    largest = evaluation.largest_n
+    same = f"the x with this win rate{ties}; {largest + 1} reference draws show it up to {largest}"
+    yield Row(section, "worth best-of-x", evaluation.equivalent_n, same, 2, largest)
 
 
 def _target_rows(evaluation: Evaluation) -> Iterator[Row]:
     for target in evaluation.targets:
         section, best = "KL to best-of-N, nats", f"best-of-{target.n}"
-        limits = f"win rate ≤ {number(target.win_rate_ceiling)}, KL ≤ {number(target.kl_upper_bound)}"
-        yield Row(section, f"N = {target.n}, backward", target.backward_kl, f"KL(policy ‖ {best})")
+        limits = f"win rate {number(target.win_rate_ceiling)}, KL {number(target.kl_upper_bound)}"
+        low = number(target.backward_kl_bias)
+        backward = (
+            f"KL(policy ‖ {best}); biased low, by at most {low} for a policy no worse than its reference"
+        )
+        yield Row(section, f"N = {target.n}, backward", target.backward_kl, backward)
         forward = f"KL({best} ‖ policy); {best} itself: {limits}"
         yield Row(section, f"N = {target.n}, forward", target.forward_kl, forward)
 
@@ -133,6 +183,8 @@ def summary_table(evaluation: Evaluation) -> Table:
         f"{evaluation.num_prompts} prompts, {evaluation.policy.num_completions} policy and "
         f"{evaluation.reference.num_completions} reference completions each; 95% intervals over prompts."
     )
+    if warning := few_prompts(evaluation.num_prompts):
+        table.caption += f"\n{warning}"
     table.add_column("")
     table.add_column("estimate", justify="right")
     table.add_column("95% interval", justify="right", no_wrap=True)

@@ -22,7 +22,8 @@ def backward_kl(
     """KL(pi || pi_n) of each prompt, nats: the KL to the reference less the mean log tilt.
 
     `kl` is each policy completion's KL(pi || pi_ref). Biased as `log_tilt_estimate` is: low, by at most
-    `(n-1) / (m+1)` nats for a policy no worse than its reference. NaN where no reward of a side is left.
+    `(n-1) / (m+1)` nats for a policy no worse than its reference (with ties far less, and never high by more
+    than .005 nats). NaN where no reward of a side is left.
     """
     return kl.mean(1) - log_tilt_estimate(rewards.double(), reference_rewards.double(), n).nanmean(1)
 

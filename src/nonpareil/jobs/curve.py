@@ -66,10 +66,11 @@ def _show(curve: Any) -> None:
     from rich.table import Table
 
     from nonpareil.console import console
+    from nonpareil.evaluation.intervals import few_prompts
     from nonpareil.evaluation.summary import bracket, number
 
-    table = Table(title=f"What best-of-N is worth ({curve.num_prompts} prompts)")
-    for name in ("N", "reward", "95%", "win rate", "ceiling", "KL bound (nats)", "tokens a prompt"):
+    table = Table(title=f"What best-of-N is worth ({curve.num_prompts_used} prompts)")
+    for name in ("N", curve.reward_name, "95%", "win rate", "KL (nats)", "tokens a prompt"):
         table.add_column(name, justify="right", no_wrap=name == "95%")
     for point in curve.points:
         win = None if point.win_rate is None else point.win_rate.estimate
@@ -78,10 +79,11 @@ def _show(curve: Any) -> None:
             number(point.reward.estimate),
             bracket(point.reward),
             number(win),
-            number(point.win_rate_ceiling),
             number(point.kl_upper_bound),
             number(point.tokens_per_prompt, 0),
         )
     terminal = console()
     terminal.print(table)
-    terminal.print(curve.recommendation(), soft_wrap=True)
+    for line in (curve.recommendation(), *curve.notes(), few_prompts(curve.num_prompts_used)):
+        if line:
+            terminal.print(line, soft_wrap=True)

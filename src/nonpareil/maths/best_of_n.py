@@ -129,6 +129,12 @@ def least_kl(win_rate: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return torch.where(win_rate == 1, math.inf, torch.where(win_rate <= 0.5, 0.0, _tilt_kl(c)))
 
 
+def exponential_tilt(c: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+    """Win rate and KL to the reference (nats) of the frontier's law pi_ref * exp(c u), for c >= 0; float64."""
+    c = c.double()
+    return 0.5 + _tilt_excess(c), _tilt_kl(c)
+
+
 def log_tilt(
     strict_quantile: Float[Tensor, "*s"], quantile: Float[Tensor, "*s"], n: Real
 ) -> Float[Tensor, "*s"]:

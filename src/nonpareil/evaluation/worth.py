@@ -1,0 +1,177 @@
+"""What a win rate is worth against reference groups whose rewards may tie: N, efficiency, frontier, pass@N."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nonpareil.evaluation.intervals import Bootstrap
+from nonpareil.maths.bootstrap import Interval
+from nonpareil.maths.group_best_of_n import equivalent_n, group_kl, group_win_rate, largest_n, n_nodes
+from nonpareil.maths.group_frontier import TiltTable, highest_win_rate, least_kl, tilt_table
+from nonpareil.maths.order_statistics import best_of_n_curve
+from nonpareil.maths.tie_classes import without_ties
+from nonpareil.maths.win_rate import pairwise
+
+MARKED_N = (2, 4, 8, 16, 32, 64)
+_FRONTIER_POINTS = 64  # denser near 0, where the win rate rises as the root of the KL
+_NO_KL = 1e-6
+
+
+@dataclass(frozen=True)
+class PlanePoint:
+    """A point on the plane of KL (nats) and win rate against the reference, ties one half."""
+
+    kl: float
+    win_rate: float
+
+
+@dataclass(frozen=True)
+class BestOfNPoint:
+    """Best-of-n of the reference itself, by its groups."""
+
+    n: int
+    kl: float
+    """KL(best-of-n || reference) in nats, ties sharing their class's mass; log n - (n-1)/n where none tie."""
+    win_rate: float
+    """n / (n+1) where no rewards tie."""
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What a policy's win rate is worth, by the reference groups of the prompts where both sides are scored."""
+
+    equivalent_n: Interval | None
+    """The real N whose best-of-N of the same groups, ties counted, has this win rate. At most `largest_n`, where it
+    means as much or more; None with one reference reward a prompt, which shows no N."""
+    largest_n: int
+    """The largest N that the groups can show, M - 1."""
+    kl_efficiency: Interval | None
+    """Least KL that any policy needs for this win rate, ties counted / KL spent; None where no KL was spent."""
+    best_of_n: tuple[BestOfNPoint, ...]
+    rewards_tie: bool
+    """Whether any two rewards of a reference group are equal."""
+
+
+def worth_of(
+    policy_rewards: Float[Tensor, "b k"],
+    reference_rewards: Float[Tensor, "b m"],
+    kl: Float[Tensor, " b"],
+    bootstrap: Bootstrap,
+) -> Worth:
+    """The worth of a policy with these rewards at each prompt's KL, nats; prompts without a pair are left out."""
+    win = _win_metrics(policy_rewards, reference_rewards)
+    scored = reference_rewards[~win[0].isnan()]
+    tilts, largest = tilt_table(reference_rewards), largest_n(scored)
+    tie = not bool(without_ties(scored).all())
+    shown = [n for n in MARKED_N if n <= largest or not tie]
+    return Worth(
+        equivalent_n=_equivalent_n(win, reference_rewards, largest, bootstrap),
+        largest_n=largest,
+        kl_efficiency=_kl_efficiency(win, kl, tilts, bootstrap),
+        best_of_n=best_of_n_points(scored, shown),
+        rewards_tie=tie,
+    )
+
+
+def best_of_n_points(rewards: Float[Tensor, "b m"], n: Sequence[int]) -> tuple[BestOfNPoint, ...]:
+    """Where best-of-n of the groups lies, ties counted; means over the prompts with a reward."""
+    if not n:
+        return ()
+    at = torch.tensor(n, dtype=torch.float64)
+    kl, win_rate = group_kl(rewards, at).nanmean(0), group_win_rate(rewards, at).nanmean(0)
+    return tuple(BestOfNPoint(*point) for point in zip(n, kl.tolist(), win_rate.tolist(), strict=True))
+
+
+def frontier_points(reference_rewards: Float[Tensor, "b m"]) -> tuple[PlanePoint, ...]:
+    """The highest mean win rate of any policy, by KL, over these prompts; each has a reward."""
+    table = TiltTable.of(tilt_table(reference_rewards).columns().mean(0, keepdim=True))
+    end = table.kl.amax().clamp(min=0)
+    if end < _NO_KL:  # all rewards tie: nothing can be gained
+        return (PlanePoint(0.0, 0.5),)
+    kl = torch.linspace(0, end.sqrt().item(), _FRONTIER_POINTS, dtype=torch.float64).square()
+    win_rate = highest_win_rate(kl, table)
+    return tuple(PlanePoint(*point) for point in zip(kl.tolist(), win_rate.tolist(), strict=True))
+
+
+def _win_metrics(policy: Tensor, reference: Tensor) -> list[Tensor]:
+    """Each prompt's win rate, NaN without a pair; and where it is at its end at every prompt, two metrics more.
+
+    A policy that never falls short of the best reference reward (with 0/1 rewards: that always succeeds) has no win
+    rate that could vary, and no resample would show that one failure was only not seen. Then the share at that
+    end, 1 throughout, and the win rate of a policy at the other end stand beside it (`_win_rate`).
+    """
+    win = pairwise(policy, reference).win_rate
+    scored, valid = ~win.isnan(), (~policy.isnan()).sum(1)
+    best, worst = (
+        (sign * reference).nan_to_num(nan=-torch.inf).amax(1, keepdim=True) * sign for sign in (1, -1)
+    )
+    at_best, at_worst = (policy >= best).sum(1) / valid, (policy <= worst).sum(1) / valid
+    for share, other in ((at_best, worst), (at_worst, best)):
+        if (share[scored] == 1).all():
+            return [win, share, pairwise(other, reference).win_rate]
+    return [win]
+
+
+def _win_rate(means: Tensor, num_metrics: int) -> Tensor:
+    """The win rate of resamples, of which the share away from the end is at the other one."""
+    if num_metrics == 1:
+        return means[:, 0]
+    return means[:, 0] + (1 - means[:, 1]) * (means[:, 2] - means[:, 0])
+
+
+def _equivalent_n(win: list[Tensor], rewards: Tensor, largest: int, bootstrap: Bootstrap) -> Interval | None:
+    if largest < 1:
+        return None
+    nodes, first = n_nodes(largest), len(win)
+
+    def worth(means: Tensor) -> Tensor:
+        return equivalent_n(_win_rate(means, first), means[:, first:], nodes)
+
+    metrics = [*win, group_win_rate(rewards, nodes)]
+    interval = bootstrap.of_means(metrics, worth, scale="positive", shares=range(1, first)[:1])
+    return replace(interval, high=min(interval.high, float(largest)))
+
+
+def _kl_efficiency(win: list[Tensor], kl: Tensor, tilts: TiltTable, bootstrap: Bootstrap) -> Interval | None:
+    """Resampled together; a win rate below one half buys nothing."""
+    if kl.mean() <= 0:
+        return None
+    first = len(win)
+
+    def efficiency(means: Tensor) -> Tensor:
+        least = least_kl(_win_rate(means, first), TiltTable.of(means[:, first + 1 :]))
+        return least / means[:, first]
+
+    metrics = [*win, kl, tilts.columns()]
+    return bootstrap.of_means(metrics, efficiency, scale="positive", shares=range(1, first)[:1])
+
+
+@dataclass(frozen=True)
+class PassAtN:
+    """The chance that any of n draws succeeds, under rewards 0 and 1; unbiased."""
+
+    n: int
+    policy: Interval | None
+    """None with fewer than n rewards at every prompt."""
+    reference: Interval | None
+
+
+def is_zero_one(policy: Float[Tensor, "b k"], reference: Float[Tensor, "b m"]) -> bool:
+    """Whether every reward of both sides that did not fail is 0 or 1: a success rate."""
+    return all(bool(((side == 0) | (side == 1) | side.isnan()).all()) for side in (policy, reference))
+
+
+def pass_at(
+    policy: Float[Tensor, "b k"], reference: Float[Tensor, "b m"], n: Sequence[int], bootstrap: Bootstrap
+) -> tuple[PassAtN, ...]:
+    """pass@n of both sides at each n, over the prompts with n rewards."""
+
+    def one(rewards: Tensor, count: int) -> Interval | None:
+        if count > rewards.shape[1]:
+            return None
+        return bootstrap.mean_or_none(best_of_n_curve(rewards, count)[:, -1], "share")
+
+    return tuple(PassAtN(count, one(policy, count), one(reference, count)) for count in n)

@@ -1,0 +1,71 @@
+"""Figures of a law that is known by m draws a prompt, whose rewards tie: the plug-in, and a jackknife of its bias.
+
+Equal rewards are one class: no policy that acts on the reward can tell its members apart. A group in which no two
+rewards are equal (`without_ties`) is taken for draws of a continuous reward instead, where its values do not
+matter and the formulas of `best_of_n` are exact. So nothing changes where rewards never tie.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from nonpareil.maths.counts import count_among
+
+OfDraw = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Draws below its class [b, m, 1], size of its class [b, m, 1], draws in all [b, 1, 1] -> its terms [b, m, f]."""
+OfSums = Callable[[Tensor], Tensor]
+"""The terms' sums over the draws [..., f] -> the figures [..., g], elementwise in the leading axes."""
+
+_NUMBERS_AT_ONCE = 2**22  # 32 MiB of float64
+
+
+def without_ties(rewards: Float[Tensor, "b m"]) -> Bool[Tensor, "b 1"]:
+    """Whether no two of a prompt's rewards are equal; NaN (failed) ones left out."""
+    counts = count_among(rewards, rewards)
+    return ((counts.at_or_below - counts.below <= 1) | rewards.isnan()).all(1, keepdim=True)
+
+
+def group_figures(
+    rewards: Float[Tensor, "b m"], untied: Float[Tensor, " g"], of_draw: OfDraw, of_sums: OfSums
+) -> Float[Tensor, "b g"]:
+    """Figures of each prompt's reference law: `untied` where no rewards tie, else sums over its classes; float64.
+
+    The plug-in takes the draws' shares for the probabilities; a figure that is not linear in them is then off by
+    O(1/m). The jackknife, `m * figure - (m - 1) * mean of the figure without one draw`, leaves O(1/m^2). NaN
+    (failed) rewards are left out, so m may differ by prompt; a prompt without any left is NaN.
+    """
+    rewards = rewards.double()
+    figures = untied.double().repeat(len(rewards), 1)
+    tied = ~without_ties(rewards)[:, 0]
+    at_once = max(1, _NUMBERS_AT_ONCE // (rewards.shape[1] * len(untied)))
+    for rows in tied.nonzero()[:, 0].split(at_once):
+        figures[rows] = _figures(rewards[rows], of_draw, of_sums)
+    figures[rewards.isnan().all(1)] = torch.nan
+    return figures
+
+
+def _figures(rewards: Tensor, of_draw: OfDraw, of_sums: OfSums) -> Tensor:
+    ascending = rewards.sort(-1).values.contiguous()  # NaN last
+    counts = count_among(ascending, ascending)
+    first, end = counts.below[..., None], counts.at_or_below[..., None]  # of the draw's class, as positions
+    below, size, valid = first.double(), (end - first).double(), counts.valid[..., None].double()
+    here = ~ascending.isnan()[..., None]
+
+    def running(terms: Tensor) -> Tensor:
+        """The sum of the terms before each position, and of all at the last."""
+        return torch.nn.functional.pad(torch.where(here, terms, 0.0).cumsum(1), (0, 0, 1, 0))
+
+    def at(sums: Tensor, position: Tensor) -> Tensor:
+        return sums.gather(1, position.expand(-1, -1, sums.shape[-1]))
+
+    whole = of_sums(running(of_draw(below, size, valid))[:, -1])
+    # Without one draw: classes below it keep their counts, its own loses one, those above move down by one.
+    fewer = valid - 1  # at least 1: two draws tie
+    lower = at(running(of_draw(below, size, fewer)), first)
+    upper = running(of_draw((below - 1).clamp(min=0), size, fewer))
+    own = (size - 1) * of_draw(below, (size - 1).clamp(min=1), fewer)
+    without = of_sums(lower + own + (upper[:, -1:] - at(upper, end)))
+    mean_without = torch.where(here, without, 0.0).sum(1) / valid[:, 0]
+    return valid[:, 0] * whole - (valid[:, 0] - 1) * mean_without

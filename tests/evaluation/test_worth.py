@@ -1,0 +1,213 @@
+"""N, efficiency, frontier and success rates where rewards tie: policies that are exactly best-of-N."""
+
+import json
+import math
+import random
+from html import unescape
+
+import pytest
+import torch
+
+from nonpareil.evaluation import best_of_n_report, evaluate_groups, plots
+from nonpareil.evaluation.intervals import Bootstrap
+from nonpareil.evaluation.report import write_report
+from nonpareil.evaluation.summary import headline, summary_rows
+from nonpareil.evaluation.target import backward_kl
+from nonpareil.evaluation.worth import frontier_points, worth_of
+from nonpareil.maths import best_of_n
+
+
+def measured(draw, reference, rewards, n_of_policy, *, b=300, k=8, m=32, n=(2, 4, 8), seed=0):
+    """The evaluation of exact best-of-n of one table, and both sides' groups."""
+    reference, rewards = (torch.tensor(x, dtype=torch.float64).expand(b, -1) for x in (reference, rewards))
+    policy = best_of_n.distribution(reference, rewards, n_of_policy)
+    sides = draw(policy, rewards, k, seed), draw(reference, rewards, m, seed + 1)
+    log_ratio = (policy / reference).log()
+    got = evaluate_groups(
+        sides[0].groups,
+        sides[1].groups,
+        policy_kl=(policy * log_ratio).sum(-1, keepdim=True).expand(-1, k),
+        policy_log_ratio=log_ratio.gather(1, sides[0].outcomes),
+        reference_log_ratio=log_ratio.gather(1, sides[1].outcomes),
+        n=n,
+    )
+    return got, sides[0].groups, sides[1].groups
+
+
+@pytest.mark.parametrize("q", [0.05, 0.1, 0.3])
+def test_exact_best_of_8_under_zero_one_rewards_is_called_so(draw, q):
+    got, *_ = measured(draw, [1 - q, q], [0.0, 1.0], 8, k=40)
+    assert got.rewards_tie
+    assert got.equivalent_n.estimate == pytest.approx(8, rel=0.06)
+    assert got.equivalent_n.low < 8 < got.equivalent_n.high
+    assert 0.93 < got.kl_efficiency.estimate < 1.08
+    best = got.targets[2]
+    p = 1 - (1 - q) ** 8
+    assert best.win_rate_ceiling == pytest.approx(0.5 + (p - q) / 2, abs=0.01)
+    assert best.kl_upper_bound == pytest.approx(got.kl.estimate, rel=0.05)
+    assert [point.n for point in got.best_of_n] == [2, 4, 8, 16]  # as far as 32 draws show
+    assert (got.best_of_n[2].kl, got.best_of_n[2].win_rate) == (best.kl_upper_bound, best.win_rate_ceiling)
+
+
+def test_exact_best_of_4_of_a_rubric_is_called_so(draw):
+    reference, rewards = [0.35, 0.25, 0.2, 0.15, 0.05], [1.0, 2, 3, 4, 5]
+    got, *_ = measured(draw, reference, rewards, 4, k=40)
+    assert got.equivalent_n.estimate == pytest.approx(4, rel=0.05)
+    # Best-of-4 of these five levels spends 2% more than the best policy: exp(c * midrank), by enumeration.
+    probs = torch.tensor(reference, dtype=torch.float64)
+    mid = probs.cumsum(0) - probs / 2
+    tilts = torch.softmax(
+        probs.log() + torch.linspace(0, 12, 4001, dtype=torch.float64)[:, None] * mid, dim=-1
+    )
+    win = tilts @ mid
+    spent = (tilts * (tilts / probs).log()).sum(-1)
+    best = best_of_n.distribution(probs, torch.tensor(rewards, dtype=torch.float64), 4)
+    exact = spent[(win >= best @ mid).nonzero()[0]].item() / (best * (best / probs).log()).sum().item()
+    assert 0.95 < exact < 1
+    assert got.kl_efficiency.estimate == pytest.approx(exact, abs=0.04)
+    assert not got.comparison.zero_one
+
+
+def test_where_the_win_rate_saturates_the_interval_says_so(draw):
+    got, *_ = measured(draw, [0.5, 0.5], [0.0, 1.0], 16)
+    assert (
+        got.comparison.policy_mean.estimate == 1
+    )  # every draw a success, which best-of-6 has nearly as often
+    assert got.equivalent_n.estimate == got.largest_n == 31
+    assert got.equivalent_n.high == 31
+    assert 4 < got.equivalent_n.low < 9
+    (row,) = [row for row in summary_rows(got) if row.label == "worth best-of-x"]
+    assert (row.value, row.range[-7:]) == (">= 31", ", >= 31]"[-7:])
+    assert "worth best-of-N, N >= 31 [6." in headline(got)
+    # One failure among 2,400 is seen: the interval is as wide, the estimate a number.
+    near, *_ = measured(draw, [0.5, 0.5], [0.0, 1.0], 11, seed=4)
+    assert near.comparison.policy_mean.estimate < 1
+    assert near.equivalent_n.low < near.equivalent_n.estimate < 31
+    assert near.equivalent_n.high > 13
+
+
+def test_a_policy_that_always_fails_may_have_been_unlucky(draw):
+    got, policy, reference = measured(draw, [0.5, 0.5], [0.0, 1.0], 1, b=40, k=4)
+    for group in policy:
+        group.rewards = [0.0] * 4
+    numbers = {"policy_kl": torch.ones(40, 4), "policy_log_ratio": torch.ones(40, 4)}
+    got = evaluate_groups(policy, reference, **numbers)
+    assert got.equivalent_n.estimate == 0
+    assert 0.02 < got.equivalent_n.high < 0.4
+    assert got.kl_efficiency.estimate == 0
+
+
+def test_without_ties_the_figures_are_those_of_continuous_rewards(draw):
+    """A win rate is worth w / (1 - w), and the frontier is the exponential tilt of a uniform quantile."""
+    generator = torch.Generator().manual_seed(0)
+    b, k, m = 60, 4, 16
+    policy = torch.rand(b, k, generator=generator, dtype=torch.float64) ** 0.4
+    reference = torch.rand(b, m, generator=generator, dtype=torch.float64)
+    kl = torch.full((b,), 0.7, dtype=torch.float64)
+    got = worth_of(policy, reference, kl, Bootstrap(0))
+    win = (policy[:, :, None] > reference[:, None, :]).double().mean().item()
+    assert not got.rewards_tie
+    assert got.equivalent_n.estimate == pytest.approx(win / (1 - win), rel=1e-9)
+    assert got.kl_efficiency.estimate == pytest.approx(best_of_n.least_kl(win) / 0.7, rel=1e-4)
+    for point in frontier_points(reference):
+        assert point.win_rate == pytest.approx(best_of_n.optimal_win_rate(point.kl), abs=1e-5)
+    assert [point.n for point in got.best_of_n] == [2, 4, 8, 16, 32, 64]
+    for point in got.best_of_n:
+        assert point.kl == pytest.approx(best_of_n.kl_upper_bound(point.n))
+        assert point.win_rate == pytest.approx(point.n / (point.n + 1))
+
+
+def test_order_failures_and_monotone_transforms_change_nothing(draw):
+    _, policy, reference = measured(draw, [0.4, 0.35, 0.25], [0.0, 0.5, 1.0], 3, b=40)
+    for group in (*policy[:5], *reference[:5]):
+        group.rewards[1] = None
+    policy[7].rewards = [None] * 8
+    kl = torch.rand(40, 8, generator=torch.Generator().manual_seed(0))
+
+    def figures(rows=range(40)):
+        values = {"policy_kl": kl[list(rows)], "policy_log_ratio": kl[list(rows)]}
+        got = evaluate_groups([policy[i] for i in rows], reference, **values)
+        return got.equivalent_n, got.kl_efficiency, got.comparison.frontier, got.best_of_n, got.largest_n
+
+    before = figures()
+    assert before[0].num_prompts == 39
+    assert before == figures(random.Random(0).sample(range(40), 40))
+    for group in (*policy, *reference):
+        group.rewards = [None if value is None else 10 * math.exp(value) - 3 for value in group.rewards]
+    assert before == figures()
+
+
+def test_success_rate_and_pass_at_n_go_by_their_names(draw, tmp_path):
+    got, policy, reference = measured(draw, [0.9, 0.1], [0.0, 1.0], 4, b=60, n=(2, 4, 16))
+    rows = {row.label: row for row in summary_rows(got) if row.section == "Reward"}
+    assert rows["success rate (pass@1), policy"].interval == got.comparison.policy_mean
+    for n in (2, 4, 16):
+        # Unbiased: one less the share of n-subsets of a group's draws that all fail.
+        failures = [group.rewards.count(0.0) for group in reference]
+        expected = sum(1 - math.comb(f, n) / math.comb(32, n) for f in failures) / 60
+        assert rows[f"pass@{n}, reference"].interval.estimate == pytest.approx(expected)
+    assert "pass@4, policy" in rows
+    assert "pass@16, policy" not in rows  # of 8 draws
+    rates = got.comparison.policy_mean.estimate, got.comparison.reference_mean.estimate
+    assert headline(got).startswith(f"Success rate {rates[0]:.2f}".replace("0.", "."))
+    assert f"(reference {rates[1]:.2f}, pass@16 ".replace("0.", ".") in headline(got)
+    curve = best_of_n_report(reference)
+    page = write_report(got, curve, policy, reference, tmp_path, "T", {}).read_text()
+    assert "success rate (pass@1), policy" in unescape(page)
+    assert "whose rewards tie" in page
+    content = json.loads((tmp_path / "report.json").read_text())["evaluation"]
+    assert content["comparison"]["pass_at"][0]["n"] == 2
+    assert content["comparison"]["frontier"][0] == {"kl": 0, "win_rate": 0.5}
+    assert content["largest_n"] == 31
+
+    policy[0].rewards[0] = 0.5  # partial credit: a mean reward, no success rate
+    values = {"policy_kl": torch.ones(60, 8), "policy_log_ratio": torch.ones(60, 8)}
+    other = evaluate_groups(policy, reference, **values)
+    assert not other.comparison.zero_one
+    assert other.comparison.pass_at == ()
+    assert "mean, policy" in {row.label for row in summary_rows(other)}
+    assert headline(other).startswith("Win rate")
+
+
+def test_the_picture_draws_the_groups_own_frontier_and_best_of_n(draw):
+    got, *_ = measured(draw, [0.7, 0.3], [0.0, 1.0], 8, b=60)
+    axes = plots.frontier_figure({"policy": got}).axes[0]
+    limit, best = axes.get_lines()[:2]
+    assert limit.get_ydata().max() == pytest.approx(
+        0.85, abs=0.02
+    )  # success in every answer: no more is to be had
+    assert list(zip(best.get_xdata(), best.get_ydata(), strict=True)) == [
+        (point.kl, point.win_rate) for point in got.best_of_n
+    ]
+
+
+@pytest.mark.parametrize("q", [0.1, 0.5, 0.9])
+def test_the_bias_beside_the_backward_kl_bounds_it_under_ties(q):
+    """The expectation over all groups of 8 rewards 0 and 1, for the reference itself as the policy."""
+    m = 8
+    groups = torch.stack([torch.cat([torch.ones(s), torch.zeros(m - s)]) for s in range(m + 1)]).double()
+    probs = torch.tensor([math.comb(m, s) * q**s * (1 - q) ** (m - s) for s in range(m + 1)])
+    for n in (2, 4, 16):
+        p = 1 - (1 - q) ** n
+        exact = (1 - q) * math.log((1 - q) / (1 - p)) + q * math.log(q / p)
+        sides = [
+            backward_kl(torch.zeros(m + 1, 1), torch.full((m + 1, 1), reward), groups, n)
+            for reward in (0.0, 1.0)
+        ]
+        mean = (probs * ((1 - q) * sides[0] + q * sides[1])).sum().item()
+        assert -(n - 1) / (m + 1) < mean - exact < 0.005
+
+
+def test_each_target_says_its_bias(draw):
+    got, *_ = measured(draw, [0.7, 0.3], [0.0, 1.0], 2, b=20, m=15, n=(4,))
+    assert got.targets[0].backward_kl_bias == pytest.approx(3 / 16)
+    (row,) = [row for row in summary_rows(got) if row.label == "N = 4, backward"]
+    assert "biased low, by at most .188" in row.note
+
+
+def test_one_reference_reward_a_prompt_shows_no_n(draw):
+    got, *_ = measured(draw, [0.7, 0.3], [0.0, 1.0], 2, b=20, m=1, n=(1,))
+    assert got.equivalent_n is None
+    assert got.largest_n == 0
+    assert "worth" not in headline(got)
+    assert {row.label: row.value for row in summary_rows(got)}["worth best-of-x"] == "—"
