@@ -79,7 +79,11 @@ def before_and_after(evaluation: "Evaluation") -> Table:
         table.add_column(name, justify="left" if not name else "right")
     compared = evaluation.comparison
     rows = [
-        ("reward", number(compared.reference_mean.estimate), compared.policy_mean),
+        (
+            "success rate" if compared.zero_one else "reward",
+            number(compared.reference_mean.estimate),
+            compared.policy_mean,
+        ),
         ("win rate against before", ".500", compared.win_rate),
         ("KL from before, nats", ".000", evaluation.kl),
         ("KL efficiency (1 is the limit)", "", evaluation.kl_efficiency),

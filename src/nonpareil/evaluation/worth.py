@@ -16,7 +16,7 @@ from nonpareil.maths.tie_classes import without_ties
 from nonpareil.maths.win_rate import pairwise
 
 MARKED_N = (2, 4, 8, 16, 32, 64)
-_FRONTIER_POINTS = 120  # denser near 0, where the win rate rises as the root of the KL
+_FRONTIER_POINTS = 64  # denser near 0, where the win rate rises as the root of the KL
 _NO_KL = 1e-6
 
 
