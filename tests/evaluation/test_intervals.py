@@ -80,15 +80,15 @@ def coverage(law, num_prompts, studies):
 @pytest.mark.parametrize("num_prompts", [2, 3, 5, 12])
 @pytest.mark.parametrize("law", ["normal", "success .9", "win rate .9", "KL", "efficiency"])
 def test_few_prompts_are_covered(law, num_prompts):
-    """A percentile bootstrap covers .5 (two prompts) to .88 (twelve); three standard errors are .046 at .95."""
-    assert coverage(law, num_prompts, 200) >= 0.87
+    """A percentile bootstrap covers .5 (two prompts), .7 (three), .8 (five); two standard errors are .04 at .9."""
+    assert coverage(law, num_prompts, 200) >= 0.85
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_prompts", [2, 3, 5, 8, 16, 30, 100])
 @pytest.mark.parametrize("law", list(LAWS))
 def test_coverage_from_2_to_100_prompts(law, num_prompts):
-    lowest = 0.82 if law == "very skewed" else 0.9 if num_prompts < 30 else 0.92
+    lowest = 0.81 if law == "very skewed" else 0.88 if num_prompts < 30 else 0.91
     assert coverage(law, num_prompts, 2000) >= lowest
 
 
