@@ -125,6 +125,17 @@ def test_methods_and_seeds_on_one_report_and_nothing_is_done_twice(
     assert rows["jbond"]["figures"]["kl"]["mean"] > 0
     assert [len(row["path"]) for row in rows.values()] == [1, 1, 1]
     assert rows["jbond"]["figures"]["gold_win_rate"] is not None
+    assert [(pair["first"], pair["second"]) for pair in figures["pairs"]] == [
+        ("jbond", "best"),
+        ("jbond", "peer"),
+        ("best", "peer"),
+    ]
+    gained = {name: row["figures"]["win_rate"]["mean"] for name, row in rows.items()}
+    for pair in figures["pairs"]:
+        gap = gained[pair["first"]] - gained[pair["second"]]
+        assert pair["win_rate"]["estimate"] == pytest.approx(gap), "the mean of what was paired"
+        assert pair["gold_win_rate"]["low"] <= pair["gold_win_rate"]["high"]
+    assert "Which is better" in error
     out = files / "out"
     for name in (
         "comparison.html",
