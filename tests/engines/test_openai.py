@@ -12,7 +12,7 @@ from nonpareil.errors import ConfigError, RemoteError
 from nonpareil.records import Group, Prompt, SamplingParams
 from nonpareil.remote import JsonClient
 from tests.engines.openai_server import MODEL, OpenAIServer
-from tests.tiny import UNEVEN, make_model, make_tokenizer, worst_error
+from tests.tiny import UNEVEN, make_model, make_tokenizer, said, worst_error
 
 SAMPLING = SamplingParams(max_completion_length=8, seed=5)
 TEXTS = [Prompt(f"t{i}", text, []) for i, text in enumerate(["the film", "a", "not very good", "was"])]
@@ -50,9 +50,7 @@ def test_what_is_stored_is_what_the_served_model_drew(serve):
     assert worst_error(make_model(), UNEVEN, drawn, SAMPLING) < 1e-4
     tokenizer = make_tokenizer()
     for prompt, draws in zip(UNEVEN, drawn, strict=True):
-        assert draws.completions == tokenizer.batch_decode(
-            draws.completion_token_ids, skip_special_tokens=True
-        )
+        assert draws.completions == [said(ids) for ids in draws.completion_token_ids]
         for ids, reason in zip(draws.completion_token_ids, draws.finish_reasons, strict=True):
             assert reason == ("stop" if ids[-1] == tokenizer.eos_token_id else "length")
         assert len({tuple(ids) for ids in draws.completion_token_ids}) > 1
@@ -68,6 +66,7 @@ def test_what_is_stored_is_what_the_served_model_drew(serve):
         "endpoint": "completions",
         "token_ids": True,
         "logprobs": True,
+        "special_tokens": "in the text",
     }
 
 

@@ -62,7 +62,7 @@ def run(options: SampleOptions) -> dict[str, Any]:
         limit=options.max_prompts,
     )
     policy.check(prompts, options.sampling())
-    reward = load_reward_of(options)
+    reward = load_reward_of(options, policy.tokenizer)
     most_calls = reward.check_group_size(options.num_generations)
     reward.check_prompts(prompts, options.max_completion_length, policy.tokenizer)
     reward.log_errors_to(Path(options.output_dir))
@@ -114,5 +114,5 @@ def _inspect(groups: list[Group], reward: Any, tokenizer: Any) -> None:
         print("policy drew", drew, f"({group.finish_reasons[0]})")
         for name, part in zip(reward.names, reward.rewards, strict=True):
             if hasattr(part, "inspect"):
-                request = ScoreRequest.of([group]).select([0])
+                request = reward.as_read(ScoreRequest.of([group]).select([0]))
                 print(f"reward {printable(name)} reads", part.inspect(request)[0])
