@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.constant_rewards import RewardSpread
 from nonpareil.errors import ConfigError
 from nonpareil.folders import is_vacant
 from nonpareil.jobs.evaluation_folders import check_loadable, check_places, evaluation_folder, group_folders
@@ -96,6 +97,9 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
     m, k = options.num_reference_samples, options.num_generations
     rewards = load_rewards(options, prompts, reference.tokenizer)
     theirs = _groups(options, prompts, rewards, reference, shared, m, is_reference=True)
+    spread = RewardSpread()
+    spread.add_all(group.rewards_by_name for group in theirs)
+    spread.tell([name for reward in rewards for name in reward.names], str(shared))
     # As the reference read them, which may have been on another day, in a template that writes the date.
     read = [replace(p, token_ids=group.prompt_token_ids) for p, group in zip(prompts, theirs, strict=True)]
     ours = _groups(options, read, rewards, policy, own, k)

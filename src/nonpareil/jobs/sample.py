@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nonpareil.constant_rewards import tell_constant
 from nonpareil.jobs.engines import EngineOptions, drawer_of, source_of
 from nonpareil.jobs.options import (
     FileOptions,
@@ -81,6 +82,9 @@ def run(options: SampleOptions) -> dict[str, Any]:
             progress=progress,
             overwrite=options.overwrite,
         )
+    counts = _asked_for(result.manifest["counts"], reward.names)
+    for name in counts.get("constant_rewards", ()):
+        tell_constant(name, counts["prompts"], options.output_dir)
     if options.inspect:
         _inspect(result.groups()[:2], reward, policy.tokenizer)
     return {
@@ -88,12 +92,15 @@ def run(options: SampleOptions) -> dict[str, Any]:
         "shards_drawn": result.shards_drawn,
         "shards_scored": result.shards_scored,
         **({"judge": result.reward_counts} if result.reward_counts else {}),
-        **_asked_for(result.manifest["counts"], reward.names),
+        **counts,
     }
 
 
 def _asked_for(counts: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """The counts without the nulls of rewards that an earlier run asked for."""
+    """The counts without what concerns rewards that an earlier run asked for."""
+    constant = [name for name in counts.get("constant_rewards", ()) if name in names]
+    counts = {key: value for key, value in counts.items() if key != "constant_rewards"}
+    counts |= {"constant_rewards": constant} if constant else {}
     failed = {name: counts["failed_rewards"][name] for name in names}
     return {**counts, "failed_rewards": failed}
 
