@@ -181,6 +181,8 @@ def _groups(
     is_reference: bool = False,
 ) -> list[Group]:
     """Scored groups of one side, kept in a folder and taken up from there. A shared folder is never deleted."""
+    from nonpareil.engines.decoding import TEXT
+    from nonpareil.rollouts.manifest import check_same
     from nonpareil.rollouts.progress import ProgressBar
     from nonpareil.rollouts.run import draw_and_score
 
@@ -201,6 +203,9 @@ def _groups(
                 and position == 0
                 and not (is_reference and options.reference_dir is not None),
             )
+    # Of an earlier version, and whole, it would be scored and compared though its texts are other ones.
+    stored = result.manifest["draw"]["engine"]
+    check_same({"engine": stored}, {"engine": {**stored, **TEXT}}, folder)
     for reward in rewards:
         reward.release()  # in memory while it scores, never beside the models that draw or are compared
     return result.groups()

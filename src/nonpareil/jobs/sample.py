@@ -83,8 +83,7 @@ def run(options: SampleOptions) -> dict[str, Any]:
             overwrite=options.overwrite,
         )
     counts = _asked_for(result.manifest["counts"], reward.names)
-    for name in counts.get("constant_rewards", ()):
-        tell_constant(name, counts["prompts"], options.output_dir)
+    _tell_constant(counts, options.output_dir)
     if options.inspect:
         _inspect(result.groups()[:2], reward, policy.tokenizer)
     return {
@@ -103,6 +102,11 @@ def _asked_for(counts: dict[str, Any], names: list[str]) -> dict[str, Any]:
     counts |= {"constant_rewards": constant} if constant else {}
     failed = {name: counts["failed_rewards"][name] for name in names}
     return {**counts, "failed_rewards": failed}
+
+
+def _tell_constant(counts: dict[str, Any], output_dir: str) -> None:
+    for name in counts.get("constant_rewards", ()):
+        tell_constant(name, counts["prompts"], output_dir)
 
 
 def _tell_calls(most_calls: int, num_prompts: int) -> None:
