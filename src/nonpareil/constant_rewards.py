@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from nonpareil.terminal import tell
 
-FEWEST_GROUPS = 8
+FEWEST_GROUPS = 4
 """That a reward ties in throughout before a training says so: some are seldom met."""
 
 

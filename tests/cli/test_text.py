@@ -117,6 +117,36 @@ def test_rewards_are_spared_special_tokens_on_request_and_the_change_is_noticed(
         True,
     ), err
 
+    trained |= {"method": "jbond", "n": None, "groups": None, "dataset_name": spoken / "train.jsonl"}
+    trained |= {"max_steps": 2, "save_steps": 1, "output_dir": spoken / "r", "num_generations": None}
+    assert nonpareil("distill", **trained)[0] == 0
+    again = {
+        **trained,
+        "max_steps": 3,
+        "resume_from_checkpoint": "true",
+        "reward_skip_special_tokens": "true",
+    }
+    status, _, err = nonpareil("distill", **again)
+    assert (status, "skip_special_tokens" in err) == (2, True), err
+
+
+def test_texts_of_an_earlier_version_are_not_mixed_with_those_of_this_one(nonpareil, spoken, monkeypatch):
+    (spoken / "test.jsonl").write_text((spoken / "train.jsonl").read_text())
+    with monkeypatch.context() as earlier:
+        for module in ("decoding", "transformers"):
+            earlier.setattr(f"nonpareil.engines.{module}.TEXT", {})
+        named = {"reward_funcs": f"{spoken}/rewards.py:thinks", "shard_size": 2}
+        assert nonpareil("sample", **named)[0] == 0
+        measured = {"reward_funcs": named["reward_funcs"], "reference_dir": spoken / "reference"}
+        assert nonpareil("evaluate", **measured, output_dir=spoken / "e")[0] == 0
+    said = "engine.special_tokens: None there, 'in the text' now"
+    status, _, err = nonpareil("evaluate", **measured, output_dir=spoken / "e2")
+    assert (status, said in err) == (2, True), err
+    assert nonpareil("sample", reward_funcs=f"{spoken}/rewards.py:text")[0] == 0, "scored anew"
+    (spoken / "out" / "data" / "shard-00001.parquet").unlink()
+    status, _, err = nonpareil("sample", **named)
+    assert (status, said in err) == (2, True), err
+
 
 def test_a_server_without_a_tokenizer_here_cannot_be_asked_which_tokens_are_special(nonpareil, spoken):
     served = {"engine": "openai", "base_url": "http://127.0.0.1:9/v1", "model_name_or_path": "m"}
@@ -146,7 +176,7 @@ def test_a_reward_that_is_constant_on_chats_is_told_by_every_command(nonpareil, 
     trained = {**both, "evaluate_after": "false", "output_dir": spoken / "t", "max_steps": 4}
     status, _, err = nonpareil("distill", **trained)
     assert status == 0, err
-    assert err.count(said.format(8)) == 1, "the second step of 4 prompts is the first to say so"
+    assert err.count(said.format(4)) == 1, "4 prompts a step: the first says so, and no other"
     status, _, err = nonpareil("evaluate", **both, output_dir=spoken / "e")
     assert status == 0, err
     assert err.count(said.format(12)) == 1

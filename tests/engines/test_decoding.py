@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from nonpareil.engines.decoding import HALF, WINDOW, completion_texts
 from tests.tokenizers_of_all_kinds import BOS, EOS, KINDS, PAD, SPECIAL, TEXT, THINK, THOUGHT, TURN, UNK
@@ -116,6 +116,19 @@ def token(kind: str, byte: int) -> str:
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     return bytes_to_unicode()[byte]
+
+
+@pytest.mark.parametrize("character", ["é", "🙂"])
+def test_a_tokenizer_in_python_that_drops_half_characters(character: str) -> None:
+    tokenizer = ByT5Tokenizer()
+    prompt, ids = (
+        tokenizer.encode(text, add_special_tokens=False) for text in ("The caf", f"{character} was")
+    )
+    assert len(ids) > len(character) + 4
+    for cut in range(4):
+        [completion] = completion_texts(tokenizer, prompt + ids[:cut], [[*ids[cut:], 1]], {1})
+        read = tokenizer.decode(prompt + ids[:cut])
+        assert read + completion == f"The caf{character} was", "of half a character the prompt says nothing"
 
 
 def test_a_broken_byte_behind_a_prompt_of_bytes_leaves_the_prompt_whole() -> None:
