@@ -325,6 +325,32 @@ def test_ids_out_of_the_tokenizers_vocabulary_are_errors(serve):
     assert worst_error(make_model(), UNEVEN, drawn, SAMPLING) < 1e-4
 
 
+def test_special_tokens_come_from_vllm_or_from_the_ids(serve):
+    """A server leaves them out unless it is told otherwise, which others than vLLM may not understand."""
+    tokenizer = make_tokenizer()
+
+    def skips(number: int, request: dict, answer: dict) -> None:
+        for choice in answer["choices"]:
+            if request.get("skip_special_tokens", True):
+                choice["text"] = tokenizer.decode(choice["token_ids"], skip_special_tokens=True)
+
+    for owner, known in (("vllm", None), ("vllm", tokenizer), ("another", tokenizer)):
+        server = serve(owner=owner, spoil=skips)
+        engine = engine_over(server, UNEVEN[0], known)
+        drawn = engine.draw(UNEVEN, 5, SAMPLING)
+        assert any("<user>" in text for draws in drawn for text in draws.completions)
+        for draws in drawn:
+            assert draws.completions == [said(ids) for ids in draws.completion_token_ids]
+        asked = {request.get("skip_special_tokens") for _, request in server.posts}
+        assert asked == ({False} if owner == "vllm" else {None})
+        assert engine.describe()["special_tokens"] == "in the text"
+    engine = engine_over(serve(owner="another", spoil=skips), UNEVEN[0])
+    assert not any(
+        "<user>" in text for draws in engine.draw(UNEVEN, 5, SAMPLING) for text in draws.completions
+    )
+    assert "special_tokens" not in engine.describe()
+
+
 @pytest.mark.parametrize("written", ["{}", "  {}\n", "{}\ufffd", "<s>{}"])
 def test_ids_are_held_against_the_text(serve, written):
     """Spaces, halves of characters and special tokens are written in one way or another; words are not."""
