@@ -95,7 +95,7 @@ def _tell_date(messages: list[Message], render: Render, name: str) -> None:
     written = []
     for day in _DAYS:
         with held_clock(day):
-            written.append(render(messages, ""))
+            written.append(render(messages, "an answer"))
     if written[0] != written[1]:
         _warn_once(
             f"the chat template of reward model {name!r} writes the date: a text may score otherwise on another "
