@@ -6,6 +6,8 @@ import pytest
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from nonpareil.engines.decoding import HALF, WINDOW, completion_texts
+from nonpareil.engines.vllm_requests import Choice, draws_of
+from nonpareil.records import Prompt, SamplingParams
 from tests.tokenizers_of_all_kinds import BOS, EOS, KINDS, PAD, SPECIAL, TEXT, THINK, THOUGHT, TURN, UNK
 
 BORDERS = {UNK, BOS, EOS, PAD}
@@ -152,3 +154,14 @@ def test_a_long_prompt_is_decoded_once(tokenizer: PreTrainedTokenizerFast, monke
     assert completion_texts(tokenizer, prompt, [ids] * 50, {EOS}) == [expected] * 50
     assert len(prompt) > 300
     assert sum(read) < 2 * len(prompt) + 60 * (2 * WINDOW + len(ids))
+
+
+def test_vllms_answers_are_read_by_the_same_rule() -> None:
+    """In process and over its server, which both give ids alone."""
+    tokenizer = KINDS["llama_2"]()
+    prompt = Prompt("p", "The film was", tokenizer("The film was")["input_ids"])
+    ids = [THINK, *tokenizer.encode("very good", add_special_tokens=False), THOUGHT, TURN]
+    choice = Choice(ids, [-1.0] * len(ids), "stop")
+    drawn = draws_of(prompt, [choice], 1, SamplingParams(), frozenset({EOS, TURN}), tokenizer)
+    assert drawn.completions == ["<think> very good</think>"]
+    assert drawn.completion_token_ids == [ids]
