@@ -1,6 +1,6 @@
 """Tiny real language models and what to compare them with: plain transformers, one unpadded sequence at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -109,6 +109,12 @@ def make_tokenizer(*, pad: str = "<pad>", padding_side: str = "left") -> PreTrai
         padding_side=padding_side,
         additional_special_tokens=["<user>", "<assistant>"],
     )
+
+
+def said(ids: Sequence[int], ends: Collection[int] = (END,)) -> str:
+    """What ids of `make_tokenizer` say behind a prompt: every word but the end and the borders."""
+    own = ids[:-1] if ids and ids[-1] in ends else ids
+    return "".join(f" {VOCABULARY[token]}" for token in own if token not in (0, BOS, END, PAD))
 
 
 def make_model(kind: str = "llama_grouped_heads", seed: int = 0, **changes: Any) -> PreTrainedModel:

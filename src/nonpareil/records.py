@@ -110,7 +110,7 @@ class Draws:
     """The m completions drawn for one prompt."""
 
     completions: list[str]
-    """Decoded, special tokens left out."""
+    """The text behind the prompt's, special tokens included but for the end; see `engines.decoding`."""
     completion_token_ids: list[list[int]]
     """The ids that were sampled, the end token included when drawn; each is empty where a server gives none."""
     finish_reasons: list[FinishReason]

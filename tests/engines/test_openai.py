@@ -12,7 +12,7 @@ from nonpareil.errors import ConfigError, RemoteError
 from nonpareil.records import Group, Prompt, SamplingParams
 from nonpareil.remote import JsonClient
 from tests.engines.openai_server import MODEL, OpenAIServer
-from tests.tiny import UNEVEN, make_model, make_tokenizer, worst_error
+from tests.tiny import UNEVEN, make_model, make_tokenizer, said, worst_error
 
 SAMPLING = SamplingParams(max_completion_length=8, seed=5)
 TEXTS = [Prompt(f"t{i}", text, []) for i, text in enumerate(["the film", "a", "not very good", "was"])]
@@ -50,9 +50,7 @@ def test_what_is_stored_is_what_the_served_model_drew(serve):
     assert worst_error(make_model(), UNEVEN, drawn, SAMPLING) < 1e-4
     tokenizer = make_tokenizer()
     for prompt, draws in zip(UNEVEN, drawn, strict=True):
-        assert draws.completions == tokenizer.batch_decode(
-            draws.completion_token_ids, skip_special_tokens=True
-        )
+        assert draws.completions == [said(ids) for ids in draws.completion_token_ids]
         for ids, reason in zip(draws.completion_token_ids, draws.finish_reasons, strict=True):
             assert reason == ("stop" if ids[-1] == tokenizer.eos_token_id else "length")
         assert len({tuple(ids) for ids in draws.completion_token_ids}) > 1
@@ -68,6 +66,7 @@ def test_what_is_stored_is_what_the_served_model_drew(serve):
         "endpoint": "completions",
         "token_ids": True,
         "logprobs": True,
+        "special_tokens": "in the text",
     }
 
 
@@ -324,6 +323,32 @@ def test_ids_out_of_the_tokenizers_vocabulary_are_errors(serve):
         engine_over(serve(spoil=spoil), UNEVEN[0], tokenizer).describe()
     drawn = engine_over(serve(), UNEVEN[0], tokenizer).draw(UNEVEN, 5, SAMPLING)
     assert worst_error(make_model(), UNEVEN, drawn, SAMPLING) < 1e-4
+
+
+def test_special_tokens_come_from_vllm_or_from_the_ids(serve):
+    """A server leaves them out unless it is told otherwise, which others than vLLM may not understand."""
+    tokenizer = make_tokenizer()
+
+    def skips(number: int, request: dict, answer: dict) -> None:
+        for choice in answer["choices"]:
+            if request.get("skip_special_tokens", True):
+                choice["text"] = tokenizer.decode(choice["token_ids"], skip_special_tokens=True)
+
+    for owner, known in (("vllm", None), ("vllm", tokenizer), ("another", tokenizer)):
+        server = serve(owner=owner, spoil=skips)
+        engine = engine_over(server, UNEVEN[0], known)
+        drawn = engine.draw(UNEVEN, 5, SAMPLING)
+        assert any("<user>" in text for draws in drawn for text in draws.completions)
+        for draws in drawn:
+            assert draws.completions == [said(ids) for ids in draws.completion_token_ids]
+        asked = {request.get("skip_special_tokens") for _, request in server.posts}
+        assert asked == ({False} if owner == "vllm" else {None})
+        assert engine.describe()["special_tokens"] == "in the text"
+    engine = engine_over(serve(owner="another", spoil=skips), UNEVEN[0])
+    assert not any(
+        "<user>" in text for draws in engine.draw(UNEVEN, 5, SAMPLING) for text in draws.completions
+    )
+    assert "special_tokens" not in engine.describe()
 
 
 @pytest.mark.parametrize("written", ["{}", "  {}\n", "{}\ufffd", "<s>{}"])

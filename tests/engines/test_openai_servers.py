@@ -123,6 +123,7 @@ def test_vllms_draws_are_the_policys(vllm_url, policy, kind):
         "endpoint": "chat/completions" if kind == "chat" else "completions",
         "token_ids": True,
         "logprobs": True,
+        "special_tokens": "in the text",
     }
     drawn = engine.draw(prompts, 6, SAMPLING)
     tokenizer, model = AutoTokenizer.from_pretrained(policy), AutoModelForCausalLM.from_pretrained(policy)

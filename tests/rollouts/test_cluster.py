@@ -15,7 +15,7 @@ from nonpareil.rollouts.cluster import ShardWorkers
 from nonpareil.rollouts.store import shard_path
 from tests.rollouts.conftest import combined, count_of_good, length, make_engine, never, roll, shards, state
 
-ENGINE = {"engine": "transformers", "dtype": "float32"}
+ENGINE = {"engine": "transformers", "dtype": "float32", "special_tokens": "in the text"}
 
 
 def failing(completions, **columns):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from nonpareil.answers import is_text, shown
+from nonpareil.engines.decoding import completion_texts
 from nonpareil.errors import RemoteError
 from nonpareil.records import FinishReason
 
@@ -47,7 +48,8 @@ def read_choices(
         max_tokens: of one completion.
         prompt_ids: as sent; empty where text was sent.
         mask: takes the key out of what is quoted of the answer.
-        tokenizer: of the served model, where it is known here: ids are then held against the text.
+        tokenizer: of the served model, where it is known here: ids are then held against the text, and read as
+            every engine reads them.
 
     Raises:
         RemoteError: no choices or more than asked, or two of one index; no text, or one that no file can hold; a
@@ -101,7 +103,8 @@ def _choice(
     if len(ids) > max_tokens:
         raise RemoteError(f"a completion has {len(ids)} tokens, over max_completion_length={max_tokens}")
     if ids and tokenizer is not None:
-        _check_read(ids, text, tokenizer, mask)
+        given, text = text, _read(prompt_ids, ids, reason, tokenizer)
+        _check_read(ids, given, text, tokenizer, mask)
     logprobs = _logprobs(choice.get("logprobs"))
     return Choice(
         text, cast(FinishReason, reason), ids, logprobs if len(logprobs) == len(ids) else [], prompt_ids
@@ -131,16 +134,25 @@ def _text(choice: Json, mask: Callable[[str], str]) -> tuple[str, bool]:
     return text, whole
 
 
-def _check_read(ids: list[int], text: str, tokenizer: "Tokenizer", mask: Callable[[str], str]) -> None:
+def _read(prompt_ids: list[int], ids: list[int], reason: str, tokenizer: "Tokenizer") -> str:
+    """The text as every engine's; what ends the served model is told by the answer's end."""
+    ended = reason == "stop" and ids[-1] in tokenizer.added_tokens_decoder
+    return completion_texts(tokenizer, prompt_ids, [ids], ids[-1:] if ended else [])[0]
+
+
+def _check_read(
+    ids: list[int], given: str, ours: str, tokenizer: "Tokenizer", mask: Callable[[str], str]
+) -> None:
     """Refuse ids that the tokenizer reads as another text than the server gave.
 
-    Spaces do not count, nor do characters cut in half: a server that decodes token by token has its own ways.
+    Spaces do not count, nor do characters cut in half: a server that decodes token by token has its own ways. Nor
+    does whether special tokens are in the text.
     """
     kinds: dict[str, Any] = {"clean_up_tokenization_spaces": False}
-    read = [str(tokenizer.decode(ids, skip_special_tokens=skip, **kinds)) for skip in (True, False)]
-    if _bare(text) not in map(_bare, read):
+    read = [ours, *(str(tokenizer.decode(ids, skip_special_tokens=skip, **kinds)) for skip in (True, False))]
+    if _bare(given) not in map(_bare, read):
         raise RemoteError(
-            f"the server's ids of a completion read {read[0][:60]!r} and its text is {mask(shown(text)):.60}: the "
+            f"the server's ids of a completion read {ours[:60]!r} and its text is {mask(shown(given)):.60}: the "
             "tokenizer is not the served model's; give its own as tokenizer_name_or_path"
         )
 

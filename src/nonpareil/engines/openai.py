@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.answers import answer_bytes, is_text
 from nonpareil.engines.choices import Choice, read_choices
+from nonpareil.engines.decoding import TEXT
 from nonpareil.engines.sampling import sample_keys
 from nonpareil.engines.transformers import check_sampling
 from nonpareil.errors import RemoteError
@@ -23,9 +24,10 @@ MOST_CHOICES = 128
 """Of one request: OpenAI's own limit."""
 SEEDS = 2**31
 """Seeds lie below it: some servers take no larger ones."""
-NEUTRAL = {"vllm": {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}}
+NEUTRAL = {"vllm": {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "skip_special_tokens": False}}
 """By what a server calls itself: the values that switch off what it would take from the model's own
-generation_config, where a request leaves them out. The policy asked for has none of them."""
+generation_config, where a request leaves them out (the policy asked for has none of them), and that leave special
+tokens in the text."""
 FEWEST_TO_JUDGE = 4
 """Groups of nothing but equal completions that are more than chance."""
 FEWEST_REPEATS = 8
@@ -35,11 +37,12 @@ FEWEST_REPEATS = 8
 class OpenAIEngine:
     """An engine over a served model.
 
-    What is kept of an answer: the text always. Token ids only where the server gives them together with the
-    prompt's (or those were sent). Log-probs only beside ids, one each, only for draws at temperature 1 from the
-    whole vocabulary, and only of a server that was told to add nothing of its own (`NEUTRAL`): servers may give
-    those of the unchanged distribution (vLLM does unless told otherwise), and elsewhere these are not the
-    sampling policy's. What is not kept is an empty list; where the trial had shown it, a warning says so once.
+    What is kept of an answer: the text always, as its ids read where they and the tokenizer are known. Token ids
+    only where the server gives them together with the prompt's (or those were sent). Log-probs only beside ids,
+    one each, only for draws at temperature 1 from the whole vocabulary, and only of a server that was told to add
+    nothing of its own (`NEUTRAL`): servers may give those of the unchanged distribution (vLLM does unless told
+    otherwise), and elsewhere these are not the sampling policy's. What is not kept is an empty list; where the
+    trial had shown it, a warning says so once.
     Completions are reproducible as far as the server honours `seed`.
 
     Args:
@@ -156,6 +159,11 @@ class OpenAIEngine:
                 "endpoint": _endpoint(prompt),
                 "token_ids": bool(choice.token_ids),
                 "logprobs": bool(choice.logprobs) and self._samples_unchanged(sampling),
+                **(
+                    TEXT
+                    if (choice.token_ids and self._tokenizer is not None) or self._owner in NEUTRAL
+                    else {}
+                ),
             }
         return self._seen
 

@@ -18,6 +18,7 @@ from transformers import Cache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.engines.cache import cache_argument, expand_cache, in_place_cache
+from nonpareil.engines.decoding import TEXT, as_draws
 from nonpareil.engines.finite import check_draws
 from nonpareil.engines.rows import Completion, Rows, left_pad
 from nonpareil.engines.sampling import draw_tokens, sample_keys, sampling_logits
@@ -69,7 +70,7 @@ class TransformersEngine:
 
     def describe(self) -> dict[str, Any]:
         """What changes the draws; batch size does not."""
-        return {"engine": "transformers", "dtype": str(self.model.dtype).removeprefix("torch.")}
+        return {"engine": "transformers", "dtype": str(self.model.dtype).removeprefix("torch."), **TEXT}
 
     def draw(
         self,
@@ -117,7 +118,13 @@ class TransformersEngine:
                 if on_progress is not None:
                     finished = sum(u.samples[-1] == requests[u.request].num_generations - 1 for u in units)
                     on_progress(finished, sum(len(c.token_ids) for c in batch))
-        return [[self._decode([c for c in group if c is not None]) for group in groups] for groups in drawn]
+        return [
+            [
+                as_draws(self.tokenizer, self.end_ids, *pair)
+                for pair in zip(request.prompts, groups, strict=True)
+            ]
+            for request, groups in zip(requests, drawn, strict=True)
+        ]
 
     def _batches(self, requests: Sequence[DrawRequest]) -> Iterator[list[_Unit]]:
         """Prompts of about one length together, each with the samples to draw; a large group is split."""
@@ -211,15 +218,6 @@ class TransformersEngine:
             logits_to_keep=1,
             **{self.cache_argument: cache},
         ).logits[:, -1]
-
-    def _decode(self, completions: list[Completion]) -> Draws:
-        texts = self.tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
-        return Draws(
-            completions=texts,
-            completion_token_ids=[c.token_ids for c in completions],
-            finish_reasons=[c.finish_reason for c in completions],
-            logprobs=[c.logprobs for c in completions],
-        )
 
 
 @contextmanager

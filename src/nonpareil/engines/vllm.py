@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.engines.decoding import TEXT
 from nonpareil.engines.transformers import check_prompts, check_sampling
 from nonpareil.engines.vllm_extension import EXTENSION
 from nonpareil.engines.vllm_requests import (
@@ -97,6 +98,7 @@ class VLLMEngine:
 
         return {
             "engine": "vllm",
+            **TEXT,
             "version": __version__,
             "dtype": self.dtype,
             "logprobs_mode": LOGPROBS_MODE,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.engines.decoding import completion_texts
 from nonpareil.errors import ConfigError, EngineError
 from nonpareil.records import Draws, FinishReason, Prompt, SamplingParams
 
@@ -87,7 +88,7 @@ def draws_of(
     reasons = [_ending(prompt, choice, sampling, end_ids) for choice in choices]
     ids = [choice.token_ids for choice in choices]
     return Draws(
-        completions=tokenizer.batch_decode(ids, skip_special_tokens=True),
+        completions=completion_texts(tokenizer, prompt.token_ids, ids, end_ids),
         completion_token_ids=ids,
         finish_reasons=reasons,
         logprobs=[choice.logprobs for choice in choices],

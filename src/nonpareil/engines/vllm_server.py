@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 
 from nonpareil.answers import MOST_BYTES, Answer, UnusableAnswer, answer_bytes, fetch, parse_json, shown
+from nonpareil.engines.decoding import TEXT
 from nonpareil.engines.transformers import check_prompts, check_sampling
 from nonpareil.engines.vllm_answers import choices_of, field_of, read_choice, read_score
 from nonpareil.engines.vllm_extension import EXTENSION
@@ -94,6 +95,7 @@ class VLLMServerEngine:
         """What changes the draws; not where the server is."""
         return {
             "engine": "vllm",
+            **TEXT,
             "version": self.version,
             "dtype": self.dtype,
             "logprobs_mode": self.started["logprobs_mode"],

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError
 from nonpareil.jobs.comparison_config import ComparisonSpec, MethodEntry
-from nonpareil.jobs.options import load_prompt_records, load_reward_of, load_unseen_reward
+from nonpareil.jobs.evaluation_rewards import load_unseen_reward
+from nonpareil.jobs.options import load_prompt_records, load_reward_of
 from nonpareil.rewards.load import is_function_path, load_function
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def read_inputs(spec: ComparisonSpec) -> Inputs:
             f"groups.max_prompts={pool.max_prompts}, but {options.dataset_name!r} has {training['count']} "
             "training prompts; lower it"
         )
-    reward = load_reward_of(options)
+    reward = load_reward_of(options, policy.tokenizer)
     reward.check_prompts(all_prompts, options.max_completion_length, policy.tokenizer)
     reward.release()
     gold = None

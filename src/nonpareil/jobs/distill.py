@@ -188,7 +188,7 @@ def _trainer(
             "would name the wrong base; merge it first (its training's --merge true)"
         )
     groups, prompts = _training_data(options, config, method, policy)
-    reward = _reward(options, config)
+    reward = _reward(options, config, policy)
     check_group_rewards(reward, method, config, stored=groups is not None)
     if groups is not None:
         check_reward(options.groups or "", reward)
@@ -223,10 +223,11 @@ def _policy(options: DistillOptions, config: "DistillationConfig", dtype: str) -
     return PolicySource(name, revision, dtype, trust_remote_code=config.trust_remote_code)
 
 
-def _reward(options: DistillOptions, config: "DistillationConfig") -> "CombinedReward":
-    return load_reward(
-        options, config.reward_weights, config.reward_timeout, trust_remote_code=config.trust_remote_code
-    )
+def _reward(
+    options: DistillOptions, config: "DistillationConfig", policy: "PolicySource"
+) -> "CombinedReward":
+    weights, timeout, trust = config.reward_weights, config.reward_timeout, config.trust_remote_code
+    return load_reward(options, weights, timeout, trust_remote_code=trust, tokenizer=policy.tokenizer)
 
 
 def _training_data(
@@ -261,7 +262,7 @@ def _dry_run(options: DistillOptions, config: "DistillationConfig", method: "Met
     policy = _policy(options, config, "float32")
     groups, prompts = _training_data(options, config, method, policy)
     if groups is not None:
-        check_reward(options.groups or "", _reward(options, config))
+        check_reward(options.groups or "", _reward(options, config, policy))
     return plan(policy, config, method, prompts)
 
 

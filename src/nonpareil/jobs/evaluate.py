@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.constant_rewards import RewardSpread
 from nonpareil.errors import ConfigError
 from nonpareil.folders import is_vacant
 from nonpareil.jobs.evaluation_folders import check_loadable, check_places, evaluation_folder, group_folders
@@ -96,6 +97,9 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
     m, k = options.num_reference_samples, options.num_generations
     rewards = load_rewards(options, prompts, reference.tokenizer)
     theirs = _groups(options, prompts, rewards, reference, shared, m, is_reference=True)
+    spread = RewardSpread()
+    spread.add_all(group.rewards_by_name for group in theirs)
+    spread.tell([name for reward in rewards for name in reward.names], str(shared))
     # As the reference read them, which may have been on another day, in a template that writes the date.
     read = [replace(p, token_ids=group.prompt_token_ids) for p, group in zip(prompts, theirs, strict=True)]
     ours = _groups(options, read, rewards, policy, own, k)
@@ -177,6 +181,8 @@ def _groups(
     is_reference: bool = False,
 ) -> list[Group]:
     """Scored groups of one side, kept in a folder and taken up from there. A shared folder is never deleted."""
+    from nonpareil.engines.decoding import TEXT
+    from nonpareil.rollouts.manifest import check_same
     from nonpareil.rollouts.progress import ProgressBar
     from nonpareil.rollouts.run import draw_and_score
 
@@ -197,6 +203,9 @@ def _groups(
                 and position == 0
                 and not (is_reference and options.reference_dir is not None),
             )
+    # Of an earlier version, and whole, it would be scored and compared though its texts are other ones.
+    stored = result.manifest["draw"]["engine"]
+    check_same({"engine": stored}, {"engine": {**stored, **TEXT}}, folder)
     for reward in rewards:
         reward.release()  # in memory while it scores, never beside the models that draw or are compared
     return result.groups()

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nonpareil.jobs.options import load_reward_of, load_unseen_reward
+from nonpareil.errors import ConfigError, ModelError
+from nonpareil.jobs.options import RewardOptions, load_reward_of
 from nonpareil.records import Prompt
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def load_rewards(
     options: "EvaluateOptions", prompts: Sequence[Prompt], tokenizer: "Tokenizer"
 ) -> "list[CombinedReward]":
     """The unseen reward, where there is one, then the reward; none is in memory. Raises as `check_rewards`."""
-    reward = load_reward_of(options)
+    reward = load_reward_of(options, tokenizer)
     rewards = check_rewards(options, reward, prompts, tokenizer)
     reward.release()
     return rewards
@@ -41,3 +42,35 @@ def check_rewards(
     for one in rewards[:-1]:
         one.release()
     return rewards
+
+
+def load_unseen_reward(
+    option: str, spec: str, options: RewardOptions, reward: "CombinedReward"
+) -> "CombinedReward":
+    """The reward named by an option that policies are measured by and not trained on, beside the trained one.
+
+    Raises:
+        ConfigError, ModelError: naming the option; it cannot be loaded, or has the trained reward's name.
+    """
+    from nonpareil.rewards import load_rewards
+
+    try:
+        unseen = load_rewards(
+            spec,
+            timeout=options.reward_timeout,
+            api_key_env=options.reward_api_key_env,
+            dtype=options.reward_dtype,
+            overlong=options.reward_overlong,
+            engine=options.reward_engine,
+            skipped_tokens=reward.skipped_tokens,
+            trust_remote_code=options.trust_remote_code,
+        )
+    except (ConfigError, ModelError) as error:  # which know the value alone
+        raise type(error)(f"{option}={spec!r}: {error}") from error
+    for name in unseen.names:
+        if name in reward.names:
+            raise ConfigError(
+                f"{option}={spec!r}: its name {name!r} is also the reward's, and one column would hold both; "
+                "rename the function or the folder"
+            )
+    return unseen

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.assets import demo_path
-from nonpareil.errors import ConfigError, DataError, ModelError
+from nonpareil.errors import ConfigError, DataError
 from nonpareil.jobs.remote_rewards import RemoteRewardOptions, check_remote, load_judge, specs_of
 from nonpareil.records import Prompt, SamplingParams
 from nonpareil.setting_types import SEED
@@ -91,6 +91,9 @@ class RewardInputOptions(RemoteRewardOptions):
         "error, or truncate: cut the prompt from its left to fit the window.",
         choices=("error", "truncate"),
     )
+    reward_skip_special_tokens: bool = option(
+        False, "Leave the policy's special tokens (a think tag) out of the text that rewards read."
+    )
 
 
 @dataclass
@@ -172,10 +175,21 @@ def load_reward(
     timeout: float | None,
     *,
     trust_remote_code: bool,
+    tokenizer: "Tokenizer | None",
 ) -> "CombinedReward":
-    """The rewards of the options: the model first, then functions, endpoints and the judge."""
-    from nonpareil.rewards import load_rewards
+    """The rewards of the options: the model first, then functions, endpoints and the judge.
 
+    Raises:
+        ConfigError: one that cannot be loaded, or special tokens to skip of a policy without a tokenizer here.
+    """
+    from nonpareil.rewards import load_rewards, special_tokens
+
+    skips = options.reward_skip_special_tokens
+    if skips and tokenizer is None:
+        raise ConfigError(
+            "reward_skip_special_tokens=true: which tokens are special is the served model's tokenizer's to say; "
+            "give tokenizer_name_or_path"
+        )
     return load_rewards(
         [*specs_of(options), *load_judge(options, timeout)],
         weights=weights,
@@ -186,49 +200,20 @@ def load_reward(
         prepend_bos=options.reward_prepend_bos,
         overlong=options.reward_overlong,
         engine=options.reward_engine,
+        skipped_tokens=special_tokens(tokenizer) if skips else (),
         trust_remote_code=trust_remote_code,
     )
 
 
-def load_reward_of(options: RewardOptions) -> "CombinedReward":
-    """The same of options that hold weights, timeout and trust themselves."""
+def load_reward_of(options: RewardOptions, tokenizer: "Tokenizer | None") -> "CombinedReward":
+    """The same of options that hold weights, timeout and trust themselves; the tokenizer is the policy's."""
     return load_reward(
         options,
         options.reward_weights,
         options.reward_timeout,
         trust_remote_code=options.trust_remote_code,
+        tokenizer=tokenizer,
     )
-
-
-def load_unseen_reward(
-    option: str, spec: str, options: RewardOptions, reward: "CombinedReward"
-) -> "CombinedReward":
-    """The reward named by an option that policies are measured by and not trained on, beside the trained one.
-
-    Raises:
-        ConfigError, ModelError: naming the option; it cannot be loaded, or has the trained reward's name.
-    """
-    from nonpareil.rewards import load_rewards
-
-    try:
-        unseen = load_rewards(
-            spec,
-            timeout=options.reward_timeout,
-            api_key_env=options.reward_api_key_env,
-            dtype=options.reward_dtype,
-            overlong=options.reward_overlong,
-            engine=options.reward_engine,
-            trust_remote_code=options.trust_remote_code,
-        )
-    except (ConfigError, ModelError) as error:  # which know the value alone
-        raise type(error)(f"{option}={spec!r}: {error}") from error
-    for name in unseen.names:
-        if name in reward.names:
-            raise ConfigError(
-                f"{option}={spec!r}: its name {name!r} is also the reward's, and one column would hold both; "
-                "rename the function or the folder"
-            )
-    return unseen
 
 
 def load_prompt_records(

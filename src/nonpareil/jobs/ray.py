@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.engines.decoding import TEXT
 from nonpareil.engines.ray import RayPool
 from nonpareil.engines.transformers import TransformersEngine
 from nonpareil.jobs.options import load_reward_of
@@ -45,7 +46,7 @@ class RaySource(PolicySource):
         return ShardWorkers(
             _EngineOfWorker(self._options, info),
             _RewardOfWorker(self._options),
-            {"engine": "transformers", "dtype": info["dtype"]},
+            {"engine": "transformers", "dtype": info["dtype"], **TEXT},
             self.pool.map,
         )
 
@@ -67,4 +68,6 @@ class _RewardOfWorker:
     options: "SampleOptions"
 
     def __call__(self) -> "CombinedReward":
-        return load_reward_of(self.options)
+        options = self.options
+        skips = options.reward_skip_special_tokens
+        return load_reward_of(options, policy_source(options).tokenizer if skips else None)

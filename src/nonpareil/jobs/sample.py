@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nonpareil.constant_rewards import tell_constant
 from nonpareil.jobs.engines import EngineOptions, drawer_of, source_of
 from nonpareil.jobs.options import (
     FileOptions,
@@ -62,7 +63,7 @@ def run(options: SampleOptions) -> dict[str, Any]:
         limit=options.max_prompts,
     )
     policy.check(prompts, options.sampling())
-    reward = load_reward_of(options)
+    reward = load_reward_of(options, policy.tokenizer)
     most_calls = reward.check_group_size(options.num_generations)
     reward.check_prompts(prompts, options.max_completion_length, policy.tokenizer)
     reward.log_errors_to(Path(options.output_dir))
@@ -81,6 +82,8 @@ def run(options: SampleOptions) -> dict[str, Any]:
             progress=progress,
             overwrite=options.overwrite,
         )
+    counts = _asked_for(result.manifest["counts"], reward.names)
+    _tell_constant(counts, options.output_dir)
     if options.inspect:
         _inspect(result.groups()[:2], reward, policy.tokenizer)
     return {
@@ -88,14 +91,22 @@ def run(options: SampleOptions) -> dict[str, Any]:
         "shards_drawn": result.shards_drawn,
         "shards_scored": result.shards_scored,
         **({"judge": result.reward_counts} if result.reward_counts else {}),
-        **_asked_for(result.manifest["counts"], reward.names),
+        **counts,
     }
 
 
 def _asked_for(counts: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """The counts without the nulls of rewards that an earlier run asked for."""
+    """The counts without what concerns rewards that an earlier run asked for."""
+    constant = [name for name in counts.get("constant_rewards", ()) if name in names]
+    counts = {key: value for key, value in counts.items() if key != "constant_rewards"}
+    counts |= {"constant_rewards": constant} if constant else {}
     failed = {name: counts["failed_rewards"][name] for name in names}
     return {**counts, "failed_rewards": failed}
+
+
+def _tell_constant(counts: dict[str, Any], output_dir: str) -> None:
+    for name in counts.get("constant_rewards", ()):
+        tell_constant(name, counts["prompts"], output_dir)
 
 
 def _tell_calls(most_calls: int, num_prompts: int) -> None:
@@ -114,5 +125,5 @@ def _inspect(groups: list[Group], reward: Any, tokenizer: Any) -> None:
         print("policy drew", drew, f"({group.finish_reasons[0]})")
         for name, part in zip(reward.names, reward.rewards, strict=True):
             if hasattr(part, "inspect"):
-                request = ScoreRequest.of([group]).select([0])
+                request = reward.as_read(ScoreRequest.of([group]).select([0]))
                 print(f"reward {printable(name)} reads", part.inspect(request)[0])

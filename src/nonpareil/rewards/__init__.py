@@ -14,6 +14,7 @@ from nonpareil.rewards.combine import CombinedReward
 from nonpareil.rewards.function import FunctionReward
 from nonpareil.rewards.load import is_function_path, load_function
 from nonpareil.rewards.remote import RemoteReward, is_endpoint, parse_endpoint
+from nonpareil.rewards.skipping import special_tokens
 
 if TYPE_CHECKING:
     from nonpareil.rewards.judge import JudgeReward
@@ -29,6 +30,7 @@ __all__ = [
     "VLLMReward",
     "load_function",
     "load_rewards",
+    "special_tokens",
 ]
 
 TEXT_OPTIONS = ("append_eos", "prepend_bos", "max_length", "overlong", "trust_remote_code")
@@ -56,6 +58,7 @@ def load_rewards(
     timeout: float | None = None,
     api_key_env: str | None = None,
     engine: str = "transformers",
+    skipped_tokens: Sequence[str] = (),
     **model_options: Any,
 ) -> CombinedReward:
     """Rewards from what a user names, combined.
@@ -70,6 +73,7 @@ def load_rewards(
         timeout: seconds a function may take a call, and an endpoint a request.
         api_key_env: the environment variable whose value is sent to endpoints as a bearer token.
         engine: what reward models run on, "transformers" or "vllm".
+        skipped_tokens: texts that no reward is to read; `special_tokens(tokenizer)` gives a policy's.
         **model_options: for every reward model, as `RewardModel` takes them: `dtype`, `append_eos`, ...
 
     Raises:
@@ -89,6 +93,7 @@ def load_rewards(
     return CombinedReward(
         [_load(spec, tokenizer, timeout, api_key_env, engine, model_options) for spec, tokenizer in pairs],
         weights,
+        skipped_tokens,
     )
 
 

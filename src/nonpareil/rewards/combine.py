@@ -12,17 +12,26 @@ from nonpareil.records import MOST_REWARD, Prompt, ScoreRequest, Scores
 from nonpareil.remote import run_coroutine
 from nonpareil.rewards.calling import CallFailed, contained
 from nonpareil.rewards.function import FunctionReward
+from nonpareil.rewards.skipping import without_tokens
 
 
 class CombinedReward:
     """Rewards with weights (1 each by default). Equal names get `_2`, `_3`, ... in order.
 
+    `skipped_tokens` are texts that no reward reads: what `special_tokens` gives of the policy's tokenizer.
+
     Raises:
         ConfigError: no rewards, or weights that are not one finite number a reward.
     """
 
-    def __init__(self, rewards: Sequence[Reward], weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        rewards: Sequence[Reward],
+        weights: Sequence[float] | None = None,
+        skipped_tokens: Sequence[str] = (),
+    ) -> None:
         """See the class."""
+        self.skipped_tokens = tuple(skipped_tokens)
         self.rewards = list(rewards)
         if not self.rewards:
             raise ConfigError("no reward was given; name a reward model or a function")
@@ -51,6 +60,7 @@ class CombinedReward:
         Raises:
             RewardError: a reward that left by `sys.exit`, or as its own `score`.
         """
+        request = self.as_read(request)
         waiting: dict[str, Any] = {
             name: reward
             for name, reward in zip(self.names, self.rewards, strict=True)
@@ -58,10 +68,21 @@ class CombinedReward:
         }
         scores = _score_together(waiting, request) if waiting else {}
         awaited = {name: _checked(name, one, request) for name, one in scores.items()}
-        return {name: awaited.get(name) or self.score_one(name, request) for name in self.names}
+        return {name: awaited.get(name) or self._score_one(name, request) for name in self.names}
 
     def score_one(self, name: str, request: ScoreRequest) -> Scores:
         """The scores of the reward of that name alone; raises as `score_each`."""
+        return self._score_one(name, self.as_read(request))
+
+    def as_read(self, request: ScoreRequest) -> ScoreRequest:
+        """The request as every reward reads it: without the tokens that are skipped."""
+        return without_tokens(request, self.skipped_tokens)
+
+    def reading(self) -> dict[str, Any]:
+        """What belongs to every reward's settings beside its own; empty where nothing is skipped."""
+        return {"skip_special_tokens": True} if self.skipped_tokens else {}
+
+    def _score_one(self, name: str, request: ScoreRequest) -> Scores:
         reward = self.rewards[self.names.index(name)]
         try:
             return _checked(name, reward.score(request.copy()), request)
@@ -124,7 +145,8 @@ class CombinedReward:
     def describe(self) -> dict[str, Any]:
         """Every reward's settings and weight, under the name its column has."""
         rewards = [
-            {**reward.describe(), "name": name} for name, reward in zip(self.names, self.rewards, strict=True)
+            {**reward.describe(), **self.reading(), "name": name}
+            for name, reward in zip(self.names, self.rewards, strict=True)
         ]
         return {"name": self.name, "kind": "weighted_sum", "rewards": rewards, "weights": self.weights}
 

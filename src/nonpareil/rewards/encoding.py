@@ -9,6 +9,7 @@ from typing import Any, Literal
 from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.models.chat import template_failure
 from nonpareil.records import Message, Prompt, ScoreRequest, Scores
+from nonpareil.rewards.words import check_words
 
 Overlong = Literal["error", "truncate"]
 PROMPT_CHARACTERS = 60
@@ -46,16 +47,17 @@ class RewardEncoder:
         check_overlong(self.overlong)
 
     def check_prompts(self, prompts: Sequence[Prompt], max_completion_length: int, tokenizer: Any) -> None:
-        """Refuse prompts that leave no room for a completion, before any is drawn.
+        """Refuse prompts that leave no room for a completion or lose words in the template, before any is drawn.
 
         Where the policy's tokenizer has this one's vocabulary, there must be room for `max_completion_length`
         tokens. Otherwise how many tokens a completion becomes is known only when it is there: a prompt that fills
         the window alone is refused, and one whose completions may not fit is warned of.
 
         Raises:
-            DataError: naming the prompt and the lengths; nothing is refused under `overlong="truncate"`.
-            DataError, ModelError: as `encode`.
+            DataError: naming the prompt and the lengths; none is too long under `overlong="truncate"`.
+            DataError, ModelError: as `encode` and `check_words`.
         """
+        check_words(prompts, self._render, self.name, tokenizer)
         if self.max_length is None or self.overlong == "truncate" or not prompts:
             return
         texts = ScoreRequest(

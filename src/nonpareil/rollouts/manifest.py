@@ -13,12 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nonpareil.constant_rewards import RewardSpread
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.files import jsonable, write_json
 from nonpareil.records import Prompt, SamplingParams, prompt_identity
 from nonpareil.rollouts.folder import MANIFEST
 from nonpareil.rollouts.rendering import token_ids_sha256
-from nonpareil.rollouts.store import notes_of
+from nonpareil.rollouts.store import REWARD_PREFIX, notes_of
 from nonpareil.terminal import printable
 
 FORMAT = 2
@@ -154,6 +155,7 @@ class Counts:
         self.failures: dict[str, Counter[str]] = {}
         self.rewards = 0
         """Completions whose aggregate is not null."""
+        self.spread = RewardSpread()
 
     def add(self, table: pa.Table) -> None:
         """Count one shard."""
@@ -169,6 +171,7 @@ class Counts:
         notes = notes_of(table.schema)
         for name in notes.rewards:
             self.failures.setdefault(name, Counter()).update(notes.failures.get(name, {}))
+            self.spread.add(name, table[REWARD_PREFIX + name].to_pylist())
 
     def reasons(self, names: Iterable[str], most: int = 3) -> str:
         """Why rewards of these names are null, the commonest first, in words."""
@@ -179,7 +182,11 @@ class Counts:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As the manifest has it. `failed_rewards` has, by name, how many are null and the reasons why."""
+        """As the manifest has it. `failed_rewards` has, by name, how many are null and the reasons why.
+
+        `constant_rewards`, where there are some, names those that tie in every group.
+        """
+        constant = self.spread.constant()
         failed = {}
         for name, reasons in self.failures.items():
             kept = dict(reasons.most_common(FAILURE_REASONS_KEPT))
@@ -193,6 +200,7 @@ class Counts:
             "tokens": self.tokens,
             "finish_reasons": dict(self.finish_reasons),
             "failed_rewards": failed,
+            **({"constant_rewards": constant} if constant else {}),
         }
 
 

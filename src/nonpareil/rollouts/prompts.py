@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError, DataError
-from nonpareil.models.chat import template_failure
+from nonpareil.models.chat import held_clock, template_failure
 from nonpareil.records import Message, Prompt, PromptText, prompt_id_of
-from nonpareil.rollouts.rendering import check_template_kwargs, held_clock, rendering_of
+from nonpareil.rollouts.rendering import check_template_kwargs, rendering_of
 from nonpareil.rollouts.sources import read_rows
 from nonpareil.setting_types import check_value, nearest
 from nonpareil.text_files import check_characters

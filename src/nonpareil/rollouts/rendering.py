@@ -5,10 +5,8 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,28 +74,6 @@ def rendering_of(tokenizer: "Tokenizer", kwargs: Mapping[str, Any]) -> Rendering
         content = {key: value for key, value in kept.items() if key not in ("padding", "truncation")}
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
     return Rendering(_sha256([content, special]), _sha256(_source(tokenizer)), dict(kwargs))
-
-
-@contextmanager
-def held_clock(now: datetime) -> Iterator[None]:
-    """Chat templates take `now` for now meanwhile, so that all prompts of a run have one date.
-
-    Templates call a function of transformers that reads the clock; from 5.24 on none that is given in its place
-    reaches them.
-    """
-    from transformers.utils import chat_template_utils
-
-    class Held(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> Any:
-            return now
-
-    module: Any = chat_template_utils
-    before, module.datetime = module.datetime, Held
-    try:
-        yield
-    finally:
-        module.datetime = before
 
 
 def write_rendered(folder: Path, prompts: Sequence[Prompt]) -> None:

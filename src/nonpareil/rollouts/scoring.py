@@ -46,6 +46,10 @@ class RewardSum(Protocol):
         """One value a completion; None where a reward is None."""
         ...
 
+    def reading(self) -> dict[str, Any]:
+        """What belongs to every reward's settings beside its own."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """Every reward's settings, for the manifest."""
         ...
@@ -53,7 +57,8 @@ class RewardSum(Protocol):
 
 def reward_settings(reward: RewardSum) -> dict[str, Any]:
     """What each column would be scored with, by name, as it reads back from JSON."""
-    return {n: jsonable(one.describe()) for n, one in zip(reward.names, reward.rewards, strict=True)}
+    pairs = zip(reward.names, reward.rewards, strict=True)
+    return {name: jsonable({**one.describe(), **reward.reading()}) for name, one in pairs}
 
 
 def counted(rewards: Sequence[Reward]) -> Counter[str]:

@@ -8,10 +8,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from nonpareil.constant_rewards import FEWEST_GROUPS, RewardSpread
 from nonpareil.engines.sampling import sample_keys
 from nonpareil.errors import DivergedError, RewardError
 from nonpareil.methods.base import Method, ScoredDraws
-from nonpareil.models.distributed import gather_shares, my_share
+from nonpareil.models.distributed import gather_shares, my_share, process_index
 from nonpareil.models.logprobs import TokenSequences
 from nonpareil.records import Draws, Group, Prompt, SamplingParams, ScoreRequest
 from nonpareil.rewards.combine import CombinedReward
@@ -99,6 +100,7 @@ class StepDrawer:
         self._make_drawing = make_drawing
         self.method, self.reward, self.config = method, reward, config
         self.stored = stored or {}
+        self._spread = RewardSpread()
         check_group_rewards(reward, method, config, stored=bool(self.stored))
 
     @cached_property
@@ -131,6 +133,9 @@ class StepDrawer:
             of_policy, sampled = torch.empty(len(prompts), 0), []
         if self.stored:
             groups = [_with_stored(group, self.stored[group.prompt_id]) for group in groups]
+        if len(self.reward.names) > 1 and process_index() == 0:
+            self._spread.add_all(group.rewards_by_name for group in groups)
+            self._spread.tell(self.reward.names, str(self.config.output_dir), FEWEST_GROUPS)
         width = max(len(ids) for group in groups for ids in group.completion_token_ids)
         tokens, mask = _padded([group.logprobs[:k] for group in groups], width)
         rewards = reward_tensor(groups)

@@ -1,0 +1,59 @@
+"""Rewards that tell no completion of a prompt from another: no choice among them can follow such a reward."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from nonpareil.terminal import tell
+
+FEWEST_GROUPS = 4
+"""That a reward ties in throughout before a training says so: some are seldom met."""
+
+
+class RewardSpread:
+    """By reward, how many groups could have shown a difference, and whether any did."""
+
+    def __init__(self) -> None:
+        """Nothing seen yet."""
+        self._groups: Counter[str] = Counter()
+        self._varies: set[str] = set()
+
+    def add(self, name: str, values: Iterable[Sequence[float | None]]) -> None:
+        """The scores of one reward, group by group; nulls, and groups with a single score, show nothing."""
+        for group in values:
+            known = [value for value in group if value is not None]
+            self._groups[name] += len(known) > 1
+            if len(set(known)) > 1:
+                self._varies.add(name)
+
+    def add_all(self, groups: Iterable[Mapping[str, Sequence[float | None]]]) -> None:
+        """The scores of groups, each by reward."""
+        for by_name in groups:
+            for name, values in by_name.items():
+                self.add(name, [values])
+
+    def constant(self) -> list[str]:
+        """The rewards that have tied in every group so far, of at least one."""
+        return [name for name, count in self._groups.items() if count and name not in self._varies]
+
+    def tell(self, names: Iterable[str], where: str, fewest: int = 1) -> None:
+        """Say once of each reward among these that it has tied in every group so far, of at least so many."""
+        constant = self.constant()
+        for name in names:
+            if name in constant and self._groups[name] >= fewest:
+                tell_constant(name, self._groups[name], where)
+
+
+_told: set[tuple[str, str]] = set()
+
+
+def tell_constant(name: str, groups: int, where: str) -> None:
+    """Warn, once a process, of a reward that tied in that many groups of a folder, and say what to do."""
+    if (name, where) in _told:  # a comparison looks at one reference many times
+        return
+    _told.add((name, where))
+    tell(
+        f"reward {name!r} is equal for all completions of a prompt, at each of the {groups} prompts scored so far: "
+        "it tells none from another and decides nothing. In a chat a completion is a list of one message, so "
+        'len(completion) is always 1 and completion[-1]["content"] is the text. A reward that is seldom met needs '
+        "more completions a prompt or easier prompts; one that cannot vary is best removed"
+    )
