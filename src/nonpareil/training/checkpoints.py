@@ -218,8 +218,11 @@ class CheckpointingTrainer(PlacingTrainer):
                 self._moving_anchor.load(checkpoint)
         with self._recorded():
             if checkpoint is not None and self._saved_step == self.planned:
-                return self._take_up_finished(str(checkpoint))
-            return self._train_on(checkpoint, **kwargs)
+                output = self._take_up_finished(str(checkpoint))
+            else:
+                output = self._train_on(checkpoint, **kwargs)
+        output.metrics.update(self.whole.spent.summary(output.metrics, self.state))
+        return output._replace(training_loss=self.whole.spent.mean_loss)
 
     def _recorded(self) -> AbstractContextManager[None]:
         """Entered once nothing can be refused any more, for the time in which files are written."""

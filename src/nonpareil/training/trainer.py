@@ -226,9 +226,8 @@ class DistillationTrainer(ListingTrainer):
         drawn = self._draw(inputs)
         descended = self.descent.step(plain_model(model), drawn, self.state.global_step + 1)
         self._record(descended, time.perf_counter() - start)
-        return torch.tensor(
-            descended.loss, device=self.args.device
-        ).nan_to_num()  # of the log `_figures` has it
+        loss = torch.tensor(descended.loss, device=self.args.device)
+        return loss.nan_to_num()  # of the log `_figures` has it
 
     def _draw(self, prompts: list[Prompt]) -> StepDraws:
         """This step's draws; those of the step before where one batch of draws serves several steps."""
@@ -249,8 +248,9 @@ class DistillationTrainer(ListingTrainer):
     def _record(self, descended: Descended, seconds: float) -> None:
         """Gather the step's figures; they are logged as means over `logging_steps`."""
         drawn, targets = descended.drawn, descended.targets
-        figures = {**step_figures(drawn, self.reward.names), **self.method.metrics(drawn.numbers)}
-        for name, value in {**figures, **descended.figures, "step_time": seconds}.items():
+        figures = step_figures(drawn, self.reward.names, anchor_moves=self._moving_anchor is not None)
+        figures |= {**self.method.metrics(drawn.numbers), **descended.figures, "step_time": seconds}
+        for name, value in figures.items():
             self._figures[name].append(value)
         step = self.state.global_step + 1
         logged = self.args.log_completions and step % max(1, int(self.state.logging_steps)) == 0
@@ -265,8 +265,8 @@ class DistillationTrainer(ListingTrainer):
             means = {name: known_mean(values) for name, values in self._figures.items()}
             logs = {**logs, **means, "num_tokens": self.state.num_input_tokens_seen}
             self._figures.clear()
-        elif "train_loss" in logs and not self.descent.taken:
-            logs = {**logs, "train_loss": float("nan")}
+        elif "train_loss" in logs:
+            logs = self.spent.summary(logs, self.state)
         super().log(logs, start_time)
 
     def evaluate(  # type: ignore[override]
