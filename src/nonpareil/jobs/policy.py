@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.engines.transformers import TransformersEngine, check_prompts, check_sampling, check_token_ids
 from nonpareil.models.adapters import adapter_base
-from nonpareil.models.devices import best_device, resolve_dtype
+from nonpareil.models.devices import best_device, dtype_name, resolve_dtype
 from nonpareil.models.empty import model_folder
 from nonpareil.models.fingerprint import fingerprint
-from nonpareil.models.loading import load_policy, load_tokenizer, stated_limits
+from nonpareil.models.loading import load_policy, load_tokenizer, stated_limits, widened
 from nonpareil.models.pretrained import read_config
 from nonpareil.records import Prompt, SamplingParams
 
@@ -59,14 +60,32 @@ class PolicySource:
         name, _ = self.base or (self.name_or_path, None)
         check_token_ids(prompts, vocabulary, f"{'the base model' if self.base else 'the model'} {name!r}")
 
-    def load(self, dtype: str | None = None) -> PreTrainedModel:
-        """The model, on the best device of this machine."""
-        return load_policy(
+    @property
+    def resolved_dtype(self) -> torch.dtype:
+        """What the weights are loaded in on this machine, whatever they are stored in."""
+        return resolve_dtype(self.dtype, best_device())
+
+    @property
+    def stored_dtype(self) -> torch.dtype | None:
+        """What the weights are stored in; None where the config does not say."""
+        if self.base:
+            return torch.float32  # in which an adapter is added to its base
+        stored = getattr(self.config, "dtype", None)
+        return stored if isinstance(stored, torch.dtype) else None
+
+    def load(self, products: torch.dtype | None = None) -> PreTrainedModel:
+        """The model, on the best device of this machine.
+
+        `products`: what its matrices are multiplied in, where that is to be wider than `dtype`. The weights are
+        those of `dtype` all the same: it is the model that draws.
+        """
+        model = load_policy(
             self.name_or_path,
-            dtype=dtype or self.dtype,
+            dtype=self.dtype,
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
         )[0]
+        return model if products in (None, self.resolved_dtype) else widened(model, products)
 
     def local_path(self) -> str:
         """The model's folder on this machine; a hub model's is downloaded."""
@@ -82,7 +101,7 @@ class PolicySource:
             "path": self.name_or_path,
             "revision": self.revision,
             "fingerprint": self.fingerprint,
-            "dtype": str(resolve_dtype(self.dtype, best_device())).removeprefix("torch."),
+            "dtype": dtype_name(self.resolved_dtype),
             **({"trust_remote_code": True} if self.trust_remote_code else {}),
         }
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Group
+from nonpareil.terminal import printable, tell
 
 if TYPE_CHECKING:
     from nonpareil.jobs.policy import PolicySource
@@ -125,6 +126,7 @@ def _check_origin(
             f"groups={path!r} was drawn from {drawn['model'].get('path')!r} ({theirs}), not from "
             f"model_name_or_path={policy.name_or_path!r} ({ours}); draw groups from the model that is trained"
         )
+    _tell_dtype(path, drawn["model"].get("dtype"), config)
     asked = vars(config.sampling(0))
     for name, value in drawn["sampling"].items():
         if asked[name] != value:
@@ -132,6 +134,21 @@ def _check_origin(
                 f"groups={path!r} was drawn with {name}={value}, and this run has {name}={asked[name]}; "
                 "they must be equal"
             )
+
+
+def _tell_dtype(path: str, drawn_in: str | None, config: "DistillationConfig") -> None:
+    """Say so where the groups' log-probs are not of the weights that this training computes with."""
+    import torch
+
+    from nonpareil.models.devices import dtype_name
+
+    computes = dtype_name(config.compute_dtype(torch.float32))
+    if drawn_in not in (None, computes):
+        there = printable(str(drawn_in))
+        tell(
+            f"groups={path!r} was drawn in {there}, and this training computes in {computes}: the log-probs of its "
+            f"completions are those of {there} weights. For one dtype, draw with --dtype {computes}, or set bf16"
+        )
 
 
 def _reward_settings(described: dict[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,11 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     return DTYPES[dtype]
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As options, manifests and reports write it: "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _cpu_has_bfloat16() -> bool:
     """Whether the CPU has AMX tiles or AVX-512 BF16; asks /proc/cpuinfo where this torch cannot say."""
     asked = [

@@ -102,6 +102,14 @@ def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
+def widened(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The same model, its half-precision weights held in a wider dtype: same numbers, exacter products."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype in (torch.bfloat16, torch.float16):
+            tensor.data = tensor.data.to(dtype)
+    return model
+
+
 def load_model(
     name_or_path: str, revision: str | None, dtype: torch.dtype, *, trust_remote_code: bool = False
 ) -> PreTrainedModel:
