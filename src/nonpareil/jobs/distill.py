@@ -206,7 +206,8 @@ def _trainer(
     model = policy.info()["fingerprint"]
     planned = planned_steps(config, method, len(prompts))
     if checkpoint is not None:  # before any weight is read
-        refuse_another_run(checkpoint, run_identity(config, method, prompts, reward, model, groups), planned)
+        identity = run_identity(config, method, prompts, reward, model, groups)
+        refuse_another_run(checkpoint, identity | policy.ends_of_run(), planned)
     trainer = DistillationTrainer(
         policy.local_path() if config.shard_weights else policy.load(),
         reward,

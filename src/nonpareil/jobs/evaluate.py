@@ -88,7 +88,7 @@ def evaluate_in_place(options: EvaluateOptions) -> dict[str, Any]:
 def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
     from nonpareil.evaluation import best_of_n_report, evaluate_groups
     from nonpareil.evaluation.report import write_report
-    from nonpareil.jobs.policy import policy_source
+    from nonpareil.jobs.policy import check_same_endings, policy_source
 
     products = products_dtype(options.dtype, options.kl_dtype)
     policy = policy_source(options)
@@ -96,6 +96,7 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
     prompts = _prompts_of_both(options, reference, policy)
     for side in (policy, reference):
         side.check(prompts, options.sampling())
+    check_same_endings(policy, reference)
     dtypes = dtypes_of(policy, reference, products)
     own, shared = group_folders(options)
     if options.overwrite and not (is_vacant(own) and is_vacant(shared)):
