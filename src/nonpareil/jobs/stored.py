@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError, DataError
-from nonpareil.records import Group
+from nonpareil.records import Group, prompt_of
 from nonpareil.terminal import printable, tell
 
 if TYPE_CHECKING:
@@ -105,7 +105,20 @@ def _read_folder(
             f"groups={path!r} was drawn with chat_template_kwargs={drawn_with!r}, and this run has {kwargs!r}; "
             "they must be equal"
         )
+    _check_endings(path, manifest["draw"]["model"], policy, groups)
     return groups
+
+
+def _check_endings(path: str, drawn: dict[str, Any], policy: "PolicySource", groups: list[Group]) -> None:
+    """Completions must have ended where the policy's do; earlier versions do not say where theirs did."""
+    there = drawn.get("end_token_ids")
+    here = sorted(policy.endings_of([prompt_of(group) for group in groups[:1]]).ids)
+    if there is not None and there != here:
+        raise ConfigError(
+            f"groups={path!r} was drawn with completions that end with the ids {there!r}, and those of "
+            f"model_name_or_path={policy.name_or_path!r} end with {here!r}; draw the groups anew, or put back "
+            "eos_token_id in its generation_config.json"
+        )
 
 
 def _with_token_ids(groups: list[Group], policy: "PolicySource", kwargs: dict[str, Any]) -> list[Group]:
