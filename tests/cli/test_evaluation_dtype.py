@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -39,8 +40,13 @@ def moved(files: Path) -> Path:
 class Plain:
     """A model whose weights are those of a dtype, multiplied in float32, as a user would load it."""
 
-    def __init__(self, path: Path, dtype: str):
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype)).float().eval()
+    def __init__(self, path: Path, dtype: str, adapter: Path | None = None):
+        as_stored = "float32" if adapter else dtype
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, as_stored))
+        if adapter:
+            whole: Any = PeftModel.from_pretrained(model, str(adapter))
+            model = whole.merge_and_unload().to(getattr(torch, dtype))
+        self.model = model.float().eval()
 
     @torch.no_grad()
     def logprobs(self, prompt: list[int], completion: list[int]) -> Tensor:
@@ -110,6 +116,25 @@ def test_every_figure_is_of_the_models_that_drew(dtype: str, nonpareil: Command,
         assert side["worst"] < (1e-4 if stated == "float32" else 0.15)
     won = win_rate(moved.parent / "out" / "policy", moved.parent / "out" / "reference")
     assert figures["comparison"]["win_rate"]["estimate"] == pytest.approx(won, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_an_adapter_is_added_before_rounding_and_measured_as_it_draws(
+    dtype: str, nonpareil: Command, files: Path
+) -> None:
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(files / "policy", dtype=torch.float32)
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    adapted.save_pretrained(files / "adapter")
+    for file in (files / "policy").glob("*token*"):
+        (files / "adapter" / file.name).write_bytes(file.read_bytes())
+    report, said = evaluated(nonpareil, files / "adapter", dtype=dtype)
+    policy, reference = Plain(files / "policy", dtype, files / "adapter"), Plain(files / "policy", dtype)
+    ours = measured(policy, reference, files / "out" / "policy")
+    assert report["evaluation"]["kl"]["estimate"] == pytest.approx(ours["kl"], rel=1e-3)
+    assert report["evaluation"]["log_ratio"]["estimate"] == pytest.approx(ours["log_ratio"], rel=1e-3)
+    assert ours["off"] < (1e-5 if dtype == "float32" else 0.05)
+    assert ("stored in float32, measured in bfloat16" in said) == (dtype == "bfloat16")
 
 
 def test_of_a_move_that_rounds_away_nothing_is_measured(nonpareil: Command, files: Path) -> None:

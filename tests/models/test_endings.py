@@ -1,11 +1,13 @@
 """The end of a chat turn, read from chat templates as models have them."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nonpareil.models.endings import endings_of, turn_end_id
-from nonpareil.models.loading import end_token_ids
+from nonpareil.models.loading import end_token_ids, load_policy, stored_end_token_ids
 from nonpareil.models.saving import prepare_saving
 from nonpareil.records import Prompt, Rendering
 from tests.tiny import VOCABULARY, make_model, make_tokenizer
@@ -108,6 +110,44 @@ def test_what_is_saved_ends_where_it_was_trained_to(generation: Any, config: Any
     prepare_saving(model, tokenizer, [Prompt("p", TALK, [1])])
     assert model.generation_config.eos_token_id == saved
     assert end_token_ids(model, tokenizer) == set(saved)
+
+
+def named_by(folder: Path, generation: Any, config: Any, tokenizer: Any) -> None:
+    """A saved model whose ends are these; "absent" leaves the generation config's file out."""
+    model, own = make_model(eos_token_id=config), make_tokenizer()
+    model.generation_config.eos_token_id = None if generation == "absent" else generation
+    own.eos_token = tokenizer
+    model.save_pretrained(folder)
+    own.save_pretrained(folder)
+    if generation == "absent":
+        (folder / "generation_config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "tokenizer", "ends"),
+    [
+        ("absent", 7, "</s>", {7}),
+        ("absent", [5, 7], "</s>", {5, 7}),
+        ("absent", None, "</s>", {2}),
+        ("absent", None, None, set()),
+        ([4, 5], 7, "</s>", {4, 5}),
+        (4, 7, None, {4}),
+        (None, 7, "</s>", {7}),
+        (None, None, "bad", {BAD}),
+    ],
+)
+def test_a_model_on_disk_ends_where_it_does_in_memory_and_is_saved_so(
+    generation: Any, config: Any, tokenizer: Any, ends: set[int], tmp_path: Path
+) -> None:
+    named_by(tmp_path / "model", generation, config, tokenizer)
+    model, own = load_policy(str(tmp_path / "model"), dtype="float32")
+    assert stored_end_token_ids(str(tmp_path / "model"), own) == end_token_ids(model, own) == ends
+    prepare_saving(model, own, [Prompt("p", "a film", [1])])
+    model.save_pretrained(tmp_path / "saved")
+    own.save_pretrained(tmp_path / "saved")
+    assert stored_end_token_ids(str(tmp_path / "saved"), own) == ends
+    written = json.loads((tmp_path / "saved" / "generation_config.json").read_text()).get("eos_token_id")
+    assert set(written if isinstance(written, list) else [written]) - {None} == ends
 
 
 def test_strings_leave_the_models_own_word(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.errors import ConfigError, ModelError
 from nonpareil.models.adapters import adapter_base, merged
-from nonpareil.models.devices import best_device, resolve_dtype
+from nonpareil.models.devices import best_device, cast_weights, resolve_dtype
 from nonpareil.models.pretrained import (
     check_local_path,
     read_config,
@@ -98,13 +98,6 @@ def save_merged(directory: Path, *, trust_remote_code: bool = False) -> str:
     cast_weights(model, stored or model.dtype).save_pretrained(directory / "merged")
     tokenizer.save_pretrained(directory / "merged")
     return str(directory / "merged")
-
-
-def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The same model with its weights in a dtype; `model.to(dtype)` would round the rotary frequencies too."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return model
 
 
 def widened(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
