@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from nonpareil.models.loading import load_policy, stored_end_token_ids
 from nonpareil.rollouts import read_groups
 from nonpareil.rollouts.manifest import read_manifest, write_manifest
-from nonpareil.rollouts.store import notes_of, read_table, with_notes, write_table
+from nonpareil.rollouts.store import notes_of, read_shard, read_table, with_notes, write_shard, write_table
 from tests.cli.conftest import WORDS, Command, config, tokenizer
 
 EOS, TURN = 2, 4 + len(WORDS)
@@ -166,6 +166,30 @@ def test_earlier_folders_go_on_where_no_turns_end_was_added(nonpareil: Command, 
     status, said = run(nonpareil, "sample", output_dir=chat / "chats")
     assert status == 2
     assert f"model.turn_end_token_id: None there, {TURN} now" in said
+
+
+def test_stored_completions_that_go_on_behind_an_end_are_not_trained_on(
+    nonpareil: Command, chat: Path
+) -> None:
+    """As an earlier version drew them, whose manifest does not say where completions end."""
+    assert run(nonpareil, "sample", shard_size=64, seed=1)[0] == 0
+    manifest = read_manifest(chat / "out") or {}
+    for name in ("end_token_ids", "turn_end_token_id"):
+        del manifest["draw"]["model"][name]
+    write_manifest(chat / "out", manifest)
+    shard = chat / "out" / "data" / "shard-00000.parquet"
+    notes = replace(notes_of(read_table(shard).schema), draw=manifest["draw"])
+    groups = read_shard(shard)
+    training = {"groups": chat / "out", "dataset_name": None, "method": "sft_bon", "n": 2, "dry_run": "true"}
+    write_shard(shard, groups, notes=notes)
+    status, said = run(nonpareil, "distill", **training)
+    assert status == 0, said
+    groups[3].completion_token_ids[1].insert(0, TURN)
+    groups[3].logprobs[1].insert(0, -1.0)
+    write_shard(shard, groups, notes=notes)
+    status, said = run(nonpareil, "distill", **training)
+    assert status == 2
+    assert f"a completion of prompt {groups[3].prompt_id} goes on behind the id {TURN}" in said
 
 
 def test_a_training_is_not_taken_up_with_other_ends(nonpareil: Command, chat: Path) -> None:

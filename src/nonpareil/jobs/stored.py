@@ -105,20 +105,33 @@ def _read_folder(
             f"groups={path!r} was drawn with chat_template_kwargs={drawn_with!r}, and this run has {kwargs!r}; "
             "they must be equal"
         )
-    _check_endings(path, manifest["draw"]["model"], policy, groups)
+    if not served:
+        _check_endings(path, manifest["draw"]["model"], policy, groups)
     return groups
 
 
 def _check_endings(path: str, drawn: dict[str, Any], policy: "PolicySource", groups: list[Group]) -> None:
-    """Completions must have ended where the policy's do; earlier versions do not say where theirs did."""
+    """Completions must have ended where the policy's do. Earlier versions do not say where; the ids themselves do.
+
+    Raises:
+        ConfigError: naming both sets of ids, or a prompt whose completion goes on behind one.
+    """
     there = drawn.get("end_token_ids")
-    here = sorted(policy.endings_of([prompt_of(group) for group in groups[:1]]).ids)
-    if there is not None and there != here:
+    here = policy.endings_of([prompt_of(group) for group in groups[:1]]).ids
+    if there is not None and there != sorted(here):
         raise ConfigError(
             f"groups={path!r} was drawn with completions that end with the ids {there!r}, and those of "
-            f"model_name_or_path={policy.name_or_path!r} end with {here!r}; draw the groups anew, or put back "
-            "eos_token_id in its generation_config.json"
+            f"model_name_or_path={policy.name_or_path!r} end with {sorted(here)!r}; draw the groups anew, or put "
+            "back eos_token_id in its generation_config.json"
         )
+    for group in groups:
+        for ids in group.completion_token_ids:
+            if behind := here.intersection(ids[:-1]):
+                raise ConfigError(
+                    f"groups={path!r}: a completion of prompt {group.prompt_id} goes on behind the id "
+                    f"{min(behind)}, with which one of model_name_or_path={policy.name_or_path!r} ends; draw the "
+                    "groups anew"
+                )
 
 
 def _with_token_ids(groups: list[Group], policy: "PolicySource", kwargs: dict[str, Any]) -> list[Group]:
