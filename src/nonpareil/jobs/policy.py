@@ -78,7 +78,7 @@ class PolicySource:
         self.endings = endings
 
     def ends_of_run(self) -> dict[str, list[int]]:
-        """The same as a training keeps it."""
+        """Where completions end, as a training's checkpoints keep it."""
         return {} if self.endings is None else {"end_token_ids": sorted(self.endings.ids)}
 
     def endings_of(self, prompts: Sequence[Prompt]) -> Endings:

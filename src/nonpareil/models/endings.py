@@ -94,12 +94,14 @@ def settle_endings(model: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequen
     """Decide where completions of these prompts end, for drawing and for what is saved; tells of a turn's end."""
     endings = endings_of(end_token_ids(model, tokenizer), tokenizer, prompts)
     end_at(model, tokenizer, endings.ids)
-    if endings.turn_end is not None and process_index() == 0:
+    if endings.turn_end is not None:
         tell_endings(endings, tokenizer, model.name_or_path or type(model).__name__)
 
 
 def tell_endings(endings: Endings, tokenizer: Tokenizer, name: str) -> None:
     """Say where the template adds an end, and where the tokenizer's own is none."""
+    if process_index() > 0:
+        return
     model = printable(name)
     if endings.turn_end is not None:
         turn = shown({endings.turn_end}, tokenizer)
