@@ -138,6 +138,8 @@ class Evaluation:
     length_strata: tuple[LengthStratum, ...]
     unseen: Comparison | None
     """A reward that was not trained on."""
+    dtype: str | None = None
+    """Of both models' weights, whatever they are stored in: for these the figures hold."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; what cannot be computed is null."""
