@@ -43,6 +43,18 @@ def test_a_run_whose_every_reward_failed_is_no_success_and_is_asked_again(nonpar
     assert figures["failed_rewards"] == {"down": {"count": 0, "reasons": {}}}
 
 
+@pytest.mark.parametrize("bf16", ["true", "false"])
+def test_a_training_says_where_its_groups_are_of_another_dtype(nonpareil, files, bf16):
+    groups = files / "groups"
+    assert nonpareil("sample", output_dir=groups, dtype="float32")[0] == 0
+    settings = {"groups": groups, "dataset_name": None, "evaluate_after": "false", "eval_dataset_name": None}
+    status, _, err = nonpareil(
+        "distill", method="sft_bon", n=2, bf16=bf16, dry_run="true", **settings, num_generations_eval=None
+    )
+    assert status == 0, err
+    assert ("was drawn in float32, and this training computes in bfloat16" in err) == (bf16 == "true")
+
+
 def test_evaluate_whose_every_reward_failed_is_no_success(nonpareil, files):
     status, _, err = nonpareil("evaluate", reward_funcs=f"{files}/rewards.py:nothing", output_dir=files / "e")
     assert status == 1

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import AutoModelForCausalLM, BertConfig, BertModel, Ernie4_5_MoeConfig
 
 from nonpareil.errors import ConfigError, ModelError
-from nonpareil.models.devices import best_device, fast_dtype, resolve_dtype
+from nonpareil.models.devices import best_device, cast_weights, fast_dtype, resolve_dtype
 from nonpareil.models.loading import load_policy, stated_limits
-from tests.tiny import make_model, make_tokenizer
+from tests.tiny import LLAMA, make_model, make_tokenizer
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[1, 7, 8, 9, 2]])
@@ -42,6 +42,32 @@ def test_a_saved_model_comes_back_with_its_tokenizer(kind: str, tmp_path: Path) 
 )
 def test_the_dtype_asked_for_is_the_dtype_given(saved: Path, dtype: str, expected: torch.dtype) -> None:
     assert load_policy(str(saved), dtype=dtype, device=CPU)[0].dtype == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("kind", ["llama_grouped_heads", "ernie"])
+def test_casting_gives_the_types_and_bits_that_loading_would_have(
+    kind: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """An architecture may keep some weights in float32, such as a router's: policy and reference must both."""
+    if kind == "ernie":
+        settings = {name: value for name, value in LLAMA.items() if name != "initializer_range"}
+        experts = {"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1, "moe_intermediate_size": 16}
+        config = Ernie4_5_MoeConfig(**settings, **experts, moe_layer_start_index=1)
+        AutoModelForCausalLM.from_config(config).float().save_pretrained(tmp_path)
+    else:
+        make_model(kind).save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).state_dict()
+    cast = cast_weights(
+        AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32), dtype
+    ).state_dict()
+    assert loaded.keys() == cast.keys()
+    for name, weight in loaded.items():
+        assert weight.dtype == cast[name].dtype, name
+        assert torch.equal(weight, cast[name]), name
+    routers = {name for name in loaded if ".gate." in name}
+    kept = {name for name, weight in loaded.items() if weight.dtype is torch.float32}
+    assert kept == (set(loaded) if dtype is torch.float32 else routers)
 
 
 def without_tokenizer(folder: Path) -> None:

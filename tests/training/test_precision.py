@@ -41,6 +41,46 @@ def test_bf16_training_multiplies_in_bfloat16(changes: dict[str, Any], bf16: boo
     assert {p.dtype for p in trained} == {p.grad.dtype for p in trained} == {torch.float32}
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("changes", [{}, LORA], ids=["full", "lora"])
+def test_what_draws_is_what_is_trained_but_for_rounding(
+    changes: dict[str, Any], bf16: bool, tmp_path: Path
+) -> None:
+    """In bfloat16 both multiply the same rounded matrices, and round what is between them differently."""
+    model = cast_weights(make_model(), torch.bfloat16) if bf16 and changes else make_model()
+    trainer = make_trainer(tmp_path, model=model, bf16=bf16, max_steps=2, **changes)
+    trainer.train()  # so that there is something to round
+    drawn = trainer.drawer.draw(PROMPTS, step=2)
+    policy = plain_model(trainer.model).eval()
+    count = drawn.num_policy
+    sequences = TokenSequences(
+        [g.prompt_token_ids for g in drawn.groups for _ in range(count)],
+        [ids for g in drawn.groups for ids in g.completion_token_ids[:count]],
+    )
+    with torch.no_grad(), trainer.accelerator.autocast():
+        trained = completion_token_logprobs(policy, sequences)
+    recorded = [each for g in drawn.groups for each in g.logprobs[:count]]
+    off = torch.cat(
+        [(row[: len(r)] - torch.tensor(r)).abs() for row, r in zip(trained, recorded, strict=True)]
+    )
+    assert off.numel() > 20
+    assert off.mean() < (0.03 if bf16 else 1e-5)
+    assert off.max() < (0.2 if bf16 else 1e-4)
+    assert not bf16 or off.max() > 0
+
+
+def test_the_working_copy_holds_the_trained_weights_rounded_once(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, bf16=True)
+    trainer.train()
+    trainer.drawer.draw(PROMPTS, step=4)
+    drawing: Any = trainer.drawer.drawing
+    copy = drawing.take("policy")
+    for held, trained in zip(copy.parameters(), trainer.model.parameters(), strict=True):
+        assert held.dtype is torch.bfloat16
+        assert torch.equal(held, trained.to(torch.bfloat16))
+    assert any(not torch.equal(p.float().to(torch.bfloat16).float(), p) for p in trainer.model.parameters())
+
+
 def test_adapters_keep_no_second_copy_of_their_inputs(tmp_path: Path) -> None:
     """The same bits, with fewer bytes kept for the backward pass than by PEFT's cast to float32."""
     trainer = make_trainer(tmp_path, model=cast_weights(make_model(), torch.bfloat16), bf16=True, **LORA)

@@ -3,6 +3,7 @@
 import gc
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ class VLLMEngine:
         tokenizer: decodes what is drawn; vLLM itself works on ids alone.
         dtype: "auto" as everywhere here, "bfloat16", "float16" or "float32".
         revision: of a hub model.
+        end_ids: the ids that end a completion, as `models.endings` gives them; by default the model's own.
         max_lora_rank: largest rank of the adapters to come; None takes no adapters.
         max_model_len: most tokens of prompt and completion; by default the model's window.
         gpu_memory_utilization: share of the device's memory for weights and cache; by default vLLM's own.
@@ -56,6 +58,7 @@ class VLLMEngine:
         *,
         dtype: str = "auto",
         revision: str | None = None,
+        end_ids: frozenset[int] | None = None,
         trust_remote_code: bool = False,
         max_lora_rank: int | None = None,
         max_model_len: int | None = None,
@@ -65,7 +68,10 @@ class VLLMEngine:
         """See the class."""
         self.model, self.tokenizer = model, tokenizer
         self.dtype = str(resolve_dtype(dtype, best_device())).removeprefix("torch.")
-        self.end_ids = stored_end_token_ids(model, tokenizer, revision, trust_remote_code=trust_remote_code)
+        stored = partial(
+            stored_end_token_ids, model, tokenizer, revision, trust_remote_code=trust_remote_code
+        )
+        self.end_ids = stored() if end_ids is None else end_ids
         self.takes_adapters = max_lora_rank is not None
         self.default_adapter: str | None = None
         """The adapter that `draw` and `completion_logprobs` use when none is named; None is the base model."""

@@ -140,6 +140,8 @@ class Evaluation:
     unseen: Comparison | None
     """A reward that was not trained on."""
     by_prompt: ByPrompt
+    dtype: str | None = None
+    """Of both models' weights, whatever they are stored in: for these the figures hold."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; what cannot be computed is null, infinities are the texts "Infinity" and "-Infinity"."""

@@ -181,7 +181,8 @@ def summary_table(evaluation: Evaluation) -> Table:
     table = Table(title=styled(headline(evaluation), "bold"), title_justify="left", caption_justify="left")
     table.caption = (
         f"{evaluation.num_prompts} prompts, {evaluation.policy.num_completions} policy and "
-        f"{evaluation.reference.num_completions} reference completions each; 95% intervals over prompts."
+        f"{evaluation.reference.num_completions} reference completions each; 95% intervals over prompts"
+        f"{f'; both models in {evaluation.dtype}' if evaluation.dtype else ''}."
     )
     if warning := few_prompts(evaluation.num_prompts):
         table.caption += f"\n{warning}"

@@ -65,8 +65,8 @@ def write_model_card(
         from nonpareil.evaluation.summary import headline
 
         figures = (
-            f"{headline(evaluation)}. Measured on {evaluation.num_prompts} held-out prompts, 95% intervals "
-            "over prompts; the whole report is in `evaluation/report.html`."
+            f"{headline(evaluation)}. Measured on {evaluation.num_prompts} held-out prompts, both models in "
+            f"{evaluation.dtype}, 95% intervals over prompts; the whole report is in `evaluation/report.html`."
         )
     text = CARD.format(
         title=plain(output_dir.name),

@@ -71,7 +71,7 @@ class EvaluationOptions(CheckedOptions):
     num_reference_samples: int = option(16, "Completions of the reference a prompt, M.", at_least=2)
     checkpoint_prompts: int = option(128, "The first held-out prompts, for checkpoints.", at_least=1)
     checkpoint_num_generations: int = option(4, "Completions of a checkpoint a prompt.", at_least=2)
-    kl_dtype: str = option("float32", "Both models' dtype for the KL.", choices=DTYPES)
+    kl_dtype: str = option("float32", "What the KL's passes multiply in, as evaluate's.", choices=DTYPES)
     seed: int = option(0, "Of the draws.", at_least=0, at_most=SEED)
 
 

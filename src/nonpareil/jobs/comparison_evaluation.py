@@ -12,6 +12,7 @@ from nonpareil.jobs.comparison_folders import delete_evaluations
 from nonpareil.jobs.comparison_inputs import Inputs
 from nonpareil.jobs.comparison_plan import RunPlan
 from nonpareil.jobs.evaluate import EvaluateOptions
+from nonpareil.jobs.evaluation_dtypes import products_dtype
 from nonpareil.jobs.options import PromptOptions, RewardOptions
 from nonpareil.jobs.remote_rewards import without_addresses
 
@@ -30,6 +31,7 @@ class Evaluator:
         self.spec, self.options = spec, spec.options
         self.root = Path(spec.options.output_dir)
         self.inputs = inputs
+        products_dtype(self.options.dtype, spec.evaluation.kl_dtype)  # refused now, and not after training
         content = {
             "reference": inputs.model,
             "prompts": inputs.held_out,

@@ -12,6 +12,7 @@ from nonpareil.jobs import evaluate
 from nonpareil.jobs.card import write_model_card
 from nonpareil.jobs.distill_folder import distillation_folder, start_anew
 from nonpareil.jobs.evaluate import EvaluateOptions
+from nonpareil.jobs.evaluation_dtypes import training_dtype
 from nonpareil.jobs.evaluation_rewards import check_rewards
 from nonpareil.jobs.options import (
     FileOptions,
@@ -53,7 +54,10 @@ class DistillOptions(PromptOptions, RewardInputOptions, FileOptions):
     num_reference_samples_eval: int = option(16, "Completions of the reference, M.", at_least=2)
     unseen_reward: str | None = option(None, "A second reward to evaluate with: a model or a function.")
     kl_dtype: str = option(
-        "float32", "Both models' dtype for the KL; bfloat16 is faster and adds noise.", choices=DTYPES
+        "float32",
+        "What the KL's passes multiply in: float32, or auto for what training computes in, which is faster and "
+        "adds noise.",
+        choices=DTYPES,
     )
     groups: str | None = option(
         None,
@@ -202,7 +206,8 @@ def _trainer(
     model = policy.info()["fingerprint"]
     planned = planned_steps(config, method, len(prompts))
     if checkpoint is not None:  # before any weight is read
-        refuse_another_run(checkpoint, run_identity(config, method, prompts, reward, model, groups), planned)
+        identity = run_identity(config, method, prompts, reward, model, groups)
+        refuse_another_run(checkpoint, identity | policy.ends_of_run(), planned)
     trainer = DistillationTrainer(
         policy.local_path() if config.shard_weights else policy.load(),
         reward,
@@ -282,6 +287,7 @@ def _evaluation(options: DistillOptions, config: "DistillationConfig", eval_sour
         num_generations=options.num_generations_eval,
         num_reference_samples=options.num_reference_samples_eval,
         unseen_reward=options.unseen_reward,
+        dtype=training_dtype(config, options.kl_dtype),
         kl_dtype=options.kl_dtype,
         max_completion_length=config.max_completion_length,
         temperature=config.temperature,

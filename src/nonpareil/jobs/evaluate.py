@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.constant_rewards import RewardSpread
 from nonpareil.errors import ConfigError
 from nonpareil.folders import is_vacant
+from nonpareil.jobs.evaluation_dtypes import dtypes_of, products_dtype
 from nonpareil.jobs.evaluation_folders import check_loadable, check_places, evaluation_folder, group_folders
 from nonpareil.jobs.evaluation_rewards import load_rewards
 from nonpareil.jobs.options import (
@@ -26,6 +27,7 @@ from nonpareil.records import Group, Prompt
 from nonpareil.settings import DTYPES, option
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from nonpareil.jobs.policy import PolicySource
@@ -49,7 +51,10 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
         None, "A second reward, not trained on: a model, read by its own tokenizer as is, or a function."
     )
     kl_dtype: str = option(
-        "float32", "Both models' dtype for the KL; bfloat16 halves memory and adds noise.", choices=DTYPES
+        "float32",
+        "What the KL's passes multiply in, the weights being dtype's: float32, or auto for dtype itself, which "
+        "halves memory and adds noise.",
+        choices=DTYPES,
     )
     output_dir: str = option("nonpareil-evaluation", "Where groups and report go.", path=True)
     reference_dir: str | None = option(
@@ -83,13 +88,16 @@ def evaluate_in_place(options: EvaluateOptions) -> dict[str, Any]:
 def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
     from nonpareil.evaluation import best_of_n_report, evaluate_groups
     from nonpareil.evaluation.report import write_report
-    from nonpareil.jobs.policy import policy_source
+    from nonpareil.jobs.policy import check_same_endings, policy_source
 
+    products = products_dtype(options.dtype, options.kl_dtype)
     policy = policy_source(options)
     reference = policy_source(options, "reference_")
     prompts = _prompts_of_both(options, reference, policy)
     for side in (policy, reference):
         side.check(prompts, options.sampling())
+    check_same_endings(policy, reference)
+    dtypes = dtypes_of(policy, reference, products)
     own, shared = group_folders(options)
     if options.overwrite and not (is_vacant(own) and is_vacant(shared)):
         check_loadable(policy, reference)
@@ -103,7 +111,7 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
     # As the reference read them, which may have been on another day, in a template that writes the date.
     read = [replace(p, token_ids=group.prompt_token_ids) for p, group in zip(prompts, theirs, strict=True)]
     ours = _groups(options, read, rewards, policy, own, k)
-    kl, log_ratio, reference_log_ratio = _divergence(options, policy, reference, ours, theirs)
+    kl, log_ratio, reference_log_ratio = _divergence(options, (policy, reference), products, ours, theirs)
     evaluation = evaluate_groups(
         ours,
         theirs,
@@ -114,6 +122,7 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
         unseen_reward=rewards[0].names[0] if options.unseen_reward else None,
         seed=options.seed,
     )
+    evaluation = replace(evaluation, dtype=dtypes["measured"])
     curve = best_of_n_report(theirs, seed=options.seed)
     report = write_report(
         evaluation,
@@ -122,7 +131,7 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
         theirs,
         options.output_dir,
         options.title,
-        _context(options, policy, reference, len(prompts)),
+        {"dtype": dtypes, **_context(options, policy, reference, len(prompts))},
         seed=options.seed,
     )
     return {"report": str(report), "evaluation": evaluation}
@@ -213,18 +222,21 @@ def _groups(
 
 def _divergence(
     options: EvaluateOptions,
-    policy: "PolicySource",
-    reference: "PolicySource",
+    sides: "tuple[PolicySource, PolicySource]",
+    products: "torch.dtype",
     ours: Sequence[Group],
     theirs: Sequence[Group],
 ) -> "tuple[Tensor, Tensor, Tensor]":
-    """Exact per-token KL and log-ratio on the policy's completions, and log-ratio on the reference's."""
+    """Exact per-token KL and log-ratio on the policy's completions, and log-ratio on the reference's.
+
+    Of the very weights that drew, multiplied in `products`.
+    """
     import torch
 
     from nonpareil.models.logprobs import TokenSequences, completion_divergence, token_budget_batches
     from nonpareil.rollouts.progress import ProgressBar
 
-    models = policy.load(options.kl_dtype), reference.load(options.kl_dtype)
+    policy, reference = (side.load(products) for side in sides)
 
     def measure(groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Tensor]:
         sequences = TokenSequences(
@@ -234,7 +246,7 @@ def _divergence(
         kl, ratio = torch.empty(len(sequences)), torch.empty(len(sequences))
         lengths = sequences.lengths()
         for rows in token_budget_batches(lengths, options.max_tokens_per_batch):
-            values = completion_divergence(*models, sequences.select(rows), options.temperature)
+            values = completion_divergence(policy, reference, sequences.select(rows), options.temperature)
             kl[rows], ratio[rows] = values[0].cpu(), values[1].cpu()
             progress.update(len(rows), sum(lengths[row] for row in rows))
         return kl.view(len(groups), -1), ratio.view(len(groups), -1)

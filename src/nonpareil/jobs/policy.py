@@ -4,15 +4,18 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.engines.transformers import TransformersEngine, check_prompts, check_sampling, check_token_ids
+from nonpareil.errors import ConfigError
 from nonpareil.models.adapters import adapter_base
-from nonpareil.models.devices import best_device, resolve_dtype
+from nonpareil.models.devices import best_device, dtype_name, resolve_dtype
 from nonpareil.models.empty import model_folder
+from nonpareil.models.endings import Endings, end_at, shown, stored_endings, tell_endings
 from nonpareil.models.fingerprint import fingerprint
-from nonpareil.models.loading import load_policy, load_tokenizer, stated_limits
+from nonpareil.models.loading import load_policy, load_tokenizer, stated_limits, widened
 from nonpareil.models.pretrained import read_config
 from nonpareil.records import Prompt, SamplingParams
 
@@ -37,6 +40,8 @@ class PolicySource:
         )
         self.base = adapter_base(name_or_path)
         """Of an adapter: its base model and that one's revision."""
+        self.endings: Endings | None = None
+        """Where a completion of the prompts that were checked ends."""
 
     @cached_property
     def config(self) -> Any:
@@ -52,21 +57,68 @@ class PolicySource:
         return fingerprint(self.name_or_path, self.revision, trust_remote_code=self.trust_remote_code)
 
     def check(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
-        """Refuse sampling settings and prompts that cannot work; see `engines.transformers`."""
+        """Refuse sampling settings and prompts that cannot work; see `engines.transformers`.
+
+        This decides where completions end, as prompts of all checks must have it.
+        """
         check_sampling(sampling)
         window, vocabulary = stated_limits(self.config)
         check_prompts(prompts, sampling.max_completion_length, window)
         name, _ = self.base or (self.name_or_path, None)
         check_token_ids(prompts, vocabulary, f"{'the base model' if self.base else 'the model'} {name!r}")
+        endings = self.endings_of(prompts)
+        if self.endings is None:
+            tell_endings(endings, self.tokenizer, self.name_or_path)
+        elif self.endings.ids != endings.ids:
+            train, held_out = (shown(each.ids, self.tokenizer) for each in (self.endings, endings))
+            raise ConfigError(
+                f"a completion of the training prompts ends with {train}, of the held-out prompts with {held_out}, "
+                "since the chat template closes a turn so; give strings for both, or conversations for both"
+            )
+        self.endings = endings
 
-    def load(self, dtype: str | None = None) -> PreTrainedModel:
-        """The model, on the best device of this machine."""
-        return load_policy(
+    def ends_of_run(self) -> dict[str, list[int]]:
+        """Where completions end, as a training's checkpoints keep it."""
+        return {} if self.endings is None else {"end_token_ids": sorted(self.endings.ids)}
+
+    def endings_of(self, prompts: Sequence[Prompt]) -> Endings:
+        """Where a completion of these prompts ends."""
+        return stored_endings(
             self.name_or_path,
-            dtype=dtype or self.dtype,
+            self.tokenizer,
+            prompts,
+            self.revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    @property
+    def resolved_dtype(self) -> torch.dtype:
+        """What the weights are loaded in on this machine, whatever they are stored in."""
+        return resolve_dtype(self.dtype, best_device())
+
+    @property
+    def stored_dtype(self) -> torch.dtype | None:
+        """What the weights are stored in; None where the config does not say."""
+        if self.base:
+            return torch.float32  # in which an adapter is added to its base
+        stored = getattr(self.config, "dtype", None)
+        return stored if isinstance(stored, torch.dtype) else None
+
+    def load(self, products: torch.dtype | None = None) -> PreTrainedModel:
+        """The model, on the best device of this machine.
+
+        `products`: what its matrices are multiplied in, where that is to be wider than `dtype`. The weights are
+        those of `dtype` all the same: it is the model that draws.
+        """
+        model = load_policy(
+            self.name_or_path,
+            dtype=self.dtype,
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
         )[0]
+        if self.endings is not None:
+            end_at(model, self.tokenizer, self.endings.ids)
+        return model if products in (None, self.resolved_dtype) else widened(model, products)
 
     def local_path(self) -> str:
         """The model's folder on this machine; a hub model's is downloaded."""
@@ -82,9 +134,26 @@ class PolicySource:
             "path": self.name_or_path,
             "revision": self.revision,
             "fingerprint": self.fingerprint,
-            "dtype": str(resolve_dtype(self.dtype, best_device())).removeprefix("torch."),
+            "dtype": dtype_name(self.resolved_dtype),
+            **({} if self.endings is None else self.endings.describe()),
             **({"trust_remote_code": True} if self.trust_remote_code else {}),
         }
+
+
+def check_same_endings(policy: PolicySource, reference: PolicySource) -> None:
+    """Refuse a policy whose completions end elsewhere than its reference's, once the prompts of both are checked.
+
+    Raises:
+        ConfigError: naming both sets of ids.
+    """
+    ours, theirs = (side.endings.ids if side.endings else frozenset() for side in (policy, reference))
+    if ours != theirs:
+        one, other = shown(ours, policy.tokenizer), shown(theirs, reference.tokenizer)
+        raise ConfigError(
+            f"model_name_or_path={policy.name_or_path!r} ends a completion with {one}, and "
+            f"reference_model_name_or_path={reference.name_or_path!r} with {other}: lengths, rewards and KL would "
+            "compare two tasks; give both the same eos_token_id in generation_config.json"
+        )
 
 
 def policy_source(options: Any, which: str = "") -> PolicySource:

@@ -9,6 +9,7 @@ from nonpareil.engines.transformers import TransformersEngine
 from nonpareil.jobs.options import load_reward_of
 from nonpareil.jobs.policy import PolicySource, policy_source
 from nonpareil.models.devices import best_device
+from nonpareil.models.endings import Endings
 from nonpareil.rollouts.cluster import ShardWorkers, check_alike
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class RaySource(PolicySource):
         """What draws and scores, a shard at a time; nothing is started before there is something to do."""
         info = self.info()
         return ShardWorkers(
-            _EngineOfWorker(self._options, info),
+            _EngineOfWorker(self._options, info, self.endings),
             _RewardOfWorker(self._options),
             {"engine": "transformers", "dtype": info["dtype"], **TEXT},
             self.pool.map,
@@ -55,10 +56,12 @@ class RaySource(PolicySource):
 class _EngineOfWorker:
     options: "SampleOptions"
     info: dict[str, Any]
+    endings: Endings | None
 
     def __call__(self) -> TransformersEngine:
         options = self.options
         source = policy_source(options)
+        source.endings = self.endings  # decided from all prompts, where the run began
         check_alike("policy", source.info(), self.info)
         return source.engine(options.max_tokens_per_batch)
 

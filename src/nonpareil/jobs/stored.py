@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError, DataError
-from nonpareil.records import Group
+from nonpareil.records import Group, prompt_of
+from nonpareil.terminal import printable, tell
 
 if TYPE_CHECKING:
     from nonpareil.jobs.policy import PolicySource
@@ -104,7 +105,33 @@ def _read_folder(
             f"groups={path!r} was drawn with chat_template_kwargs={drawn_with!r}, and this run has {kwargs!r}; "
             "they must be equal"
         )
+    if not served:
+        _check_endings(path, manifest["draw"]["model"], policy, groups)
     return groups
+
+
+def _check_endings(path: str, drawn: dict[str, Any], policy: "PolicySource", groups: list[Group]) -> None:
+    """Completions must have ended where the policy's do. Earlier versions do not say where; the ids themselves do.
+
+    Raises:
+        ConfigError: naming both sets of ids, or a prompt whose completion goes on behind one.
+    """
+    there = drawn.get("end_token_ids")
+    here = policy.endings_of([prompt_of(group) for group in groups[:1]]).ids
+    if there is not None and there != sorted(here):
+        raise ConfigError(
+            f"groups={path!r} was drawn with completions that end with the ids {there!r}, and those of "
+            f"model_name_or_path={policy.name_or_path!r} end with {sorted(here)!r}; draw the groups anew, or put "
+            "back eos_token_id in its generation_config.json"
+        )
+    for group in groups:
+        for ids in group.completion_token_ids:
+            if behind := here.intersection(ids[:-1]):
+                raise ConfigError(
+                    f"groups={path!r}: a completion of prompt {group.prompt_id} goes on behind the id "
+                    f"{min(behind)}, with which one of model_name_or_path={policy.name_or_path!r} ends; draw the "
+                    "groups anew"
+                )
 
 
 def _with_token_ids(groups: list[Group], policy: "PolicySource", kwargs: dict[str, Any]) -> list[Group]:
@@ -125,6 +152,7 @@ def _check_origin(
             f"groups={path!r} was drawn from {drawn['model'].get('path')!r} ({theirs}), not from "
             f"model_name_or_path={policy.name_or_path!r} ({ours}); draw groups from the model that is trained"
         )
+    _tell_dtype(path, drawn["model"].get("dtype"), config)
     asked = vars(config.sampling(0))
     for name, value in drawn["sampling"].items():
         if asked[name] != value:
@@ -132,6 +160,21 @@ def _check_origin(
                 f"groups={path!r} was drawn with {name}={value}, and this run has {name}={asked[name]}; "
                 "they must be equal"
             )
+
+
+def _tell_dtype(path: str, drawn_in: str | None, config: "DistillationConfig") -> None:
+    """Say so where the groups' log-probs are not of the weights that this training computes with."""
+    import torch
+
+    from nonpareil.models.devices import dtype_name
+
+    computes = dtype_name(config.compute_dtype(torch.float32))
+    if drawn_in not in (None, computes):
+        there = printable(str(drawn_in))
+        tell(
+            f"groups={path!r} was drawn in {there}, and this training computes in {computes}: the log-probs of its "
+            f"completions are those of {there} weights. For one dtype, draw with --dtype {computes}, or set bf16"
+        )
 
 
 def _reward_settings(described: dict[str, Any]) -> dict[str, Any]:

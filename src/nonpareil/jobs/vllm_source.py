@@ -58,6 +58,7 @@ class VLLMSource:
             self.tokenizer,
             dtype=self.policy.dtype,
             revision=revision,
+            end_ids=self.policy.endings.ids if self.policy.endings else None,
             trust_remote_code=self.policy.trust_remote_code,
             max_lora_rank=self.rank,
             max_model_len=self.max_model_len,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nonpareil.errors import DataError
-from nonpareil.models.devices import best_device
+from nonpareil.models.devices import best_device, cast_weights
 from nonpareil.models.distributed import process_index
 from nonpareil.models.sharding import (
     copy_whole,
@@ -120,10 +120,8 @@ class WorkingCopy:
 
     def __init__(self, policy: PreTrainedModel, dtype: torch.dtype, device: torch.device | None = None):
         """`device`: of a policy whose weights are still to be read; else the copy lies where the policy does."""
-        self.model = cast(PreTrainedModel, copy.deepcopy(policy).eval().requires_grad_(False))
-        for parameter in self.model.parameters():
-            # Weights only: model.to(dtype) would round the rotary frequencies too, which from_pretrained does not.
-            parameter.data = parameter.data.to(dtype)
+        copied = cast(PreTrainedModel, copy.deepcopy(policy).eval().requires_grad_(False))
+        self.model = cast_weights(copied, dtype)
         if is_empty(self.model):
             make_room(self.model, device or best_device())
 

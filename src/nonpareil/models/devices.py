@@ -1,11 +1,15 @@
 """Where tensors live and how wide they are, decided once for policies and reward models alike."""
 
+import re
+from typing import TypeVar
+
 import torch
 from torch import nn
 
 from nonpareil.errors import ConfigError
 from nonpareil.setting_types import nearest
 
+Model = TypeVar("Model", bound=nn.Module)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -46,6 +50,27 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
         hint = nearest(str(dtype), [*DTYPES, "auto"], quoted=True)
         raise ConfigError(f"dtype={dtype!r} is none of 'auto', {', '.join(map(repr, DTYPES))}{hint}")
     return DTYPES[dtype]
+
+
+def cast_weights(model: Model, dtype: torch.dtype) -> Model:
+    """The same model with its weights in a dtype, as `from_pretrained(dtype=...)` would have loaded them.
+
+    `model.to(dtype)` would also round the rotary frequencies, and weights that the architecture keeps in float32.
+    """
+    kept: list[str] = []
+    if dtype in (torch.bfloat16, torch.float16):
+        kept += getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    if dtype is torch.float16:
+        kept += getattr(model, "_keep_in_fp32_modules", None) or ()
+    stays = re.compile("|".join(rf"(?:^|\.){re.escape(name)}(?:$|\.)" for name in kept) or "(?!)")
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if stays.search(name) else dtype)
+    return model
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As options, manifests and reports write it: "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _cpu_has_bfloat16() -> bool:

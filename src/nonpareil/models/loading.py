@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.errors import ConfigError, ModelError
 from nonpareil.models.adapters import adapter_base, merged
-from nonpareil.models.devices import best_device, resolve_dtype
+from nonpareil.models.devices import best_device, cast_weights, resolve_dtype
 from nonpareil.models.pretrained import (
     check_local_path,
     read_config,
@@ -18,7 +18,6 @@ from nonpareil.models.pretrained import (
     read_model,
     read_tokenizer,
 )
-from nonpareil.models.saving import mend_generation_config
 
 
 def load_tokenizer(
@@ -71,6 +70,10 @@ def load_policy(
         check_local_path(base[0], "base_model_name_or_path")
         whole = load_model(base[0], base[1], torch.float32, trust_remote_code=trust_remote_code)
         model = merged(whole, name_or_path)
+        if (
+            trained := read_generation_config(name_or_path)
+        ) is not None:  # with which ids it was trained to end
+            model.generation_config = trained
         cast_weights(model, resolve_dtype(dtype, device))
     else:
         resolved = resolve_dtype(dtype, device)
@@ -86,6 +89,8 @@ def save_merged(directory: Path, *, trust_remote_code: bool = False) -> str:
     Raises:
         ModelError, ConfigError: as `load_policy`.
     """
+    from nonpareil.models.saving import mend_generation_config  # which needs this module
+
     model, tokenizer = load_policy(str(directory), dtype="float32", trust_remote_code=trust_remote_code)
     name, revision = adapter_base(str(directory)) or ("", None)
     stored = read_config(name, revision, trust_remote_code=trust_remote_code).dtype
@@ -95,10 +100,11 @@ def save_merged(directory: Path, *, trust_remote_code: bool = False) -> str:
     return str(directory / "merged")
 
 
-def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The same model with its weights in a dtype; `model.to(dtype)` would round the rotary frequencies too."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+def widened(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The same model, its half-precision weights held in a wider dtype: same numbers, exacter products."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype in (torch.bfloat16, torch.float16):
+            tensor.data = tensor.data.to(dtype)
     return model
 
 
@@ -151,14 +157,17 @@ def stored_end_token_ids(
     *,
     trust_remote_code: bool = False,
 ) -> frozenset[int]:
-    """The same of a model that is not loaded, as it would be if it were.
+    """The same of a model that is not loaded, or of an adapter, as it would be if it were.
 
     Raises:
         ModelError: no readable config.
     """
+    trained = read_generation_config(name_or_path, revision)
+    if (base := adapter_base(name_or_path)) is not None:
+        name_or_path, revision = base
+        trained = trained or read_generation_config(name_or_path, revision)
     config = read_config(name_or_path, revision, trust_remote_code=trust_remote_code)
-    generation_config = read_generation_config(name_or_path, revision)
-    return _first_end_ids(generation_config, config, tokenizer)
+    return _first_end_ids(trained or GenerationConfig.from_model_config(config), config, tokenizer)
 
 
 def _first_end_ids(*owners: Any) -> frozenset[int]:

@@ -1,6 +1,7 @@
 """Whether what was loaded can be saved again: asked before a training, not after it."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,6 +11,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.errors import ModelError
 from nonpareil.models.distributed import process_index
+from nonpareil.models.endings import settle_endings
+from nonpareil.records import Prompt
 from nonpareil.terminal import reason_of, tell
 
 _SAMPLING = ("temperature", "top_p", "min_p", "top_h", "typical_p", "top_k", "epsilon_cutoff", "eta_cutoff")
@@ -17,8 +20,10 @@ _BEAMS = ("early_stopping", "length_penalty")
 _OTHERS = ("pad_token_id",)  # -1, which early LLaMA configs have for none
 
 
-def prepare_saving(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
-    """Make sure that what is trained can be saved in the end, and say what is taken out of its generation config.
+def prepare_saving(model: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequence[Prompt] = ()) -> None:
+    """Make sure that what is trained can be saved in the end, and say what its generation config loses and gains.
+
+    It says where completions of these prompts end, so that what is saved ends there too.
 
     Raises:
         ModelError: as `check_savable`.
@@ -30,6 +35,7 @@ def prepare_saving(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
             f"the base's generation config has {values}, without effect there (do_sample={sampled.do_sample}), and "
             "transformers refuses to write it so; what is saved is without, and generates as the base does"
         )
+    settle_endings(model, tokenizer, prompts)
     check_savable(model, tokenizer)
 
 

@@ -26,7 +26,10 @@ FORMAT = 2
 """Of the folder; shards of format 1 had no checksum and did not say of which run they are."""
 PACKAGES = ("nonpareil", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
 TOKEN_IDS = "token_ids_sha256"
+ENDS = "model.end_token_ids"
 _IN_WORDS = {
+    ENDS: " (where a completion ends)",
+    "model.turn_end_token_id": " (a completion ends where the chat template closes a turn)",
     "model.fingerprint": " (the model's files were changed)",
     "prompts.sha256": " (other prompts, or another order)",
     "prompts.columns_sha256": " (other values in the dataset's further columns)",
@@ -77,6 +80,9 @@ def check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], folder: Path
     if "model.fingerprint" in old and "model.fingerprint" in new:
         old.pop("model.path", None)
         new.pop("model.path", None)
+    if ENDS not in old or ENDS not in new:  # of a version that did not keep them
+        old.pop(ENDS, None)
+        new.pop(ENDS, None)
     differing = [key for key in dict.fromkeys((*old, *new)) if old.get(key) != new.get(key)]
     if differing:
         lines = [

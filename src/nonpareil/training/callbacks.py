@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
 from nonpareil.files import write_bytes
@@ -29,6 +29,24 @@ class AnchorCallback(TrainerCallback):
     ) -> None:
         """J-BOND's Algorithm 2, step 5; iterative BOND's refresh."""
         self.anchor.after_step(kwargs["model"], state.global_step)
+
+
+class EndsAsDecided(TrainerCallback):
+    """Puts back the ids that end a completion: transformers' Trainer adds the tokenizer's, and would save them."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        self.ends = [getattr(config, "eos_token_id", None) for config in self._configs()]
+
+    def _configs(self) -> list[Any]:
+        return [self.model.config, self.model.generation_config]
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """After transformers, and before anything is drawn."""
+        for config, ends in zip(self._configs(), self.ends, strict=True):
+            config.eos_token_id = ends
 
 
 class MetricsFile(TrainerCallback):

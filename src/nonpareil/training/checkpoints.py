@@ -19,7 +19,7 @@ from nonpareil.errors import DataError, DivergedError, NonpareilError, NotFinite
 from nonpareil.models.adapters import is_adapted, plain_model
 from nonpareil.models.anchors import Anchor
 from nonpareil.models.distributed import first_process_first, num_processes, process_index, wait_for_all
-from nonpareil.models.loading import stored_state
+from nonpareil.models.loading import end_token_ids, stored_state
 from nonpareil.models.sharding import (
     load_whole_state_dict,
     shard_optimizer_state,
@@ -28,7 +28,7 @@ from nonpareil.models.sharding import (
 )
 from nonpareil.terminal import reason_of, tell
 from nonpareil.training.accumulate import Accumulator
-from nonpareil.training.callbacks import LastWholeStep, StepsAsAsked, StopCleanly
+from nonpareil.training.callbacks import EndsAsDecided, LastWholeStep, StepsAsAsked, StopCleanly
 from nonpareil.training.checkpoint_files import (
     PARTIAL,
     STATE_FILE,
@@ -70,7 +70,10 @@ class CheckpointingTrainer(PlacingTrainer):
         return self.anchor if self.anchor is not None and self.anchor.moves else None
 
     def watch(self, spent: Spent) -> None:
-        """Follow the steps from now on, behind the callbacks that there are."""
+        """Follow the steps from now on, behind the callbacks that there are; hold completions to where they end."""
+        model = plain_model(self.model)
+        self.identity["end_token_ids"] = sorted(end_token_ids(model, self.processing_class))  # type: ignore[arg-type]
+        self.add_callback(EndsAsDecided(model))
         self.whole = LastWholeStep(spent)
         self.add_callback(StepsAsAsked())
         self.add_callback(self.whole)
@@ -83,7 +86,12 @@ class CheckpointingTrainer(PlacingTrainer):
         """A plain checkpoint of the policy, or of its adapter; called by all processes, the first one writes."""
         state = whole_state_dict(self.model) if self.args.shard_weights else None
         if self.args.should_save:
-            self._save(output_dir or str(self.args.output_dir), state_dict=state)
+            folder = output_dir or str(self.args.output_dir)
+            self._save(folder, state_dict=state)
+            if is_adapted(
+                self.model
+            ):  # PEFT leaves it to the base, which need not end where this policy does
+                plain_model(self.model).generation_config.save_pretrained(folder)
 
     @contextmanager
     def _written(self, name: str) -> Iterator[Path]:

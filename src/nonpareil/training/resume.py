@@ -86,6 +86,7 @@ def refuse_another_run(
     there, here = _flat(listed["run"]), _flat(now)
     # A setting that one side lacks came, or went, with a version of transformers.
     unknown = set(there["settings"]) ^ set(here["settings"])
+    unknown |= {"end_token_ids"} & (set(there) ^ set(here))  # of a version that did not keep them
     there, here = ({**side.pop("settings"), **side} for side in (there, here))
     lines = {
         name: f"{name}: {there.get(name)!r} there, {here.get(name)!r} now"

@@ -129,7 +129,7 @@ class DistillationTrainer(ListingTrainer):
             )
         )
         check_scorable(self.reward, self.method, args, train_dataset, eval_dataset or (), processing_class)
-        prepare_saving(model, processing_class)
+        prepare_saving(model, processing_class, train_dataset)
         self.identity = run_identity(
             args, self.method, train_dataset, self.reward, model_identity(given, model), groups, peft_config
         )

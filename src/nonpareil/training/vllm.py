@@ -151,6 +151,7 @@ def vllm_engine(
         path,
         tokenizer,
         dtype=dtype,
+        end_ids=end_token_ids(model, tokenizer),
         max_lora_rank=lora_rank,
         gpu_memory_utilization=config.vllm_gpu_memory_utilization
         or (0.3 if model.device.type == "cuda" else None),
