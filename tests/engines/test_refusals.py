@@ -41,12 +41,12 @@ def test_sampling_out_of_range_names_field_value_and_range(field: str, value: An
 
 
 def test_an_empty_prompt_is_refused_before_any_compute() -> None:
-    model = make_model()
+    engine = make_engine()
     calls: list[int] = []
-    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    engine.model.register_forward_pre_hook(lambda *_: calls.append(1))
     prompts = [*UNEVEN, Prompt("empty-9", "", [])]
     with pytest.raises(DataError, match=r"prompt empty-9 is empty.*remove it or give"):
-        make_engine(model).draw(prompts, 2, SamplingParams(max_completion_length=4))
+        engine.draw(prompts, 2, SamplingParams(max_completion_length=4))
     assert not calls
 
 
@@ -92,7 +92,7 @@ def test_the_cache_is_given_by_the_name_that_the_model_knows() -> None:
         """As transformers from 5.24 on, where the old name warns, and will be gone."""
 
         def forward(self, *args: Any, cache: Cache | None = None, **kwargs: Any) -> Any:
-            return super().forward(*args, **{cache_argument(plain): cache}, **kwargs)
+            return super().forward(*args, **{cache_argument(type(plain), plain.config): cache}, **kwargs)
 
     plain = make_model()
     renamed = Renamed(plain.config)

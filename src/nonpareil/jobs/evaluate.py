@@ -87,6 +87,8 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
 
     policy = policy_source(options)
     reference = policy_source(options, "reference_")
+    for side in (policy, reference):
+        side.check_drawable()
     prompts = _prompts_of_both(options, reference, policy)
     for side in (policy, reference):
         side.check(prompts, options.sampling())
@@ -221,10 +223,13 @@ def _divergence(
     """Exact per-token KL and log-ratio on the policy's completions, and log-ratio on the reference's."""
     import torch
 
+    from nonpareil.engines.load_check import check_scoring
     from nonpareil.models.logprobs import TokenSequences, completion_divergence, token_budget_batches
     from nonpareil.rollouts.progress import ProgressBar
 
     models = policy.load(options.kl_dtype), reference.load(options.kl_dtype)
+    for model in models:  # drawn from in this run, or in an earlier one of another version
+        check_scoring(model)
 
     def measure(groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Tensor]:
         sequences = TokenSequences(
