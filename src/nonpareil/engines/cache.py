@@ -64,7 +64,7 @@ def check_architecture(config: PretrainedConfig) -> None:
             if inspect.isclass(own) and issubclass(own, Cache) and own is not Cache:
                 raise ModelError(
                     f"{model.__name__} keeps its past in a {own.__name__} of its own, which cannot be shared by "
-                    "the completions of a prompt; use a model with transformers' cache of attention's keys and values"
+                    "the completions of a prompt; use a model with transformers' cache of keys and values"
                 )
 
 
