@@ -149,7 +149,7 @@ def test_rounding_is_told_from_a_fault_by_a_finer_dtype(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("faulty", [SeesTheFuture, ForgetsItsPast])
 def test_a_fault_stays_one_in_bfloat16(faulty: type[PreTrainedModel]) -> None:
     model: Any = faulty(make_model().config).eval()
-    with pytest.raises(ModelError, match="a later token|drawn one by one"):
+    with pytest.raises(ModelError, match=r"a later token|drawn one by one"):
         make_engine(model.to(torch.bfloat16))
 
 
