@@ -7,6 +7,7 @@ completions leave the batch.
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -64,20 +65,25 @@ class TransformersEngine:
         if checked:
             self.check()
 
-    def check(self) -> None:
-        """Draw a few tokens and compare them with the model's own words for them.
+    def check(self, adapter: str = "") -> None:
+        """Draw a few tokens and compare their log-probs with the model's own; `adapter`: the one that is active.
 
         Raises:
             ModelError: they differ, or the model cannot be drawn from.
         """
-        check_drawing(self.model, self.tokenizer, self._complete_until)
+        check_drawing(self.model, self.tokenizer, partial(self._complete_until, adapter))
 
     def _complete_until(
-        self, prompts: list[Prompt], count: int, sampling: SamplingParams, end_ids: frozenset[int]
+        self,
+        adapter: str,
+        prompts: list[Prompt],
+        count: int,
+        sampling: SamplingParams,
+        end_ids: frozenset[int],
     ) -> list[list[Completion]]:
         usual, self.end_ids = self.end_ids, end_ids
         try:
-            return self.complete([DrawRequest(prompts, count, sampling)])[0]
+            return self.complete([DrawRequest(prompts, count, sampling, adapter)])[0]
         finally:
             self.end_ids = usual
 

@@ -1,6 +1,7 @@
 """Load a causal language model with its tokenizer, or say plainly why that cannot be done."""
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,8 @@ def _first_end_ids(*owners: Any) -> frozenset[int]:
 def stated_limits(config: Any) -> tuple[int | None, int | None]:
     """The context window (most tokens of prompt and completion together), and how many token embeddings there are.
 
-    Either is None where the config says nothing.
+    Either is None where the config says nothing. Of LongRoPE the window is what it was before it was stretched:
+    past that, transformers turns all positions by other angles, and a completion would be drawn by two laws.
 
     Raises:
         ModelError: a limit that is no number.
@@ -183,8 +185,17 @@ def stated_limits(config: Any) -> tuple[int | None, int | None]:
     for name, limit in zip(("max_position_embeddings", "vocab_size"), limits, strict=True):
         if limit is not None and type(limit) is not int:
             raise ModelError(f"the model's config has {name}={limit!r}, which must be a whole number")
-    window, vocabulary = limits
-    return window if window is None or window > 0 else None, vocabulary  # -1 stands for no window
+    windows = [limits[0], *_before_longrope(text)]
+    known = [window for window in windows if type(window) is int and window > 0]  # -1 stands for no window
+    return min(known, default=None), limits[1]
+
+
+def _before_longrope(config: Any) -> Iterator[Any]:
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for part in (rope, *rope.values()):  # of all layers, or by their type
+        if isinstance(part, dict) and "longrope" in (part.get("rope_type"), part.get("type")):
+            yield part.get("original_max_position_embeddings")
+            yield getattr(config, "original_max_position_embeddings", None)
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -170,8 +170,9 @@ class AdapterDrawing:
         role = cast(AdapterAnchor, anchor).role if anchor is not None else REFERENCE
         self.adapters = {"policy": POLICY, "anchor": role}
         self.engine = TransformersEngine(
-            self.model, tokenizer, max_tokens_per_batch=config.max_tokens_per_batch
+            self.model, tokenizer, max_tokens_per_batch=config.max_tokens_per_batch, checked=False
         )
+        self.engine.check(POLICY)
 
     def begin_step(self) -> None:
         """See `Drawing`; the adapters are drawn from where they are trained."""
