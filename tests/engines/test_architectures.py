@@ -1,5 +1,8 @@
 """Over the architectures of transformers: what is drawn is what is scored, or the model is refused by name."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -83,3 +86,13 @@ def test_rarer_models_that_are_not_one_law_are_refused(kind: str) -> None:
 def test_a_cache_of_another_kind_is_known_before_any_weight_is_read(kind: str) -> None:
     with pytest.raises(ModelError, match=CACHE):
         check_architecture(tiny_config(kind))
+
+
+def test_the_documentation_names_what_is_drawn_and_what_is_refused() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "architectures.md").read_text()
+    named = [set(re.findall(r"`([\w-]+)`[,. |]", part)) for part in text.split("\n## ")[1:]]
+    assert named[0] >= set(DRAWN)
+    assert not named[0] & set(REFUSED)
+    assert named[1] - {"model_type"} == set(REFUSED)
+    assert f"{len(DRAWN)} architectures" in text
+    assert f"{len(COMMON)} of them in every run" in text

@@ -190,16 +190,15 @@ class _LoadCheck:
 
     def draws_what_it_scores(self, draw: Draw) -> None:
         """Draws in groups of uneven prompts, some of which end before others, as the same tokens in one pass."""
-        first = self._drawn(draw, 1, frozenset())
-        firsts = [ids[0] for ids in first[0].completion_ids]
+        firsts = [ids[0] for ids in self._drawn(draw, 1, frozenset())[0].completion_ids]
         ends = frozenset([min(firsts, key=firsts.count)]) if len(set(firsts)) > 1 else frozenset()
-        for sequences, drawn in (first, self._drawn(draw, self.budget, ends)):
-            self._compare(
-                _gaps(drawn, self._scores(sequences)),
-                "tokens drawn one by one, from a cache and in padded groups, have other log-probs than the same "
-                "tokens in one pass: it may count positions from the padding's start, or keep its past in a way of "
-                "its own; use a decoder that takes transformers' cache, attention mask and position ids",
-            )
+        sequences, drawn = self._drawn(draw, self.budget, ends)
+        self._compare(
+            _gaps(drawn, self._scores(sequences)),
+            "tokens drawn one by one, from a cache and in padded groups, have other log-probs than the same tokens "
+            "in one pass: it may count positions from the padding's start, or keep its past in a way of its own; "
+            "use a decoder that takes transformers' cache, attention mask and position ids",
+        )
 
     def _drawn(
         self, draw: Draw, budget: int, ends: frozenset[int]
