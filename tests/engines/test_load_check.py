@@ -11,11 +11,12 @@ from transformers import LlamaForCausalLM, OPTForCausalLM, PreTrainedModel
 from nonpareil.engines import load_check
 from nonpareil.engines.cache import cache_argument
 from nonpareil.engines.load_check import check_scoring
-from nonpareil.errors import ModelError
+from nonpareil.errors import ModelError, NotFiniteError
 from nonpareil.models.loading import cast_weights, disable_dropout
 from nonpareil.models.modes import training_mode
+from nonpareil.records import SamplingParams
 from tests.architectures import tiny_model
-from tests.tiny import CONFIGS, make_engine, make_model
+from tests.tiny import CONFIGS, GOOD, UNEVEN, favour, make_engine, make_model
 
 CACHE = cache_argument(LlamaForCausalLM, make_model().config)
 
@@ -153,15 +154,18 @@ def test_a_fault_stays_one_in_bfloat16(faulty: type[PreTrainedModel]) -> None:
         make_engine(model.to(torch.bfloat16))
 
 
-def test_log_probs_that_are_no_numbers_are_named() -> None:
-    model = make_model()
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(1e6)
-    make_engine(model.to(torch.bfloat16))
-    with pytest.raises(
-        ModelError, match=r"its log-probs in float16 are NaN or infinite; load it in another dtype"
-    ):
-        make_engine(model.to(torch.float16))
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_log_probs_that_are_no_numbers_are_left_to_what_draws_or_scores_a_prompt(value: float) -> None:
+    model = favour(make_model(), GOOD, value)
+    check_scoring(model, trained=True)
+    with pytest.raises(NotFiniteError, match="prompt p0-7, completion 0, token 0"):
+        make_engine(model).draw(UNEVEN, 2, SamplingParams(max_completion_length=2))
+
+
+def test_a_fault_is_seen_beside_tokens_that_are_ruled_out() -> None:
+    model: Any = SeesTheFuture(make_model().config).eval()
+    with pytest.raises(ModelError, match="a later token"):
+        make_engine(favour(model, GOOD, -1e30))
 
 
 @pytest.mark.parametrize("window", [3, 5, 8, 16])
