@@ -123,8 +123,9 @@ def test_each_prompt_is_prefilled_once_for_all_its_samples() -> None:
     rows = [torch.randint(6, 18, (20 + i // 2,), generator=generator).tolist() for i in range(8)]
     prompts = prompts_of(*rows)
     seen: list[torch.Size] = []
+    engine = make_engine(model, max_tokens_per_batch=40 * 32)
     hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
-    make_engine(model, max_tokens_per_batch=40 * 32).draw(prompts, 16, SAMPLING)
+    engine.draw(prompts, 16, SAMPLING)
     hook.remove()
     prefills = [shape for shape in seen if shape[1] > 1]
     unique = sum(map(len, rows))

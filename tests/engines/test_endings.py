@@ -109,11 +109,12 @@ def test_rows_that_leave_do_not_disturb_those_that_stay(kind: str, monkeypatch: 
 def test_ended_completions_stop_costing() -> None:
     model = favour(make_model(), END, 3.0)
     fed: list[int] = []
+    engine = make_engine(model)
     hook = model.get_input_embeddings().register_forward_pre_hook(
         lambda _, args: fed.append(args[0].shape[0]) if args[0].shape[1] == 1 else None
     )
     prompts = prompts_of([1, 7, 8], [1, 9, 9])
-    drawn = make_engine(model).draw(prompts, 32, SamplingParams(max_completion_length=40, seed=0))
+    drawn = engine.draw(prompts, 32, SamplingParams(max_completion_length=40, seed=0))
     hook.remove()
     needed = sum(len(ids) - 1 for ids, _, _ in completions(drawn))
     everything = 64 * (max(len(ids) for ids, _, _ in completions(drawn)) - 1)

@@ -2,12 +2,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from transformers import (
     AutoModelForCausalLM,
     Cache,
+    LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
     OpenAIGPTConfig,
+    Phi3Config,
     RwkvConfig,
     XLMConfig,
 )
@@ -15,7 +18,7 @@ from transformers import (
 from nonpareil.engines.cache import cache_argument
 from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.records import Prompt, SamplingParams
-from tests.tiny import UNEVEN, make_engine, make_model, prompts_of
+from tests.tiny import LLAMA, UNEVEN, make_engine, make_model, prompts_of, worst_error
 
 
 @pytest.mark.parametrize(
@@ -41,12 +44,12 @@ def test_sampling_out_of_range_names_field_value_and_range(field: str, value: An
 
 
 def test_an_empty_prompt_is_refused_before_any_compute() -> None:
-    model = make_model()
+    engine = make_engine()
     calls: list[int] = []
-    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    engine.model.register_forward_pre_hook(lambda *_: calls.append(1))
     prompts = [*UNEVEN, Prompt("empty-9", "", [])]
     with pytest.raises(DataError, match=r"prompt empty-9 is empty.*remove it or give"):
-        make_engine(model).draw(prompts, 2, SamplingParams(max_completion_length=4))
+        engine.draw(prompts, 2, SamplingParams(max_completion_length=4))
     assert not calls
 
 
@@ -92,7 +95,7 @@ def test_the_cache_is_given_by_the_name_that_the_model_knows() -> None:
         """As transformers from 5.24 on, where the old name warns, and will be gone."""
 
         def forward(self, *args: Any, cache: Cache | None = None, **kwargs: Any) -> Any:
-            return super().forward(*args, **{cache_argument(plain): cache}, **kwargs)
+            return super().forward(*args, **{cache_argument(type(plain), plain.config): cache}, **kwargs)
 
     plain = make_model()
     renamed = Renamed(plain.config)
@@ -100,3 +103,18 @@ def test_the_cache_is_given_by_the_name_that_the_model_knows() -> None:
     sampling = SamplingParams(max_completion_length=6)
     expected = make_engine(plain).draw(UNEVEN, 3, sampling)
     assert make_engine(renamed).draw(UNEVEN, 3, sampling) == expected
+
+
+@pytest.mark.parametrize("of", ["rope_parameters", "config"])
+def test_longrope_is_one_law_within_its_first_window_and_refused_past_it(of: str) -> None:
+    """Past it, transformers turns all positions by the long factors: those in the cache were not."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+    first = {"original_max_position_embeddings": 16}
+    config = LlamaConfig(**LLAMA, rope_parameters=rope | first) if of == "rope_parameters" else None
+    config = config or Phi3Config(**LLAMA, rope_parameters=rope, **first)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    within = SamplingParams(max_completion_length=6, seed=5)
+    assert worst_error(model, UNEVEN, make_engine(model).draw(UNEVEN, 3, within), within) < 1e-4
+    with pytest.raises(DataError, match="that is 17, over the model's window of 16"):
+        make_engine(model).draw(UNEVEN, 3, replace(within, max_completion_length=7))

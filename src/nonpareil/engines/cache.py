@@ -1,18 +1,27 @@
 """A key-value cache written in place. transformers' own copies the whole cache at every token."""
 
 import inspect
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    Cache,
+    DynamicCache,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.cache_utils import DynamicLayer
 
 from nonpareil.errors import ModelError
 
 
-def cache_argument(model: PreTrainedModel) -> str:
+def cache_argument(model: type[PreTrainedModel], config: PretrainedConfig) -> str:
     """What the model's forward pass calls its cache: `past_key_values`, or `cache` in newer transformers.
+
+    Needs no weights.
 
     Raises:
         ModelError: a model that keeps its state in another way, or that has no layer of attention.
@@ -21,13 +30,42 @@ def cache_argument(model: PreTrainedModel) -> str:
     # Some old models have a dictionary of their own by the name of cache.
     takes_cache = "cache" in parameters and Cache in get_args(parameters["cache"].annotation)
     name = "cache" if takes_cache else "past_key_values"
-    if name not in parameters or not _has_attention(model.config):
+    if name not in parameters or not _has_attention(config):
         # Most models take any name without a word, and would draw each token without its past.
         raise ModelError(
-            f"{type(model).__name__} does not take transformers' cache of attention's keys and values, and would "
+            f"{model.__name__} does not take transformers' cache of attention's keys and values, and would "
             "draw each token without its past; use a model that does, a hybrid one included"
         )
     return name
+
+
+def arguments_taken(model: type[PreTrainedModel]) -> set[str]:
+    """Of the arguments that not every forward pass knows, those that this one takes."""
+    parameters = inspect.signature(model.forward).parameters
+    passed_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    known = {"position_ids", "logits_to_keep"}
+    return known if passed_on else known & set(parameters)
+
+
+def check_architecture(config: PretrainedConfig) -> None:
+    """Refuse what no weights can mend, before any is read; a model that brings its own code is asked when loaded.
+
+    Raises:
+        ModelError: as `cache_argument`, or a model whose cache is of a class of its own.
+    """
+    model: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    if model is None:
+        return  # loading says so
+    name = cache_argument(model, config)
+    inner: Any = AutoModel._model_mapping.get(type(config), model)
+    for part in (model, inner):
+        parameter = inspect.signature(part.forward).parameters.get(name)
+        for own in get_args(parameter.annotation) if parameter is not None else ():
+            if inspect.isclass(own) and issubclass(own, Cache) and own is not Cache:
+                raise ModelError(
+                    f"{model.__name__} keeps its past in a {own.__name__} of its own, which cannot be shared by "
+                    "the completions of a prompt; use a model with transformers' cache of keys and values"
+                )
 
 
 def _has_attention(config: PretrainedConfig) -> bool:

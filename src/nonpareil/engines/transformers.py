@@ -4,9 +4,10 @@ The prompt is prefilled once for all samples of its group, the cache is written 
 completions leave the batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -17,38 +18,21 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from nonpareil.engines.cache import cache_argument, expand_cache, in_place_cache
+from nonpareil.engines.batches import DrawRequest, Unit, batches
+from nonpareil.engines.cache import arguments_taken, cache_argument, expand_cache, in_place_cache
 from nonpareil.engines.decoding import TEXT, as_draws
 from nonpareil.engines.finite import check_draws
+from nonpareil.engines.load_check import check_drawing
 from nonpareil.engines.rows import Completion, Rows, left_pad
 from nonpareil.engines.sampling import draw_tokens, sample_keys, sampling_logits
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.models.adapters import RowAdapters, row_adapters
 from nonpareil.models.devices import device_of
 from nonpareil.models.loading import end_token_ids, stated_limits
+from nonpareil.models.modes import generation_mode
 from nonpareil.records import Draws, Prompt, SamplingParams
 from nonpareil.setting_types import check_value
 from nonpareil.settings import check_settings
-
-
-@dataclass(frozen=True)
-class DrawRequest:
-    """Completions to draw for some prompts, from the model as it is or from one of its adapters."""
-
-    prompts: Sequence[Prompt]
-    num_generations: int
-    sampling: SamplingParams
-    adapter: str = ""
-    """`models.adapters.POLICY`, `ANCHOR` or `REFERENCE`; only of a model that has them."""
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """Some samples of one prompt of one request."""
-
-    request: int
-    prompt: int
-    samples: range
 
 
 class TransformersEngine:
@@ -56,17 +40,52 @@ class TransformersEngine:
 
     keeps_not_finite = False  # set by a caller that looks at the log-probs of `draw` itself
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, *, max_tokens_per_batch: int = 32768):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer,
+        *,
+        max_tokens_per_batch: int = 32768,
+        checked: bool = True,
+    ):
         """`max_tokens_per_batch` bounds rows x (longest prompt + max_completion_length) of one batch.
 
+        `checked=False` is for a model whose weights are still to be read: call `check` once they are.
+
         Raises:
-            ModelError: a model that keeps its state in another way than transformers' `Cache` of attention.
+            ModelError: a model that keeps its state in another way than transformers' `Cache` of attention, or
+                whose draws are not those of the model that is scored and trained (`load_check`).
         """
-        self.cache_argument = cache_argument(model)
+        self.cache_argument = cache_argument(type(model), model.config)
+        self.takes = arguments_taken(type(model))
         self.model = model
         self.tokenizer = tokenizer
         self.max_tokens_per_batch = max_tokens_per_batch
         self.end_ids = end_token_ids(model, tokenizer)
+        if checked:
+            self.check()
+
+    def check(self, adapter: str = "") -> None:
+        """Draw a few tokens and compare their log-probs with the model's own; `adapter`: the one that is active.
+
+        Raises:
+            ModelError: they differ, or the model cannot be drawn from.
+        """
+        check_drawing(self.model, self.tokenizer, partial(self._complete_until, adapter))
+
+    def _complete_until(
+        self,
+        adapter: str,
+        prompts: list[Prompt],
+        count: int,
+        sampling: SamplingParams,
+        end_ids: frozenset[int],
+    ) -> list[list[Completion]]:
+        usual, self.end_ids = self.end_ids, end_ids
+        try:
+            return self.complete([DrawRequest(prompts, count, sampling, adapter)])[0]
+        finally:
+            self.end_ids = usual
 
     def describe(self) -> dict[str, Any]:
         """What changes the draws; batch size does not."""
@@ -97,6 +116,18 @@ class TransformersEngine:
         Raises:
             DataError, ConfigError: as `draw`; requests whose sampling differs in more than the seed.
         """
+        return [
+            [
+                as_draws(self.tokenizer, self.end_ids, *pair)
+                for pair in zip(request.prompts, groups, strict=True)
+            ]
+            for request, groups in zip(requests, self.complete(requests, on_progress), strict=True)
+        ]
+
+    def complete(
+        self, requests: Sequence[DrawRequest], on_progress: Callable[[int, int], None] | None = None
+    ) -> list[list[list[Completion]]]:
+        """As `draw_together`, without the text of the tokens."""
         if len({replace(request.sampling, seed=0) for request in requests}) > 1:
             raise ConfigError("requests that are drawn together may differ in their seeds alone")
         for request in requests:
@@ -109,7 +140,7 @@ class TransformersEngine:
         ]
         adapted = any(request.adapter for request in requests)
         with generation_mode(self.model), row_adapters(self.model) if adapted else nullcontext() as routes:
-            for units in self._batches(requests):
+            for units in batches(requests, self.max_tokens_per_batch):
                 batch = self._draw_batch(requests, units, routes)
                 flat = iter(batch)
                 for unit in units:
@@ -118,45 +149,11 @@ class TransformersEngine:
                 if on_progress is not None:
                     finished = sum(u.samples[-1] == requests[u.request].num_generations - 1 for u in units)
                     on_progress(finished, sum(len(c.token_ids) for c in batch))
-        return [
-            [
-                as_draws(self.tokenizer, self.end_ids, *pair)
-                for pair in zip(request.prompts, groups, strict=True)
-            ]
-            for request, groups in zip(requests, drawn, strict=True)
-        ]
-
-    def _batches(self, requests: Sequence[DrawRequest]) -> Iterator[list[_Unit]]:
-        """Prompts of about one length together, each with the samples to draw; a large group is split."""
-        lengths = {
-            (r, p): len(prompt.token_ids)
-            for r, request in enumerate(requests)
-            for p, prompt in enumerate(request.prompts)
-        }
-        longest_completion = max(request.sampling.max_completion_length for request in requests)
-
-        def rows_within(prompt_length: int) -> int:
-            return max(1, self.max_tokens_per_batch // (prompt_length + longest_completion))
-
-        batch: list[_Unit] = []
-        rows = 0
-        for (r, p), length in sorted(lengths.items(), key=lambda item: -item[1]):
-            count = requests[r].num_generations
-            for start in range(0, count, step := rows_within(length)):
-                samples = range(start, min(start + step, count))
-                # Longest first: the batch's first prompt sets its width.
-                first = lengths[batch[0].request, batch[0].prompt] if batch else 0
-                if batch and rows + len(samples) > rows_within(first):
-                    yield batch
-                    batch, rows = [], 0
-                batch.append(_Unit(r, p, samples))
-                rows += len(samples)
-        if batch:
-            yield batch
+        return [[[c for c in group if c is not None] for group in groups] for groups in drawn]
 
     @torch.inference_mode()
     def _draw_batch(
-        self, requests: Sequence[DrawRequest], units: list[_Unit], routes: RowAdapters | None
+        self, requests: Sequence[DrawRequest], units: list[Unit], routes: RowAdapters | None
     ) -> list[Completion]:
         asked = [requests[unit.request] for unit in units]
         prompts = [request.prompts[unit.prompt] for request, unit in zip(asked, units, strict=True)]
@@ -210,38 +207,14 @@ class TransformersEngine:
         self, ids: Int[Tensor, "r t"], mask: Tensor | None, positions: Int[Tensor, "r t"], cache: Cache
     ) -> Float[Tensor, "r v"]:
         """Of the token that follows each row."""
+        arguments: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
         return self.model(
             input_ids=ids,
             attention_mask=None if mask is None else mask.long(),
-            position_ids=positions,
             use_cache=True,
-            logits_to_keep=1,
             **{self.cache_argument: cache},
+            **{name: value for name, value in arguments.items() if name in self.takes},
         ).logits[:, -1]
-
-
-@contextmanager
-def generation_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode, cache on, gradient checkpointing off; all put back afterwards, also after an error.
-
-    Drawing with checkpointing on silently turns the cache off in some models, and dropout changes the policy.
-    """
-    use_cache = model.config.use_cache
-    training = [(module, module.training) for module in model.modules()]
-    # Flags, not gradient_checkpointing_enable: that would forget how checkpointing had been set up.
-    checkpointing = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
-    model.eval()
-    model.config.use_cache = True
-    for module in checkpointing:
-        module.gradient_checkpointing = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for module in checkpointing:
-            module.gradient_checkpointing = True  # type: ignore[assignment]
-        for module, was in training:
-            module.training = was
-        model.config.use_cache = use_cache
 
 
 def check_prompts(prompts: Sequence[Prompt], max_completion_length: int, window: int | None) -> None:

@@ -42,6 +42,7 @@ def read_inputs(spec: ComparisonSpec) -> Inputs:
 
     options, pool = spec.options, spec.pool
     policy = policy_source(options)
+    policy.check_drawable()
     sampling = SamplingParams(options.max_completion_length, options.temperature)
     hashes, all_prompts = [], []
     for source, split, limit in (

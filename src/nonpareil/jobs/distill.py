@@ -225,7 +225,10 @@ def _policy(options: DistillOptions, config: "DistillationConfig", dtype: str) -
     from nonpareil.jobs.policy import PolicySource
 
     name, revision = options.model_name_or_path or "", options.model_revision
-    return PolicySource(name, revision, dtype, trust_remote_code=config.trust_remote_code)
+    policy = PolicySource(name, revision, dtype, trust_remote_code=config.trust_remote_code)
+    if options.evaluate_after or not (options.groups or config.use_vllm):
+        policy.check_drawable()
+    return policy
 
 
 def _reward(

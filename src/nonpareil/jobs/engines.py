@@ -126,7 +126,9 @@ def drawer_of(source: DrawSource, options: "SampleOptions") -> "Callable[[], Eng
 def _transformers(options: "SampleOptions") -> DrawSource:
     from nonpareil.jobs.policy import policy_source
 
-    return policy_source(options)
+    source = policy_source(options)
+    source.check_drawable()
+    return source
 
 
 def _openai(options: "SampleOptions") -> DrawSource:

@@ -93,6 +93,8 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
     products = products_dtype(options.dtype, options.kl_dtype)
     policy = policy_source(options)
     reference = policy_source(options, "reference_")
+    for side in (policy, reference):
+        side.check_drawable()
     prompts = _prompts_of_both(options, reference, policy)
     for side in (policy, reference):
         side.check(prompts, options.sampling())
@@ -233,10 +235,13 @@ def _divergence(
     """
     import torch
 
+    from nonpareil.engines.load_check import check_scoring
     from nonpareil.models.logprobs import TokenSequences, completion_divergence, token_budget_batches
     from nonpareil.rollouts.progress import ProgressBar
 
     policy, reference = (side.load(products) for side in sides)
+    for model in (policy, reference):  # drawn from in this run, or in an earlier one of another version
+        check_scoring(model)
 
     def measure(groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Tensor]:
         sequences = TokenSequences(

@@ -61,12 +61,12 @@ def check_loadable(*sides: "PolicySource") -> None:
     """Load each once more than needed, before groups of an earlier evaluation are deleted for theirs.
 
     Raises:
-        ModelError: one that cannot be loaded.
+        ModelError: one that cannot be loaded, or not be drawn from.
     """
     from nonpareil.models.memory import free_memory
 
     for side in sides:
-        side.load()
+        side.engine(1)  # which also asks whether it can be drawn from
         free_memory()
 
 

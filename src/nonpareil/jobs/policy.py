@@ -8,8 +8,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from nonpareil.engines.cache import check_architecture
 from nonpareil.engines.transformers import TransformersEngine, check_prompts, check_sampling, check_token_ids
-from nonpareil.errors import ConfigError
+from nonpareil.errors import ConfigError, ModelError
 from nonpareil.models.adapters import adapter_base
 from nonpareil.models.devices import best_device, dtype_name, resolve_dtype
 from nonpareil.models.empty import model_folder
@@ -55,6 +56,17 @@ class PolicySource:
     def fingerprint(self) -> str:
         """The content behind the name."""
         return fingerprint(self.name_or_path, self.revision, trust_remote_code=self.trust_remote_code)
+
+    def check_drawable(self) -> None:
+        """Refuse an architecture that `TransformersEngine` cannot draw from, before any prompt or weight is read.
+
+        Raises:
+            ModelError: naming it; as `engines.cache.check_architecture`.
+        """
+        try:
+            check_architecture(self.config)
+        except ModelError as error:
+            raise ModelError(f"{self.name_or_path!r}: {error}") from None
 
     def check(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
         """Refuse sampling settings and prompts that cannot work; see `engines.transformers`.

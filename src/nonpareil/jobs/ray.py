@@ -39,6 +39,7 @@ class RaySource(PolicySource):
             options.dtype,
             trust_remote_code=options.trust_remote_code,
         )
+        self.check_drawable()
         self._options = options
 
     def workers(self) -> ShardWorkers:

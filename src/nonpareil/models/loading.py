@@ -1,11 +1,13 @@
 """Load a causal language model with its tokenizer, or say plainly why that cannot be done."""
 
+import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.errors import ConfigError, ModelError
@@ -181,7 +183,8 @@ def _first_end_ids(*owners: Any) -> frozenset[int]:
 def stated_limits(config: Any) -> tuple[int | None, int | None]:
     """The context window (most tokens of prompt and completion together), and how many token embeddings there are.
 
-    Either is None where the config says nothing.
+    Either is None where the config says nothing. Of LongRoPE the window is what it was before it was stretched:
+    past that, transformers turns all positions by other angles, and a completion would be drawn by two laws.
 
     Raises:
         ModelError: a limit that is no number.
@@ -191,17 +194,50 @@ def stated_limits(config: Any) -> tuple[int | None, int | None]:
     for name, limit in zip(("max_position_embeddings", "vocab_size"), limits, strict=True):
         if limit is not None and type(limit) is not int:
             raise ModelError(f"the model's config has {name}={limit!r}, which must be a whole number")
-    return limits[0], limits[1]
+    windows = [limits[0], *_before_longrope(text)]
+    known = [window for window in windows if type(window) is int and window > 0]  # -1 stands for no window
+    return min(known, default=None), limits[1]
+
+
+def _before_longrope(config: Any) -> Iterator[Any]:
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for part in (rope, *rope.values()):  # of all layers, or by their type
+        if isinstance(part, dict) and "longrope" in (part.get("rope_type"), part.get("type")):
+            yield part.get("original_max_position_embeddings")
+            yield getattr(config, "original_max_position_embeddings", None)
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Dropout off for good: the policy that is trained must be the one that draws."""
+    """Dropout and jitter off for good: the policy that is trained must be the one that draws.
+
+    The model's own config, which is saved with it, keeps its rates; parts that read them get a copy without.
+    """
+    quiet: dict[int, PretrainedConfig] = {}
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        for name, value in vars(module).items():  # rates handed to functional.dropout, as OPT does
-            if isinstance(value, float) and any(part in name for part in ("dropout", "pdrop", "layerdrop")):
-                setattr(module, name, 0.0)
+        _silence(vars(module))  # rates handed to functional.dropout, as OPT does
+        config = getattr(module, "config", None)
+        if module is not model and isinstance(config, PretrainedConfig):  # read at each pass, as Falcon does
+            if id(config) not in quiet:
+                quiet[id(config)] = copy.copy(config)
+                _silence(vars(quiet[id(config)]))
+            module.config = quiet[id(config)]  # type: ignore[assignment]
+
+
+def _silence(settings: dict[str, Any]) -> None:
+    """Set rates of noise to 0."""
+    for name, value in settings.items():
+        # Phi-MoE's router_jitter_noise is a threshold, and part of the model in evaluation too.
+        if (
+            isinstance(value, float)
+            and name != "router_jitter_noise"
+            and any(part in name for part in _NOISE)
+        ):
+            settings[name] = 0.0
+
+
+_NOISE = ("drop", "jitter")
 
 
 def freeze(model: nn.Module, parts: list[str]) -> None:

@@ -11,6 +11,7 @@ from nonpareil.errors import DivergedError, NotFiniteError
 from nonpareil.methods.base import Method, Targets
 from nonpareil.models.anchors import Anchor
 from nonpareil.models.distributed import any_process
+from nonpareil.models.modes import training_mode
 from nonpareil.models.sharding import local
 from nonpareil.models.zero import engine_of
 from nonpareil.training.accumulate import Accumulator
@@ -59,7 +60,7 @@ class Descent:
             raise NotFiniteError(
                 f"step {step}: the gradient is infinite in float16 at every scale; give bf16=true"
             )
-        model.train()
+        training_mode(model)
         dropped = list(drawn.dropped)
         while True:
             targets = self.method.targets(drawn.numbers)

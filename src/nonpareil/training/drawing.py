@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from nonpareil.engines.transformers import DrawRequest, TransformersEngine
+from nonpareil.engines.batches import DrawRequest
+from nonpareil.engines.transformers import TransformersEngine
 from nonpareil.models.adapters import (
     POLICY,
     REFERENCE,
@@ -29,6 +30,7 @@ from nonpareil.models.logprobs import (
     output_head_is_plain,
     token_budget_batches,
 )
+from nonpareil.models.sharding import is_empty
 from nonpareil.records import Draws, Prompt, SamplingParams
 from nonpareil.training.config import DistillationConfig
 
@@ -104,8 +106,12 @@ class CopyDrawing:
             self.sources["anchor"] = anchor.module
         self.config = config
         self.working = WorkingCopy(policy, config.compute_dtype(policy.dtype), config.device)
+        self._checked = not is_empty(policy)  # else at the first draw, when the shards have been read
         self.engine = TransformersEngine(
-            self.working.model, tokenizer, max_tokens_per_batch=config.max_tokens_per_batch
+            self.working.model,
+            tokenizer,
+            max_tokens_per_batch=config.max_tokens_per_batch,
+            checked=self._checked,
         )
         self.engine.keeps_not_finite = True  # a step leaves such prompts out
         self._holds = ""
@@ -137,6 +143,9 @@ class CopyDrawing:
         if not count:
             return no_draws(prompts)
         self.take(role)
+        if not self._checked:
+            self.engine.check()
+            self._checked = True
         return self.engine.draw(prompts, count, sampling)
 
     def take(self, role: str) -> PreTrainedModel:
@@ -161,8 +170,9 @@ class AdapterDrawing:
         role = cast(AdapterAnchor, anchor).role if anchor is not None else REFERENCE
         self.adapters = {"policy": POLICY, "anchor": role}
         self.engine = TransformersEngine(
-            self.model, tokenizer, max_tokens_per_batch=config.max_tokens_per_batch
+            self.model, tokenizer, max_tokens_per_batch=config.max_tokens_per_batch, checked=False
         )
+        self.engine.check(POLICY)
 
     def begin_step(self) -> None:
         """See `Drawing`; the adapters are drawn from where they are trained."""

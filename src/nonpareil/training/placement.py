@@ -7,14 +7,30 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
+from nonpareil.engines.load_check import check_scoring
 from nonpareil.errors import ModelError
+from nonpareil.models.adapters import plain_model
 from nonpareil.models.anchors import Anchor
+from nonpareil.models.distributed import make_equal
 from nonpareil.models.loading import stored_state
 from nonpareil.models.logprobs import output_head_is_plain
 from nonpareil.models.sharding import is_empty, load_whole_state_dict, make_room
 from nonpareil.models.sharding import shard as shard_model
 from nonpareil.models.zero import ZeroOptimizer, engine_of, zero_requested
 from nonpareil.training.config import DistillationConfig
+
+
+def place(policy: Any, device: torch.device) -> None:
+    """Put a whole policy on its device, equal in all processes, and see that it can be trained.
+
+    One that is still to be read in shards is asked once it is (`PlacingTrainer.shard`).
+
+    Raises:
+        ModelError: as `check_scoring`.
+    """
+    if not is_empty(policy):
+        make_equal(policy.to(device))
+        check_scoring(plain_model(policy), trained=True)
 
 
 class PlacingTrainer(Trainer):
@@ -30,7 +46,7 @@ class PlacingTrainer(Trainer):
         """Split policy and anchor over the processes; where they are empty, shards are read from a folder now.
 
         Raises:
-            ModelError: logits that ZeRO-3 cannot form in chunks.
+            ModelError: logits that ZeRO-3 cannot form in chunks, or as `check_scoring`.
         """
         if zero_requested() and not output_head_is_plain(policy):
             raise ModelError(
@@ -47,6 +63,8 @@ class PlacingTrainer(Trainer):
                 load_whole_state_dict(model, weights, stored_state)
             if not zero_requested():
                 output_head_is_plain(model)  # asked by all processes together, and not amid a pass
+        if self.read_in_shards:
+            check_scoring(policy, trained=True)
 
     def _move_model_to_device(self, model: Any, device: torch.device) -> None:
         if not is_empty(model):

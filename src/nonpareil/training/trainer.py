@@ -19,10 +19,8 @@ from nonpareil.errors import ConfigError
 from nonpareil.methods.base import Method
 from nonpareil.models.adapters import AdapterAnchor, add_policy_adapter, is_adapted, plain_model
 from nonpareil.models.anchors import Anchor
-from nonpareil.models.distributed import make_equal
 from nonpareil.models.loading import disable_dropout, freeze, stated_limits
 from nonpareil.models.saving import prepare_saving
-from nonpareil.models.sharding import is_empty
 from nonpareil.records import Group, Prompt, prompt_of, refuse_repeated
 from nonpareil.rewards import CombinedReward, load_rewards
 from nonpareil.training.accumulate import Accumulator
@@ -36,6 +34,7 @@ from nonpareil.training.figures import completion_rows, known_mean, step_figures
 from nonpareil.training.identity import model_identity, run_identity
 from nonpareil.training.method import anchor_motion, given_method, method_of
 from nonpareil.training.output import ListingTrainer
+from nonpareil.training.placement import place
 from nonpareil.training.sampler import RepeatedBatches, planned_steps, whole_batches
 from nonpareil.training.spent import Spent
 from nonpareil.training.steps import StepDrawer, StepDraws, reward_tensor
@@ -137,8 +136,7 @@ class DistillationTrainer(ListingTrainer):
         freeze(model, args.frozen_parameters or [])
         set_seed(args.seed)  # an adapter begins at random
         policy: Any = model if lora is None else add_policy_adapter(model, lora)
-        if not is_empty(policy):
-            make_equal(policy.to(args.device))
+        place(policy, args.device)
         self.stopper, self.spent = StopCleanly(self.repeats), Spent(args.max_train_seconds)
         super().__init__(
             model=policy,
@@ -175,9 +173,9 @@ class DistillationTrainer(ListingTrainer):
             args.importance_cap,
         )
         self.descent = Descent(self.method, self.accumulator, getattr(self.accelerator, "scaler", None))
+        if self.draws and not args.use_vllm:
+            _ = self.drawer.drawing  # copies a whole model, and asks whether it can be drawn from
         if args.shard_weights:
-            if self.draws and not args.use_vllm:
-                _ = self.drawer.drawing  # copies a whole model
             self.shard(policy, weights)
         self._last_draw: tuple[int, StepDraws] | None = None
         self._figures: dict[str, list[float]] = defaultdict(list)

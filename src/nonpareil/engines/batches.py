@@ -1,0 +1,58 @@
+"""What is drawn together: requests, and the batches that they are drawn in."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from nonpareil.records import Prompt, SamplingParams
+
+
+@dataclass(frozen=True)
+class DrawRequest:
+    """Completions to draw for some prompts, from the model as it is or from one of its adapters."""
+
+    prompts: Sequence[Prompt]
+    num_generations: int
+    sampling: SamplingParams
+    adapter: str = ""
+    """`models.adapters.POLICY`, `ANCHOR` or `REFERENCE`; only of a model that has them."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Some samples of one prompt of one request."""
+
+    request: int
+    prompt: int
+    samples: range
+
+
+def batches(requests: Sequence[DrawRequest], max_tokens: int) -> Iterator[list[Unit]]:
+    """Prompts of about one length together, each with the samples to draw; a large group is split.
+
+    `max_tokens` bounds rows x (longest prompt + max_completion_length) of one batch.
+    """
+    lengths = {
+        (r, p): len(prompt.token_ids)
+        for r, request in enumerate(requests)
+        for p, prompt in enumerate(request.prompts)
+    }
+    longest_completion = max(request.sampling.max_completion_length for request in requests)
+
+    def rows_within(prompt_length: int) -> int:
+        return max(1, max_tokens // (prompt_length + longest_completion))
+
+    batch: list[Unit] = []
+    rows = 0
+    for (r, p), length in sorted(lengths.items(), key=lambda item: -item[1]):
+        count = requests[r].num_generations
+        for start in range(0, count, step := rows_within(length)):
+            samples = range(start, min(start + step, count))
+            # Longest first: the batch's first prompt sets its width.
+            first = lengths[batch[0].request, batch[0].prompt] if batch else 0
+            if batch and rows + len(samples) > rows_within(first):
+                yield batch
+                batch, rows = [], 0
+            batch.append(Unit(r, p, samples))
+            rows += len(samples)
+    if batch:
+        yield batch
