@@ -20,6 +20,7 @@ from nonpareil.models.pretrained import (
     read_model,
     read_tokenizer,
 )
+from nonpareil.models.trained import keep_temperature, trained_temperature
 
 
 def load_tokenizer(
@@ -99,6 +100,8 @@ def save_merged(directory: Path, *, trust_remote_code: bool = False) -> str:
     mend_generation_config(model)  # of which the training has told
     cast_weights(model, stored or model.dtype).save_pretrained(directory / "merged")
     tokenizer.save_pretrained(directory / "merged")
+    if (temperature := trained_temperature(str(directory))) is not None:
+        keep_temperature(directory / "merged", temperature)
     return str(directory / "merged")
 
 
