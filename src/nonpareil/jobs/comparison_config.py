@@ -68,10 +68,10 @@ class PoolOptions(CheckedOptions):
 class EvaluationOptions(CheckedOptions):
     """How every policy is measured."""
 
-    num_generations: int = option(8, "Completions of the policy a prompt.", at_least=1)
+    num_generations: int = option(8, "Completions of the policy a prompt.", at_least=2)
     num_reference_samples: int = option(16, "Completions of the reference a prompt, M.", at_least=2)
     checkpoint_prompts: int = option(128, "The first held-out prompts, for checkpoints.", at_least=1)
-    checkpoint_num_generations: int = option(4, "Completions of a checkpoint a prompt.", at_least=1)
+    checkpoint_num_generations: int = option(4, "Completions of a checkpoint a prompt.", at_least=2)
     kl_dtype: str = option("float32", "What the KL's passes multiply in, as evaluate's.", choices=DTYPES)
     seed: int = option(0, "Of the draws.", at_least=0, at_most=SEED)
 
@@ -178,7 +178,7 @@ def _entry(name: Any, entry: Any) -> MethodEntry:
 
 
 def _check(spec: ComparisonSpec) -> None:
-    options, budget, evaluation = spec.options, spec.budget, spec.evaluation
+    options, budget = spec.options, spec.budget
     require_all(options)
     refuse_unread_of_rewards(options, options.gold_reward, options.reward_timeout)
     refuse_judge(options, "compare evaluates every policy")

@@ -50,7 +50,7 @@ class DistillOptions(PromptOptions, RewardInputOptions, FileOptions):
     max_train_prompts: int | None = option(None, "The first ones only.", at_least=1)
     max_eval_prompts: int | None = option(256, "The first ones only.", at_least=1)
     evaluate_after: bool = option(True, "Measure win rate and KL against the reference after training.")
-    num_generations_eval: int = option(8, "Completions of the policy a held-out prompt.", at_least=1)
+    num_generations_eval: int = option(8, "Completions of the policy a held-out prompt.", at_least=2)
     num_reference_samples_eval: int = option(16, "Completions of the reference, M.", at_least=2)
     unseen_reward: str | None = option(None, "A second reward to evaluate with: a model or a function.")
     kl_dtype: str = option(

@@ -53,7 +53,7 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
         above=0,
         why="best-of-N needs draws that differ",
     )
-    num_generations: int = option(8, "Completions of the policy a prompt.", at_least=1)
+    num_generations: int = option(8, "Completions of the policy a prompt.", at_least=2)
     num_reference_samples: int = option(16, "Completions of the reference a prompt, M.", at_least=2)
     n: list[int] | None = option(
         None,
@@ -275,9 +275,7 @@ def _divergence(
         kl, ratio = torch.empty(len(sequences)), torch.empty(len(sequences))
         lengths = sequences.lengths()
         for rows in token_budget_batches(lengths, options.max_tokens_per_batch):
-            values = completion_divergence(
-                policy, reference, sequences.select(rows), options.sampling().temperature
-            )
+            values = completion_divergence(policy, reference, sequences.select(rows), temperature)
             kl[rows], ratio[rows] = values[0].cpu(), values[1].cpu()
             progress.update(len(rows), sum(lengths[row] for row in rows))
         return kl.view(len(groups), -1), ratio.view(len(groups), -1)
