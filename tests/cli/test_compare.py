@@ -570,6 +570,13 @@ def test_a_budget_of_completions_becomes_steps(planned):
     assert pool == {"jbond": 0, "vbon": 32, "ppo": 32, "few": 16, "best": 32}
 
 
+def test_without_n_those_are_compared_with_that_the_references_completions_show(files, planned):
+    planned(methods={"jbond": {}}, n=None)
+    assert read_spec(files / "c.yaml").options.n == [2, 4]
+    planned(methods={"jbond": {}}, n=None, evaluation={"num_reference_samples": 16})
+    assert read_spec(files / "c.yaml").options.n == [2, 4, 8, 16]
+
+
 def test_settings_of_a_method_override_those_of_all(planned):
     training = {"per_device_train_batch_size": 4, "learning_rate": 1e-3}
     runs = planned(training=training, methods={"jbond": {"learning_rate": 1e-4}, "rloo": {}})

@@ -1,4 +1,4 @@
-"""An evaluation is of the policy at the temperature of its training, and of as many completions as were asked for."""
+"""An evaluation is of the policy at its training's temperature, and of as many completions as were asked for."""
 
 import json
 import shutil
