@@ -10,12 +10,14 @@ import torch
 from transformers import TrainerCallback
 
 from nonpareil.errors import DataError, RewardError
+from nonpareil.models.loading import cast_weights
 from nonpareil.training.signal import resting_scaler
 from tests.tiny import END
 from tests.training.conftest import (
     PROMPTS,
     StopAfter,
     assert_same,
+    ending_model,
     goodness,
     make_trainer,
     metrics,
@@ -67,6 +69,16 @@ def test_ten_steps_on_a_constant_reward_move_nothing_and_end_as_an_error(
     told = capsys.readouterr().err
     assert told.count("step 5: for the 5th step in a row the rewards of no prompt tell") == 1
     assert "step 6" not in told
+
+
+@pytest.mark.parametrize("changes", [{}, {"use_peft": True}], ids=["full", "lora"])
+def test_in_bfloat16_too_the_log_ratio_of_one_model_is_none(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Drawn token by token, log-probs in bfloat16 are others than in one pass."""
+    model = cast_weights(ending_model(), torch.bfloat16)
+    trainer = make_trainer(tmp_path, model=model, bf16=True, max_completion_length=20, **changes)
+    drawn = trainer.drawer.draw(PROMPTS, step=0)
+    assert drawn.numbers.policy_token_logprobs.abs().sum() > 1
+    assert drawn.numbers.log_ratio.abs().max() < 1e-5
 
 
 class Later:
