@@ -145,7 +145,6 @@ class StepDrawer:
             policy_token_logprobs=tokens,
             completion_mask=mask,
             anchor_logprobs_of_policy=of_policy.view(len(groups), k),
-            # A draw that a smaller group lacks is told by its reward; NaN here would survive a weight of 0.
             anchor_token_logprobs=_padded([g.logprobs[k:] for g in groups], width)[0],
             tie_breaker=self._tie_breaker(prompts, step, rewards.shape[1] - k),
         )
@@ -258,8 +257,8 @@ def _rectangular(rows: list[list[float]], dtype: torch.dtype = torch.float32) ->
 
 def _padded(logprobs: list[list[list[float]]], width: int) -> tuple[Tensor, Tensor]:
     """Token log-probs [b, k, width] with 0 behind each end, and the mask of real tokens; k is the most of a row."""
-    shape = (len(logprobs), max(map(len, logprobs)), width)
-    padded, mask = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
+    padded = torch.zeros(len(logprobs), max(map(len, logprobs)), width)
+    mask = torch.zeros_like(padded, dtype=torch.bool)
     for row, draws in enumerate(logprobs):
         for index, values in enumerate(draws):
             padded[row, index, : len(values)] = torch.tensor(values)
