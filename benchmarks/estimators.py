@@ -20,7 +20,14 @@ from torch import Tensor
 
 from nonpareil.maths.best_of_n import equivalent_n, kl_upper_bound, least_kl, win_rate
 from nonpareil.maths.order_statistics import harmonic_log_quantile, rank_weights
-from nonpareil.maths.quantiles import QuantileEstimator, log_quantile, log_tilt_estimate
+from nonpareil.maths.quantiles import (
+    QuantileEstimator,
+    log_quantile,
+    log_tilt_estimate,
+    two_sample_log_quantile,
+    two_sample_log_tilt,
+)
+from nonpareil.methods.jbond import TwoSampleEstimator
 
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 SIZES = (2, 4, 8, 16, 32, 64, 300)
@@ -28,6 +35,7 @@ ESTIMATORS: tuple[QuantileEstimator, ...] = ("plug_in", "inclusive_plug_in", "ha
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 TARGETS = (2, 4, 8, 16)
 SUCCESS_RATES = (0.1, 0.5, 0.9)
+JBOND_RATES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.95)
 REGRESSIONS = ((8, 4), (8, 8), (16, 8), (32, 8), (8, 16), (8, 32))
 WEIGHTINGS = (
     *("uniform, own rank counted", "uniform", "clipped at -8", "clipped at -6", "clipped at -4"),
@@ -120,6 +128,29 @@ def binary_fixed_point(
     chance = log_binomial(m, torch.tensor([q], dtype=torch.float64))[0].exp()
     wrong, success = (chance @ tilt).exp().tolist()
     return q * success / (q * success + (1 - q) * wrong)
+
+
+def jbond_success(estimator: TwoSampleEstimator, q: float, w: float) -> float:
+    """The success rate where J-BOND with a fixed anchor ends, from success rate q; w weighs the backward KL."""
+    anchors = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+    chance = (anchors * q + (1 - anchors) * (1 - q)).prod(-1)
+    wrong, right = (chance @ _two_sample_worth(estimator, torch.full((4,), r), anchors) for r in (0.0, 1.0))
+    best, prior = 1 - (1 - q) ** 2, math.log(q / (1 - q))
+
+    def slope(p: float) -> float:
+        log_odds = math.log(p / (1 - p))
+        return (1 - w) * ((1 - best) / (1 - p) - best / p) + w * (log_odds - prior - (right - wrong).item())
+
+    low, high = 1e-9, 1 - 1e-9
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if slope(middle) > 0 else (middle, high)
+    return low
+
+
+def _two_sample_worth(estimator: TwoSampleEstimator, rewards: Tensor, anchors: Tensor) -> Tensor:
+    worth = two_sample_log_tilt if estimator == "tie_aware" else two_sample_log_quantile
+    return worth(rewards.double(), anchors)
 
 
 # --- Pointwise regression on stored groups
@@ -238,6 +269,15 @@ def binary_rows() -> Iterator[list[str]]:
         yield [number(q, 1), str(n), str(m), *(number(success, 3) for success in (best, *reached))]
 
 
+def jbond_rows() -> Iterator[list[str]]:
+    names: tuple[TwoSampleEstimator, ...] = ("two_sample", "tie_aware")
+    for q in JBOND_RATES:
+        best = 1 - (1 - q) ** 2
+        reached = [jbond_success(name, q, w) for w in (0.5, 1.0) for name in names]
+        cells = (f"{number(p, 3)} ({number((p - q) / (best - q), 2)})" for p in reached)
+        yield [number(q, 2), number(best, 3), *cells]
+
+
 def regression_rows() -> Iterator[list[str]]:
     for m, n in REGRESSIONS:
         for weighting in WEIGHTINGS:
@@ -271,6 +311,14 @@ def tables() -> str:
         ),
         "5. Pointwise regression on stored groups": table(
             ["m", "N", "weighting", *ends, *gradient], regression_rows()
+        ),
+        "6. J-BOND with binary rewards: success rate reached (share of best-of-2's gain)": table(
+            [
+                "q",
+                "best-of-2",
+                *(f"`{name}`, w = {w}" for w in (".5", "1") for name in ("two_sample", "tie_aware")),
+            ],
+            jbond_rows(),
         ),
     }
     return "\n\n".join(f"### {title}\n\n{body}" for title, body in parts.items())

@@ -25,6 +25,53 @@ def test_forward_loss_over_best_of_n_samples_has_the_forward_kls_gradient(logits
     torch.testing.assert_close(torch.autograd.grad(loss, logits), torch.autograd.grad(kl, logits))
 
 
+def sequences(probs):
+    """Probability of each of the 27 sequences of three tokens, and log-probs of their tokens, [27, 3]."""
+    first, second, third = probs  # [3], [3, 3], [3, 3, 3]: each token knows those before it
+    places = torch.cartesian_prod(*[torch.arange(3)] * 3)
+    i, j, k = places.T
+    tokens = torch.stack([first[i], second[i, j], third[i, j, k]], -1)
+    return tokens.exp().prod(-1), tokens
+
+
+def trees(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(*[3] * depth, generator=generator, dtype=F64) for depth in (1, 2, 3)]
+
+
+def test_kl_from_the_reference_by_token_is_that_of_whole_sequences_in_value_and_gradient():
+    reference = [tree.log_softmax(-1) for tree in trees(0)]
+    chance, anchored = sequences(reference)
+    leaves = [tree.requires_grad_() for tree in trees(1)]
+    _, ours = sequences([tree.log_softmax(-1) for tree in leaves])
+    found = (chance * losses.kl_from_reference_loss(ours, anchored)).sum()
+    exact = (chance * (anchored.sum(-1) - ours.sum(-1))).sum()
+    torch.testing.assert_close(found, exact)
+    for one, other in zip(
+        torch.autograd.grad(found, leaves, retain_graph=True), torch.autograd.grad(exact, leaves), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_kl_from_the_reference_is_at_rest_for_every_sample_where_policy_and_reference_are_one():
+    logprobs = torch.tensor([[-1.0, -2.5, 0.0]], dtype=F64, requires_grad=True)
+    loss = losses.kl_from_reference_loss(logprobs, logprobs.detach())
+    assert loss.tolist() == [0.0]
+    assert torch.autograd.grad(loss.sum(), logprobs)[0].tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_imitation_loss_by_hand():
+    """rho = 2 and 1/2: each token's KL is rho - 1 - log rho, and its gradient rho - 1."""
+    reference = torch.tensor([[-1.0, -1.0]], dtype=F64)
+    logprobs = (reference + torch.tensor([[math.log(2), -math.log(2)]])).requires_grad_()
+    loss = losses.imitation_loss(
+        logprobs, reference, torch.tensor([0.5]).double(), torch.tensor([0.25]).double()
+    )
+    assert loss.item() == pytest.approx(0.5 * 2.0 + 0.25 * (1 - math.log(2) - 0.5 + math.log(2)))
+    gradient = torch.autograd.grad(loss.sum(), logprobs)[0]
+    torch.testing.assert_close(gradient, torch.tensor([[-0.5 + 0.25, -0.5 - 0.125]], dtype=F64))
+
+
 def test_policy_gradient_over_policy_samples_has_bonds_backward_kl_gradient(logits):
     log_probs = logits.log_softmax(-1)
     backward = (log_probs.exp() * (log_probs - BEST.log())).sum()

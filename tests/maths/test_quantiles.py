@@ -56,6 +56,34 @@ def test_two_sample_is_strict_and_nan_where_a_draw_failed():
     torch.testing.assert_close(values, expected, equal_nan=True)
 
 
+def test_two_sample_log_tilt_by_hand():
+    """Above both, above one and level, level with both, level and below, below both, between; one failed."""
+    anchors = torch.tensor(
+        [[1.0, 2.0], [1.0, 2.0], [2.0, 2.0], [2.0, 3.0], [3.0, 3.0], [1.0, 3.0], [1.0, NAN]]
+    )
+    values = quantiles.two_sample_log_tilt(torch.tensor([3.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]), anchors)
+    expected = torch.tensor([math.log(2), math.log(1.5), 0.0, -math.log(1.5), -math.log(8), math.log(2), NAN])
+    torch.testing.assert_close(values, expected, equal_nan=True)
+    with pytest.raises(ConfigError, match="2 reference rewards a prompt, got 3"):
+        quantiles.two_sample_log_tilt(torch.zeros(1), torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("rate", "within"), [(1e-9, 1e-8), (0.1, 0.02), (0.3, 0.03), (0.5, 1e-12), (0.7, 0.05)]
+)
+def test_two_sample_log_tilt_of_binary_rewards_is_best_of_2s_but_where_hardly_any_answer_is_wrong(
+    rate, within
+):
+    """Its mean for a right answer less that for a wrong one, against log((2 - q) / (1 - q))."""
+    anchors = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], dtype=F64)
+    chance = (anchors * rate + (1 - anchors) * (1 - rate)).prod(-1)
+    wrong, right = (
+        chance @ quantiles.two_sample_log_tilt(torch.full((4,), value, dtype=F64), anchors)
+        for value in (0.0, 1.0)
+    )
+    assert (right - wrong).item() == pytest.approx(math.log((2 - rate) / (1 - rate)), abs=within)
+
+
 def test_two_sample_penalty_fires_one_time_in_three_and_means_log_p_at_one_half():
     generator = torch.Generator().manual_seed(0)
     draws = torch.rand(200_000, 3, generator=generator)

@@ -38,7 +38,7 @@ def draws_of(
         policy_token_logprobs=log_pi.detach()[own][..., None],
         completion_mask=torch.ones(*own.shape, 1, dtype=torch.bool),
         anchor_logprobs_of_policy=log_anchor[own],
-        anchor_logprobs=log_anchor[anchors],
+        anchor_token_logprobs=log_anchor[anchors][..., None],
         tie_breaker=ties,
     )
 
@@ -95,6 +95,21 @@ def expected_loss_of_two(method: Method, logits: Tensor, rewards: Tensor, anchor
         both = losses(method, own[rows], anchors[rows], log_pi, draws).mean()
         total = total + (1 if i == j else 2) * probability[i] * probability[j] * both
     return total
+
+
+def gradient_noise(method: Method, logits: Tensor, rewards: Tensor, anchor: Tensor, m: int) -> float:
+    """The variance of a prompt's gradient over all its draws, summed over the logits."""
+    log_pi = logits.log_softmax(-1)
+    probability, own, anchors, ties = all_draws(method.policy_draws, m, log_pi.exp(), anchor)
+    draws = draws_of(own, anchors, rewards, log_pi, anchor.log(), ties)
+    return noise_of(lambda z: losses(method, own, anchors, z.log_softmax(-1), draws), logits, probability)
+
+
+def noise_of(losses_at: Callable[[Tensor], Tensor], logits: Tensor, probability: Tensor) -> float:
+    """The variance of the gradient of losses [b] that happen with these probabilities."""
+    gradients = torch.autograd.functional.jacobian(losses_at, logits)
+    mean = probability @ gradients
+    return (probability @ (gradients - mean).square()).sum().item()
 
 
 def gradient(function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:

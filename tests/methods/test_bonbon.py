@@ -24,14 +24,14 @@ def printed_loss(method, rewards, logits):
     for group in itertools.product(range(len(REFERENCE)), repeat=n):
         probability = math.prod(REFERENCE[y].item() for y in group)
         values = [rewards[y].item() for y in group]
-        if max(values) == min(values):
-            continue  # no pair
         best = [y for y, value in zip(group, values, strict=True) if value == max(values)]
         worst = [y for y, value in zip(group, values, strict=True) if value == min(values)]
         for b, w in itertools.product(best, worst):
             gap = (log_pi[b] - log_pi[w]) - (log_ref[b] - log_ref[w])
             ipo, dpo = (gap - 1 / (2 * beta)) ** 2, -torch.log(torch.sigmoid(beta * gap))
             contrast = ipo if method.contrast == "ipo" else dpo
+            if max(values) == min(values):
+                contrast = torch.zeros(())  # no pair
             pair = a * -log_pi[b] + (1 - a) * contrast
             total = total + probability / (len(best) * len(worst)) * pair
     return total
@@ -46,19 +46,21 @@ def test_expected_loss_and_gradient_are_those_printed(rewards, contrast, n, sft_
         lambda z: tabular.expected_loss(method, z, rewards, REFERENCE, n),
         lambda z: printed_loss(method, rewards, z),
     )
-    torch.testing.assert_close(ours(LOGITS), printed(LOGITS))
+    # The SFT term's control variate has the entropy of the reference for its mean.
+    entropy = -(REFERENCE * REFERENCE.log()).sum()
+    torch.testing.assert_close(ours(LOGITS) + sft_weight * entropy, printed(LOGITS))
     truth = tabular.numeric_gradient(printed, LOGITS)
     torch.testing.assert_close(tabular.gradient(ours, LOGITS), truth, atol=1e-7, rtol=1e-6)
 
 
 @pytest.mark.parametrize("contrast", ["ipo", "dpo"])
 def test_sft_weight_1_is_the_forward_kl(contrast):
-    """Groups without a pair are left out, which at n = 3 lacks their winners: 2 outcomes, all groups by hand."""
+    """Groups without a pair have a winner all the same: n = 3, 2 outcomes."""
     method = BoNBoN(3, contrast, 1.0)
     reference = torch.tensor([0.6, 0.4], dtype=F64)
     found = tabular.gradient(lambda z: tabular.expected_loss(method, z, STRICT[:2], reference, 3), LOGITS[:2])
-    mixed = 1 - 0.6**3 - 0.4**3  # the better outcome is in the group, and wins
-    truth = tabular.numeric_gradient(lambda z: -mixed * z.log_softmax(-1)[1], LOGITS[:2])
+    best = torch.tensor([0.6**3, 1 - 0.6**3], dtype=F64)
+    truth = tabular.numeric_gradient(lambda z: -(best * z.log_softmax(-1)).sum(), LOGITS[:2])
     torch.testing.assert_close(found, truth)
 
 
@@ -165,16 +167,27 @@ def test_each_n_of_a_group_give_one_pair_and_the_rest_is_left():
     assert three.worst.int().tolist() == [[[0, 1, 0, 0, 0]]]
 
 
-def test_equal_or_failed_rewards_give_no_pair_and_the_loss_is_a_mean_over_pairs():
+def test_equal_or_failed_rewards_give_no_pair_and_the_loss_is_a_mean_over_the_ns():
     nan = math.nan
     made = targets([[2.0, 2.0, 1.0, 4.0], [1.0, nan, nan, nan], [1.0, 2.0, 1.0, 2.0]])
-    assert made.best.any(-1).tolist() == [[False, True], [False, False], [True, True]]
+    assert made.worst.any(-1).tolist() == [[False, True], [False, False], [True, True]]
+    assert made.best.any(-1).tolist() == [[True, True], [False, False], [True, True]]
+    assert made.signal.tolist() == [True, False, True]
     logprobs = torch.tensor([[-9.0, -9.0, -2.0, -1.0]] * 3, dtype=F64) * made.train_anchor
-    made = type(made)(**{**vars(made), "reference_logprobs": torch.full((3, 4), -3.0, dtype=F64)})
+    reference = torch.full((3, 4, 1), -3.0, dtype=F64) * made.train_anchor[..., None]
+    made = type(made)(**{**vars(made), "reference_token_logprobs": reference})
     loss = BoNBoN(2, "ipo", 0.25).loss(torch.zeros(3, 0, 1, dtype=F64), logprobs[..., None], made)
-    one = 0.25 * 1.0 + 0.75 * (1.0 - 1.0) ** 2  # the margin at n = 2 is 1
-    other = 0.25 * 9.0 + 0.75 * (0.0 - 1.0) ** 2
-    torch.testing.assert_close(loss, torch.tensor([one, 0.0, (one + other) / 2], dtype=F64))
+
+    def pull(log_ratio):
+        return math.exp(log_ratio) - 1 - log_ratio
+
+    # The second draw of each n has the larger tie-breaker, so it is the control, and the best of the first two.
+    tied = 0.25 * pull(-9.0 + 3.0)
+    one = (
+        0.25 * pull(-1.0 + 3.0) + 0.75 * (1.0 - 1.0) ** 2
+    )  # the winner is the control; the margin at n = 2 is 1
+    other = 0.25 * pull(-9.0 + 3.0) + 0.75 * (0.0 - 1.0) ** 2
+    torch.testing.assert_close(loss, torch.tensor([(tied + one) / 2, 0.0, (one + other) / 2], dtype=F64))
 
 
 def test_metrics_count_the_subgroups_without_a_pair():

@@ -113,7 +113,7 @@ def test_only_the_side_that_weighs_something_is_trained_on():
     for weight in (0.0, 0.5, 1.0):
         targets = BOND(2, 2, 4, jeffreys_weight=weight).targets(draws)
         trained[weight] = (targets.train_policy.sum().item(), targets.train_anchor.sum().item())
-    assert trained == {0.0: (0, 1), 0.5: (2, 1), 1.0: (2, 0)}
+    assert trained == {0.0: (0, 2), 0.5: (2, 2), 1.0: (2, 0)}
 
 
 def test_advantages_by_hand():

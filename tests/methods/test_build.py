@@ -12,7 +12,7 @@ from nonpareil.setting_types import check_value
 
 STORED = {"bonbon", "sft_bon"}
 SETTINGS = {
-    "jbond": {"jeffreys_weight": 0.3, "kl_coef": 0.1},
+    "jbond": {"jeffreys_weight": 0.3, "kl_coef": 0.1, "quantile_estimator": "tie_aware"},
     "bond": {
         "n": 2,
         "num_generations": 3,

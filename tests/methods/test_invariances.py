@@ -68,7 +68,7 @@ def batch(method, b=5, seed=0, equal=False) -> tuple[ScoredDraws, torch.Tensor, 
         policy_token_logprobs=sampled,
         completion_mask=sampled < 0,
         anchor_logprobs_of_policy=anchor.sum(-1),
-        anchor_logprobs=stored.sum(-1),
+        anchor_token_logprobs=stored,
         tie_breaker=torch.rand(b, m, generator=generator),
     )
     return draws, sampled * 1.05, stored * 0.9
@@ -92,7 +92,7 @@ def per_draw(draws, policy_index, anchor_index):
         policy_token_logprobs=draws.policy_token_logprobs[:, policy_index],
         completion_mask=draws.completion_mask[:, policy_index],
         anchor_logprobs_of_policy=draws.anchor_logprobs_of_policy[:, policy_index],
-        anchor_logprobs=draws.anchor_logprobs[:, anchor_index],
+        anchor_token_logprobs=draws.anchor_token_logprobs[:, anchor_index],
         tie_breaker=draws.tie_breaker[:, anchor_index],
     )
 
@@ -148,6 +148,7 @@ def test_more_padding_changes_nothing(method):
         draws,
         policy_token_logprobs=wide(draws.policy_token_logprobs, (0, 3)),
         completion_mask=wide(draws.completion_mask, (0, 3)),
+        anchor_token_logprobs=wide(draws.anchor_token_logprobs, (0, 3)),
     )
     other = loss(method, padded, wide(policy, (0, 3)), wide(anchor, (0, 3)))
     torch.testing.assert_close(other, loss(method, draws, policy, anchor))
@@ -246,7 +247,7 @@ def test_a_failed_draw_is_as_if_it_had_not_been_drawn(method):
     if anchor.shape[1]:
         grown |= {
             "anchor_rewards": more(draws.anchor_rewards, nan),
-            "anchor_logprobs": more(draws.anchor_logprobs, nan),
+            "anchor_token_logprobs": more(draws.anchor_token_logprobs, nan),
             "tie_breaker": more(draws.tie_breaker, 0.99),
         }
         anchor = more(anchor, -3.0)
@@ -263,14 +264,16 @@ def test_a_smaller_stored_group_leaves_bonbons_other_pairs_as_they_are():
     method = CASES["bonbon ipo"]
     draws, policy, anchor = batch(method)
     whole = loss(method, draws, policy, anchor)
-    rewards, logprobs = draws.anchor_rewards.clone(), draws.anchor_logprobs.clone()
+    rewards, logprobs = draws.anchor_rewards.clone(), draws.anchor_token_logprobs.clone()
     rewards[1, 4:], logprobs[1, 4:] = math.nan, math.nan
-    smaller = dataclasses.replace(draws, anchor_rewards=rewards, anchor_logprobs=logprobs)
+    smaller = dataclasses.replace(draws, anchor_rewards=rewards, anchor_token_logprobs=logprobs)
     anchor = anchor.requires_grad_()
     found = loss(method, smaller, policy, anchor)
     assert torch.equal(found[[0, 2, 3, 4]], whole[[0, 2, 3, 4]])
-    first = [values[:, :3] for values in (draws.anchor_rewards, draws.anchor_logprobs, draws.tie_breaker)]
-    names = ("anchor_rewards", "anchor_logprobs", "tie_breaker")
+    first = [
+        values[:, :3] for values in (draws.anchor_rewards, draws.anchor_token_logprobs, draws.tie_breaker)
+    ]
+    names = ("anchor_rewards", "anchor_token_logprobs", "tie_breaker")
     lone = dataclasses.replace(draws, **dict(zip(names, first, strict=True)))
     torch.testing.assert_close(found[1], loss(method, lone, policy, anchor[:, :3])[1])
     assert torch.autograd.grad(found.sum(), anchor)[0].isfinite().all()

@@ -38,7 +38,7 @@ def numbers(rewards, anchors, log_ratio):
         policy_token_logprobs=log_ratio[..., None],
         completion_mask=torch.ones(*log_ratio.shape, 1, dtype=torch.bool),
         anchor_logprobs_of_policy=torch.zeros_like(log_ratio),
-        anchor_logprobs=torch.zeros_like(anchors),
+        anchor_token_logprobs=torch.zeros_like(anchors)[..., None],
         tie_breaker=torch.full_like(anchors, 0.5),
     )
 
@@ -190,8 +190,65 @@ def test_a_monotone_transform_of_the_reward_changes_nothing():
     torch.testing.assert_close(plain, bent)
 
 
+def backward_alone(estimator, rate):
+    """The success rate at which E[reward] - KL(pi || anchor) is greatest, from 0/1 rewards of this success rate."""
+    rewards, anchor = torch.tensor([0.0, 1.0]).double(), torch.tensor([1 - rate, rate]).double()
+    pairs = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
+    chance, worth = anchor[pairs].prod(-1), torch.zeros(2).double()
+    for y in (0, 1):
+        draws = numbers(rewards[y].expand(4, 1), rewards[pairs], torch.zeros(4, 1).double())
+        # One prompt at a time: there is no baseline, and equal anchor rewards have that of a tie, 0.
+        each = [JBOND(1.0, quantile_estimator=estimator).targets(row(draws, i)).advantages for i in range(4)]
+        worth[y] = chance @ torch.cat(each)
+    return (anchor.log() + worth).softmax(-1)[1].item()
+
+
+def row(draws, i):
+    return ScoredDraws(**{name: value[i : i + 1] for name, value in vars(draws).items()})
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95])
+def test_with_binary_rewards_tie_aware_reaches_best_of_2(rate):
+    """The share of best-of-2's gain in success rate, at once the share of its KL to within a fifth."""
+    best_of_2 = 1 - (1 - rate) ** 2
+    reached = backward_alone("tie_aware", rate)
+    assert 0.89 < (reached - rate) / (best_of_2 - rate) < 1.001
+    paper = (backward_alone("two_sample", rate) - rate) / (best_of_2 - rate)
+    expected = {0.05: 0.01, 0.1: 0.03, 0.2: 0.11, 0.3: 0.26, 0.5: 0.67, 0.7: 0.96}
+    assert rate not in expected or paper == pytest.approx(expected[rate], abs=0.006)
+
+
+def test_tie_aware_is_exact_for_binary_rewards_at_one_half():
+    assert backward_alone("tie_aware", 0.5) == pytest.approx(0.75, abs=1e-12)
+
+
+def test_with_binary_rewards_jbond_reaches_half_of_best_of_2s_gain_and_tie_aware_all_of_it():
+    """w = .5 and 8 of 10 answers wrong: best-of-2 is right .36 of the time."""
+    rewards = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    reached = [
+        train(JBOND(quantile_estimator=e), REFERENCE, rewards, 250)[2] for e in ("two_sample", "tie_aware")
+    ]
+    assert [r.item() for r in reached] == pytest.approx([0.286, 0.357], abs=0.012)
+
+
+def test_without_ties_tie_aware_is_the_papers_estimator():
+    """log 2 apart, which no policy gradient sees."""
+    rows = list(itertools.product(range(6), repeat=3))
+    rows = [r for r in rows if r[0] not in r[1:] and r[1] != r[2]]
+    rewards = torch.arange(6).double()
+    own, anchors = columns(rows)
+    log_pi = torch.full((6,), -math.log(6)).double()
+    draws = tabular.draws_of(own, anchors, rewards, log_pi, log_pi)
+    ours, paper = (JBOND(quantile_estimator=e).targets(draws).advantages for e in ("tie_aware", "two_sample"))
+    torch.testing.assert_close(ours, paper)
+
+
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ConfigError, match=r"jeffreys_weight=1\.5"):
         JBOND(1.5)
     with pytest.raises(ConfigError, match="kl_coef=-1"):
         JBOND(kl_coef=-1)
+    with pytest.raises(
+        ConfigError, match="quantile_estimator='harmonic' must be one of two_sample, tie_aware"
+    ):
+        JBOND(quantile_estimator="harmonic")

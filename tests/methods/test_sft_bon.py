@@ -1,5 +1,6 @@
 """SFT on best-of-n, from stored groups, on a tabular policy."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from nonpareil.errors import ConfigError
 from nonpareil.maths.best_of_n import distribution
-from nonpareil.methods.imitation import imitation_weights
+from nonpareil.methods.imitation import imitation
 from nonpareil.methods.sft_bon import SFTBoN
 from tests.methods import tabular
 from tests.methods.tabular import BINARY, F64, LOGITS, REFERENCE, STRICT, TIED
@@ -28,15 +29,10 @@ def test_expected_gradient_is_that_of_the_forward_kl(rewards, n, m, imitate):
 def test_all_is_less_noisy_than_the_winner():
     """The variance of the gradient over groups of 4 at n = 2: the reason to pay for m log-probs."""
 
-    def variance(imitate):
-        log_pi = LOGITS.log_softmax(-1)
-        probability, _, anchors, ties = tabular.all_draws(0, 4, log_pi.exp(), REFERENCE)
-        weights = imitation_weights(STRICT[anchors], ties, 2, imitate)
-        pull = torch.stack([(weights * (anchors == y)).sum(-1) for y in range(3)], -1)
-        mean = probability @ pull
-        return (probability[:, None] * (pull - mean).square()).sum()
+    def noise(imitate):
+        return tabular.gradient_noise(SFTBoN(2, imitate), LOGITS, STRICT, REFERENCE, 4)
 
-    assert variance("all") < 0.5 * variance("winner")
+    assert noise("all") < 0.5 * noise("winner")
 
 
 @pytest.mark.parametrize("rewards", [STRICT, TIED, BINARY], ids=["strict", "tied", "binary"])
@@ -54,12 +50,24 @@ def test_groups_end_at_best_of_n_with_failed_rewards_too(imitate, failing):
 def test_weights_by_hand_with_ties_and_failures():
     nan = math.nan
     rewards = torch.tensor([[1.0, 3.0, nan, 3.0, 9.0], [1.0, nan, nan, nan, nan]], dtype=F64)
-    ties = torch.tensor([[0.1, 0.2, 0.9, 0.3, 0.4]] * 2)
-    # The first 3 that did not fail are 1, 3, 3; the later tie-breaker is larger. The second row has only one.
-    assert imitation_weights(rewards, ties, 3, "winner").tolist() == [[0, 0, 0, 1, 0], [0] * 5]
+    # The first 3 that did not fail are 1, 3, 3, and the 3s share the win. The second row has only one.
+    contrast, pull = imitation(rewards, 3, "winner")
+    third = torch.tensor([[1 / 3, 1 / 3, 0, 1 / 3, 0], [0] * 5], dtype=F64)
+    torch.testing.assert_close(contrast + third, torch.tensor([[0, 0.5, 0, 0.5, 0], [0] * 5], dtype=F64))
+    torch.testing.assert_close(pull, third)
     # Of the 6 pairs among 1, 3, 3, 9: three have 9, two have a 3 above 1, one is both 3s.
+    contrast, pull = imitation(rewards, 2, "all")
     expected = torch.tensor([[0, 3 / 12, 0, 3 / 12, 6 / 12], [0] * 5], dtype=F64)
-    torch.testing.assert_close(imitation_weights(rewards, ties, 2, "all"), expected)
+    torch.testing.assert_close(contrast + pull, expected)
+    assert pull.tolist() == [[0.25, 0.25, 0, 0.25, 0.25], [0] * 5]
+
+
+@pytest.mark.parametrize("imitate", ["winner", "all"])
+@pytest.mark.parametrize("m", [3, 7, 16])
+def test_a_group_whose_rewards_all_tie_imitates_nobody_not_even_by_rounding(imitate, m):
+    contrast, pull = imitation(torch.full((1, m), 0.7), 3, imitate)
+    assert contrast.tolist() == [[0.0] * m]
+    assert pull.sum().item() == pytest.approx(1)
 
 
 def test_the_loss_is_in_summed_nats_of_the_winner():
@@ -67,10 +75,16 @@ def test_the_loss_is_in_summed_nats_of_the_winner():
     draws = tabular.draws_of(
         torch.zeros(1, 0, dtype=torch.long), torch.tensor([[2, 0]]), STRICT, LOGITS, REFERENCE.log()
     )
+    draws = dataclasses.replace(draws, anchor_token_logprobs=torch.full((1, 2, 3), -1.5, dtype=F64))
     tokens = torch.tensor([[[-1.0, -2.0, -0.5], [0.0, 0.0, 0.0]]], dtype=F64)
     targets = method.targets(draws)
-    assert targets.train_anchor.tolist() == [[True, False]]
-    assert method.loss(torch.zeros(1, 0, 3, dtype=F64), tokens, targets).tolist() == [3.5]
+    assert targets.train_anchor.tolist() == [[True, True]]
+    loss = method.loss(torch.zeros(1, 0, 3, dtype=F64), tokens, targets)
+    # Half of the winner's 3.5 nats less half of the other's 0, and half of each one's KL from the reference.
+    reference = targets.reference_token_logprobs
+    log_ratio = tokens - reference
+    pull = (log_ratio.exp() - 1 - log_ratio).sum((-1, -2)) / 2
+    torch.testing.assert_close(loss, 3.5 / 2 + pull)
 
 
 def test_settings_out_of_range_are_refused():

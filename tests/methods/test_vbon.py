@@ -130,7 +130,7 @@ def step(policy, sampled, rewards, settings, references=(0.0, 1.0, 2.0)):
         policy_token_logprobs=sampled[None],
         completion_mask=sampled[None] < 0,
         anchor_logprobs_of_policy=sampled.sum(-1)[None] - 0.1,
-        anchor_logprobs=NONE.expand(1, 0),
+        anchor_token_logprobs=torch.zeros(1, len(references), 1, dtype=F64),
         tie_breaker=torch.full((1, len(references)), 0.5),
     )
     targets = method.targets(draws)

@@ -135,19 +135,18 @@ def numbers_of(drawn: StepDraws, policy: list[list[Tensor]], reward: Any) -> Sco
     with torch.no_grad():
         reference = token_logprobs(ending_model(), groups)
     most, width = max(map(len, groups)), 6
-    rewards, sums = torch.full((len(groups), most), torch.nan), torch.zeros(len(groups), most)
+    rewards, logprobs = torch.full((len(groups), most), torch.nan), rectangle(reference, slice(None), width)
     for i, group in enumerate(groups):
         values = reward(ids_of(group))
         rewards[i, : len(values)] = torch.tensor([torch.nan if v is None else v for v in values])
-        sums[i, : len(values)] = torch.stack([tokens.sum() for tokens in reference[i]])
     own = rectangle([[t.detach() for t in row] for row in policy], slice(k), width)
     return ScoredDraws(
         policy_rewards=rewards[:, :k],
         anchor_rewards=rewards[:, k:],
         policy_token_logprobs=own,
         completion_mask=own != 0,
-        anchor_logprobs_of_policy=sums[:, :k],
-        anchor_logprobs=sums[:, k:],
+        anchor_logprobs_of_policy=logprobs[:, :k].sum(-1),
+        anchor_token_logprobs=logprobs[:, k:],
         tie_breaker=drawn.numbers.tie_breaker,
     )
 

@@ -117,7 +117,8 @@ def test_an_anchor_without_numbers_for_one_prompt_drops_it_before_it_is_scored(t
     assert logged(trainer, "dropped/non_finite") == 1
     assert set(scored) == {p.prompt for p in PROMPTS[1:]}
     _, theirs = gradient_of(make_trainer(tmp_path / "b", model=without_good()), PROMPTS[1:])
-    assert_same(gradient, theirs)
+    # Log-probs of draws depend in their last bits on which prompts were drawn for beside them.
+    assert_same(gradient, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_a_step_of_which_nothing_is_left_moves_nothing_and_has_no_loss(tmp_path: Path) -> None:

@@ -28,10 +28,22 @@ def some_fail(completion_ids: list[list[int]], **columns: Any) -> list[float | N
     ]
 
 
-def sequence_logprob(model: PreTrainedModel, prompt: list[int], completion: list[int]) -> Tensor:
+def token_logprobs(model: PreTrainedModel, prompt: list[int], completion: list[int]) -> Tensor:
     logits = model(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0] / TEMPERATURE
     rows = torch.arange(len(prompt) - 1, len(prompt) + len(completion) - 1)
-    return logits.log_softmax(-1)[rows, torch.tensor(completion)].sum()
+    return logits.log_softmax(-1)[rows, torch.tensor(completion)]
+
+
+def sequence_logprob(model: PreTrainedModel, prompt: list[int], completion: list[int]) -> Tensor:
+    return token_logprobs(model, prompt, completion).sum()
+
+
+def forward_by_hand(ours: list[Tensor], theirs: list[Tensor], rewards: list[float]) -> Tensor:
+    """Half of -log pi(better) less that of the other, and half of each one's KL from the anchor by token."""
+    sign = (rewards[0] > rewards[1]) - (rewards[0] < rewards[1])
+    ratios = [(policy - anchor.detach()).exp() for policy, anchor in zip(ours, theirs, strict=True)]
+    pull = sum((ratio - 1 - ratio.log()).sum() for ratio in ratios) / 2
+    return pull - sign * (ours[0].sum() - ours[1].sum()) / 2
 
 
 def loss_by_hand(policy: PreTrainedModel, anchor: PreTrainedModel, drawn: StepDraws) -> Tensor:
@@ -40,23 +52,24 @@ def loss_by_hand(policy: PreTrainedModel, anchor: PreTrainedModel, drawn: StepDr
     for group in drawn.groups:
         if None in group.rewards:
             continue
-        own, first, second = group.completion_token_ids
-        best = first if group.rewards[1] > group.rewards[2] else second
-        logprob = sequence_logprob(policy, group.prompt_token_ids, own)
-        with torch.no_grad():
-            log_ratio = logprob - sequence_logprob(anchor, group.prompt_token_ids, own)
+        tokens = [
+            [token_logprobs(model, group.prompt_token_ids, ids) for ids in group.completion_token_ids]
+            for model in (policy, anchor)
+        ]
+        logprob, log_ratio = tokens[0][0].sum(), (tokens[0][0].sum() - tokens[1][0].sum()).detach()
+        forward = forward_by_hand(tokens[0][1:], tokens[1][1:], group.rewards[1:])
         rewards = torch.tensor(group.rewards)
         log_p = two_sample_log_quantile(rewards[:1], rewards[None, 1:])[0]
-        rows.append((logprob, sequence_logprob(policy, group.prompt_token_ids, best), log_p, log_ratio))
+        rows.append((logprob, forward, log_p, log_ratio, group.rewards[1] != group.rewards[2]))
     losses = []
-    for i, (logprob, best_logprob, log_p, log_ratio) in enumerate(rows):
+    for i, (logprob, forward, log_p, log_ratio, anchors_differ) in enumerate(rows):
         others = [row for j, row in enumerate(rows) if j != i]
-        ret = log_p - log_ratio
-        baseline = sum(row[2] - row[3] for row in others) / len(others)
         ratio_baseline = sum(row[3] for row in others) / len(others)
+        alike = [row[2] for row in others if row[4]]
+        gain = log_p - sum(alike) / len(alike) if anchors_differ and alike else log_p
         losses.append(
-            (1 - W) * -best_logprob
-            + W * -logprob * (ret - baseline)
+            (1 - W) * forward
+            + W * -logprob * (gain - (log_ratio - ratio_baseline))
             + GAMMA * logprob * (log_ratio - ratio_baseline)
         )
     assert len(losses) >= 3

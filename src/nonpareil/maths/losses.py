@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nonpareil.errors import ConfigError
 from nonpareil.maths.best_of_n import ipo_beta, margin
+from nonpareil.maths.kl import k3
 
 
 def forward_kl_loss(best_logprobs: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
@@ -17,6 +18,33 @@ def forward_kl_loss(best_logprobs: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
     BOND (arXiv:2407.14622), forward term; BoNBoN (arXiv:2406.00832), L_SFT.
     """
     return -best_logprobs
+
+
+def kl_from_reference_loss(
+    token_logprobs: Float[Tensor, "*b t"], reference_token_logprobs: Float[Tensor, "*b t"]
+) -> Float[Tensor, "*b"]:
+    """KL(pi_ref || pi) along the reference's own samples: sum_t rho_t - 1 - log rho_t, rho_t = pi / pi_ref.
+
+    Unbiased in value and in gradient, which is sum_t (rho_t - 1) grad log pi(y_t): each prefix is the reference's
+    own, and each token's mean over the reference is the exact KL of that step. Its expected gradient is that of
+    -log pi over reference samples; but a sample's own is exactly 0 at pi = pi_ref. Nats; 0 in both behind the end.
+    """
+    return k3(reference_token_logprobs.detach() - token_logprobs).sum(-1)
+
+
+def imitation_loss(
+    token_logprobs: Float[Tensor, "*b t"],
+    reference_token_logprobs: Float[Tensor, "*b t"],
+    contrast: Float[Tensor, "*b"],
+    pull: Float[Tensor, "*b"],
+) -> Float[Tensor, "*b"]:
+    """`forward_kl_loss` with the group's mean as control variate: contrast * -log pi + pull * KL(pi_ref || pi).
+
+    Of reference samples. With contrast + pull each sample's chance to be the best of n, and pull the same for all
+    of a group, the sum over the group has the expected gradient of KL(pi_n || pi).
+    """
+    imitated = contrast * forward_kl_loss(token_logprobs.sum(-1))
+    return imitated + pull * kl_from_reference_loss(token_logprobs, reference_token_logprobs)
 
 
 def policy_gradient_loss(

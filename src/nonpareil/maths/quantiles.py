@@ -92,8 +92,31 @@ def two_sample_log_quantile(
             "use harmonic or plug_in with any other number"
         )
     lowest = anchor_rewards.amin(-1)  # NaN if either is
-    estimate = torch.where(rewards < lowest, TWO_SAMPLE_PENALTY, 0.0).to(at_least_float32(rewards))
+    estimate = torch.zeros_like(rewards, dtype=at_least_float32(rewards))
+    estimate = estimate.masked_fill(rewards < lowest, TWO_SAMPLE_PENALTY)
     return estimate.masked_fill(rewards.isnan() | lowest.isnan(), torch.nan)
+
+
+def two_sample_log_tilt(
+    rewards: Float[Tensor, " b"], anchor_rewards: Float[Tensor, "b m"]
+) -> Float[Tensor, " b"]:
+    """log(pi_2 / pi_anchor), nats, from two anchor rewards, ties counted: J-BOND's reward for rewards that tie.
+
+    log 2 above either (strictly), log 3/2 level with one and above the other, 0 level with both, -log 3/2 level
+    with one and below the other, -log 8 below both. Without ties that is `two_sample_log_quantile` plus log 2, with
+    its one exact point, the median. With 0/1 rewards of success rate q best-of-2 takes right answers for wrong
+    ones at log((2 - q) / (1 - q)); the mean of this is exact at q = 0 and 1/2, which fixes the log 3/2s.
+
+    NaN where the reward or either anchor reward is: two draws are needed, so none can be left out.
+
+    Raises:
+        ConfigError: a number of anchor rewards other than 2.
+    """
+    below_both = two_sample_log_quantile(rewards, anchor_rewards)  # 0, or its penalty; checks and NaNs
+    below, at_or_below, _ = (count.squeeze(-1) for count in count_among(rewards[:, None], anchor_rewards))
+    level_and_below = (below == 0) & (at_or_below == 1)
+    ties = _log_tie_sum(below.double(), at_or_below.double(), 2).masked_fill(level_and_below, -math.log(1.5))
+    return below_both + ties.to(below_both)
 
 
 def log_tilt_estimate(

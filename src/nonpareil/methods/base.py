@@ -1,6 +1,7 @@
 """What a method is: which draws it needs, what it makes of their rewards, and its loss. Numbers only, no models."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
@@ -27,8 +28,8 @@ class ScoredDraws:
     """True on the tokens of the policy's completions, the end token included."""
     anchor_logprobs_of_policy: Float[Tensor, "b k"]
     """log anchor of the policy's draws, summed over the completion."""
-    anchor_logprobs: Float[Tensor, "b m"]
-    """log anchor of the anchor's own draws, summed over the completion; means nothing where its reward is NaN."""
+    anchor_token_logprobs: Float[Tensor, "b m t"]
+    """log anchor of each token of the anchor's own draws, 0 behind the end; nothing where the reward is NaN."""
     tie_breaker: Float[Tensor, "b m"]
     """Independent uniform numbers: equal anchor rewards are ordered by them."""
 
@@ -36,6 +37,16 @@ class ScoredDraws:
     def log_ratio(self) -> Float[Tensor, "b k"]:
         """log pi - log anchor of the policy's draws, summed over the completion; no gradient."""
         return self.policy_token_logprobs.sum(-1) - self.anchor_logprobs_of_policy
+
+    @property
+    def rewards_differ(self) -> Bool[Tensor, " b"]:
+        """True where two rewards of the prompt differ, of the policy's and the anchor's draws together."""
+        return rewards_differ(torch.cat([self.policy_rewards, self.anchor_rewards], dim=1))
+
+    @property
+    def anchor_logprobs(self) -> Float[Tensor, "b m"]:
+        """log anchor of the anchor's own draws, summed over the completion; nothing where the reward is NaN."""
+        return self.anchor_token_logprobs.sum(-1)
 
     def select(self, rows: list[int]) -> Self:
         """The draws for some prompts, in the order given."""
@@ -49,18 +60,24 @@ class Targets:
     train_policy: Bool[Tensor, "b k"]
     """True where the loss needs the log-prob of a policy draw; all False where a prompt cannot be used."""
     train_anchor: Bool[Tensor, "b m"]
+    signal: Bool[Tensor, " b"] | None = field(default=None, kw_only=True)
+    """False where the prompt's rewards tell nothing, as where all tie: it adds a pull to the anchor at most.
+
+    A step in which no prompt has any moves nothing. None: every prompt that is trained on has some.
+    """
 
     def select(self, rows: list[int]) -> Self:
         """The targets of some prompts, in the order given."""
-        return type(self)(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        return self._each(lambda value: value[rows])
 
     def to(self, device: torch.device) -> Self:
         """The targets on a device; what was worked out of rewards in float64 is float32 there, as log-probs are."""
+        return self._each(lambda v: v.to(device, torch.float32 if v.is_floating_point() else None))
 
-        def moved(value: Tensor) -> Tensor:
-            return value.to(device, torch.float32 if value.is_floating_point() else None)
-
-        return type(self)(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Self:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        made: dict[str, Any] = {name: None if v is None else function(v) for name, v in values.items()}
+        return type(self)(**made)
 
 
 class Method(Protocol):
@@ -103,6 +120,13 @@ def best_draw(rewards: Float[Tensor, "*b m"], tie_breaker: Float[Tensor, "*b m"]
     candidates = torch.where(rewards == highest, tie_breaker, -1.0)
     best = torch.zeros_like(rewards, dtype=torch.bool).scatter(-1, candidates.argmax(-1, keepdim=True), True)
     return best & ~rewards.isnan()
+
+
+def rewards_differ(rewards: Float[Tensor, "b m"]) -> Bool[Tensor, " b"]:
+    """True where two rewards of the row differ; failed ones (NaN) are left out."""
+    failed = rewards.isnan()
+    highest, lowest = rewards.masked_fill(failed, -torch.inf), rewards.masked_fill(failed, torch.inf)
+    return highest.amax(-1) > lowest.amin(-1)
 
 
 def first_valid(rewards: Float[Tensor, "b m"], n: int) -> Bool[Tensor, "b m"]:

@@ -3,16 +3,21 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nonpareil.errors import ConfigError
-from nonpareil.maths.losses import forward_kl_loss, jeffreys, policy_gradient_loss
+from nonpareil.maths.losses import imitation_loss, jeffreys, policy_gradient_loss
 from nonpareil.maths.quantiles import QuantileEstimator, log_tilt_estimate
-from nonpareil.methods.advantages import Baseline, advantages, check_baseline, mean_over
+from nonpareil.methods.advantages import (
+    Baseline,
+    advantages,
+    check_baseline,
+    mean_over,
+    signal_advantages,
+)
 from nonpareil.methods.base import BEST_OF_1, ScoredDraws, Targets
-from nonpareil.methods.imitation import Imitate, imitation_weights
+from nonpareil.methods.imitation import Imitate, Imitation, imitation, of_trained
 from nonpareil.settings import check_settings, option
 
 
@@ -20,8 +25,11 @@ from nonpareil.settings import check_settings, option
 class BONDTargets(Targets):
     """How much each draw is imitated, and what each of the policy's own draws is worth."""
 
-    weights: Float[Tensor, "b m"]
-    """Of the forward KL: the chance that an anchor draw is the best of n; rows sum to 1, or to 0."""
+    contrast: Float[Tensor, "b m"]
+    """Of the forward KL: the chance that an anchor draw is the best of n, less the mean one."""
+    pull: Float[Tensor, "b m"]
+    """Of the forward KL: how much an anchor draw holds the policy at the anchor."""
+    anchor_token_logprobs: Float[Tensor, "b m t"]
     advantages: Float[Tensor, "b k"]
     """Of the backward KL: log pi_n - log pi, less a baseline, nats."""
 
@@ -32,8 +40,11 @@ class BOND:
 
     `n`: the target. `num_generations`: k. `num_reference_samples`: m, from which quantiles are estimated and
     best-of-n samples are taken. `jeffreys_weight` w: (1 - w) weighs the forward KL, w the backward KL.
-    `imitate`: `winner` of n anchor draws, or `all` m with their rank weights (less noise, m log-probs to train).
+    `imitate`: the `winner` of n anchor draws, or `all` m with their rank weights: less noise, m log-probs for n.
     `baseline`: the mean return of the other draws of the batch (the paper's) or of the prompt.
+
+    Both sides have the paper's expected gradients, with control variates that make a prompt whose rewards all tie
+    add a pull to the anchor alone: see `methods.imitation` and `methods.advantages`.
 
     The paper drops the tie term of the quantile reward; it is here, so that ties and binary rewards reach
     best-of-n too.
@@ -92,22 +103,25 @@ class BOND:
     def targets(self, draws: ScoredDraws) -> BONDTargets:
         """Without gradients. Failed rewards are left out; a prompt lacking a whole side takes no part."""
         # Forward KL: which anchor draws are the best of n?
-        weights = torch.zeros_like(draws.anchor_rewards)
+        weights = Imitation.none(draws.anchor_rewards)
         if self.jeffreys_weight < 1:
-            weights = imitation_weights(draws.anchor_rewards, draws.tie_breaker, self.n, self.imitate)
+            weights = imitation(draws.anchor_rewards, self.n, self.imitate)
 
-        # Backward KL: log pi_n - log pi of the policy's own draws.
+        # Backward KL: log pi_n - log pi of the policy's own draws. Those that equal all anchor draws have log 1.
         tilt = log_tilt_estimate(draws.policy_rewards, draws.anchor_rewards, self.n, self.quantile_estimator)
-        returns = tilt - draws.log_ratio
-
-        valid = ~returns.isnan()
-        whole = valid.any(-1) & ((weights.sum(-1) > 0) | (self.jeffreys_weight == 1))
-        valid, weights = valid & whole[:, None], weights * whole[:, None]
+        valid = ~(tilt - draws.log_ratio).isnan()
+        whole = valid.any(-1) & (weights.trained.any(-1) | (self.jeffreys_weight == 1))
+        valid, weights = valid & whole[:, None], weights.where(whole)
+        gains = signal_advantages(tilt, 0.0, draws.anchor_rewards, valid, self.baseline)
+        trained = valid & (self.jeffreys_weight > 0)
         return BONDTargets(
-            train_policy=valid & (self.jeffreys_weight > 0),
-            train_anchor=weights > 0,
-            weights=weights,
-            advantages=advantages(returns, valid, self.baseline),
+            train_policy=trained,
+            train_anchor=weights.trained,
+            signal=weights.contrast.any(-1) | (draws.rewards_differ & trained.any(-1)),
+            contrast=weights.contrast,
+            pull=weights.pull,
+            anchor_token_logprobs=of_trained(draws, weights.trained),
+            advantages=gains - advantages(draws.log_ratio, valid, self.baseline),
         )
 
     def loss(
@@ -117,9 +131,11 @@ class BOND:
         targets: BONDTargets,
     ) -> Float[Tensor, " b"]:
         """(1 - w) forward + w backward, nats."""
-        forward = (targets.weights * forward_kl_loss(anchor_logprobs.sum(-1))).sum(-1)
+        by_draw = imitation_loss(
+            anchor_logprobs, targets.anchor_token_logprobs, targets.contrast, targets.pull
+        )
         own = policy_gradient_loss(policy_logprobs.sum(-1), targets.advantages)
-        return jeffreys(forward, mean_over(own, targets.train_policy), self.jeffreys_weight)
+        return jeffreys(by_draw.sum(-1), mean_over(own, targets.train_policy), self.jeffreys_weight)
 
     def metrics(self, draws: ScoredDraws) -> dict[str, float]:
         """Without ties log_tilt is log n - (n - 1) at the start and log n - (n - 1)/n at best-of-n."""

@@ -31,7 +31,8 @@ class Regression:
     """Fits log pi - log pi_ref to log(pi_n / pi_ref), which needs no partition function: it is 1.
 
     With stored groups of m reference draws it trains on those, each ranked in its own group; otherwise on k fresh
-    policy draws, ranked among m fresh draws of the reference. n may exceed m.
+    policy draws, ranked among m fresh draws of the reference. n may exceed m. Where all rewards tie every target is
+    0: a pull to the reference.
 
     `target_floor`, nats: no target is lower. Without it the worst ranks, whose targets are the largest, make most
     of the gradient; docs/estimators.md has what it costs, and why weights by rank, which would seem the natural
@@ -75,11 +76,15 @@ class Regression:
         """Without gradients. Failed rewards take no part."""
         own = log_tilt_estimate(draws.policy_rewards, draws.anchor_rewards, self.n, self.quantile_estimator)
         group = group_log_tilt(draws.anchor_rewards, self.n)
+        policy_target, anchor_target = (
+            each.nan_to_num(nan=0.0).clamp(min=self.target_floor) for each in (own, group)
+        )
         return RegressionTargets(
             train_policy=~own.isnan(),
             train_anchor=~group.isnan() if self.stored else torch.zeros_like(group, dtype=torch.bool),
-            policy_target=own.nan_to_num(nan=0.0).clamp(min=self.target_floor),
-            anchor_target=group.nan_to_num(nan=0.0).clamp(min=self.target_floor),
+            signal=draws.rewards_differ & ~(group if self.stored else own).isnan().all(-1),
+            policy_target=policy_target,
+            anchor_target=anchor_target,
             policy_reference_logprobs=draws.anchor_logprobs_of_policy,
             anchor_reference_logprobs=draws.anchor_logprobs.nan_to_num(nan=0.0),
         )

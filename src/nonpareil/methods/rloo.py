@@ -24,7 +24,8 @@ class RLOOTargets(Targets):
 class RLOO:
     """k policy draws a prompt; the return is reward - kl_coef * (log pi - log pi_ref), the KL in nats.
 
-    Knows nothing of best-of-n: its optimum is pi_ref * exp(reward / kl_coef), which follows the reward's scale.
+    Where all k rewards tie, what is left is the KL's pull. Knows nothing of best-of-n: its optimum is
+    pi_ref * exp(reward / kl_coef), which follows the reward's scale.
 
     Raises:
         ConfigError: fewer than 2 draws a prompt, or a negative kl_coef.
@@ -48,13 +49,15 @@ class RLOO:
 
     def targets(self, draws: ScoredDraws) -> RLOOTargets:
         """Without gradients. Failed rewards take no part."""
-        returns = draws.policy_rewards - self.kl_coef * draws.log_ratio
-        valid = ~returns.isnan()
+        valid = ~(draws.policy_rewards - draws.log_ratio).isnan()
         valid &= valid.sum(-1, keepdim=True) > 1
+        gains = advantages(draws.policy_rewards, valid, "prompt")
+        kl_advantages = advantages(draws.log_ratio, valid, "prompt")
         return RLOOTargets(
             train_policy=valid,
             train_anchor=draws.anchor_rewards.bool(),  # [b, 0]
-            advantages=advantages(returns, valid, "prompt"),
+            signal=draws.rewards_differ & valid.any(-1),
+            advantages=gains - self.kl_coef * kl_advantages,
         )
 
     def loss(

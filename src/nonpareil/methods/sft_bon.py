@@ -6,25 +6,29 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from nonpareil.maths.losses import forward_kl_loss
+from nonpareil.maths.losses import imitation_loss
 from nonpareil.methods.base import BEST_OF_1, ScoredDraws, Targets
-from nonpareil.methods.imitation import Imitate, imitation_weights
+from nonpareil.methods.imitation import Imitate, imitation, of_trained
 from nonpareil.settings import check_settings, option
 
 
 @dataclass(frozen=True)
 class SFTBoNTargets(Targets):
-    """How much each stored draw is imitated."""
+    """How much each stored draw is imitated, and how much it holds the policy at the reference."""
 
-    weights: Float[Tensor, "b m"]
+    contrast: Float[Tensor, "b m"]
+    pull: Float[Tensor, "b m"]
+    reference_token_logprobs: Float[Tensor, "b m t"]
 
 
 @dataclass(frozen=True)
 class SFTBoN:
     """Stored groups of m >= n reference draws; recovers best-of-n where model and data allow (PAPERS.md, 2 and 4).
 
-    `imitate`: the `winner` of n draws, or `all` m with their rank weights, which is the same in the mean, uses
-    every draw and costs m log-probs.
+    `imitate`: the `winner` of n draws, or `all` m with their rank weights, which is the same in the mean and less
+    noisy. The winner counts less the mean of its n draws, with a pull to the reference for what that takes off:
+    the same expected gradient as plain SFT's (`methods.imitation`), less noise, and nothing but the pull where all
+    rewards tie. That costs n log-probs a prompt, or m.
 
     Raises:
         ConfigError: n below 2, or another word for `imitate`.
@@ -48,9 +52,15 @@ class SFTBoN:
 
     def targets(self, draws: ScoredDraws) -> SFTBoNTargets:
         """A group with fewer than n valid rewards takes no part."""
-        weights = imitation_weights(draws.anchor_rewards, draws.tie_breaker, self.n, self.imitate)
-        none = draws.policy_rewards.bool()  # [b, 0]
-        return SFTBoNTargets(train_policy=none, train_anchor=weights > 0, weights=weights)
+        weights = imitation(draws.anchor_rewards, self.n, self.imitate)
+        return SFTBoNTargets(
+            train_policy=draws.policy_rewards.bool(),  # [b, 0]
+            train_anchor=weights.trained,
+            signal=weights.contrast.any(-1),
+            contrast=weights.contrast,
+            pull=weights.pull,
+            reference_token_logprobs=of_trained(draws, weights.trained),
+        )
 
     def loss(
         self,
@@ -58,8 +68,11 @@ class SFTBoN:
         anchor_logprobs: Float[Tensor, "b m t"],
         targets: SFTBoNTargets,
     ) -> Float[Tensor, " b"]:
-        """-log pi of best-of-n samples, summed over tokens, nats."""
-        return (targets.weights * forward_kl_loss(anchor_logprobs.sum(-1))).sum(-1)
+        """KL(pi_n || pi) up to a constant, on all draws that took part; nats."""
+        by_draw = imitation_loss(
+            anchor_logprobs, targets.reference_token_logprobs, targets.contrast, targets.pull
+        )
+        return by_draw.sum(-1)
 
     def metrics(self, draws: ScoredDraws) -> dict[str, float]:
         """Nothing besides the common figures."""

@@ -1,6 +1,6 @@
 """vBoN (arXiv:2407.06057): backward KL to best-of-n of the fixed reference, by policy gradient or clipped PPO."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -11,7 +11,13 @@ from nonpareil.maths.best_of_n import log_tilt
 from nonpareil.maths.counts import count_among
 from nonpareil.maths.losses import clipped_policy_gradient_loss, policy_gradient_loss
 from nonpareil.maths.quantiles import log_quantile, log_tilt_estimate
-from nonpareil.methods.advantages import Baseline, advantages, check_baseline, mean_over
+from nonpareil.methods.advantages import (
+    Baseline,
+    advantages,
+    check_baseline,
+    mean_over,
+    signal_advantages,
+)
 from nonpareil.methods.base import BEST_OF_1, ScoredDraws, Targets
 from nonpareil.settings import check_settings, option
 
@@ -84,12 +90,16 @@ class VBON:
 
     def targets(self, draws: ScoredDraws) -> VBONTargets:
         """Without gradients. A draw whose reward failed, or whose prompt has no reference reward, takes no part."""
-        returns = self.log_target(draws) - draws.log_ratio
-        valid = ~returns.isnan()
+        worth = self.log_target(draws)
+        valid = ~(worth - draws.log_ratio).isnan()
+        gains = signal_advantages(
+            worth, self._worth_of_tie(draws), draws.anchor_rewards, valid, self.baseline
+        )
         return VBONTargets(
             train_policy=valid,
             train_anchor=torch.zeros_like(draws.anchor_rewards, dtype=torch.bool),
-            advantages=advantages(returns, valid, self.baseline),
+            signal=draws.rewards_differ & valid.any(-1),
+            advantages=gains - advantages(draws.log_ratio, valid, self.baseline),
             sampled_token_logprobs=draws.policy_token_logprobs,
             completion_mask=draws.completion_mask,
         )
@@ -105,6 +115,11 @@ class VBON:
         # A tie class's mass is counted, not added to the estimate of p<, which already leans towards its middle.
         tied = log_tilt_estimate(draws.policy_rewards, draws.anchor_rewards, self.n, self.quantile_estimator)
         return torch.where(counts.at_or_below > counts.below, tied, alone)
+
+    def _worth_of_tie(self, draws: ScoredDraws) -> Float[Tensor, "b k"]:
+        """`log_target` of a draw that equals all references, where they are equal; means nothing elsewhere."""
+        highest = draws.anchor_rewards.masked_fill(draws.anchor_rewards.isnan(), -torch.inf).amax(-1, True)
+        return self.log_target(replace(draws, policy_rewards=highest.expand_as(draws.policy_rewards)))
 
     def loss(
         self,

@@ -14,6 +14,7 @@ from nonpareil.models.distributed import num_processes, of_each_process, process
 from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs, token_budget_batches
 from nonpareil.models.sharding import is_sharded
 from nonpareil.models.zero import engine_of
+from nonpareil.training.config import DistillationConfig
 from nonpareil.training.not_finite import NotFinite, logprob_at
 from nonpareil.training.spent import Spent
 from nonpareil.training.steps import StepDraws
@@ -53,6 +54,19 @@ class Accumulator:
     """Largest weight of a completion that another engine drew; None trains on its draws as they are."""
     _probe: TokenSequences | None = None
     """A completion whose log-probs were numbers in the last step; the same on every process."""
+
+    @classmethod
+    def of(cls, method: Method, config: DistillationConfig, accelerator: Any, spent: Spent) -> "Accumulator":
+        """The accumulator of a training."""
+        return cls(
+            method,
+            config.max_tokens_per_batch,
+            config.temperature,
+            accelerator.autocast,  # transformers' own does nothing, where the model's inner part is called
+            accelerator.backward,
+            spent,
+            config.importance_cap,
+        )
 
     def step(self, model: nn.Module, drawn: StepDraws, targets: Targets) -> Outcome:
         """The gradient of an optimizer step, the same on every process as the outcome that is returned."""

@@ -4,6 +4,7 @@ import json
 import math
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,17 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class AnchorCallback(TrainerCallback):
-    """Moves the anchor after each optimizer step."""
+    """Moves the anchor after each optimizer step; a moving average stays where the policy did."""
 
-    def __init__(self, anchor: Anchor):
-        self.anchor = anchor
+    def __init__(self, anchor: Anchor, policy_moves: Callable[[], bool]):
+        self.anchor, self.policy_moves = anchor, policy_moves
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """J-BOND's Algorithm 2, step 5; iterative BOND's refresh."""
-        self.anchor.after_step(kwargs["model"], state.global_step)
+        if self.policy_moves() or not self.anchor.rate:
+            self.anchor.after_step(kwargs["model"], state.global_step)
 
 
 class EndsAsDecided(TrainerCallback):

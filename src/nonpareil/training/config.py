@@ -86,7 +86,9 @@ class DistillationConfig(TrainingArguments):
     n: int | None = _setting("The N whose best-of-N is the target (all but jbond and rloo).")
     num_generations: int | None = _setting("Completions of the policy a prompt and step.")
     num_reference_samples: int | None = _setting("Fresh completions of the anchor a prompt and step.")
-    quantile_estimator: str | None = _setting("harmonic, plug_in, inclusive_plug_in or two_sample.")
+    quantile_estimator: str | None = _setting(
+        "harmonic, plug_in, inclusive_plug_in or two_sample; jbond: two_sample, or tie_aware (0/1 rewards)."
+    )
     jeffreys_weight: float | None = _setting("Weight of the backward KL; the forward KL has the rest.")
     kl_coef: float | None = _setting("Weight of KL(policy || anchor): J-BOND's gamma; RLOO's penalty.")
     imitate: str | None = _setting("winner of n draws, or all draws with their rank weights.")

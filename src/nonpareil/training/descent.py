@@ -16,6 +16,7 @@ from nonpareil.models.sharding import local
 from nonpareil.models.zero import engine_of
 from nonpareil.training.accumulate import Accumulator
 from nonpareil.training.not_finite import METRIC, Dropped, NotFinite
+from nonpareil.training.signal import Signal
 from nonpareil.training.steps import StepDraws
 
 LARGE_LOSS = 1e12
@@ -44,6 +45,7 @@ class Descent:
 
     method: Method
     accumulator: Accumulator
+    signal: Signal
     scaler: Any = None
     """fp16's: it looks at the gradient itself, and skips a step whose is infinite."""
     dropped: Dropped = field(default_factory=Dropped)
@@ -51,7 +53,8 @@ class Descent:
     def step(self, model: nn.Module, drawn: StepDraws, step: int) -> Descended:
         """The step's gradient, without the prompts whose log-probs, loss or gradient are no numbers; see `Dropped`.
 
-        Leaving out is drawing nothing for them: baselines and means are those of the others alone.
+        Leaving out is drawing nothing for them: baselines and means are those of the others alone. There is no
+        gradient where no prompt's rewards tell anything; see `Signal`.
 
         Raises:
             NotFiniteError: as `Dropped.note`, or a gradient that is infinite while that of no prompt is.
@@ -72,6 +75,8 @@ class Descent:
                 break
             drawn = drawn.without(bad)
         self.dropped.note(step, dropped, kept)
+        if not self.signal.note(step, drawn.numbers, targets, kept):
+            self.accumulator.forget_gradients(model)
         loss = outcome.loss if kept else float("nan")
         self.accumulator.spent.add_loss(loss)
         return Descended(loss, drawn, targets, dropped)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import torch
 
 from nonpareil.files import write_bytes
+from nonpareil.methods.base import ScoredDraws
 from nonpareil.training.steps import StepDraws
 
 COMPLETIONS_FOLDER = "completions"
@@ -29,7 +30,10 @@ def step_figures(drawn: StepDraws, reward_names: Sequence[str], *, anchor_moves:
     k = drawn.num_policy
     rewards, anchor_rewards = drawn.numbers.policy_rewards, drawn.numbers.anchor_rewards
     every = [reward for group in drawn.groups for reward in group.rewards or ()]
-    figures = {"rewards/failed_ratio": sum(reward is None for reward in every) / len(every)}
+    figures = {
+        "rewards/failed_ratio": sum(reward is None for reward in every) / len(every),
+        "frac_reward_zero_std": zero_std_ratio(drawn.numbers),
+    }
     if anchor_rewards.numel():
         figures["anchor_reward"] = anchor_rewards.nanmean().item()
     if not k:
@@ -56,6 +60,15 @@ def step_figures(drawn: StepDraws, reward_names: Sequence[str], *, anchor_moves:
             figures[f"rewards/{name}/mean"] = scores.mean().item()
             figures[f"rewards/{name}/std"] = scores.std(unbiased=False).item()
     return figures
+
+
+def zero_std_ratio(draws: ScoredDraws) -> float:
+    """The share of prompts whose rewards, of all their draws, are equal; NaN where every reward failed.
+
+    TRL's figure; there a prompt's draws are the policy's alone.
+    """
+    scored = ~(draws.policy_rewards.isnan().all(-1) & draws.anchor_rewards.isnan().all(-1))
+    return 1 - draws.rewards_differ[scored].double().mean().item()
 
 
 def _sampling_figures(drawn: StepDraws) -> dict[str, float]:

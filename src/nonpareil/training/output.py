@@ -16,6 +16,7 @@ from nonpareil.models.distributed import process_index, wait_for_all
 from nonpareil.training.callbacks import METRICS_FILE
 from nonpareil.training.checkpoint_files import PARTIAL, STATE_FILE, checkpoint_step, leftovers, remove_empty
 from nonpareil.training.checkpoints import CheckpointingTrainer
+from nonpareil.training.signal import Signal
 
 COMMAND = "distill"
 
@@ -23,14 +24,19 @@ COMMAND = "distill"
 class ListingTrainer(CheckpointingTrainer):
     """A Trainer that is alone in its folder, and deletes older checkpoints only where it wrote them."""
 
+    signal: Signal
+
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> TrainOutput:  # type: ignore[override]
         """As `CheckpointingTrainer`; the folder is held meanwhile, by the first process for all.
 
         Raises:
             ConfigError: another process writes to the folder, or it cannot be written to.
+            RewardError: no step moved the policy.
         """
         with self._alone():
-            return super().train(resume_from_checkpoint, **kwargs)
+            trained = super().train(resume_from_checkpoint, **kwargs)
+            self.signal.check()
+            return trained
 
     def save_finished(self) -> None:
         """The policy, its tokenizer and, last, the trainer's state, in output_dir; called by all processes.

@@ -145,8 +145,7 @@ class StepDrawer:
             policy_token_logprobs=tokens,
             completion_mask=mask,
             anchor_logprobs_of_policy=of_policy.view(len(groups), k),
-            # A draw that a smaller group lacks is told by its reward; NaN here would survive a weight of 0.
-            anchor_logprobs=_rectangular([[sum(v) for v in g.logprobs[k:]] for g in groups]).nan_to_num(0.0),
+            anchor_token_logprobs=_padded([g.logprobs[k:] for g in groups], width)[0],
             tie_breaker=self._tie_breaker(prompts, step, rewards.shape[1] - k),
         )
         return StepDraws(groups, numbers, k, sampled or None, dropped)
@@ -257,11 +256,14 @@ def _rectangular(rows: list[list[float]], dtype: torch.dtype = torch.float32) ->
 
 
 def _padded(logprobs: list[list[list[float]]], width: int) -> tuple[Tensor, Tensor]:
-    """Token log-probs [b, k, width] with 0 behind each end, and the mask of real tokens."""
-    padded = [[values + [0.0] * (width - len(values)) for values in rows] for rows in logprobs]
-    mask = [[[i < len(values) for i in range(width)] for values in rows] for rows in logprobs]
-    shape = (len(logprobs), len(logprobs[0]), width)
-    return torch.tensor(padded).view(shape), torch.tensor(mask, dtype=torch.bool).view(shape)
+    """Token log-probs [b, k, width] with 0 behind each end, and the mask of real tokens; k is the most of a row."""
+    padded = torch.zeros(len(logprobs), max(map(len, logprobs)), width)
+    mask = torch.zeros_like(padded, dtype=torch.bool)
+    for row, draws in enumerate(logprobs):
+        for index, values in enumerate(draws):
+            padded[row, index, : len(values)] = torch.tensor(values)
+            mask[row, index, : len(values)] = True
+    return padded, mask
 
 
 def _with_stored(group: Group, stored: Group) -> Group:

@@ -3,14 +3,32 @@
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
+
 from nonpareil.engines.finite import not_finite
 from nonpareil.errors import DataError
-from nonpareil.methods.base import Method
-from nonpareil.records import Group
+from nonpareil.methods.base import Method, ScoredDraws, rewards_differ
+from nonpareil.models.distributed import process_index
+from nonpareil.records import Group, Prompt, prompt_of
+from nonpareil.terminal import tell
+from nonpareil.training.steps import reward_tensor
 
 
-def check_stored(groups: Sequence[Group], method: Method) -> None:
-    """Refuse groups from which the method would learn nothing, or something else.
+def prompts_of_stored(groups: Sequence[Group], method: Method) -> list[Prompt]:
+    """The training prompts; says how many of the groups tell the method anything.
+
+    Raises:
+        DataError: as `check_stored`.
+    """
+    told = check_stored(groups, method)
+    if process_index() == 0:
+        rest = "" if told == len(groups) else ": the rewards that the method compares tie in the others"
+        tell(f"groups: {told} of {len(groups)} carry signal{rest}")
+    return [prompt_of(group) for group in groups]
+
+
+def check_stored(groups: Sequence[Group], method: Method) -> int:
+    """Refuse groups from which the method would learn nothing, or something else; returns how many carry signal.
 
     Raises:
         DataError: no groups, a prompt id twice, groups too small, unscored, rewards all null, too few or all
@@ -43,6 +61,33 @@ def check_stored(groups: Sequence[Group], method: Method) -> None:
                 "log-prob that is NaN or infinite: what drew it gave no numbers; draw anew, in another dtype"
             )
     _check_rewards(groups, least)
+    told = int(_with_signal(groups, method).sum())
+    if not told:
+        raise DataError(
+            f"groups: in none of them do the rewards that {type(method).__name__} compares differ, so nothing "
+            "would be learnt; lower n, draw more completions a prompt, or give a reward that tells them apart"
+        )
+    return told
+
+
+def _with_signal(groups: Sequence[Group], method: Method) -> torch.Tensor:
+    """True at groups that tell the method anything: by its own targets, where it trains on nothing else."""
+    rewards = reward_tensor(groups)
+    if method.policy_draws:
+        return rewards_differ(rewards)
+    b, m = rewards.shape
+    no_tokens = torch.zeros(b, m, 1)
+    draws = ScoredDraws(
+        policy_rewards=rewards[:, :0],
+        anchor_rewards=rewards,
+        policy_token_logprobs=no_tokens[:, :0],
+        completion_mask=no_tokens[:, :0].bool(),
+        anchor_logprobs_of_policy=no_tokens[:, :0, 0],
+        anchor_token_logprobs=no_tokens,
+        tie_breaker=no_tokens[..., 0],
+    )
+    signal = method.targets(draws).signal
+    return torch.ones(b, dtype=torch.bool) if signal is None else signal
 
 
 def _check_rewards(groups: Sequence[Group], least: int) -> None:

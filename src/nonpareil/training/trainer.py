@@ -21,7 +21,7 @@ from nonpareil.models.adapters import AdapterAnchor, add_policy_adapter, is_adap
 from nonpareil.models.anchors import Anchor
 from nonpareil.models.loading import disable_dropout, freeze, stated_limits
 from nonpareil.models.saving import prepare_saving
-from nonpareil.records import Group, Prompt, prompt_of, refuse_repeated
+from nonpareil.records import Group, Prompt, refuse_repeated
 from nonpareil.rewards import CombinedReward, load_rewards
 from nonpareil.training.accumulate import Accumulator
 from nonpareil.training.arguments import check_arguments, read_policy
@@ -36,9 +36,10 @@ from nonpareil.training.method import anchor_motion, given_method, method_of
 from nonpareil.training.output import ListingTrainer
 from nonpareil.training.placement import place
 from nonpareil.training.sampler import RepeatedBatches, planned_steps, whole_batches
+from nonpareil.training.signal import Signal, resting_scaler
 from nonpareil.training.spent import Spent
 from nonpareil.training.steps import StepDrawer, StepDraws, reward_tensor
-from nonpareil.training.stored import check_stored
+from nonpareil.training.stored import prompts_of_stored
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -99,8 +100,7 @@ class DistillationTrainer(ListingTrainer):
                 f"use_vllm: {args.method} draws nothing here, and nothing would use it; remove it"
             )
         if groups is not None:
-            check_stored(groups, self.method)
-            train_dataset = [prompt_of(group) for group in groups]
+            train_dataset = prompts_of_stored(groups, self.method)
         if not train_dataset:
             raise ConfigError("train_dataset is empty; give at least one prompt")
         self.repeats: int = getattr(self.method, "num_iterations", 1)
@@ -138,6 +138,7 @@ class DistillationTrainer(ListingTrainer):
         policy: Any = model if lora is None else add_policy_adapter(model, lora)
         place(policy, args.device)
         self.stopper, self.spent = StopCleanly(self.repeats), Spent(args.max_train_seconds)
+        self.signal = Signal(self.method, self.stopper)
         super().__init__(
             model=policy,
             args=args.with_whole_steps(),
@@ -145,7 +146,7 @@ class DistillationTrainer(ListingTrainer):
             eval_dataset=None if eval_dataset is None else list(eval_dataset),
             processing_class=processing_class,
             data_collator=_as_they_are,
-            callbacks=[MetricsFile(), self.stopper, self.spent, *(callbacks or [])],
+            callbacks=[MetricsFile(), self.stopper, self.spent, self.signal, *(callbacks or [])],
             optimizers=optimizers,
         )
         if self.pop_callback(ProgressCallback) is not None:
@@ -163,16 +164,9 @@ class DistillationTrainer(ListingTrainer):
             args,
             {group.prompt_id: group for group in groups or ()},
         )
-        self.accumulator = Accumulator(
-            self.method,
-            args.max_tokens_per_batch,
-            args.temperature,
-            self.accelerator.autocast,  # transformers' own does nothing, where the model's inner part is called
-            self.accelerator.backward,
-            self.spent,
-            args.importance_cap,
-        )
-        self.descent = Descent(self.method, self.accumulator, getattr(self.accelerator, "scaler", None))
+        self.accumulator = Accumulator.of(self.method, args, self.accelerator, self.spent)
+        scaler = resting_scaler(self.accelerator, self.signal)
+        self.descent = Descent(self.method, self.accumulator, self.signal, scaler)
         if self.draws and not args.use_vllm:
             _ = self.drawer.drawing  # copies a whole model, and asks whether it can be drawn from
         if args.shard_weights:
@@ -186,7 +180,7 @@ class DistillationTrainer(ListingTrainer):
             return None
         kind = AdapterAnchor if is_adapted(policy) else Anchor
         anchor = kind(policy, *anchor_motion(self.args, self.method))
-        self.add_callback(AnchorCallback(anchor))
+        self.add_callback(AnchorCallback(anchor, lambda: self.signal.moves))
         return anchor
 
     def release(self) -> None:
@@ -247,7 +241,8 @@ class DistillationTrainer(ListingTrainer):
         """Gather the step's figures; they are logged as means over `logging_steps`."""
         drawn, targets = descended.drawn, descended.targets
         figures = step_figures(drawn, self.reward.names, anchor_moves=self._moving_anchor is not None)
-        figures |= {**self.method.metrics(drawn.numbers), **descended.figures, "step_time": seconds}
+        figures |= {**self.method.metrics(drawn.numbers), **descended.figures, **self.signal.figures}
+        figures["step_time"] = seconds
         for name, value in figures.items():
             self._figures[name].append(value)
         step = self.state.global_step + 1

@@ -1,7 +1,6 @@
 """Draw a step's completions with vLLM, which is given policy and anchor anew whenever they have moved."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from nonpareil.models.loading import end_token_ids
 from nonpareil.models.logprobs import TokenSequences
 from nonpareil.records import Draws, Prompt, SamplingParams
 from nonpareil.training.config import DistillationConfig
-from nonpareil.training.drawing import Drawn, Scoring, no_draws
+from nonpareil.training.drawing import Drawn, Scoring, no_draws, scored
 
 if TYPE_CHECKING:
     from nonpareil.engines.vllm import VLLMEngine
@@ -64,8 +63,8 @@ class VLLMDrawing:
         sampled = [draws.logprobs for draws in ours] if k else None
         theirs = self._draw("anchor", prompts, m, anchor)
         # Where nothing was asked for there is nothing to score; an empty share is scored with the other processes'.
-        ours = self._scored("policy", prompts, ours) if k else ours
-        theirs = self._scored("anchor", prompts, theirs) if m else theirs
+        ours = scored(self.inner, "policy", prompts, ours, self.config.temperature) if k else ours
+        theirs = scored(self.inner, "anchor", prompts, theirs, self.config.temperature) if m else theirs
         return Drawn(ours, theirs, sampled)
 
     def token_logprobs(self, role: str, sequences: TokenSequences, temperature: float) -> list[Tensor]:
@@ -111,12 +110,6 @@ class VLLMDrawing:
     def _sums(self, role: str) -> list[float]:
         values = self.inner.token_logprobs(role, self.canary.sequences, 1.0)
         return [float(each.sum()) for each in values]
-
-    def _scored(self, role: str, prompts: Sequence[Prompt], drawn: list[Draws]) -> list[Draws]:
-        """The draws with the trainer's log-probs in place of the engine's."""
-        sequences = TokenSequences.of(prompts, drawn)
-        values = iter(self.inner.token_logprobs(role, sequences, self.config.temperature))
-        return [replace(d, logprobs=[next(values).tolist() for _ in d.completions]) for d in drawn]
 
 
 def vllm_engine(
