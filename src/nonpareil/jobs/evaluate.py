@@ -102,19 +102,14 @@ def evaluate_in_place(options: EvaluateOptions) -> dict[str, Any]:
 def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
     from nonpareil.evaluation import best_of_n_report, evaluate_groups
     from nonpareil.evaluation.report import write_report
-    from nonpareil.jobs.policy import check_same_endings, policy_source
+    from nonpareil.jobs.policy import policy_source
 
     products = products_dtype(options.dtype, options.kl_dtype)
     policy = policy_source(options)
     reference = policy_source(options, "reference_")
     temperature = measured_temperature(options.temperature, policy, reference)
     options = replace(options, temperature=temperature["measured"])
-    for side in (policy, reference):
-        side.check_drawable()
-    prompts = _prompts_of_both(options, reference, policy)
-    for side in (policy, reference):
-        side.check(prompts, options.sampling())
-    check_same_endings(policy, reference)
+    prompts = _checked_prompts(options, reference, policy)
     dtypes = dtypes_of(policy, reference, products)
     own, shared = group_folders(options)
     if options.overwrite and not (is_vacant(own) and is_vacant(shared)):
@@ -142,6 +137,7 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
     )
     evaluation = replace(evaluation, dtype=dtypes["measured"])
     curve = best_of_n_report(theirs, seed=options.seed)
+    context = report_context(options, policy, reference, len(prompts))
     report = write_report(
         evaluation,
         curve,
@@ -149,11 +145,7 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
         theirs,
         options.output_dir,
         options.title,
-        {
-            "dtype": dtypes,
-            "temperature": temperature,
-            **report_context(options, policy, reference, len(prompts)),
-        },
+        {"dtype": dtypes, "temperature": temperature, **context},
         seed=options.seed,
     )
     return {"report": str(report), "evaluation": evaluation}
@@ -177,6 +169,21 @@ def _check(options: EvaluateOptions) -> None:
         )
     refuse_unread_of_rewards(options, options.unseen_reward, options.reward_timeout)
     refuse_unread_of_files(options, {"dataset_split": options.dataset_name or ""})
+
+
+def _checked_prompts(
+    options: EvaluateOptions, reference: "PolicySource", policy: "PolicySource"
+) -> list[Prompt]:
+    """The prompts of both sides; what cannot be drawn or compared is refused."""
+    from nonpareil.jobs.policy import check_same_endings
+
+    for side in (policy, reference):
+        side.check_drawable()
+    prompts = _prompts_of_both(options, reference, policy)
+    for side in (policy, reference):
+        side.check(prompts, options.sampling())
+    check_same_endings(policy, reference)
+    return prompts
 
 
 def _prompts_of_both(
