@@ -78,7 +78,7 @@ class Descent:
             drawn = drawn.without(bad)
         self.dropped.note(step, dropped, kept)
         self.taken += kept > 0
-        if not self.signal.note(step, drawn.numbers, targets, kept):
+        if not self.signal.note(step, drawn.numbers, targets, kept, len(dropped)):
             self.accumulator.forget_gradients(model)
         return Descended(outcome.loss if kept else float("nan"), drawn, targets, dropped)
 
