@@ -113,6 +113,10 @@ def train(
     embeddings = {"save_embedding_layers": True} if kind == "embeddings beside it" else {}
     adapted.save_pretrained(folder / "adapter", **embeddings)
     make_tokenizer().save_pretrained(folder / "adapter")
+    if config.get("bias") == "lora_only" and not any(
+        "bias" in name for name in load_file(folder / "adapter" / "adapter_model.safetensors")
+    ):
+        pytest.skip("this version of PEFT does not save the biases")
     return Trained(folder / "adapter", adapted)
 
 
@@ -225,7 +229,7 @@ def test_a_resized_vocabulary_of_which_a_part_is_missing_is_refused(tmp_path: Pa
     weights = load_file(file)
     assert weights.pop("base_model.model.lm_head.weight").shape[0] == RESIZED
     save_file(weights, file)
-    with pytest.raises(ModelError, match=r"23 tokens, the base has 19.*only the input embeddings"):
+    with pytest.raises(ModelError, match=r"23 tokens, the base has 19.*only the input .*of this size"):
         load_policy(str(trained.folder), dtype="float32")
 
 

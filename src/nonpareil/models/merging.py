@@ -54,11 +54,11 @@ def with_adapter(model: PreTrainedModel, directory: str) -> "PeftModel":
         needed = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
         known = needed | set(get_peft_model_state_dict(adapted, save_embedding_layers=True))
         # PEFT leaves weights that the file lacks as they were, and ignores what the model lacks.
-        for owner, missing in (("the file", needed - stored.keys()), ("the model", stored.keys() - known)):
-            if missing:
-                raise ModelError(
-                    f"{subject}: {owner} lacks {len(missing)} weights (first: {min(missing)}){remedy}"
-                )
+        if different := sorted((needed - stored.keys()) | (stored.keys() - known)):
+            owner = "the file" if different[0] in needed else "the model"
+            raise ModelError(
+                f"{subject}: {owner} lacks {len(different)} weights (first: {different[0]}){remedy}"
+            )
         check_finite(adapted, directory)
     return adapted
 
@@ -180,10 +180,9 @@ def _resize(model: PreTrainedModel, stored: Mapping[str, Tensor]) -> None:
     outputs: Any = layers["output"]
     tied = outputs is not None and outputs.weight is inputs.weight
     if len(set(rows.values())) > 1 or (len(rows) < 2 and not tied):
-        raise ModelError(
-            f"the adapter was trained with {max(rows.values())} tokens, the base has {len(inputs.weight)}, and the "
-            f"file holds only the {' and '.join(rows)} embeddings of that size; save it again with "
-            "save_embedding_layers=True"
+        raise ValueError(
+            f"it was trained with {max(rows.values())} tokens, the base has {len(inputs.weight)}, and its file "
+            f"holds only the {' and '.join(rows)} embeddings of that size (save_embedding_layers=True saves all)"
         )
     model.resize_token_embeddings(rows.popitem()[1], mean_resizing=False)
 
