@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from nonpareil.cli.main import main
+from nonpareil.models import merging
 from nonpareil.models.fingerprint import fingerprint
 from nonpareil.models.loading import load_policy
 from nonpareil.models.trained import trained_temperature
@@ -78,6 +79,48 @@ def test_an_adapter_is_a_policy_for_every_command(settings: dict[str, Any], tmp_
     assert run("sample", settings, model_name_or_path=out, num_generations=2, output_dir=groups) == 0
     drawn_from = read_manifest(groups)["draw"]["model"]["fingerprint"]
     assert drawn_from == fingerprint(str(out)) != fingerprint(str(tmp_path / "model"))
+
+
+def test_an_adapter_of_tied_embeddings_is_the_same_policy_merged(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    make_model("tied").save_pretrained(tmp_path / "model")
+    out = tmp_path / "out"
+    assert distilled(settings, out, lora_target_modules="embed_tokens", merge="true") == 0
+    plain = AutoPeftModelForCausalLM.from_pretrained(out).eval()(IDS).logits
+    assert (plain - make_model("tied")(IDS).logits).abs().max() > 0.05
+    written = AutoModelForCausalLM.from_pretrained(out / "merged")
+    assert not written.config.tie_word_embeddings
+    for model in (load_policy(str(out), dtype="float32")[0], written):
+        torch.testing.assert_close(model(IDS).logits, plain, atol=1e-5, rtol=0)
+
+
+def test_a_merge_that_would_be_another_policy_ends_as_an_error_and_leaves_nothing(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    make_model("tied").save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(merging, "_part_shared_weights", lambda adapted: None)
+    out = tmp_path / "out"
+    assert distilled(settings, out, lora_target_modules="embed_tokens", merge="true") == 1
+    assert "is another policy than the adapter beside it" in capsys.readouterr().err
+    assert (out / "adapter_model.safetensors").is_file()
+    assert not (out / "merged").exists()
+    assert not list(out.glob(".nonpareil-*"))
+    assert not (out / "evaluation").exists()
+
+
+def test_tokens_that_an_adapter_added_are_drawn_from(settings: dict[str, Any], tmp_path: Path) -> None:
+    """The base has 19 tokens and the adapter's file 23."""
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    model.resize_token_embeddings(23)
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    tokenizer = make_tokenizer()
+    assert tokenizer.add_tokens(["new", "newer"]) == 2
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "prompts.txt").write_text("the new film\nthe newer film")
+    groups = tmp_path / "groups"
+    asked = {"num_generations": 2, "output_dir": groups, "model_name_or_path": tmp_path / "adapter"}
+    assert run("sample", settings, **asked) == 0
 
 
 def test_an_adapter_on_another_base_is_another_policy(settings: dict[str, Any], tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import nonpareil.jobs.policy
+from nonpareil.jobs import policy as nonpareil_policy
+from nonpareil.models.first_fingerprint import _first_fingerprint
+from nonpareil.rewards import model as nonpareil_reward
 from nonpareil.rollouts.store import read_table, write_table
 from tests.cli.conftest import config
 
@@ -43,6 +46,10 @@ def no_model(monkeypatch):
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(nonpareil.jobs.policy, "load_policy", refuse)
+
+
+def changed(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def refused(nonpareil, files, says, **changes):
@@ -117,10 +124,32 @@ def test_cached_reference_rewards_from_vbons_lines(nonpareil, files):
         )
 
 
+def test_groups_with_fingerprints_of_an_earlier_version_stay_usable(nonpareil, files, monkeypatch):
+    scored = {"output_dir": files / "groups", "reward_funcs": files / "rm"}
+    with monkeypatch.context() as earlier:
+        for user in (nonpareil_policy, nonpareil_reward):
+            earlier.setattr(user, "fingerprint", lambda path, *_, **__: _first_fingerprint(str(path), False))
+        assert nonpareil("sample", **scored)[0] == 0
+    assert '"sha256:' in (files / "groups" / "manifest.json").read_text()
+    trained = {**OFFLINE, "groups": files / "groups", "reward_funcs": files / "rm", "dry_run": "true"}
+    status, _, err = nonpareil("distill", **trained)
+    assert status == 0, err
+    status, out, _ = nonpareil("sample", "--json", **scored)
+    figures = last_json(out)
+    assert (status, figures["shards_drawn"], figures["shards_scored"]) == (0, 0, 3), "rewards are scored anew"
+    assert nonpareil("distill", **trained)[0] == 0
+    changed(files / "rm" / "config.json", problem_type="regression")
+    _first_fingerprint.cache_clear()
+    refused(nonpareil, files, ["rm.fingerprint='sha256-2:", "score the groups anew"], **trained)
+    changed(files / "policy" / "config.json", pretraining_tp=1)
+    _first_fingerprint.cache_clear()
+    refused(nonpareil, files, ["was drawn from", "sha256:", "sha256-2:"], **trained)
+
+
 def test_groups_of_another_model(nonpareil, files, groups, no_model):
     torch.manual_seed(1)
     LlamaForCausalLM(config()).save_pretrained(files / "policy")
-    says = ["was drawn from", "sha256:", "draw groups from the model that is trained"]
+    says = ["was drawn from", "sha256-2:", "draw groups from the model that is trained"]
     refused(nonpareil, files, says, groups=groups, **OFFLINE)
 
 

@@ -91,13 +91,14 @@ def test_finite_rewards_whose_differences_are_not_train_nothing_and_say_so(nonpa
     flags = {"method": "rloo", "reward_funcs": f"{files}/rewards.py:extreme", "evaluate_after": "false"}
     flags |= {"use_cpu": "true", "bf16": "false", "eval_dataset_name": None}
     status, _, err = nonpareil("distill", **flags)
-    assert status == 1, "the prompts that are left tie"
-    assert "none of the 1 steps moved the policy" in err
+    assert status == 0, err
+    assert "none of the 1 steps moved the policy, which is as it was" in err
     assert "step 1, prompt " in err
     assert "the loss is NaN or infinite; it is left out of the step" in err
     lines = [json.loads(line) for line in (files / "out" / "metrics.jsonl").read_text().splitlines()]
     assert all(line["loss"] != 0 and line["dropped/non_finite"] > 0 for line in lines if "loss" in line)
-    assert not (files / "out" / "model.safetensors").exists()
+    kept, first = (load_file(files / name / "model.safetensors") for name in ("out", "policy"))
+    assert all(torch.equal(kept[name], weight) for name, weight in first.items())
     out = files / "out2"
     ends(nonpareil, "distill", **{**flags, "max_steps": 9, "output_dir": out}, says=["5th step in a row"])
     assert not Path(out / "model.safetensors").exists()

@@ -48,7 +48,7 @@ def logits(model: Any, names: list[str]) -> torch.Tensor:
         ("llama_grouped_heads", {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 40}}, 14),
         ("llama_grouped_heads", {"target_modules": ["embed_tokens", "q_proj"]}, 2),
         ("gpt2", {"target_modules": ["c_attn"]}, 0),  # Conv1D
-        ("llama_grouped_heads", {"lora_bias": True}, 0),
+        ("bloom_without_window", {"lora_bias": True, "target_modules": ["query_key_value"]}, 0),
     ],
 )
 @pytest.mark.parametrize("names", [MIXED, [ANCHOR] * 3, [POLICY, REFERENCE], [REFERENCE] * 2])

@@ -186,7 +186,7 @@ def test_a_model_in_memory_keeps_its_training_mode(llama_rm: str) -> None:
 def test_describe_names_every_setting_and_notices_changed_weights(llama_rm: str) -> None:
     reward = RewardModel(llama_rm, **CPU32, append_eos=True, max_length=32)
     settings = reward.describe()
-    assert settings["fingerprint"].startswith("sha256:")
+    assert settings["fingerprint"].startswith("sha256-2:")
     expected = {"name": "rm", "kind": "model", "dtype": "float32", "append_eos": True, "max_length": 32}
     assert {key: settings[key] for key in expected} == expected
     assert RewardModel(llama_rm, **CPU32, append_eos=True, max_length=32).describe() == settings

@@ -12,9 +12,11 @@ from transformers import PreTrainedModel
 
 from nonpareil.engines.transformers import TransformersEngine
 from nonpareil.errors import ConfigError
-from nonpareil.models.adapters import ANCHOR, POLICY, REFERENCE, merged, plain_model, row_adapters
+from nonpareil.models.adapters import ANCHOR, POLICY, REFERENCE, plain_model, row_adapters
 from nonpareil.models.anchors import ANCHOR_FILE
+from nonpareil.models.merging import merged
 from nonpareil.training import DistillationTrainer
+from nonpareil.training.drawings import make_drawing
 from tests.tiny import forced_logprobs, make_tokenizer
 from tests.training.conftest import (
     PROMPTS,
@@ -196,7 +198,7 @@ def test_the_final_adapter_loads_with_plain_peft(tmp_path: Path) -> None:
     trained = plain_model(trainer.model).eval()
     assert torch.equal(plain(IDS).logits, trained(IDS).logits)
     assert not torch.equal(trained(IDS).logits, ending_model()(IDS).logits)
-    both = merged(ending_model(), str(tmp_path / "adapter"))
+    both = merged(ending_model(), str(tmp_path / "adapter")).model
     torch.testing.assert_close(both(IDS).logits, trained(IDS).logits, atol=1e-5, rtol=0)
 
 
@@ -255,6 +257,25 @@ def test_gradient_checkpointing_changes_nothing_in_bfloat16(tmp_path: Path, lora
         gradients.append(seen)
     assert any("lora_A" in name for name in gradients[0]) == bool(lora)
     assert_same(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"lora_target_modules": ["embed_tokens"]}, "embed_tokens"),
+        (
+            {"peft_config": LoraConfig(target_modules=["q_proj"], alpha_pattern={"q_proj": 3})},
+            "alpha_pattern",
+        ),
+    ],
+)
+def test_an_adapter_that_vllm_would_hold_in_part_is_refused_before_vllm_is_asked(
+    tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    trainer = lora_trainer(tmp_path, **change)
+    trainer.args.use_vllm = True
+    with pytest.raises(ConfigError, match=f"use_vllm with LoRA: .*{named}"):
+        make_drawing(trainer.model, trainer.anchor, make_tokenizer(), trainer.args, PROMPTS)
 
 
 def test_an_adapters_start_follows_from_the_seed_alone(tmp_path: Path) -> None:

@@ -101,8 +101,8 @@ def _distill(
 ) -> dict[str, Any]:
     """What follows once the folder is ours."""
     from nonpareil.models.distributed import end_processes, first_process_first
-    from nonpareil.models.loading import save_merged
     from nonpareil.models.memory import free_memory
+    from nonpareil.models.merged_folder import save_merged
     from nonpareil.training.resume import checkpoint_to_resume
 
     output_dir = Path(str(config.output_dir))
@@ -125,9 +125,11 @@ def _distill(
     if interrupted:
         return {**result, "interrupted": True}
     if options.merge:
-        folder = held_folder(output_dir / "merged")
-        with folder.adding("merged") if folder else nullcontext():
-            result["merged"] = save_merged(output_dir, trust_remote_code=config.trust_remote_code)
+        target = output_dir / "merged"
+        folder = held_folder(target)
+        with folder.staged("merged") if folder else nullcontext(target) as staging:
+            save_merged(output_dir, staging, trust_remote_code=config.trust_remote_code)
+        result["merged"] = str(target)
     evaluated = None
     if evaluation is not None:
         evaluated = evaluate.evaluate_in_place(evaluation)
@@ -177,7 +179,7 @@ def _trainer(
     checkpoint: Path | None,
 ) -> "DistillationTrainer":
     from nonpareil.jobs.stored import check_reward
-    from nonpareil.training.checks import check_scorable
+    from nonpareil.training.checks import check_scorable, refuse_adapter_on_adapter
     from nonpareil.training.identity import run_identity
     from nonpareil.training.method import check_group_rewards
     from nonpareil.training.resume import refuse_another_run
@@ -185,11 +187,8 @@ def _trainer(
     from nonpareil.training.trainer import DistillationTrainer
 
     policy = _policy(options, config, config.policy_dtype())
-    if config.use_peft and policy.base is not None:
-        raise ConfigError(
-            f"use_peft with model_name_or_path={policy.name_or_path!r}, which is an adapter itself: the new one "
-            "would name the wrong base; merge it first (its training's --merge true)"
-        )
+    if config.use_peft:
+        refuse_adapter_on_adapter(policy.name_or_path)
     groups, prompts = _training_data(options, config, method, policy)
     reward = _reward(options, config, policy)
     check_group_rewards(reward, method, config, stored=groups is not None)

@@ -17,6 +17,7 @@ from nonpareil.models.empty import model_folder
 from nonpareil.models.endings import Endings, end_at, shown, stored_endings, tell_endings
 from nonpareil.models.fingerprint import fingerprint
 from nonpareil.models.loading import load_policy, load_tokenizer, stated_limits, widened
+from nonpareil.models.merging import adapter_vocabulary
 from nonpareil.models.pretrained import read_config
 from nonpareil.records import Prompt, SamplingParams
 
@@ -75,6 +76,8 @@ class PolicySource:
         """
         check_sampling(sampling)
         window, vocabulary = stated_limits(self.config)
+        if self.base:
+            vocabulary = adapter_vocabulary(self.name_or_path) or vocabulary
         check_prompts(prompts, sampling.max_completion_length, window)
         name, _ = self.base or (self.name_or_path, None)
         check_token_ids(prompts, vocabulary, f"{'the base model' if self.base else 'the model'} {name!r}")

@@ -54,12 +54,14 @@ def check_reward(path: str, reward: "CombinedReward") -> None:
         ConfigError: the first setting of the reward that differs.
     """
     from nonpareil.files import jsonable
+    from nonpareil.models.first_fingerprint import renewed
     from nonpareil.rollouts.manifest import read_manifest
 
     stored = (read_manifest(Path(path)) or {}).get("rewards")
     if stored is None:
         return
-    there, here = _reward_settings(stored), _reward_settings(jsonable(reward.describe()))
+    described = jsonable(reward.describe())
+    there, here = _reward_settings(renewed(stored, described)), _reward_settings(described)
     for key in dict.fromkeys((*there, *here)):
         if there.get(key) != here.get(key):
             raise ConfigError(
@@ -145,8 +147,11 @@ def _with_token_ids(groups: list[Group], policy: "PolicySource", kwargs: dict[st
 def _check_origin(
     path: str, manifest: dict[str, Any], policy: "PolicySource", config: "DistillationConfig", *, served: bool
 ) -> None:
+    from nonpareil.models.first_fingerprint import renewed
+
     drawn = manifest["draw"]
-    theirs, ours = drawn["model"].get("fingerprint"), policy.info()["fingerprint"]
+    here = policy.info()
+    theirs, ours = renewed(drawn["model"], here).get("fingerprint"), here["fingerprint"]
     if theirs != ours and not served:  # a server's weights are as unknown as those of vBoN's lines
         raise ConfigError(
             f"groups={path!r} was drawn from {drawn['model'].get('path')!r} ({theirs}), not from "

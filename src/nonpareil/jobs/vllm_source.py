@@ -8,7 +8,7 @@ from nonpareil.engines.transformers import check_prompts
 from nonpareil.engines.vllm_requests import check_vllm_sampling
 from nonpareil.errors import ConfigError
 from nonpareil.jobs.policy import policy_source
-from nonpareil.models.vllm_load import adapter_rank, supported_rank
+from nonpareil.models.vllm_load import adapter_rank, check_vllm_adapter, supported_rank
 from nonpareil.records import Prompt, SamplingParams
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class VLLMSource:
         self.policy = policy_source(options)
         self.tokenizer = self.policy.tokenizer
         self.adapter = self.policy.name_or_path if self.policy.base else None
+        if self.adapter:
+            check_vllm_adapter(self.adapter)
         self.rank = supported_rank(adapter_rank(self.adapter)) if self.adapter else None
 
     def check(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:

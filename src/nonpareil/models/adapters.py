@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nonpareil.errors import ConfigError, DataError, ModelError
+from nonpareil.models.adapter_config import check_lora_config, check_mergeable
 from nonpareil.models.anchors import Anchor
-from nonpareil.models.pretrained import check_finite, reading
 from nonpareil.text_files import parse_json, read_text
 
 if TYPE_CHECKING:
@@ -46,16 +46,9 @@ def add_policy_adapter(model: PreTrainedModel, config: "LoraConfig") -> "PeftMod
     Raises:
         ConfigError: a kind of adapter that cannot be mixed or averaged, or target modules the model has not.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    if not isinstance(config, LoraConfig):
-        raise ConfigError(f"peft_config is a {type(config).__name__}; only LoRA adapters are supported")
-    for name in ("use_dora", "modules_to_save", "lora_dropout"):
-        if value := getattr(config, name, None):
-            raise ConfigError(
-                f"peft_config.{name}={value!r} is not supported: policy and anchor share every other weight and "
-                f"must be the models that are trained; remove it"
-            )
+    check_lora_config(config)
     config = copy.deepcopy(config)
     config.revision = getattr(model.config, "_commit_hash", None)  # plain PEFT then loads this very base
     try:
@@ -70,6 +63,7 @@ def add_policy_adapter(model: PreTrainedModel, config: "LoraConfig") -> "PeftMod
             f"lora_target_modules={config.target_modules!r} adapts the output head, which is applied to chunks of "
             "tokens, not rows; leave it out"
         )
+    check_mergeable(adapted)
     # Only the policy is saved as an adapter; the anchor lies beside the optimizer state.
     adapted.save_pretrained = _saving_policy_only(adapted)  # type: ignore[method-assign]
     return adapted
@@ -81,6 +75,14 @@ def trained_rank(model: Any) -> int | None:
         return None
     config = model.peft_config[POLICY]
     return max([config.r, *config.rank_pattern.values()])
+
+
+def saved_adapter(adapted: Any) -> tuple[dict[str, Any], list[str]]:
+    """The policy's adapter as it would be saved: its settings, and the names of its weights."""
+    from peft.utils import get_peft_model_state_dict
+
+    names = get_peft_model_state_dict(adapted, adapter_name=POLICY, save_embedding_layers=False)
+    return adapted.peft_config[POLICY].to_dict(), list(names)
 
 
 def _saving_policy_only(adapted: "PeftModel") -> Any:
@@ -264,31 +266,3 @@ def adapter_base(name_or_path: str) -> tuple[str, str | None] | None:
         if not isinstance(value, str | None):
             raise ModelError(f"{str(file)!r}: {name}={value!r} must be text")
     return base, revision
-
-
-def merged(model: PreTrainedModel, directory: str) -> PreTrainedModel:
-    """The model with an adapter's weights added to its own, in its own type: give it in float32.
-
-    Raises:
-        ModelError: an adapter that cannot be read, that lacks weights, or that is of another model than this one.
-    """
-    from peft import PeftModel
-    from peft.utils import get_peft_model_state_dict, load_peft_weights
-
-    folder = Path(directory).expanduser()
-    if not any((folder / name).is_file() for name in ADAPTER_WEIGHTS):
-        raise ModelError(f"the adapter {directory!r} has no {ADAPTER_WEIGHTS[0]}")
-    subject = f"the adapter {directory!r} could not be added to {model.name_or_path!r}"
-    remedy = "; is it of this base, with a vocabulary of this size?"
-    with reading(directory, subject, remedy):
-        stored = set(load_peft_weights(str(folder), device="cpu"))
-        adapted = PeftModel.from_pretrained(model, str(folder))
-        wanted = set(get_peft_model_state_dict(adapted))
-        if different := sorted(stored ^ wanted):  # PEFT leaves the ones it lacks as they were, with a warning
-            owner = "the file" if different[0] in wanted else "the model"
-            raise ModelError(
-                f"{subject}: {owner} lacks {len(different)} weights (first: {different[0]}){remedy}"
-            )
-        check_finite(adapted, directory)
-        result: Any = adapted.merge_and_unload()
-    return result

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfi
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.errors import ConfigError, ModelError
-from nonpareil.models.adapters import adapter_base, merged
+from nonpareil.models.adapters import adapter_base, plain_model
 from nonpareil.models.devices import best_device, cast_weights, resolve_dtype
+from nonpareil.models.merging import Merged, merged, with_adapter
 from nonpareil.models.pretrained import (
     check_local_path,
     read_config,
@@ -20,7 +21,6 @@ from nonpareil.models.pretrained import (
     read_model,
     read_tokenizer,
 )
-from nonpareil.models.trained import keep_temperature, trained_temperature
 
 
 def load_tokenizer(
@@ -59,8 +59,8 @@ def load_policy(
     """A causal language model in evaluation mode, and its tokenizer.
 
     `dtype="auto"` is bfloat16 where the machine gains from it, else float32. The folder of a LoRA adapter is read
-    as its base with the adapter merged in, in float32 before any rounding. Code that a model brings along is run
-    with `trust_remote_code` alone.
+    as its base with the adapter merged in, in float32, and in any other dtype as its base with the adapter beside
+    it. Code that a model brings along is run with `trust_remote_code` alone.
 
     Raises:
         ModelError: no such model, no tokenizer, or weights that are not in the checkpoint or are no numbers.
@@ -68,41 +68,42 @@ def load_policy(
     """
     device = device or best_device()
     tokenizer = load_tokenizer(name_or_path, revision, trust_remote_code=trust_remote_code)
-    base = adapter_base(name_or_path)
-    if base is not None:
-        check_local_path(base[0], "base_model_name_or_path")
-        whole = load_model(base[0], base[1], torch.float32, trust_remote_code=trust_remote_code)
-        model = merged(whole, name_or_path)
-        if (
-            trained := read_generation_config(name_or_path)
-        ) is not None:  # with which ids it was trained to end
-            model.generation_config = trained
-        cast_weights(model, resolve_dtype(dtype, device))
-    else:
-        resolved = resolve_dtype(dtype, device)
+    resolved = resolve_dtype(dtype, device)
+    if adapter_base(name_or_path) is None:
         model = load_model(name_or_path, revision, resolved, trust_remote_code=trust_remote_code)
+    elif resolved is torch.float32:
+        model = load_merged(name_or_path, trust_remote_code=trust_remote_code).model
+    else:  # merged weights would be rounded, and a small change of large weights be lost
+        whole = _load_base(name_or_path, resolved, trust_remote_code)
+        model = plain_model(with_adapter(whole, name_or_path))
+        exact = {name: p.data for name, p in model.named_parameters() if _is_scale(name)}
+        cast_weights(model, resolved)
+        for name, value in exact.items():
+            model.get_parameter(name).data = value
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
 
 
-def save_merged(directory: Path, *, trust_remote_code: bool = False) -> str:
-    """Write a plain checkpoint of base and adapter together to `merged` in the adapter's folder; returns where.
+def _is_scale(name: str) -> bool:
+    """Whether a weight is DoRA's length of others, of which a rounding would be one of all of them."""
+    return ".lora_magnitude_vector." in name
 
-    It has the type that the base is stored in.
+
+def load_merged(name_or_path: str, *, trust_remote_code: bool = False) -> Merged:
+    """An adapter's base in float32 on the CPU, with the adapter merged in.
 
     Raises:
         ModelError, ConfigError: as `load_policy`.
     """
-    from nonpareil.models.saving import mend_generation_config  # which needs this module
+    return merged(_load_base(name_or_path, torch.float32, trust_remote_code), name_or_path)
 
-    model, tokenizer = load_policy(str(directory), dtype="float32", trust_remote_code=trust_remote_code)
-    name, revision = adapter_base(str(directory)) or ("", None)
-    stored = read_config(name, revision, trust_remote_code=trust_remote_code).dtype
-    mend_generation_config(model)  # of which the training has told
-    cast_weights(model, stored or model.dtype).save_pretrained(directory / "merged")
-    tokenizer.save_pretrained(directory / "merged")
-    if (temperature := trained_temperature(str(directory))) is not None:
-        keep_temperature(directory / "merged", temperature)
-    return str(directory / "merged")
+
+def _load_base(adapter: str, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    name, revision = adapter_base(adapter) or ("", None)
+    check_local_path(name, "base_model_name_or_path")
+    model = load_model(name, revision, dtype, trust_remote_code=trust_remote_code)
+    if (trained := read_generation_config(adapter)) is not None:  # with which ids it was trained to end
+        model.generation_config = trained
+    return model
 
 
 def widened(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

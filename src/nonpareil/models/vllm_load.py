@@ -3,7 +3,7 @@
 import gc
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +92,40 @@ def supported_rank(rank: int) -> int:
         if rank <= supported:
             return supported
     raise ConfigError(f"an adapter of rank {rank} is over vLLM's {LORA_RANKS[-1]}; use a smaller lora_r")
+
+
+def check_vllm_adapter(directory: str | Path) -> None:
+    """Refuse an adapter's folder of which vLLM would hold a part alone.
+
+    Raises:
+        ConfigError: as `check_vllm_holds`.
+        ModelError: an adapter that cannot be read.
+    """
+    from peft.utils import load_peft_weights
+
+    folder = Path(directory).expanduser()
+    with reading(str(directory), f"{str(directory)!r} is no adapter that can be read"):
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        names = list(load_peft_weights(str(folder), device="cpu"))
+    check_vllm_holds(config, names, f"engine=vllm with the adapter {str(directory)!r}")
+
+
+def check_vllm_holds(config: Mapping[str, Any], names: Iterable[str], what: str) -> None:
+    """Refuse an adapter of these settings and weights where vLLM knows less: factors of layers, all scaled alike.
+
+    Raises:
+        ConfigError: naming `what`, and what else there is.
+    """
+    others = [f"{name}={config[name]!r}" for name in ("rank_pattern", "alpha_pattern") if config.get(name)]
+    for name in sorted(names):
+        plain = name.endswith((".lora_A.weight", ".lora_B.weight"))
+        if not plain or any(head in name for head in (".lm_head.", ".embed_tokens.")):
+            others.append(name.removeprefix("base_model.model."))
+    if others:
+        raise ConfigError(
+            f"{what}: vLLM would not draw from what is trained, for the adapter has {others[0]}; draw with "
+            "transformers, or from a merged checkpoint (distill --merge true)"
+        )
 
 
 def adapter_rank(directory: str | Path) -> int:

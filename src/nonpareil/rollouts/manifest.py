@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from nonpareil.constant_rewards import RewardSpread
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.files import jsonable, write_json
+from nonpareil.models.first_fingerprint import renewed
 from nonpareil.records import Prompt, SamplingParams, prompt_identity
 from nonpareil.rollouts.folder import MANIFEST
 from nonpareil.rollouts.rendering import token_ids_sha256
@@ -71,7 +72,7 @@ def check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], folder: Path
     Raises:
         ConfigError: naming every setting that differs, with the stored and the asked value.
     """
-    old, new = _flat(stored), _flat(asked)
+    old, new = _flat(renewed(stored, asked)), _flat(asked)
     others = old.get("prompts.sha256") != new.get("prompts.sha256")
     if others or any(key.startswith("prompts.rendering") for key in (*old, *new)):
         # Other texts have other ids; those of a conversation follow from what stands beside them, and the clock.

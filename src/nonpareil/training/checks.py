@@ -45,10 +45,14 @@ def check_scale(config: "DistillationConfig") -> None:
             )
 
 
-def check_adapter(config: "DistillationConfig", adapted: bool, peft_config: Any = None) -> None:
+def check_adapter(
+    config: "DistillationConfig", adapted: bool, peft_config: Any = None, model: Any = None
+) -> None:
     """Refuse what does not go with a LoRA adapter, whether `use_peft` or a `peft_config` asks for it."""
     if not adapted:
         return
+    if isinstance(model, str):
+        refuse_adapter_on_adapter(model)
     if peft_config is not None and not hasattr(peft_config, "peft_type"):
         raise ConfigError(f"peft_config is a {type(peft_config).__name__}; give a peft.LoraConfig")
     if config.frozen_parameters:
@@ -61,6 +65,21 @@ def check_adapter(config: "DistillationConfig", adapted: bool, peft_config: Any 
         raise ConfigError(
             "LoRA with vllm_mode=server is not supported: the server takes whole weights; give "
             "vllm_mode=colocate"
+        )
+
+
+def refuse_adapter_on_adapter(path: str) -> None:
+    """Refuse to train an adapter on a folder that is one.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    from nonpareil.models.adapters import adapter_base
+
+    if adapter_base(path) is not None:
+        raise ConfigError(
+            f"use_peft with model_name_or_path={path!r}, which is an adapter itself: the new one would name the "
+            "wrong base; merge it first (its training's --merge true)"
         )
 
 

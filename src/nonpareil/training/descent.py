@@ -75,7 +75,7 @@ class Descent:
                 break
             drawn = drawn.without(bad)
         self.dropped.note(step, dropped, kept)
-        if not self.signal.note(step, drawn.numbers, targets, kept):
+        if not self.signal.note(step, drawn.numbers, targets, kept, len(dropped)):
             self.accumulator.forget_gradients(model)
         loss = outcome.loss if kept else float("nan")
         self.accumulator.spent.add_loss(loss)

@@ -5,8 +5,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from nonpareil.models.adapters import is_adapted, plain_model, trained_rank
+from nonpareil.models.adapters import is_adapted, plain_model, saved_adapter, trained_rank
 from nonpareil.models.anchors import Anchor
+from nonpareil.models.vllm_load import check_vllm_holds
 from nonpareil.records import Prompt
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.drawing import AdapterDrawing, CopyDrawing, Drawing, Scoring
@@ -28,6 +29,9 @@ def make_drawing(
     if config.use_vllm:
         from nonpareil.training.vllm import VLLMDrawing, vllm_engine
 
+        if is_adapted(policy):
+            config_of, names = saved_adapter(policy)
+            check_vllm_holds(config_of, names, "use_vllm with LoRA")
         sharded = ShardedScoring(policy, anchor, config) if config.shard_weights else None
         scoring: Scoring = sharded or _own(policy, anchor, tokenizer, config)
         engine = vllm_engine(plain_model(policy), tokenizer, config, trained_rank(policy))

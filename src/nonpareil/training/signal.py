@@ -32,16 +32,21 @@ class Signal(TrainerCallback, ExportableState):
     def __init__(self, method: Method, stopper: StopCleanly):
         self.stopper = stopper
         self.moves = True
-        self.moved = self.still = self._in_a_row = 0
+        self.moved = self.still = self.lost = self._in_a_row = 0
         self._hint: str | None = getattr(method, "hint_for_two_rewards", None)
         self._values: set[float] = set()
         self._seen = 0
 
-    def note(self, step: int, draws: ScoredDraws, targets: Targets, trained_on: int) -> bool:
-        """Whether this step, in which so many prompts are trained on, moves the policy; alike on every process."""
+    def note(self, step: int, draws: ScoredDraws, targets: Targets, trained_on: int, dropped: int) -> bool:
+        """Whether this step moves the policy; alike on every process.
+
+        `trained_on`: how many prompts the step has; `dropped`: how many were left out as giving no numbers.
+        """
         self.moves = trained_on > 0 and (targets.signal is None or bool(targets.signal.any()))
         self.moved += self.moves
-        tied = trained_on > 0 and not self.moves  # what leaves no prompt at all is told of by others
+        # Those left out may have had rewards that tell something, and what leaves no prompt is told of by others.
+        tied = trained_on > 0 and not dropped and not self.moves
+        self.lost += not self.moves and not tied
         self.still += tied
         self._in_a_row = self._in_a_row + 1 if tied else 0
         if self._in_a_row == PATIENCE and process_index() == 0:
@@ -72,27 +77,34 @@ class Signal(TrainerCallback, ExportableState):
         return {"frac_steps_without_signal": float(not self.moves)}
 
     def check(self) -> None:
-        """At a training's end: refuse one that learnt nothing, unless it was interrupted.
+        """At a training's end: refuse one whose rewards told nothing, unless it was interrupted.
 
         Raises:
-            RewardError: no step moved the policy.
+            RewardError: no step moved the policy, and not because prompts were left out.
         """
-        if self.still and not self.moved and not self.stopper.stopped:
+        if self.moved or self.stopper.stopped:
+            return
+        if self.still and not self.lost:
             raise RewardError(
                 f"none of the {self.still} steps moved the policy: the rewards of no prompt told its completions "
                 f"apart; {REMEDY}"
             )
+        if self.lost and process_index() == 0:
+            tell(
+                f"none of the {self.lost + self.still} steps moved the policy, which is as it was: prompts were lost "
+                "to failed rewards or to numbers that are none; mend those, or bring the rewards to a smaller scale"
+            )
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"args": {}, "attributes": {"moved": self.moved, "still": self.still}}
+        return {"args": {}, "attributes": {"moved": self.moved, "still": self.still, "lost": self.lost}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Go on from the sums of the checkpoint; an earlier version's say nothing of steps without signal."""
         kept: Any = state.stateful_callbacks
-        before = {"moved": state.global_step, "still": 0}
+        before = {"moved": state.global_step, "still": 0, "lost": 0}
         vars(self).update(kept.get(type(self).__name__, {}).get("attributes", before))
 
 

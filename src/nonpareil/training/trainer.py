@@ -93,7 +93,7 @@ class DistillationTrainer(ListingTrainer):
         stored = groups is not None
         self.method = given_method(args, method, stored=stored) if method else method_of(args, stored=stored)
         lora = peft_config or args.lora_config()
-        check_adapter(args, lora is not None, peft_config)
+        check_adapter(args, lora is not None, peft_config, model)
         self.draws = self.method.policy_draws + self.method.anchor_draws > 0 or args.eval_strategy != "no"
         if args.use_vllm and not self.draws:
             raise ConfigError(

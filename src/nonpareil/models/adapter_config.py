@@ -1,0 +1,60 @@
+"""Which LoRA adapters can be trained: those that leave the base as it is, and can be merged into it."""
+
+from dataclasses import fields
+from typing import Any
+
+from torch import nn
+
+from nonpareil.errors import ConfigError
+
+_SUPPORTED = frozenset(
+    {
+        *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_bias", "fan_in_fan_out"),
+        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+        # what decides nothing here
+        *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+        *("inference_mode", "runtime_config"),
+    }
+)
+"""Settings of `LoraConfig` under which nothing but the factors is trained, and the base stays as it is."""
+_START_AS_THE_BASE = (True, False, "gaussian", "orthogonal")
+"""Values of `init_lora_weights` that leave the base as it is; others take the adapter out of it."""
+
+
+def check_lora_config(config: Any) -> None:
+    """Refuse all that makes an adapter more than factors beside weights that stay: policy and anchor share those.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    from peft import LoraConfig
+
+    if not isinstance(config, LoraConfig):
+        raise ConfigError(f"peft_config is a {type(config).__name__}; only LoRA adapters are supported")
+    plain = LoraConfig()
+    for field in fields(config):
+        value = getattr(config, field.name)
+        allowed = (
+            _START_AS_THE_BASE if field.name == "init_lora_weights" else (getattr(plain, field.name), None)
+        )
+        if field.name not in _SUPPORTED and value not in allowed and value:
+            raise ConfigError(
+                f"peft_config.{field.name}={value!r} is not supported: policy and anchor share every other weight "
+                "and must be the models that are trained; remove it"
+            )
+
+
+def check_mergeable(adapted: nn.Module) -> None:
+    """Refuse an adapter whose biases have nothing to be added to.
+
+    Raises:
+        ConfigError: naming the first such layer.
+    """
+    for name, module in adapted.named_modules():
+        own_biases = [up.bias for up in getattr(module, "lora_B", {}).values()]
+        layer: Any = module
+        if any(bias is not None for bias in own_biases) and getattr(layer.base_layer, "bias", None) is None:
+            raise ConfigError(
+                f"peft_config.lora_bias=True cannot be: {name} has no bias, so the adapter could never be merged; "
+                "remove it"
+            )
