@@ -4,29 +4,35 @@ import json
 import math
 import os
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nonpareil import folders
 
 
-def jsonable(value: Any) -> Any:
+def jsonable(value: Any, *, keep_infinities: bool = False) -> Any:
     """Dataclasses, named tuples, lists and mappings as plain JSON values; NaN and infinities become None.
+
+    `keep_infinities`: as the texts "Infinity" and "-Infinity", which `float` reads, since JSON has no such numbers.
 
     Raises:
         TypeError: a value that JSON has no form for.
     """
+    within = partial(jsonable, keep_infinities=keep_infinities)
     if is_dataclass(value) and not isinstance(value, type):
-        return {item.name: jsonable(getattr(value, item.name)) for item in fields(value)}
+        return {item.name: within(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return jsonable(value._asdict())
+        return within(value._asdict())
     if isinstance(value, dict):
-        return {str(key): jsonable(item) for key, item in value.items()}
+        return {str(key): within(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [jsonable(item) for item in value]
+        return [within(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, float):
+        if keep_infinities and math.isinf(value):
+            return "Infinity" if value > 0 else "-Infinity"
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, (str, int)):
         return value

@@ -125,6 +125,17 @@ def test_methods_and_seeds_on_one_report_and_nothing_is_done_twice(
     assert rows["jbond"]["figures"]["kl"]["mean"] > 0
     assert [len(row["path"]) for row in rows.values()] == [1, 1, 1]
     assert rows["jbond"]["figures"]["gold_win_rate"] is not None
+    assert [(pair["first"], pair["second"]) for pair in figures["pairs"]] == [
+        ("jbond", "best"),
+        ("jbond", "peer"),
+        ("best", "peer"),
+    ]
+    gained = {name: row["figures"]["win_rate"]["mean"] for name, row in rows.items()}
+    for pair in figures["pairs"]:
+        gap = gained[pair["first"]] - gained[pair["second"]]
+        assert pair["win_rate"]["estimate"] == pytest.approx(gap), "the mean of what was paired"
+        assert pair["gold_win_rate"]["low"] <= pair["gold_win_rate"]["high"]
+    assert "Which is better" in error
     out = files / "out"
     for name in (
         "comparison.html",
@@ -557,6 +568,13 @@ def test_a_budget_of_completions_becomes_steps(planned):
     assert saved == {"jbond": 3, "vbon": 3, "ppo": 9, "few": 4, "best": pytest.approx(1 / 3)}
     pool = {name: run.pool_completions for name, run in runs.items()}
     assert pool == {"jbond": 0, "vbon": 32, "ppo": 32, "few": 16, "best": 32}
+
+
+def test_without_n_those_are_compared_with_that_the_references_completions_show(files, planned):
+    planned(methods={"jbond": {}}, n=None)
+    assert read_spec(files / "c.yaml").options.n == [2, 4]
+    planned(methods={"jbond": {}}, n=None, evaluation={"num_reference_samples": 16})
+    assert read_spec(files / "c.yaml").options.n == [2, 4, 8, 16]
 
 
 def test_settings_of_a_method_override_those_of_all(planned):

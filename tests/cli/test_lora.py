@@ -13,6 +13,7 @@ from nonpareil.cli.main import main
 from nonpareil.models import merging
 from nonpareil.models.fingerprint import fingerprint
 from nonpareil.models.loading import load_policy
+from nonpareil.models.trained import trained_temperature
 from nonpareil.rollouts.manifest import read_manifest
 from tests.tiny import make_model, make_tokenizer
 
@@ -68,6 +69,7 @@ def test_an_adapter_is_a_policy_for_every_command(settings: dict[str, Any], tmp_
     plain = AutoPeftModelForCausalLM.from_pretrained(out).eval()(IDS).logits
     ours = load_policy(str(out), dtype="float32")[0](IDS).logits
     written = AutoModelForCausalLM.from_pretrained(out / "merged").eval()(IDS).logits
+    assert trained_temperature(str(out)) == trained_temperature(str(out / "merged")) == 1.0
     base = make_model()(IDS).logits
     torch.testing.assert_close(ours, plain, atol=1e-5, rtol=0)
     torch.testing.assert_close(written, plain, atol=1e-5, rtol=0)

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 
 from nonpareil.errors import DataError
 from nonpareil.evaluation.comparison import (
@@ -12,14 +13,17 @@ from nonpareil.evaluation.comparison import (
     Spent,
     compare_runs,
     differing,
-    dominators,
     figures_of,
     refuse_mixed,
 )
+from nonpareil.evaluation.comparison_pairs import pairs_of
 from nonpareil.evaluation.comparison_plots import gold_figure, pareto_figure
 from nonpareil.evaluation.comparison_report import headline, write_comparison
-from nonpareil.evaluation.comparison_tables import cell, tables
+from nonpareil.evaluation.comparison_tables import cell, pairs_table, tables
+from nonpareil.evaluation.over_seeds import statistic
+from nonpareil.files import jsonable
 from nonpareil.maths.best_of_n import kl_upper_bound, optimal_win_rate
+from nonpareil.maths.bootstrap import bootstrap_interval
 
 FRONTIER = [{"kl": kl / 10, "win_rate": optimal_win_rate(kl / 10)} for kl in range(40)]
 PROTOCOL = {"prompts": {"sha256": "ab", "count": 4}, "sampling": {"temperature": 1.0}}
@@ -30,6 +34,19 @@ def interval(estimate):
     return None if estimate is None else {"estimate": estimate, "low": None, "high": None}
 
 
+OFFSETS = (-0.09, -0.05, -0.03, -0.01, 0.01, 0.03, 0.05, 0.09)
+
+
+def by_prompt(win, kl, gold, offsets=OFFSETS):
+    """Prompts differ, and all policies alike: paired differences do not vary."""
+    return {
+        "prompt_ids": [f"p{place}" for place in range(len(offsets))],
+        "win_rate": [win + offset for offset in offsets],
+        "kl": [kl + offset for offset in offsets],
+        "unseen_win_rate": None if gold is None else [gold - offset for offset in offsets],
+    }
+
+
 def evaluation(win, kl, *, gold=None, length=22.0, efficiency=0.5):
     """The part of `Evaluation.to_dict` that a comparison reads."""
 
@@ -38,7 +55,8 @@ def evaluation(win, kl, *, gold=None, length=22.0, efficiency=0.5):
         return {"reward": name, "win_rate": interval(rate), **means, "frontier": FRONTIER, "zero_one": False}
 
     return {
-        "num_prompts": 4,
+        "num_prompts": 8,
+        "by_prompt": by_prompt(win, kl, gold),
         "comparison": compared(win, "rewards"),
         "unseen": None if gold is None else compared(gold, "judge"),
         "kl": interval(kl),
@@ -80,20 +98,109 @@ CURVE = {
 }
 
 
-# --- Dominance
+# --- Pairs and dominance
 
 
-def test_dominance_needs_both_coordinates_no_worse_and_one_better():
-    points = {"low": (0.2, 0.6), "high": (2.0, 0.9), "worse": (0.5, 0.55), "same_kl": (2.0, 0.8)}
-    assert dominators(points) == {"low": (), "high": (), "worse": ("low",), "same_kl": ("high",)}
+def paired(one, other, seeds=1):
+    """The pair of two methods, each of a list of (win rate, KL) a prompt."""
+
+    def runs(points):
+        return [
+            {
+                "win_rate": [win for win, _ in points],
+                "kl": [kl for _, kl in points],
+                "unseen_win_rate": None,
+            }
+        ] * seeds
+
+    (pair,) = pairs_of({"a": runs(one), "b": runs(other)})
+    return pair
 
 
-def test_equal_points_do_not_dominate_each_other():
-    assert dominators({"a": (1.0, 0.7), "b": (1.0, 0.7)}) == {"a": (), "b": ()}
+def test_a_difference_is_of_means_over_seeds_prompt_by_prompt():
+    """Prompts far apart and differences close together: only pairing sees them, and the seeds come first."""
+    hard, easy = 0.1, 0.9
+
+    def run(gains):
+        return {
+            "win_rate": [base + gain for base, gain in zip([hard, easy] * 4, gains * 2, strict=True)],
+            "kl": [1.0] * 8,
+            "unseen_win_rate": None,
+        }
+
+    better = [run([0.02, 0.04, 0.03, 0.05]), run([0.04, 0.06, 0.03, 0.07])]
+    (pair,) = pairs_of({"a": better, "b": [run([0.0] * 4)]})
+    differences = torch.tensor([0.03, 0.05, 0.03, 0.06] * 2, dtype=torch.float64)
+    expected = bootstrap_interval(differences)
+    assert pair.win_rate.estimate == pytest.approx(0.0425)
+    assert (pair.win_rate.low, pair.win_rate.high) == pytest.approx((expected.low, expected.high))
+    assert pair.better("win_rate") == "a"
+    assert (pair.kl.low, pair.kl.high, pair.better("kl")) == (0, 0, None)
+    assert pair.gold_win_rate is None
+    assert pair.dominating() == "a"
 
 
-def test_a_point_without_a_figure_neither_dominates_nor_is_dominated():
-    assert dominators({"a": (math.nan, 0.99), "b": (1.0, 0.7)}) == {"a": (), "b": ()}
+def test_a_method_is_named_only_where_the_interval_excludes_zero():
+    level = [(0.6, 1.0)] * 8
+    up_and_down = [(0.6 + gain, 1.0 - gain) for gain in (0.3, -0.2, 0.3, -0.2, 0.3, -0.2, 0.3, -0.2)]
+    pair = paired(up_and_down, level)
+    assert pair.win_rate.estimate == pytest.approx(0.05)  # higher, at a KL as much lower: by chance
+    assert pair.win_rate.low < 0 < pair.win_rate.high
+    assert (pair.better("win_rate"), pair.better("kl"), pair.dominating()) == (None, None, None)
+    assert paired(level, [(0.5, 1.2)] * 8).better("kl") == "a"
+
+
+@pytest.mark.parametrize(("prompts", "named"), [(2, None), (5, None), (6, "b"), (20, "b")])
+def test_equal_differences_of_few_prompts_name_no_method(prompts, named):
+    """As a sign test at 5 %, which needs six: 2 * .5^6 = .031, 2 * .5^5 = .062."""
+    pair = paired([(0.5, 1.0)] * prompts, [(0.75, 1.0)] * prompts)
+    assert pair.win_rate.estimate == pair.win_rate.low == -0.25
+    assert pair.win_rate.high == pytest.approx(-0.25 * (2 * 0.025 ** (1 / prompts) - 1), abs=0.01)
+    assert pair.better("win_rate") == named
+
+
+def test_dominance_needs_both_figures_no_worse_and_one_better():
+    points = {"low": (0.6, 0.2), "high": (0.9, 2.0), "worse": (0.55, 0.5), "same_kl": (0.8, 2.0)}
+    report = compare_runs([run(name, 0, *point) for name, point in points.items()], CURVE)
+    found = {row.name: row.dominated_by for row in report.methods}
+    assert found == {"low": (), "high": (), "worse": ("low",), "same_kl": ("high",)}
+
+
+def test_equal_methods_do_not_dominate_each_other():
+    report = compare_runs([run("a", 0, 0.7, 1.0), run("b", 0, 0.7, 1.0)], CURVE)
+    assert [row.dominated_by for row in report.methods] == [(), ()]
+    (row,) = pairs_table(report).rows
+    assert row == [
+        "a - b",
+        ".000 [.000, .000]",
+        "no difference seen",
+        ".000 [.000, .000]",
+        "no difference seen",
+    ]
+
+
+def test_a_method_without_a_figure_neither_dominates_nor_is_dominated():
+    pair = paired([(None, 0.1)] * 8, [(0.7, 1.0)] * 8)
+    assert (pair.win_rate, pair.better("win_rate"), pair.dominating()) == (None, None, None)
+    assert pair.better("kl") == "a"
+
+
+def test_prompts_that_a_run_could_not_score_are_left_out():
+    pair = paired([(None, 1.0), *[(0.8, 1.0)] * 7], [(0.1, 1.0), *[(0.5, 1.0)] * 7])
+    assert (pair.win_rate.num_prompts, pair.win_rate.num_dropped) == (7, 1)
+    assert pair.win_rate.estimate == pytest.approx(0.3)
+
+
+def test_the_table_of_pairs_says_who_is_better_in_what():
+    runs = [run("m", 0, 0.7, 1.0, gold=0.5), run("other", 0, 0.6, 2.0, gold=0.6)]
+    table = pairs_table(compare_runs(runs, CURVE))
+    cells = dict(zip(table.header, table.rows[0], strict=True))
+    assert table.rows[0][0] == "m - other"
+    assert table.rows[0][2::2] == ["m", "other", "m"]
+    assert cells["win rate: difference"].startswith(".100 [")
+    assert cells["gold win rate: difference"].startswith("-.100 [")
+    assert cells["KL, nats: difference"].startswith("-1.000 [")
+    assert "Intervals over 8 prompts are rough" in table.note
 
 
 # --- Aggregation
@@ -140,6 +247,47 @@ def test_a_figure_missing_in_one_seed_is_averaged_over_the_others():
     assert (statistic.mean, statistic.sd) == (0.4, None)
 
 
+def test_infinities_are_told_beside_the_mean_of_the_others():
+    infinite = {"estimate": "Infinity", "low": None, "high": None}  # as JSON has it
+    values = [interval(0.4), interval(0.6), infinite, None]
+    runs = [run("m", seed, 0.6, 1.0) for seed in range(4)]
+    for each, value in zip(runs, values, strict=True):
+        each.evaluation["kl_efficiency"] = value
+    report = compare_runs(runs, CURVE)
+    found = report.methods[0].figures["kl_efficiency"]
+    assert (found.mean, found.infinite, found.missing, found.seeds) == (0.5, (math.inf,), 1, 4)
+    assert cell(found, 2) == ".50 ± .14, ∞ in 1 of 4, — in 1 of 4"
+    assert report.to_dict()["methods"][0]["figures"]["kl_efficiency"]["infinite"] == ["Infinity"]
+
+
+def test_a_figure_that_is_infinite_in_every_seed_is_no_dash():
+    assert cell(statistic([math.inf] * 3)) == "∞ in 3 of 3"
+    assert cell(statistic([-math.inf, math.inf, math.nan])) == "∞ in 1 of 3, -∞ in 1 of 3, — in 1 of 3"
+    assert cell(statistic([0.5, -math.inf])) == ".500, -∞ in 1 of 2"
+
+
+def test_infinities_of_an_evaluation_outlive_its_json():
+    assert jsonable({"a": (1.5, math.inf, -math.inf, math.nan)}, keep_infinities=True) == {
+        "a": [1.5, "Infinity", "-Infinity", None]
+    }
+
+
+def test_a_method_of_infinite_kl_is_told_and_not_drawn():
+    runs = [run("m", 0, 0.6, 1.0), run("off", 0, 0.6, 1.0)]
+    runs[1].evaluation["kl"] = {"estimate": "Infinity", "low": None, "high": None}
+    report = compare_runs(runs, CURVE)
+    assert len(pareto_figure(report).axes[0].containers) == 1
+    gain = tables(report)[0]
+    assert gain.rows[1][gain.header.index("KL, nats")] == "∞ in 1 of 1"
+
+
+def test_the_spread_says_what_the_seeds_share():
+    note = tables(compare_runs([run("m", 0, 0.6, 1.0)], CURVE))[0].note
+    assert (
+        "over seeds, which share prompts and the reference's completions: a spread of training alone" in note
+    )
+
+
 def test_an_n_at_the_end_of_what_the_groups_show_is_told_as_such():
     """Two seeds, one of them worth 15 draws or more: their mean is a lower bound."""
     report = compare_runs([run("m", 0, 0.99, 2.0), run("m", 1, 0.9, 2.0), run("low", 0, 0.6, 1.0)], CURVE)
@@ -175,6 +323,15 @@ def test_evaluations_without_a_frontier_are_named():
     old = run("m", 3, 0.6, 1.0)
     del old.evaluation["comparison"]["frontier"]
     with pytest.raises(DataError, match=r"m, seed 3 was evaluated by an earlier version.*--overwrite"):
+        compare_runs([run("m", 0, 0.6, 1.0), old], CURVE)
+
+
+def test_evaluations_without_the_figures_of_each_prompt_are_named():
+    old = run("m", 3, 0.6, 1.0)
+    del old.evaluation["by_prompt"]
+    with pytest.raises(
+        DataError, match=r"m, seed 3 was evaluated by an earlier version.*each prompt.*--overwrite"
+    ):
         compare_runs([run("m", 0, 0.6, 1.0), old], CURVE)
 
 

@@ -72,6 +72,33 @@ def test_figures_match_enumeration(draw, ties):
         assert target.forward_kl.standard_error < 0.02
 
 
+def test_each_prompt_has_its_own_figures(draw):
+    """By prompt id, whatever order the groups come in; their means are the evaluation's."""
+    policy, reference, rewards = (
+        torch.eye(3)[[0, 2, 1]],
+        torch.eye(3)[[1, 1, 1]],
+        torch.arange(3.0).expand(3, 3),
+    )
+    ours, theirs = (draw(side.double(), rewards, 2, 0).groups for side in (policy, reference))
+    for group in ours + theirs:
+        values = group.rewards if group.prompt_id != "prompt-00002" else [None, None]
+        group.rewards_by_name["judge"] = [value and 0.5 for value in values]
+    kl = torch.tensor([[0.1, 0.3], [0.5, 0.7], [0.0, 1.0]])
+    got = evaluate_groups(
+        ours[::-1],
+        theirs,
+        policy_kl=kl.flip(0),
+        policy_log_ratio=kl.flip(0),
+        n=(2,),
+        unseen_reward="judge",
+    )
+    assert got.by_prompt.prompt_ids == ("prompt-00000", "prompt-00001", "prompt-00002")
+    assert got.by_prompt.win_rate == (0.0, 1.0, 0.5)
+    assert got.by_prompt.kl == pytest.approx((0.2, 0.6, 0.5))
+    assert got.by_prompt.unseen_win_rate == (0.0, 0.5, None)
+    assert got.comparison.win_rate.estimate == 0.5
+
+
 def test_the_plain_formulas_would_fail_with_ties(draw):
     """The tie terms are needed: without them forward KL is high by the KL within the classes."""
     reference, rewards = six_completions(ties=True)

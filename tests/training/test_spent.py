@@ -91,6 +91,48 @@ def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
     assert (half["steps"], whole["steps"]) == (2, 4)
 
 
+def last_line(output_dir: Path) -> dict[str, Any]:
+    return json.loads((output_dir / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def test_the_training_loss_after_a_resume_is_that_of_the_whole_run(tmp_path: Path) -> None:
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}
+    straight = make_trainer(tmp_path / "straight", **settings).train()
+    losses = [line["loss"] for line in metrics(tmp_path / "straight")]
+    assert straight.training_loss == pytest.approx(sum(losses) / 4, rel=1e-6)
+
+    parts = tmp_path / "parts"
+    stopped = make_trainer(parts, callbacks=[StopAfter(3)], **settings).train()
+    assert (
+        stopped.training_loss
+        == last_line(parts)["train_loss"]
+        == pytest.approx(sum(losses[:3]) / 3, rel=1e-6)
+    )
+    resumed = make_trainer(parts, **settings).train(resume_from_checkpoint=True)
+    again = make_trainer(parts, **settings).train(resume_from_checkpoint=True)  # nothing is left to train
+    assert last_line(parts)["train_loss"] == resumed.metrics["train_loss"] == straight.training_loss
+    assert resumed.training_loss == again.training_loss == straight.training_loss
+
+
+def test_the_rates_are_of_the_steps_that_were_taken(tmp_path: Path) -> None:
+    """3 of 5 steps, then the other 2, over the seconds of either; a step has 4 prompts."""
+    settings = {"max_steps": 5, "save_strategy": "steps", "save_steps": 3}
+    for steps, callbacks in ((3, [StopAfter(3)]), (2, [])):
+        make_trainer(tmp_path, callbacks=callbacks, **settings).train(resume_from_checkpoint=steps == 2)
+        line = last_line(tmp_path)
+        assert line["train_steps_per_second"] == pytest.approx(steps / line["train_runtime"], rel=5e-3)
+        assert line["train_samples_per_second"] == pytest.approx(4 * steps / line["train_runtime"], rel=5e-3)
+
+
+def test_a_second_training_has_its_own_loss(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=2)
+    trainer.train()
+    trainer.train()
+    losses = [line["loss"] for line in metrics(tmp_path)]
+    assert len(losses) == 2
+    assert last_line(tmp_path)["train_loss"] == pytest.approx(sum(losses) / 2, rel=1e-6)
+
+
 def test_a_run_ends_when_its_seconds_are_used_up_and_those_before_a_resume_count(tmp_path: Path) -> None:
     settings = {"reward": slow_goodness, "max_steps": 50, "max_completion_length": 2}
     settings |= {"save_strategy": "steps", "save_steps": 1}

@@ -24,7 +24,7 @@ NAMES = {
     "rewards/goodness/std",
     "rewards/failed_ratio",
     "anchor_reward",
-    "kl",
+    "kl_to_anchor",
     "entropy",
     "completions/mean_length",
     "completions/clipped_ratio",
@@ -33,6 +33,38 @@ NAMES = {
     "learning_rate",
     "grad_norm",
 }
+
+
+@pytest.mark.parametrize(
+    ("settings", "fixed"),
+    [
+        ({"anchor_ema_rate": 0.5}, False),
+        ({"method": "bond", "n": 2, "num_generations": 2, "num_reference_samples": 3}, True),
+        ({"anchor_ema_rate": None, "anchor_refresh_steps": 1}, False),
+        ({"method": "rloo", "num_generations": 2}, True),
+    ],
+)
+def test_kl_is_to_the_reference_or_not_there(settings: dict[str, Any], fixed: bool, tmp_path: Path) -> None:
+    """What is logged of each step is the mean log-ratio of its draws, under a name that says against what."""
+    trainer = make_trainer(
+        tmp_path, max_steps=3, learning_rate=5e-2, lr_scheduler_type="constant", **settings
+    )
+    ratios = []
+    draw = trainer.drawer.draw
+
+    def seen(*args: Any) -> Any:
+        drawn = draw(*args)
+        ratios.append(drawn.numbers.log_ratio.mean().item())
+        return drawn
+
+    trainer.drawer.draw = seen
+    trainer.train()
+    lines = metrics(tmp_path)
+    assert [line["kl_to_anchor"] for line in lines] == pytest.approx(ratios, abs=1e-7)
+    assert ratios[0] == pytest.approx(0, abs=1e-5)
+    assert [line.get("kl") for line in lines] == (
+        [line["kl_to_anchor"] for line in lines] if fixed else [None] * 3
+    )
 
 
 def says_good(completion_ids: list[list[int]], **columns: Any) -> list[float]:

@@ -24,6 +24,7 @@ from tests.training.conftest import StopAfter, assert_same, make_trainer, metric
 STEPS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
 FILES = [
     *("checkpoint.json", "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"),
+    "sampling.json",
     *("model.safetensors", "anchor.safetensors", "config.json", "generation_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "training_args.bin"),
 ]

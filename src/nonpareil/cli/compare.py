@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -10,6 +10,9 @@ from nonpareil.cli.result import CommandResult
 from nonpareil.console import console
 from nonpareil.errors import ConfigError
 from nonpareil.jobs import compare
+
+if TYPE_CHECKING:
+    from nonpareil.evaluation.comparison_tables import Table as Content
 
 DESCRIPTION = f"""{compare.__doc__}
 
@@ -59,14 +62,12 @@ def show(figures: dict[str, Any]) -> None:
     terminal = console()
     terminal.width = max(terminal.width, MIN_WIDTH)  # narrower, cells would be cut to nothing
     if figures["comparison"] is not None:
-        gain = tables(figures["comparison"])[0]
+        gain, *others = tables(figures["comparison"])
         places = [i for i, label in enumerate(gain.header) if label in SHOWN]
-        shown = Table(title=f"{gain.title}, all figures in the report", title_justify="left")
-        for place in places:
-            shown.add_column(gain.header[place], justify="right" if place else "left", no_wrap=True)
-        for row in gain.rows:
-            shown.add_row(*(row[place] for place in places))
-        terminal.print(shown)
+        terminal.print(_table(gain, places, f"{gain.title}, all figures in the report"))
+        if figures["comparison"].pairs:
+            pairs = others[0]
+            terminal.print(_table(pairs, [0, 1, 2, -2, -1], pairs.title))
         terminal.print(headline(figures["comparison"]), style="bold")
     for run in figures["over_budget"]:
         terminal.print(f"Over the budget: {run['run']}: {run['reason']}", soft_wrap=True)
@@ -74,6 +75,16 @@ def show(figures: dict[str, Any]) -> None:
         terminal.print()
         terminal.print(f"Failed: {failure['run']}: {failure['reason']}", soft_wrap=True)
     terminal.print(f"Report: {figures['report'] or 'none, no run is finished'}", soft_wrap=True)
+
+
+def _table(content: "Content", places: Sequence[int], title: str) -> Table:
+    """Some of its columns, as the terminal shows them."""
+    shown = Table(title=title, title_justify="left")
+    for place in places:
+        shown.add_column(content.header[place], justify="right" if place else "left", no_wrap=True)
+    for row in content.rows:
+        shown.add_row(*(row[place] for place in places))
+    return shown
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -104,9 +115,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _as_json(figures: dict[str, Any]) -> dict[str, Any]:
     report = figures["comparison"]
-    rows = {}
+    rows: dict[str, Any] = {}
+    pairs: list[Any] = []
     if report is not None:
-        from nonpareil.files import jsonable
-
-        rows = {row["name"]: row for row in jsonable(report.methods)}
-    return {**figures, "comparison": rows}
+        content = report.to_dict()
+        rows, pairs = {row["name"]: row for row in content["methods"]}, content["pairs"]
+    return {**figures, "comparison": rows, "pairs": pairs}

@@ -1,16 +1,15 @@
 """Several methods, several seeds each, under one protocol: means, spreads, and who is on the Pareto front."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nonpareil.errors import DataError
+from nonpareil.evaluation.comparison_pairs import Pair, dominated_by, pairs_of
+from nonpareil.evaluation.over_seeds import Figures, Statistic, mean_of, over_seeds
 from nonpareil.evaluation.worth import BestOfNPoint, PlanePoint
 from nonpareil.files import jsonable
-
-Figures = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -56,16 +55,6 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
-class Statistic:
-    """A figure over the seeds that have it."""
-
-    mean: float
-    sd: float | None
-    """Of the sample; None with one seed."""
-    values: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class PathPoint:
     """One checkpoint, averaged over the seeds that have one at this place."""
 
@@ -85,7 +74,7 @@ class MethodRow:
     """By the keys of `figures_of`."""
     path: tuple[PathPoint, ...]
     dominated_by: tuple[str, ...]
-    """Methods with no lower mean win rate and no higher mean KL, one of them better; none: on the front."""
+    """Methods that paired intervals show to win no less at no more KL, one of them better; none: on the front."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +82,8 @@ class ComparisonReport:
     """All methods, and what they are held against."""
 
     methods: tuple[MethodRow, ...]
+    pairs: tuple[Pair, ...]
+    """Every two methods, prompt by prompt."""
     runs: tuple[RunRecord, ...]
     num_prompts: int
     n: tuple[int, ...]
@@ -115,8 +106,14 @@ class ComparisonReport:
     """Best-of-N of the reference on the same plane."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; what cannot be computed is null."""
-        return jsonable(self)
+        """JSON-able; what cannot be computed is null, infinities are the texts "Infinity" and "-Infinity".
+
+        The figures of each prompt are left to the runs' own reports.
+        """
+        short = [
+            replace(run, evaluation=_short(run.evaluation), checkpoints=_short_of(run)) for run in self.runs
+        ]
+        return jsonable(replace(self, runs=tuple(short)), keep_infinities=True)
 
 
 def compare_runs(runs: Sequence[RunRecord], curve: Mapping[str, Any]) -> ComparisonReport:
@@ -137,16 +134,14 @@ def compare_runs(runs: Sequence[RunRecord], curve: Mapping[str, Any]) -> Compari
     by_name: dict[str, list[RunRecord]] = {}
     for run in runs:
         by_name.setdefault(run.name, []).append(run)
-    figures = {
-        name: _over_seeds([figures_of(r.evaluation, r.spent) for r in rs]) for name, rs in by_name.items()
-    }
-    dominated = dominators({name: (_mean(f, "kl"), _mean(f, "win_rate")) for name, f in figures.items()})
-    first = runs[0].evaluation
     for label, run in zip(labels, runs, strict=True):
-        if "frontier" not in run.evaluation["comparison"]:
-            raise DataError(
-                f"{label} was evaluated by an earlier version, which knew no ties: evaluate anew (--overwrite)"
-            )
+        _refuse_old(label, run.evaluation)
+    figures = {
+        name: over_seeds([figures_of(r.evaluation, r.spent) for r in rs]) for name, rs in by_name.items()
+    }
+    pairs = pairs_of({name: [r.evaluation["by_prompt"] for r in rs] for name, rs in by_name.items()})
+    dominated = dominated_by(list(by_name), pairs)
+    first = runs[0].evaluation
     spent = {target["n"]: target["kl_upper_bound"] for target in first["targets"]}
     n = tuple(spent)
     return ComparisonReport(
@@ -154,6 +149,7 @@ def compare_runs(runs: Sequence[RunRecord], curve: Mapping[str, Any]) -> Compari
             MethodRow(name, tuple(r.seed for r in rs), figures[name], _path(rs), dominated[name])
             for name, rs in by_name.items()
         ),
+        pairs=pairs,
         runs=tuple(runs),
         num_prompts=first["num_prompts"],
         n=n,
@@ -192,21 +188,6 @@ def figures_of(evaluation: Mapping[str, Any], spent: Spent) -> Figures:
         for direction in ("backward", "forward"):
             figures[f"{direction}_kl_{target['n']}"] = _estimate(target[f"{direction}_kl"])
     return {**figures, **vars(spent)}
-
-
-def dominators(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[str, ...]]:
-    """By name, the others that are no worse in both of (KL, win rate) and better in one.
-
-    A NaN coordinate dominates nothing and is dominated by nothing.
-    """
-    return {
-        name: tuple(
-            other
-            for other, (other_kl, other_rate) in points.items()
-            if other_kl <= kl and other_rate >= rate and (other_kl < kl or other_rate > rate)
-        )
-        for name, (kl, rate) in points.items()
-    }
 
 
 def refuse_mixed(protocols: Mapping[str, Mapping[str, Any]]) -> None:
@@ -249,23 +230,25 @@ def _points(compared: Mapping[str, Any] | None) -> tuple[PlanePoint, ...]:
 
 
 def _estimate(interval: Mapping[str, Any] | None) -> float | None:
-    return None if interval is None else interval["estimate"]
+    estimate = None if interval is None else interval["estimate"]
+    return None if estimate is None else float(estimate)  # of an infinity JSON has the text
 
 
-def _over_seeds(figures: Sequence[Figures]) -> dict[str, Statistic | None]:
-    return {key: _statistic([f[key] for f in figures]) for key in figures[0]}
+def _refuse_old(label: str, evaluation: Mapping[str, Any]) -> None:
+    """An evaluation of an earlier version, which lacks what is compared here."""
+    lacks = "knew no ties" if "frontier" not in evaluation["comparison"] else "kept no figures of each prompt"
+    if "by_prompt" not in evaluation or "frontier" not in evaluation["comparison"]:
+        raise DataError(
+            f"{label} was evaluated by an earlier version, which {lacks}: evaluate anew (--overwrite)"
+        )
 
 
-def _statistic(values: Sequence[float | None]) -> Statistic | None:
-    known = tuple(value for value in values if value is not None and math.isfinite(value))
-    if not known:
-        return None
-    return Statistic(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, known)
+def _short(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in evaluation.items() if key != "by_prompt"}
 
 
-def _mean(figures: Mapping[str, Statistic | None], key: str) -> float:
-    statistic = figures[key]
-    return math.nan if statistic is None else statistic.mean
+def _short_of(run: RunRecord) -> tuple[Checkpoint, ...]:
+    return tuple(replace(each, evaluation=_short(each.evaluation)) for each in run.checkpoints)
 
 
 def _path(runs: Sequence[RunRecord]) -> tuple[PathPoint, ...]:
@@ -274,13 +257,13 @@ def _path(runs: Sequence[RunRecord]) -> tuple[PathPoint, ...]:
     for place in range(max(len(run.checkpoints) for run in runs)):
         there = [run.checkpoints[place] for run in runs if place < len(run.checkpoints)]
         nothing = Spent(None, None, None, None, None)
-        figures = _over_seeds([figures_of(checkpoint.evaluation, nothing) for checkpoint in there])
+        figures = over_seeds([figures_of(checkpoint.evaluation, nothing) for checkpoint in there])
         gold = figures["gold_win_rate"]
         points.append(
             PathPoint(
                 step=statistics.fmean(checkpoint.step for checkpoint in there),
-                kl=_mean(figures, "kl"),
-                win_rate=_mean(figures, "win_rate"),
+                kl=mean_of(figures, "kl"),
+                win_rate=mean_of(figures, "win_rate"),
                 gold_win_rate=gold.mean if gold else None,
             )
         )

@@ -7,7 +7,8 @@ from itertools import cycle, islice
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nonpareil.evaluation.comparison import ComparisonReport, MethodRow, Statistic
+from nonpareil.evaluation.comparison import ComparisonReport, MethodRow
+from nonpareil.evaluation.over_seeds import Statistic
 from nonpareil.evaluation.plots import POLICIES, _figure, legend_label, limit_line, mark_best_of_n
 from nonpareil.terminal import printable
 
@@ -75,7 +76,7 @@ def _way(axes: Axes, row: MethodRow, key: str, colour: str) -> None:
     points = [(0.0, 0.5)]
     points += [(point.kl, getattr(point, key)) for point in row.path if getattr(point, key) is not None]
     kl, rate = row.figures["kl"], row.figures[key]
-    if kl is not None and rate is not None:
+    if kl and rate and kl.values and rate.values:
         points.append((kl.mean, rate.mean))
     x, y = [max(kl, 0.0) for kl, _ in points], [rate for _, rate in points]
     axes.plot(x, y, color=colour, linewidth=1, alpha=0.6, zorder=3)
@@ -84,18 +85,19 @@ def _way(axes: Axes, row: MethodRow, key: str, colour: str) -> None:
 
 def _final(axes: Axes, row: MethodRow, key: str, colour: str, marker: str) -> None:
     kl, rate = row.figures["kl"], row.figures[key]
-    if kl is None or rate is None:
+    if not (kl and rate and kl.values and rate.values):
         return
-    axes.plot(
-        [max(value, 0.0) for value in kl.values],
-        rate.values,
-        marker,
-        color=colour,
-        markersize=4.5,
-        alpha=0.35,
-        markeredgewidth=0,
-        zorder=4,
-    )
+    if len(kl.values) == len(rate.values):  # else they are not of the same seeds
+        axes.plot(
+            [max(value, 0.0) for value in kl.values],
+            rate.values,
+            marker,
+            color=colour,
+            markersize=4.5,
+            alpha=0.35,
+            markeredgewidth=0,
+            zorder=4,
+        )
     axes.errorbar(
         [max(kl.mean, 0.0)],
         [rate.mean],

@@ -5,12 +5,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nonpareil.evaluation.comparison import ComparisonReport, MethodRow, Statistic
-from nonpareil.evaluation.summary import MISSING, number
+from nonpareil.evaluation.comparison import ComparisonReport, MethodRow
+from nonpareil.evaluation.comparison_pairs import Pair
+from nonpareil.evaluation.intervals import few_prompts
+from nonpareil.evaluation.over_seeds import Statistic
+from nonpareil.evaluation.summary import MISSING, bracket, number
 from nonpareil.markdown import plain
 
 _MIB = 1024 * 1024
 _ROUNDING = 1e-6
+_SHARED = (
+    ", which share prompts and the reference's completions: a spread of training alone, that another sample of "
+    "prompts would add to"
+)
+_NONE_SEEN = "no difference seen"
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,8 @@ class Table:
     note: str
     header: list[str]
     rows: list[list[str]]
+    num_baselines: int = 0
+    """Of the last rows: what methods are held against."""
 
     def markdown(self) -> str:
         """As GitHub reads it, numbers to the right."""
@@ -39,17 +49,31 @@ class _Column:
 
 
 def tables(report: ComparisonReport) -> list[Table]:
-    """What was gained and what it cost; how near best-of-N it came; what it took."""
-    return [_gain(report), _targets(report), _effort(report)]
+    """What was gained and what it cost; which method is better; how near best-of-N each came; what it took."""
+    pairs = [pairs_table(report)] if report.pairs else []
+    return [_gain(report), *pairs, _targets(report), _effort(report)]
 
 
 def cell(statistic: Statistic | None, digits: int = 3, unit: float = 1.0, at_most: float = math.inf) -> str:
     """`mean ± sd`, the mean alone with one seed, a dash for what cannot be computed.
 
+    Seeds that have no part in them are told: `1.20 ± .10, ∞ in 1 of 3`.
     `at_most` is the largest value that could be told: where a seed has it, the mean is at least what is shown.
     """
     if statistic is None:
         return MISSING
+    gaps = [
+        (number(math.inf), statistic.infinite.count(math.inf)),
+        (number(-math.inf), statistic.infinite.count(-math.inf)),
+        (MISSING, statistic.missing),
+    ]
+    told = [f"{what} in {count} of {statistic.seeds}" for what, count in gaps if count]
+    if statistic.values:
+        told.insert(0, _spread(statistic, digits, unit, at_most))
+    return ", ".join(told)
+
+
+def _spread(statistic: Statistic, digits: int, unit: float, at_most: float) -> str:
     mean = _grouped(statistic.mean / unit, digits)
     if max(statistic.values) > at_most - _ROUNDING:
         return f">= {mean}"
@@ -84,13 +108,51 @@ def _gain(report: ComparisonReport) -> Table:
         rows.append(_baseline(f"best-of-{point['n']}", best, columns))
     note = (
         f"One sample a prompt against the reference on {report.num_prompts} held-out prompts, ties one half; "
-        "mean ± standard deviation over seeds. KL efficiency: least KL that any policy needs for this win rate "
-        "over the KL spent, at most 1 but for noise; worth best-of-: the N whose best-of-N of the reference groups "
-        f"has this win rate, told up to {report.largest_n}; both count ties. Length: change from the reference. On "
-        "the front: no other method has a mean win rate as high at a mean KL as low. Best-of-N draws N an answer"
+        f"mean ± standard deviation over seeds{_SHARED}. KL efficiency: least KL that any policy needs for this "
+        "win rate over the KL spent, at most 1 but for noise; worth best-of-: the N whose best-of-N of the "
+        f"reference groups has this win rate, told up to {report.largest_n}; both count ties. Length: change from "
+        "the reference. "
+        "On the front: no other method is shown to win no less at no more KL, one of the two better, by the "
+        "intervals below. Best-of-N draws N an answer"
         f"{'; its success rate is pass@N' if report.zero_one else ''}."
     ) + _one_pool(report)
-    return Table("Gain and cost", note, ["method", *(c.label for c in columns), "on the front"], rows)
+    return Table(
+        "Gain and cost",
+        note,
+        ["method", *(c.label for c in columns), "on the front"],
+        rows,
+        1 + len(report.best_of_n),
+    )
+
+
+def pairs_table(report: ComparisonReport) -> Table:
+    """Every two methods on the same prompts: the difference's interval, and who it shows to be better."""
+    figures = {"win rate": "win_rate", "gold win rate": "gold_win_rate", "KL, nats": "kl"}
+    if not report.gold:
+        del figures["gold win rate"]
+    header = ["methods", *(text for label in figures for text in (f"{label}: difference", "better"))]
+    rows = [
+        [
+            f"{pair.first} - {pair.second}",
+            *(text for key in figures.values() for text in _difference(pair, key)),
+        ]
+        for pair in report.pairs
+    ]
+    few = few_prompts(report.num_prompts)
+    note = (
+        "The first less the second, of means over seeds, with 95% intervals over prompts, paired: both on the same "
+        "prompts against the same completions of the reference. A method is named only where the interval excludes "
+        "zero; of KL less is better. It holds for the policies that were trained: those of other seeds differ, as "
+        "the spread above says."
+    )
+    return Table("Which is better", f"{note} {few}" if few else note, header, rows)
+
+
+def _difference(pair: Pair, key: str) -> tuple[str, str]:
+    interval = getattr(pair, key)
+    if interval is None:
+        return MISSING, MISSING
+    return f"{number(interval.estimate)} {bracket(interval)}", pair.better(key) or _NONE_SEEN
 
 
 def _targets(report: ComparisonReport) -> Table:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nonpareil.errors import ConfigError, DataError
+from nonpareil.evaluation.by_prompt import ByPrompt, figures_by_prompt
 from nonpareil.evaluation.groups import (
     MatchedGroups,
     distinct_ngrams,
@@ -138,12 +139,13 @@ class Evaluation:
     length_strata: tuple[LengthStratum, ...]
     unseen: Comparison | None
     """A reward that was not trained on."""
+    by_prompt: ByPrompt
     dtype: str | None = None
     """Of both models' weights, whatever they are stored in: for these the figures hold."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; what cannot be computed is null."""
-        return jsonable(self)
+        """JSON-able; what cannot be computed is null, infinities are the texts "Infinity" and "-Infinity"."""
+        return jsonable(self, keep_infinities=True)
 
 
 def evaluate_groups(
@@ -191,6 +193,7 @@ def evaluate_groups(
         reference=_completions(matched.reference, matched, bootstrap),
         length_strata=_length_strata(matched, bootstrap),
         unseen=None if unseen_reward is None else _compare(matched, unseen_reward, bootstrap, n),
+        by_prompt=figures_by_prompt(matched, kl, unseen_reward),
     )
 
 

@@ -7,7 +7,7 @@ from types import NoneType
 from typing import Any
 
 from nonpareil.errors import ConfigError
-from nonpareil.jobs.options import ModelOptions, PromptOptions, RewardOptions, require_all
+from nonpareil.jobs.options import ModelOptions, PromptOptions, RewardOptions, require_all, targets_of
 from nonpareil.jobs.remote_rewards import refuse_judge
 from nonpareil.jobs.unread import refuse_unread_of_files, refuse_unread_of_rewards
 from nonpareil.jobs.yaml_options import load_yaml, mapping, refuse_unknown, typed
@@ -29,9 +29,10 @@ class CompareOptions(ModelOptions, PromptOptions, RewardOptions):
     gold_reward: str | None = option(None, "A second reward that is not trained on: a model or a function.")
     max_completion_length: int = option(256, "Most tokens drawn a completion.", at_least=1)
     temperature: float = option(1.0, "Divides the logits.", above=0, why="best-of-N needs draws that differ")
-    n: list[int] = option(
-        [2, 4, 8, 16],
-        "The N whose best-of-N is compared with.",
+    n: list[int] | None = option(
+        None,
+        "The N whose best-of-N is compared with. Default: those of 2, 4, 8 and 16 up to "
+        "evaluation.num_reference_samples.",
         at_least=2,
         why="best-of-1 is the reference itself",
     )
@@ -131,6 +132,9 @@ def read_spec(path: str | Path, output_dir: str | None = None) -> ComparisonSpec
         methods=tuple(_entry(name, entry) for name, entry in methods.items()),
     )
     _check(spec)
+    options.n = list(
+        targets_of(options.n, spec.evaluation.num_reference_samples, "evaluation.num_reference_samples")
+    )
     return spec
 
 
@@ -174,7 +178,7 @@ def _entry(name: Any, entry: Any) -> MethodEntry:
 
 
 def _check(spec: ComparisonSpec) -> None:
-    options, budget, evaluation = spec.options, spec.budget, spec.evaluation
+    options, budget = spec.options, spec.budget
     require_all(options)
     refuse_unread_of_rewards(options, options.gold_reward, options.reward_timeout)
     refuse_judge(options, "compare evaluates every policy")
@@ -203,14 +207,9 @@ def _check(spec: ComparisonSpec) -> None:
             f"held-out prompts would be the training prompts ({spec.eval_source!r}); give eval_dataset_name, or "
             "another dataset_test_split"
         )
-    if max(options.n) > evaluation.num_reference_samples:
-        raise ConfigError(
-            f"n={options.n} asks for more than evaluation.num_reference_samples="
-            f"{evaluation.num_reference_samples}; lower n or draw more"
-        )
 
 
 def _check_different(options: CompareOptions) -> None:
-    for name, values in (("n", options.n), ("seeds", options.seeds)):
+    for name, values in (("n", options.n or []), ("seeds", options.seeds)):
         if len(set(values)) < len(values):
             raise ConfigError(f"{name}={values!r} must be a list of different whole numbers")

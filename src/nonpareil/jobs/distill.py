@@ -55,8 +55,7 @@ class DistillOptions(PromptOptions, RewardInputOptions, FileOptions):
     unseen_reward: str | None = option(None, "A second reward to evaluate with: a model or a function.")
     kl_dtype: str = option(
         "float32",
-        "What the KL's passes multiply in: float32, or auto for what training computes in, which is faster and "
-        "adds noise.",
+        "What the KL's passes multiply in: float32, or auto (what training computes in; faster, noisier).",
         choices=DTYPES,
     )
     groups: str | None = option(

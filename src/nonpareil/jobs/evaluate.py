@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.constant_rewards import RewardSpread
 from nonpareil.errors import ConfigError
 from nonpareil.folders import is_vacant
+from nonpareil.jobs.evaluation_context import report_context
 from nonpareil.jobs.evaluation_dtypes import dtypes_of, products_dtype
 from nonpareil.jobs.evaluation_folders import check_loadable, check_places, evaluation_folder, group_folders
 from nonpareil.jobs.evaluation_rewards import load_rewards
+from nonpareil.jobs.evaluation_temperature import measured_temperature
 from nonpareil.jobs.options import (
     FileOptions,
     ModelOptions,
@@ -20,10 +22,11 @@ from nonpareil.jobs.options import (
     SamplingOptions,
     load_prompt_records,
     require_all,
+    targets_of,
 )
-from nonpareil.jobs.remote_rewards import refuse_judge, without_addresses
+from nonpareil.jobs.remote_rewards import refuse_judge
 from nonpareil.jobs.unread import refuse_unread_of_files, refuse_unread_of_rewards
-from nonpareil.records import Group, Prompt
+from nonpareil.records import Group, Prompt, SamplingParams
 from nonpareil.settings import DTYPES, option
 
 if TYPE_CHECKING:
@@ -44,9 +47,20 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
     reference_model_revision: str | None = option(None, "Branch, tag or commit.")
     dataset_split: str = option("test", "Of a dataset that has splits.")
     max_prompts: int | None = option(None, "The first ones only.", at_least=1)
+    temperature: float | None = option(  # type: ignore[assignment]  # a number once the policy is known
+        None,
+        "Divides the logits of both models. Default: what the policy was trained at, as its folder says, else 1.",
+        above=0,
+        why="best-of-N needs draws that differ",
+    )
     num_generations: int = option(8, "Completions of the policy a prompt.", at_least=2)
     num_reference_samples: int = option(16, "Completions of the reference a prompt, M.", at_least=2)
-    n: list[int] = option([2, 4, 8, 16], "The N whose best-of-N is compared with.", at_least=2)
+    n: list[int] | None = option(
+        None,
+        "The N whose best-of-N is compared with. Default: those of 2, 4, 8 and 16 up to num_reference_samples.",
+        at_least=2,
+        why="best-of-1 is the reference itself",
+    )
     unseen_reward: str | None = option(
         None, "A second reward, not trained on: a model, read by its own tokenizer as is, or a function."
     )
@@ -88,17 +102,14 @@ def evaluate_in_place(options: EvaluateOptions) -> dict[str, Any]:
 def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
     from nonpareil.evaluation import best_of_n_report, evaluate_groups
     from nonpareil.evaluation.report import write_report
-    from nonpareil.jobs.policy import check_same_endings, policy_source
+    from nonpareil.jobs.policy import policy_source
 
     products = products_dtype(options.dtype, options.kl_dtype)
     policy = policy_source(options)
     reference = policy_source(options, "reference_")
-    for side in (policy, reference):
-        side.check_drawable()
-    prompts = _prompts_of_both(options, reference, policy)
-    for side in (policy, reference):
-        side.check(prompts, options.sampling())
-    check_same_endings(policy, reference)
+    temperature = measured_temperature(options.temperature, policy, reference)
+    options = replace(options, temperature=temperature["measured"])
+    prompts = _checked_prompts(options, reference, policy)
     dtypes = dtypes_of(policy, reference, products)
     own, shared = group_folders(options)
     if options.overwrite and not (is_vacant(own) and is_vacant(shared)):
@@ -120,12 +131,13 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
         policy_kl=kl,
         policy_log_ratio=log_ratio,
         reference_log_ratio=reference_log_ratio,
-        n=tuple(options.n),
+        n=targets_of(options.n, m, "num_reference_samples"),
         unseen_reward=rewards[0].names[0] if options.unseen_reward else None,
         seed=options.seed,
     )
     evaluation = replace(evaluation, dtype=dtypes["measured"])
     curve = best_of_n_report(theirs, seed=options.seed)
+    context = report_context(options, policy, reference, len(prompts))
     report = write_report(
         evaluation,
         curve,
@@ -133,7 +145,7 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
         theirs,
         options.output_dir,
         options.title,
-        {"dtype": dtypes, **_context(options, policy, reference, len(prompts))},
+        {"dtype": dtypes, "temperature": temperature, **context},
         seed=options.seed,
     )
     return {"report": str(report), "evaluation": evaluation}
@@ -147,13 +159,31 @@ def _check(options: EvaluateOptions) -> None:
         raise ConfigError(
             "reference_model_name_or_path is missing; name the model that the policy was before it was trained"
         )
-    if not options.sampling().keeps_whole_vocabulary:
+    targets_of(options.n, options.num_reference_samples, "num_reference_samples")
+    if not SamplingParams(
+        top_p=options.top_p, top_k=options.top_k, min_p=options.min_p
+    ).keeps_whole_vocabulary:
         raise ConfigError(
             "top_p, top_k and min_p draw from a part of the vocabulary; the KL would be that of another policy. "
             "Evaluate without them"
         )
     refuse_unread_of_rewards(options, options.unseen_reward, options.reward_timeout)
     refuse_unread_of_files(options, {"dataset_split": options.dataset_name or ""})
+
+
+def _checked_prompts(
+    options: EvaluateOptions, reference: "PolicySource", policy: "PolicySource"
+) -> list[Prompt]:
+    """The prompts of both sides; what cannot be drawn or compared is refused."""
+    from nonpareil.jobs.policy import check_same_endings
+
+    for side in (policy, reference):
+        side.check_drawable()
+    prompts = _prompts_of_both(options, reference, policy)
+    for side in (policy, reference):
+        side.check(prompts, options.sampling())
+    check_same_endings(policy, reference)
+    return prompts
 
 
 def _prompts_of_both(
@@ -240,6 +270,7 @@ def _divergence(
     from nonpareil.rollouts.progress import ProgressBar
 
     policy, reference = (side.load(products) for side in sides)
+    temperature = options.sampling().temperature
     for model in (policy, reference):  # drawn from in this run, or in an earlier one of another version
         check_scoring(model)
 
@@ -251,7 +282,7 @@ def _divergence(
         kl, ratio = torch.empty(len(sequences)), torch.empty(len(sequences))
         lengths = sequences.lengths()
         for rows in token_budget_batches(lengths, options.max_tokens_per_batch):
-            values = completion_divergence(policy, reference, sequences.select(rows), options.temperature)
+            values = completion_divergence(policy, reference, sequences.select(rows), temperature)
             kl[rows], ratio[rows] = values[0].cpu(), values[1].cpu()
             progress.update(len(rows), sum(lengths[row] for row in rows))
         return kl.view(len(groups), -1), ratio.view(len(groups), -1)
@@ -261,29 +292,3 @@ def _divergence(
         progress.start("compare", total, unit="completions")
         kl, log_ratio = measure(ours)
         return kl, log_ratio, measure(theirs)[1]
-
-
-def _context(
-    options: EvaluateOptions, policy: "PolicySource", reference: "PolicySource", num_prompts: int
-) -> dict[str, Any]:
-    from importlib.metadata import version
-
-    named = without_addresses(vars(options))
-    return {
-        "policy": policy.info(),
-        "reference": reference.info(),
-        "prompts": {"source": options.dataset_name, "split": options.dataset_split, "count": num_prompts},
-        "reward": {
-            "model": named["reward_model_name_or_path"],
-            "functions": named["reward_funcs"],
-            "endpoints": named["reward_endpoints"] or [],
-            "weights": options.reward_weights,
-            "unseen": named["unseen_reward"],
-        },
-        "sampling": vars(options.sampling()),
-        "completions a prompt": {
-            "policy": options.num_generations,
-            "reference": options.num_reference_samples,
-        },
-        "versions": {name: version(name) for name in ("nonpareil", "torch", "transformers")},
-    }

@@ -1,6 +1,7 @@
 """The options that commands share. Plain dataclasses, read without importing torch."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -127,6 +128,27 @@ class SamplingOptions(CheckedOptions):
         return SamplingParams(
             self.max_completion_length, self.temperature, self.top_p, self.top_k, self.min_p, self.seed
         )
+
+
+TARGETS = (2, 4, 8, 16)
+"""The N of best-of-N that a policy is held against, where there are as many reference completions."""
+
+
+def targets_of(n: Sequence[int] | None, num_reference_samples: int, name: str) -> tuple[int, ...]:
+    """The N that were given, or those of `TARGETS` that so many reference completions show.
+
+    `name` is the option that says how many.
+
+    Raises:
+        ConfigError: an N that is above them.
+    """
+    if n is None:
+        return tuple(each for each in TARGETS if each <= num_reference_samples)
+    if n and max(n) > num_reference_samples:
+        raise ConfigError(
+            f"n={list(n)} asks for more than {name}={num_reference_samples}; lower n or draw more"
+        )
+    return tuple(n)
 
 
 DEMO_FIELDS = (

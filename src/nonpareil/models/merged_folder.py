@@ -11,6 +11,7 @@ from nonpareil.models.memory import free_memory
 from nonpareil.models.merging import SHARE, check_same_policy, probe_logprobs, rounding_share
 from nonpareil.models.pretrained import read_config, reading
 from nonpareil.models.saving import mend_generation_config
+from nonpareil.models.trained import keep_temperature, trained_temperature
 from nonpareil.terminal import tell
 
 
@@ -44,6 +45,8 @@ def save_merged(directory: Path, folder: Path, *, trust_remote_code: bool = Fals
     with reading(str(directory), f"the adapter {str(directory)!r} merged into {name!r} could not be written"):
         cast_weights(merge.model, dtype).save_pretrained(folder)
     load_tokenizer(str(directory), trust_remote_code=trust_remote_code).save_pretrained(folder)
+    if (temperature := trained_temperature(str(directory))) is not None:
+        keep_temperature(folder, temperature)
     del merge
     free_memory()
     written = load_model(str(folder), None, torch.float32, trust_remote_code=trust_remote_code)

@@ -94,7 +94,7 @@ def _step_of(line: str) -> int | None:
 class CompactProgress(ProgressCallback):
     """transformers' progress bar, with the figures that matter beside it in place of a dictionary above it."""
 
-    SHOWN = ("reward", "kl", "entropy", "step_time")
+    SHOWN = ("reward", "kl_to_anchor", "entropy", "step_time")
 
     def on_log(  # type: ignore[override]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

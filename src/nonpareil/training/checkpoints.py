@@ -26,6 +26,7 @@ from nonpareil.models.sharding import (
     whole_optimizer_state,
     whole_state_dict,
 )
+from nonpareil.models.trained import keep_temperature
 from nonpareil.terminal import reason_of, tell
 from nonpareil.training.accumulate import Accumulator
 from nonpareil.training.callbacks import EndsAsDecided, LastWholeStep, StepsAsAsked, StopCleanly
@@ -88,6 +89,7 @@ class CheckpointingTrainer(PlacingTrainer):
         if self.args.should_save:
             folder = output_dir or str(self.args.output_dir)
             self._save(folder, state_dict=state)
+            keep_temperature(folder, self.args.temperature)
             if is_adapted(
                 self.model
             ):  # PEFT leaves it to the base, which need not end where this policy does
@@ -226,8 +228,11 @@ class CheckpointingTrainer(PlacingTrainer):
                 self._moving_anchor.load(checkpoint)
         with self._recorded():
             if checkpoint is not None and self._saved_step == self.planned:
-                return self._take_up_finished(str(checkpoint))
-            return self._train_on(checkpoint, **kwargs)
+                output = self._take_up_finished(str(checkpoint))
+            else:
+                output = self._train_on(checkpoint, **kwargs)
+        output.metrics.update(self.whole.spent.summary(output.metrics, self.state))
+        return output._replace(training_loss=self.whole.spent.mean_loss)
 
     def _recorded(self) -> AbstractContextManager[None]:
         """Entered once nothing can be refused any more, for the time in which files are written."""

@@ -49,8 +49,6 @@ class Descent:
     scaler: Any = None
     """fp16's: it looks at the gradient itself, and skips a step whose is infinite."""
     dropped: Dropped = field(default_factory=Dropped)
-    taken: int = 0
-    """Steps with a loss."""
 
     def step(self, model: nn.Module, drawn: StepDraws, step: int) -> Descended:
         """The step's gradient, without the prompts whose log-probs, loss or gradient are no numbers; see `Dropped`.
@@ -77,10 +75,11 @@ class Descent:
                 break
             drawn = drawn.without(bad)
         self.dropped.note(step, dropped, kept)
-        self.taken += kept > 0
         if not self.signal.note(step, drawn.numbers, targets, kept, len(dropped)):
             self.accumulator.forget_gradients(model)
-        return Descended(outcome.loss if kept else float("nan"), drawn, targets, dropped)
+        loss = outcome.loss if kept else float("nan")
+        self.accumulator.spent.add_loss(loss)
+        return Descended(loss, drawn, targets, dropped)
 
     def _bad_gradients(
         self, model: nn.Module, drawn: StepDraws, targets: Targets, step: int

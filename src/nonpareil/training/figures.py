@@ -21,8 +21,12 @@ def known_mean(values: Sequence[float]) -> float:
     return torch.tensor(values, dtype=torch.float64).nanmean().item()
 
 
-def step_figures(drawn: StepDraws, reward_names: Sequence[str]) -> dict[str, float]:
-    """Means over the step's own draws (KL and entropy: nats); a step on stored groups alone has their reward."""
+def step_figures(drawn: StepDraws, reward_names: Sequence[str], *, anchor_moves: bool) -> dict[str, float]:
+    """Means over the step's own draws (KL and entropy: nats); a step on stored groups alone has their reward.
+
+    `kl_to_anchor` is the mean sampled log-ratio, a completion. TRL's users read `kl` as that to the reference, so
+    it is there only where the anchor is the reference for good.
+    """
     k = drawn.num_policy
     rewards, anchor_rewards = drawn.numbers.policy_rewards, drawn.numbers.anchor_rewards
     every = [reward for group in drawn.groups for reward in group.rewards or ()]
@@ -39,11 +43,13 @@ def step_figures(drawn: StepDraws, reward_names: Sequence[str]) -> dict[str, flo
     figures |= {
         "reward": rewards.nanmean().item(),
         "reward_std": rewards[~rewards.isnan()].std(unbiased=False).item(),
-        "kl": drawn.numbers.log_ratio.mean().item(),
+        "kl_to_anchor": drawn.numbers.log_ratio.mean().item(),
         "entropy": -drawn.numbers.policy_token_logprobs.sum().item() / lengths.sum().item(),
         "completions/mean_length": lengths.mean().item(),
         "completions/clipped_ratio": sum(clipped) / len(clipped),
     }
+    if not anchor_moves:
+        figures["kl"] = figures["kl_to_anchor"]
     figures |= _sampling_figures(drawn)
     for name in reward_names:
         values = [v for g in drawn.groups for v in g.rewards_by_name[name][:k] if v is not None]

@@ -1,5 +1,6 @@
-"""What a run has spent: completions, tokens, seconds, memory. Summed over resumes, written beside the model."""
+"""What a run has spent, and its loss: summed over resumes, kept in checkpoints, written beside the model."""
 
+import math
 import resource
 import sys
 import time
@@ -20,14 +21,38 @@ class Spent(TrainerCallback, ExportableState):
     """Counts what each step spends, keeps the sums in checkpoints, and stops at a limit of seconds.
 
     `completions_drawn` and `tokens_drawn` (prompts included, once a completion) are the run's own, not those of
-    stored groups; `tokens_trained` went through a forward and backward pass; `seconds` are those of steps.
+    stored groups; `tokens_trained` went through a forward and backward pass; `seconds` are those of steps. The
+    losses are summed beside them, since transformers forgets those before a resume.
     """
 
     def __init__(self, max_seconds: float | None = None):
         self.max_seconds = max_seconds
         self.completions_drawn = self.tokens_drawn = self.tokens_trained = 0
-        self.seconds = 0.0
+        self.seconds = self.loss_sum = 0.0
+        self.losses = 0
         self._begun = 0.0
+        self._first_step = 0
+
+    def add_loss(self, loss: float) -> None:
+        """Of a step; one on nothing has none, NaN."""
+        if not math.isnan(loss):
+            self.loss_sum += loss
+            self.losses += 1
+
+    @property
+    def mean_loss(self) -> float:
+        """Over all steps of the run that had one, those before a resume included; NaN where none had."""
+        return self.loss_sum / self.losses if self.losses else math.nan
+
+    def summary(self, logs: dict[str, float], state: TrainerState) -> dict[str, float]:
+        """transformers' last figures, put right after a resume or an early end.
+
+        Its loss is that of the steps since the resume over the number of all, its rates are all planned steps over
+        the seconds since then. `train_loss` becomes the whole run's, rates those of the steps that were taken.
+        """
+        share = (state.global_step - self._first_step) / max(state.max_steps, 1)
+        rates = {name: value * share for name, value in logs.items() if name.endswith("_per_second")}
+        return {**logs, **rates, "train_loss": self.mean_loss}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -38,6 +63,8 @@ class Spent(TrainerCallback, ExportableState):
                 "tokens_drawn": self.tokens_drawn,
                 "tokens_trained": self.tokens_trained,
                 "seconds": self.seconds,
+                "loss_sum": self.loss_sum,
+                "losses": self.losses,
             },
         }
 
@@ -45,8 +72,11 @@ class Spent(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Go on from the sums of the checkpoint, where there is one."""
+        self._first_step = state.global_step
         kept: Any = state.stateful_callbacks
         vars(self).update(kept.get(type(self).__name__, {}).get("attributes", {}))
+        if not state.global_step:
+            self.loss_sum, self.losses = 0.0, 0
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -68,7 +98,8 @@ class Spent(TrainerCallback, ExportableState):
         """Write spent.json."""
         if not state.is_world_process_zero:
             return
-        sums = {**self.state()["attributes"], "steps": state.global_step}
+        sums = {k: v for k, v in self.state()["attributes"].items() if k not in ("loss_sum", "losses")}
+        sums["steps"] = state.global_step
         path = Path(str(args.output_dir)) / SPENT_FILE
         write_json(path, {**sums, "peak_memory_bytes": peak_memory_bytes()})
 

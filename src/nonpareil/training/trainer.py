@@ -240,8 +240,9 @@ class DistillationTrainer(ListingTrainer):
     def _record(self, descended: Descended, seconds: float) -> None:
         """Gather the step's figures; they are logged as means over `logging_steps`."""
         drawn, targets = descended.drawn, descended.targets
-        figures = {**step_figures(drawn, self.reward.names), **self.method.metrics(drawn.numbers)}
-        figures |= {**descended.figures, **self.signal.figures, "step_time": seconds}
+        figures = step_figures(drawn, self.reward.names, anchor_moves=self._moving_anchor is not None)
+        figures |= {**self.method.metrics(drawn.numbers), **descended.figures, **self.signal.figures}
+        figures["step_time"] = seconds
         for name, value in figures.items():
             self._figures[name].append(value)
         step = self.state.global_step + 1
@@ -257,8 +258,8 @@ class DistillationTrainer(ListingTrainer):
             means = {name: known_mean(values) for name, values in self._figures.items()}
             logs = {**logs, **means, "num_tokens": self.state.num_input_tokens_seen}
             self._figures.clear()
-        elif "train_loss" in logs and not self.descent.taken:
-            logs = {**logs, "train_loss": float("nan")}
+        elif "train_loss" in logs:
+            logs = self.spent.summary(logs, self.state)
         super().log(logs, start_time)
 
     def evaluate(  # type: ignore[override]

@@ -1,0 +1,110 @@
+"""Two methods held against each other prompt by prompt, and which of them that shows to be better."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nonpareil.maths.bootstrap import Interval, bootstrap_interval
+
+FIGURES = {"win_rate": "win_rate", "kl": "kl", "gold_win_rate": "unseen_win_rate"}
+"""What is compared, and its name in `ByPrompt`."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One method less another, on the same prompts and reference completions.
+
+    Each difference is of means over the methods' seeds; its 95% interval is over prompts. None where no prompt has
+    the figure in every run.
+    """
+
+    first: str
+    second: str
+    win_rate: Interval | None
+    kl: Interval | None
+    """Nats."""
+    gold_win_rate: Interval | None
+
+    def better(self, figure: str) -> str | None:
+        """The method that a figure's interval shows to be better, by the sign of its ends; None for neither."""
+        interval: Interval | None = getattr(self, figure)
+        if interval is None or not (interval.low > 0 or interval.high < 0):
+            return None
+        return self.first if (interval.low > 0) != (figure == "kl") else self.second
+
+    def dominating(self) -> str | None:
+        """The method that is shown to win no less at no more KL, one of them better; None for neither."""
+        gain, cost = self.win_rate, self.kl
+        if gain is None or cost is None:
+            return None
+        if gain.low >= 0 and cost.high <= 0 and (gain.low > 0 or cost.high < 0):
+            return self.first
+        if gain.high <= 0 and cost.low >= 0 and (gain.high < 0 or cost.low > 0):
+            return self.second
+        return None
+
+
+def pairs_of(runs: Mapping[str, Sequence[Mapping[str, Any]]], seed: int = 0) -> tuple[Pair, ...]:
+    """Every pair of methods; `runs` has each method's `ByPrompt`s as JSON has them, one a seed.
+
+    All are of the same prompts; `seed` is of the bootstrap.
+    """
+    means = {
+        name: {figure: _over_runs([run[key] for run in of_seeds]) for figure, key in FIGURES.items()}
+        for name, of_seeds in runs.items()
+    }
+    return tuple(
+        Pair(
+            one,
+            other,
+            **{figure: _difference(means[one][figure], means[other][figure], seed) for figure in FIGURES},
+        )
+        for one, other in combinations(means, 2)
+    )
+
+
+def dominated_by(names: Sequence[str], pairs: Sequence[Pair]) -> dict[str, tuple[str, ...]]:
+    """By name, the methods that are shown to dominate it; none: on the front."""
+    found = [(pair, winner) for pair in pairs if (winner := pair.dominating()) is not None]
+    return {
+        name: tuple(winner for pair, winner in found if winner != name and name in (pair.first, pair.second))
+        for name in names
+    }
+
+
+def _over_runs(values: Sequence[Sequence[float | None] | None]) -> Tensor | None:
+    """Each prompt's mean over the runs [b]; NaN where one of them has none."""
+    if any(run is None for run in values):
+        return None
+    rows = [[math.nan if value is None else value for value in run] for run in values if run is not None]
+    return torch.tensor(rows, dtype=torch.float64).mean(0)
+
+
+def _difference(one: Tensor | None, other: Tensor | None, seed: int) -> Interval | None:
+    if one is None or other is None:
+        return None
+    differences = one - other
+    known = differences[~differences.isnan()]
+    if not len(known):
+        return None
+    if known[0] != 0 and torch.allclose(known, known[0]):
+        return _of_equal(differences, known[0].item(), seed)
+    return bootstrap_interval(differences, seed=seed)
+
+
+def _of_equal(differences: Tensor, difference: float, seed: int) -> Interval:
+    """Of a difference that is the same at every prompt, which says nothing of how it varies.
+
+    One more prompt that was not seen, of the other sign, takes part: the share of prompts with this sign is between
+    .025^(1/n) and 1. Zero is excluded from six prompts on, as in a sign test.
+    """
+    agreeing = torch.where(differences.isnan(), differences, 1.0)
+    share = bootstrap_interval(agreeing, seed=seed, scale="share", unseen=torch.zeros(1))
+    low, high = sorted(difference * (2 * end - 1) for end in (share.low, share.high))
+    error = 2 * abs(difference) * share.standard_error
+    return replace(share, estimate=difference, low=low, high=high, standard_error=error)
