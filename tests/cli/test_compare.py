@@ -290,7 +290,7 @@ def test_a_policy_replaced_behind_its_path_is_noticed(comparison, files):
     config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
     status, _, error = comparison(seeds=[0])
     assert status == 2
-    assert "copy/seed-0: model: 'sha256:" in error
+    assert "copy/seed-0: model: 'sha256-2:" in error
 
 
 @pytest.mark.parametrize(
@@ -677,4 +677,4 @@ def test_protocols_are_read_from_what_was_drawn(comparison, files):
     )
     assert protocol["policy"]["prompts"] == protocol["reference"]["prompts"]
     assert protocol["policy"]["seed"] != protocol["reference"]["seed"]
-    assert protocol["reference"]["model"].startswith("sha256:")
+    assert protocol["reference"]["model"].startswith("sha256-2:")

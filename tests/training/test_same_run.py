@@ -199,11 +199,11 @@ def test_fewer_steps_than_were_done_are_refused(run: Path) -> None:
 def test_another_model_is_refused_where_it_would_be_the_reference(tmp_path: Path, run: Path) -> None:
     bond = {"method": "bond", "n": 2, "num_generations": 2, "num_reference_samples": 3}
     make_trainer(tmp_path / "bond", **bond, **STEPS).train()
-    with pytest.raises(ConfigError, match=r"model: 'sha256:\w+' there, 'sha256:\w+' now"):
+    with pytest.raises(ConfigError, match=r"model: 'sha256-2:\w+' there, 'sha256-2:\w+' now"):
         resume(tmp_path / "bond", model=ending_model(seed=3), **bond)
     lora = {"use_peft": True, "lora_r": 4}
     make_trainer(tmp_path / "lora", **lora, **STEPS).train()
-    with pytest.raises(ConfigError, match=r"model: 'sha256:\w+' there"):
+    with pytest.raises(ConfigError, match=r"model: 'sha256-2:\w+' there"):
         resume(tmp_path / "lora", model=ending_model(seed=3), **lora)
     with pytest.raises(ConfigError, match=r"lora_r: 4 there, 2 now"):
         resume(tmp_path / "lora", use_peft=True, lora_r=2)

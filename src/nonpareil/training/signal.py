@@ -91,8 +91,8 @@ class Signal(TrainerCallback, ExportableState):
             )
         if self.lost and process_index() == 0:
             tell(
-                f"none of the {self.lost + self.still} steps moved the policy, which is as it was: prompts were lost "
-                "to failed rewards or to numbers that are none; mend those, or bring the rewards to a smaller scale"
+                f"none of the {self.lost + self.still} steps moved the policy, which is as it was: prompts "
+                "were lost to failed rewards or to numbers that are none; mend those, or make the rewards smaller"
             )
 
     def state(self) -> dict[str, Any]:
