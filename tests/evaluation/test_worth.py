@@ -283,6 +283,23 @@ def test_the_headline_has_no_empty_brackets_and_a_word_for_what_is_odd(draw):
     _, policy, reference = measured(draw, [0.5, 0.5], [0.0, 1.0], 2, b=40, k=8)
     values = {"policy_kl": torch.full((40, 8), 1e-3), "policy_log_ratio": torch.zeros(40, 8)}
     assert headline(evaluate_groups(policy, reference, **values)).endswith(", above 1 by noise")
+    little = {"policy_kl": torch.full((40, 8), 1e-4), "policy_log_ratio": torch.zeros(40, 8)}
+    _, same, _ = measured(draw, [0.51, 0.49], [0.0, 1.0], 1, b=40, k=8, seed=1)
+    no_better = evaluate_groups(same, reference, **little)
+    assert no_better.kl_efficiency.estimate == 0
+    assert headline(no_better).endswith("KL efficiency .00, too noisy to tell")
+    for group in reference:
+        group.rewards = [0.0] * 32
+    values["policy_kl"] = torch.ones(40, 8)
+    said = "at least: the reference's draws show no win rate this high"
+    unseen = evaluate_groups(policy, reference, **values)
+    assert headline(unseen).endswith(f"KL efficiency .00, {said}")
+    (row,) = [row for row in summary_rows(unseen) if row.label == "KL efficiency"]
+    assert row.note.endswith(said)
+
+
+def test_the_headline_says_where_a_policy_is_worse_than_its_reference(draw):
+    _, policy, reference = measured(draw, [0.5, 0.5], [0.0, 1.0], 2, b=40, k=8)
     worse = evaluate_groups(
         reference, policy, policy_kl=torch.ones(40, 32), policy_log_ratio=torch.ones(40, 32)
     )

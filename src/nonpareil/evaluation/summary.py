@@ -14,6 +14,8 @@ from nonpareil.maths.bootstrap import Interval
 MISSING = "—"
 _ROUNDING = 1e-6
 _MOST_AS_ONE = 1.005  # what two digits show as 1.00
+_NEAR = 0.002  # of win rates: the frontier's end is an estimate too
+_TOO_WIDE = 2.0  # an interval of what is 1 at most
 _FEW_DRAWS = 8  # below it the efficiency under ties can be off by more than 8% (docs/yardstick.md)
 
 
@@ -56,8 +58,18 @@ def headline(evaluation: Evaluation) -> str:
     sentence = ": ".join(part for part in parts if part)
     if efficiency is None:
         return sentence
-    noise = ", above 1 by noise" if efficiency.estimate > _MOST_AS_ONE else ""
-    return f"{sentence}, KL efficiency {number(efficiency.estimate, 2)}{noise}"
+    named = ", ".join(filter(None, (number(efficiency.estimate, 2), _doubt(evaluation, efficiency))))
+    return f"{sentence}, KL efficiency {named}"
+
+
+def _doubt(evaluation: Evaluation, efficiency: Interval) -> str:
+    """What keeps the KL efficiency from being taken at its word; empty where nothing does."""
+    shown = evaluation.comparison.frontier[-1].win_rate
+    if efficiency.estimate > _MOST_AS_ONE:
+        return "above 1 by noise"
+    if evaluation.rewards_tie and evaluation.comparison.win_rate.estimate > shown + _NEAR:
+        return "at least: the reference's draws show no win rate this high"
+    return "too noisy to tell" if efficiency.high > _TOO_WIDE else ""
 
 
 def _with_bracket(interval: Interval, digits: int, at_most: float = math.inf) -> str:
@@ -153,6 +165,8 @@ def _spent_rows(evaluation: Evaluation) -> Iterator[Row]:
     least = f"least KL for this win rate{ties} / KL; at most 1 but for noise"
     if ties and largest + 1 < _FEW_DRAWS:
         least += f"; rough with {largest + 1} reference draws: take 16 or more"
+    if evaluation.kl_efficiency and (doubt := _doubt(evaluation, evaluation.kl_efficiency)):
+        least += f"; {doubt}"
     yield Row(section, "KL efficiency", evaluation.kl_efficiency, least)
     same = f"the x with this win rate{ties}; {largest + 1} reference draws show it up to {largest}"
     if worth is None and largest:
