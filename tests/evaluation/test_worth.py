@@ -15,6 +15,7 @@ from nonpareil.evaluation.summary import headline, summary_rows
 from nonpareil.evaluation.target import backward_kl
 from nonpareil.evaluation.worth import frontier_points, worth_of
 from nonpareil.maths import best_of_n
+from nonpareil.maths.order_statistics import best_of_n_curve
 
 
 def measured(draw, reference, rewards, n_of_policy, *, b=300, k=8, m=32, n=(2, 4, 8), seed=0):
@@ -211,3 +212,97 @@ def test_one_reference_reward_a_prompt_shows_no_n(draw):
     assert got.largest_n == 0
     assert "worth" not in headline(got)
     assert {row.label: row.value for row in summary_rows(got)}["worth best-of-x"] == "—"
+
+
+def test_where_no_reward_differs_no_n_is_named(draw):
+    """Best-of-N of a constant reward wins half of the time for every N: none is the policy's."""
+    got, _, reference = measured(draw, [0.6, 0.4], [1.0, 1.0], 1, b=40, k=8, m=16)
+    assert got.comparison.win_rate.estimate == 0.5
+    assert got.equivalent_n is None
+    assert "worth" not in headline(got)
+    (row,) = [row for row in summary_rows(got) if row.label == "worth best-of-x"]
+    assert (row.value, row.note) == ("—", "no two rewards of a prompt differ: every x has this win rate")
+    curve = best_of_n_report(reference)
+    assert {(p.reward.estimate, p.reward.high) for p in curve.points} == {(1.0, 1.0)}
+    (low,) = {p.reward.low for p in curve.points}
+    assert low == pytest.approx(0.025 ** (1 / 40), abs=0.01)  # Clopper and Pearson's for 40 of 40
+    assert curve.recommendation().startswith("Best-of-16 gains nothing")
+
+
+@pytest.mark.parametrize("reward", [0.1, -1 / 3, 1e8 + 0.1])
+def test_best_of_n_of_equal_rewards_is_that_reward_to_the_last_digit(reward):
+    for m in (3, 16, 31):
+        curve = best_of_n_curve(torch.full((1, m), reward, dtype=torch.float64))
+        assert curve.tolist() == [[reward] * m]
+
+
+def test_two_tied_draws_a_prompt_show_no_efficiency(draw):
+    """Exact best-of-2 would come out at 1.9 where 1 is the truth; three draws show it."""
+    two, *_ = measured(draw, [0.7, 0.3], [0.0, 1.0], 2, m=2, n=(2,))
+    assert two.kl_efficiency is None
+    assert "efficiency" not in headline(two)
+    (row,) = [row for row in summary_rows(two) if row.label == "KL efficiency"]
+    assert row.note.endswith("rough with 2 reference draws: take 16 or more")
+    three, *_ = measured(draw, [0.7, 0.3], [0.0, 1.0], 2, b=3000, m=3, n=(2,))
+    assert three.kl_efficiency.estimate == pytest.approx(1, abs=0.1)
+
+
+def test_pass_at_n_is_of_the_prompts_that_both_sides_score(draw):
+    _, policy, reference = measured(draw, [0.5, 0.5], [0.0, 1.0], 2, b=4, k=4, m=4, n=(2,))
+    for group, rewards in zip(
+        reference, ([1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]), strict=True
+    ):
+        group.rewards = [float(x) for x in rewards]
+    policy[2].rewards = [None] * 4
+    values = {"policy_kl": torch.ones(4, 4), "policy_log_ratio": torch.ones(4, 4)}
+    got = evaluate_groups(policy, reference, **values, n=(4, 2))
+    assert [each.n for each in got.comparison.pass_at] == [2, 4]
+    assert [each.reference.num_prompts for each in got.comparison.pass_at] == [3, 3]
+    assert got.comparison.pass_at[0].reference.estimate == pytest.approx((1 / 2 + 0 + 5 / 6) / 3)
+    assert "pass@4 .67" in headline(got)
+    notes = [row.note for row in summary_rows(got) if row.label.startswith("pass@")]
+    assert notes == ["any of 2 succeeds"] * 2 + ["any of 4 succeeds"] * 2
+
+
+def test_no_interval_of_pass_at_n_contradicts_that_of_a_larger_n(draw):
+    """A success among 32 draws of each of 40 prompts: a prompt without any may have gone unseen, at 31 as at 32."""
+    got, _, reference = measured(draw, [0.9, 0.1], [0.0, 1.0], 8, b=40, n=(2, 4, 8))
+    for group in reference:
+        group.rewards = [1.0, *[0.0] * 31]
+    lows = [point.reward.low for point in best_of_n_report(reference).points]
+    assert lows == sorted(lows)
+    assert lows[-2] == lows[-1] < 0.93
+    assert [low for low in lows if low < 0.9] == [pytest.approx(n / 32) for n in range(1, 29)]
+    lows = [each.policy.low for each in got.comparison.pass_at]
+    assert lows == sorted(lows)
+
+
+def test_the_headline_has_no_empty_brackets_and_a_word_for_what_is_odd(draw):
+    one, *_ = measured(draw, [0.9, 0.1], [0.0, 1.0], 8, b=1)
+    assert "—" not in headline(one)
+    _, policy, reference = measured(draw, [0.5, 0.5], [0.0, 1.0], 2, b=40, k=8)
+    values = {"policy_kl": torch.full((40, 8), 1e-3), "policy_log_ratio": torch.zeros(40, 8)}
+    assert headline(evaluate_groups(policy, reference, **values)).endswith(", above 1 by noise")
+    little = {"policy_kl": torch.full((40, 8), 1e-4), "policy_log_ratio": torch.zeros(40, 8)}
+    _, same, _ = measured(draw, [0.51, 0.49], [0.0, 1.0], 1, b=40, k=8, seed=1)
+    no_better = evaluate_groups(same, reference, **little)
+    assert no_better.kl_efficiency.estimate == 0
+    assert headline(no_better).endswith("KL efficiency .00, too noisy to tell")
+    for group in reference:
+        group.rewards = [0.0] * 32
+    values["policy_kl"] = torch.ones(40, 8)
+    said = "at least: the reference's draws show no win rate this high"
+    unseen = evaluate_groups(policy, reference, **values)
+    assert headline(unseen).endswith(f"KL efficiency .00, {said}")
+    (row,) = [row for row in summary_rows(unseen) if row.label == "KL efficiency"]
+    assert row.note.endswith(said)
+
+
+def test_the_headline_says_where_a_policy_is_worse_than_its_reference(draw):
+    _, policy, reference = measured(draw, [0.5, 0.5], [0.0, 1.0], 2, b=40, k=8)
+    worse = evaluate_groups(
+        reference, policy, policy_kl=torch.ones(40, 32), policy_log_ratio=torch.ones(40, 32)
+    )
+    assert "(worse than the reference), KL efficiency .00" in headline(worse)
+    (row,) = [row for row in summary_rows(worse) if row.label == "worth best-of-x"]
+    assert row.note.endswith("below 1 is worse than the reference")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.evaluation.groups import group_size, lengths_of, rewards_of
-from nonpareil.evaluation.intervals import Bootstrap
+from nonpareil.evaluation.intervals import Bootstrap, rising
 from nonpareil.evaluation.worth import best_of_n_points, is_zero_one
 from nonpareil.files import jsonable
 from nonpareil.maths.best_of_n import win_rate
@@ -132,9 +132,9 @@ class CurveReport:
         measured = [(point.n, point.win_rate.estimate) for point in self.points[1:] if point.win_rate]
         if self.rewards_tie and measured:
             n, rate = measured[-1]
-            said.append(
-                f"Rewards tie: best-of-{n} wins {rate:.3f} of the time; without ties {win_rate(n):.3f}."
-            )
+            rates = f"{rate:.3f}", f"{win_rate(n):.3f}"
+            if rates[0] != rates[1]:
+                said.append(f"Rewards tie: best-of-{n} wins {rates[0]} of the time; without ties {rates[1]}.")
         if last.win_rate is None:
             said.append(f"No win rate at N = {last.n}: no further draw is left to compare its best with.")
         return tuple(said)
@@ -216,17 +216,21 @@ def _points(
 ) -> tuple[CurvePoint, ...]:
     reach = reward_of_best.shape[1]
     wins = win_rate_against_one(rewards)[:, :reach]
+    means = [bootstrap.mean(best, scale) for best in reward_of_best.T]
     return tuple(
         CurvePoint(
             n=own.n,
-            reward=bootstrap.mean(best, scale),
+            reward=reward,
             win_rate=None if win.isnan().any() else bootstrap.mean(win, "share"),
             win_rate_ceiling=own.win_rate,
             kl_upper_bound=own.kl,
             tokens_per_prompt=own.n * mean_length,
         )
-        for own, best, win in zip(
-            best_of_n_points(rewards, range(1, reach + 1)), reward_of_best.T, wins.T, strict=True
+        for own, reward, win in zip(
+            best_of_n_points(rewards, range(1, reach + 1)),
+            rising(means) if scale == "share" else means,
+            wins.T,
+            strict=True,
         )
     )
 

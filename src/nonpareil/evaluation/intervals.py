@@ -1,7 +1,8 @@
 """Bootstrap intervals over prompts, with one seed and one budget for all figures of a report."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -83,6 +84,21 @@ class Bootstrap:
             means.flip(0) if (means == 0).any() else None
         )  # all, or nothing: one prompt of the other kind
         return self._interval(values, lambda means: means[:, 0] / means.sum(1), "share", unseen)
+
+
+def rising(intervals: Sequence[Interval]) -> list[Interval]:
+    """The intervals of figures of which none is above the next: where a later one may lie as low, so may it.
+
+    Such as the chance that any of n draws succeeds, n in order. Where it is 1 at every prompt the interval allows
+    for a prompt that was not seen; where it is a little less, the prompts' spread alone gives a far shorter one.
+    """
+    lowest, lowered = math.inf, []
+    for interval in reversed(intervals):
+        if not math.isnan(interval.low):
+            lowest = min(lowest, interval.low)
+            interval = replace(interval, low=lowest)
+        lowered.append(interval)
+    return lowered[::-1]
 
 
 def few_prompts(num_prompts: int) -> str | None:

@@ -124,11 +124,11 @@ class Evaluation:
     log_ratio_estimator: str
     equivalent_n: Interval | None
     """The real N whose best-of-N of the same reference groups, ties counted, has this win rate. At most
-    `largest_n`, where it means as much or more; None with one reference reward a prompt, which shows no N."""
+    `largest_n`, where it means as much or more; None where no N is told apart: all rewards tie, or M is 1."""
     largest_n: int
     """The largest N that the reference groups can show, M - 1."""
     kl_efficiency: Interval | None
-    """Least KL that any policy needs for this win rate, ties counted / KL spent; None where no KL was spent."""
+    """Least KL that any policy needs for this win rate, ties counted / KL spent; None where none was (`Worth`)."""
     best_of_n: tuple[BestOfNPoint, ...]
     """Best-of-n of the reference on the plane of KL and win rate."""
     rewards_tie: bool
@@ -239,7 +239,7 @@ def _compare(matched: MatchedGroups, name: str | None, bootstrap: Bootstrap, ns:
         reference_failed=int(reference.isnan().sum()),
         zero_one=zero_one,
         frontier=frontier_points(reference[scored]),
-        pass_at=pass_at(policy, reference, ns, bootstrap) if zero_one else (),
+        pass_at=pass_at(policy[scored], reference[scored], ns, bootstrap) if zero_one else (),
     )
 
 

@@ -104,6 +104,8 @@ def mark_best_of_n(
 ) -> None:
     """Best-of-N of the reference as far as the axis goes, each N named where there is room."""
     inside = [point for point in points if point.kl <= right]
+    if not inside:
+        return
     kl, rate = [point.kl for point in inside], [point.win_rate for point in inside]
     axes.plot(kl, rate, marker, color=REFERENCE, markersize=7, label="best-of-N", zorder=3)
     named = -math.inf

@@ -13,6 +13,10 @@ from nonpareil.maths.bootstrap import Interval
 
 MISSING = "—"
 _ROUNDING = 1e-6
+_MOST_AS_ONE = 1.005  # what two digits show as 1.00
+_NEAR = 0.002  # of win rates: the frontier's end is an estimate too
+_TOO_WIDE = 2.0  # an interval of what is 1 at most
+_FEW_DRAWS = 8  # below it the efficiency under ties can be off by more than 8% (docs/yardstick.md)
 
 
 def number(value: float | None, digits: int = 3, at_most: float = math.inf) -> str:
@@ -47,12 +51,31 @@ def headline(evaluation: Evaluation) -> str:
         evaluation.comparison.win_rate,
         evaluation.kl_efficiency,
     )
-    rates = f"Win rate {number(win.estimate, 2)} {bracket(win, 2)}"
+    rates = f"Win rate {_with_bracket(win, 2)}"
     if compared.zero_one:
         rates = f"{_success(compared)}; {rates[0].lower()}{rates[1:]}"
     parts = [f"{rates} at {number(evaluation.kl.estimate, 2)} nats", _worth(evaluation)]
     sentence = ": ".join(part for part in parts if part)
-    return sentence if efficiency is None else f"{sentence}, KL efficiency {number(efficiency.estimate, 2)}"
+    if efficiency is None:
+        return sentence
+    named = ", ".join(filter(None, (number(efficiency.estimate, 2), _doubt(evaluation, efficiency))))
+    return f"{sentence}, KL efficiency {named}"
+
+
+def _doubt(evaluation: Evaluation, efficiency: Interval) -> str:
+    """What keeps the KL efficiency from being taken at its word; empty where nothing does."""
+    shown = evaluation.comparison.frontier[-1].win_rate
+    if efficiency.estimate > _MOST_AS_ONE:
+        return "above 1 by noise"
+    if evaluation.rewards_tie and evaluation.comparison.win_rate.estimate > shown + _NEAR:
+        return "at least: the reference's draws show no win rate this high"
+    return "too noisy to tell" if efficiency.high > _TOO_WIDE else ""
+
+
+def _with_bracket(interval: Interval, digits: int, at_most: float = math.inf) -> str:
+    """The estimate, and its interval where there is one."""
+    ends = bracket(interval, digits, at_most)
+    return f"{number(interval.estimate, digits, at_most)}{'' if ends == MISSING else f' {ends}'}"
 
 
 def _success(compared: Comparison) -> str:
@@ -62,7 +85,7 @@ def _success(compared: Comparison) -> str:
         f", pass@{each.n} {number(each.reference.estimate, 2)}" for each in compared.pass_at if each.reference
     ]
     return (
-        f"Success rate {number(policy.estimate, 2)} {bracket(policy, 2)} (reference {number(reference.estimate, 2)}"
+        f"Success rate {_with_bracket(policy, 2)} (reference {number(reference.estimate, 2)}"
         f"{many[-1] if many else ''})"
     )
 
@@ -71,9 +94,9 @@ def _worth(evaluation: Evaluation) -> str:
     worth = evaluation.equivalent_n
     if worth is None:
         return ""
-    value = number(worth.estimate, 1, evaluation.largest_n)
+    value = _with_bracket(worth, 1, evaluation.largest_n)
     named = f"worth best-of-N, N {value}" if value.startswith(">") else f"worth best-of-{value}"
-    return f"{named} {bracket(worth, 1, evaluation.largest_n)}"
+    return f"{named}{' (worse than the reference)' if worth.high < 1 else ''}"
 
 
 @dataclass(frozen=True)
@@ -138,10 +161,18 @@ def _spent_rows(evaluation: Evaluation) -> Iterator[Row]:
     yield Row(section, "KL, nats", evaluation.kl, f"{evaluation.kl_estimator}; standard error {error}")
     yield Row(section, "log-ratio, nats", evaluation.log_ratio, evaluation.log_ratio_estimator)
     ties = ", ties counted" if evaluation.rewards_tie else ""
+    largest, worth = evaluation.largest_n, evaluation.equivalent_n
     least = f"least KL for this win rate{ties} / KL; at most 1 but for noise"
+    if ties and largest + 1 < _FEW_DRAWS:
+        least += f"; rough with {largest + 1} reference draws: take 16 or more"
+    if evaluation.kl_efficiency and (doubt := _doubt(evaluation, evaluation.kl_efficiency)):
+        least += f"; {doubt}"
     yield Row(section, "KL efficiency", evaluation.kl_efficiency, least)
-    largest = evaluation.largest_n
     same = f"the x with this win rate{ties}; {largest + 1} reference draws show it up to {largest}"
+    if worth is None and largest:
+        same = "no two rewards of a prompt differ: every x has this win rate"
+    elif worth is not None and worth.estimate < 1:
+        same += "; below 1 is worse than the reference"
     yield Row(section, "worth best-of-x", evaluation.equivalent_n, same, 2, largest)
 
 
@@ -180,7 +211,8 @@ def summary_table(evaluation: Evaluation) -> Table:
     """The same rows for the terminal."""
     table = Table(title=styled(headline(evaluation), "bold"), title_justify="left", caption_justify="left")
     table.caption = (
-        f"{evaluation.num_prompts} prompts, {evaluation.policy.num_completions} policy and "
+        f"{evaluation.num_prompts} prompt{'' if evaluation.num_prompts == 1 else 's'}, "
+        f"{evaluation.policy.num_completions} policy and "
         f"{evaluation.reference.num_completions} reference completions each; 95% intervals over prompts"
         f"{f'; both models in {evaluation.dtype}' if evaluation.dtype else ''}."
     )

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nonpareil.evaluation.intervals import Bootstrap
+from nonpareil.evaluation.intervals import Bootstrap, rising
 from nonpareil.maths.bootstrap import Interval
 from nonpareil.maths.group_best_of_n import equivalent_n, group_kl, group_win_rate, largest_n, n_nodes
 from nonpareil.maths.group_frontier import TiltTable, highest_win_rate, least_kl, tilt_table
@@ -18,6 +18,8 @@ from nonpareil.maths.win_rate import pairwise
 MARKED_N = (2, 4, 8, 16, 32, 64)
 _FRONTIER_POINTS = 64  # denser near 0, where the win rate rises as the root of the KL
 _NO_KL = 1e-6
+_ROUNDING = 1e-9  # of win rates
+_LEAST_N_UNDER_TIES = 2  # two draws a prompt: the least KL of best-of-2 comes out near twice too high
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,13 @@ class Worth:
 
     equivalent_n: Interval | None
     """The real N whose best-of-N of the same groups, ties counted, has this win rate. At most `largest_n`, where it
-    means as much or more; None with one reference reward a prompt, which shows no N."""
+    means as much or more; None where every N has this win rate, as no two rewards of a prompt differ, or with one
+    reference reward a prompt, which shows no N."""
     largest_n: int
     """The largest N that the groups can show, M - 1."""
     kl_efficiency: Interval | None
-    """Least KL that any policy needs for this win rate, ties counted / KL spent; None where no KL was spent."""
+    """Least KL that any policy needs for this win rate, ties counted / KL spent; None where no KL was spent, or
+    where rewards tie and no prompt has more than two of the reference, which do not show how they tie."""
     best_of_n: tuple[BestOfNPoint, ...]
     rewards_tie: bool
     """Whether any two rewards of a reference group are equal."""
@@ -70,7 +74,9 @@ def worth_of(
     return Worth(
         equivalent_n=_equivalent_n(win, reference_rewards, largest, bootstrap),
         largest_n=largest,
-        kl_efficiency=_kl_efficiency(win, kl, tilts, bootstrap),
+        kl_efficiency=None
+        if tie and largest < _LEAST_N_UNDER_TIES
+        else _kl_efficiency(win, kl, tilts, bootstrap),
         best_of_n=best_of_n_points(scored, shown),
         rewards_tie=tie,
     )
@@ -126,11 +132,14 @@ def _equivalent_n(win: list[Tensor], rewards: Tensor, largest: int, bootstrap: B
     if largest < 1:
         return None
     nodes, first = n_nodes(largest), len(win)
+    table = group_win_rate(rewards, nodes)
+    if not any((x - 0.5).nan_to_num().abs().max() > _ROUNDING for x in (win[0], table)):
+        return None
 
     def worth(means: Tensor) -> Tensor:
         return equivalent_n(_win_rate(means, first), means[:, first:], nodes)
 
-    metrics = [*win, group_win_rate(rewards, nodes)]
+    metrics = [*win, table]
     interval = bootstrap.of_means(metrics, worth, scale="positive", shares=range(1, first)[:1])
     return replace(interval, high=min(interval.high, float(largest)))
 
@@ -167,11 +176,15 @@ def is_zero_one(policy: Float[Tensor, "b k"], reference: Float[Tensor, "b m"]) -
 def pass_at(
     policy: Float[Tensor, "b k"], reference: Float[Tensor, "b m"], n: Sequence[int], bootstrap: Bootstrap
 ) -> tuple[PassAtN, ...]:
-    """pass@n of both sides at each n, over the prompts with n rewards."""
+    """pass@n of both sides at each n, ascending, over the prompts with n rewards."""
 
-    def one(rewards: Tensor, count: int) -> Interval | None:
-        if count > rewards.shape[1]:
-            return None
-        return bootstrap.mean_or_none(best_of_n_curve(rewards, count)[:, -1], "share")
+    counts = sorted(set(n))
 
-    return tuple(PassAtN(count, one(policy, count), one(reference, count)) for count in n)
+    def of(rewards: Tensor) -> dict[int, Interval]:
+        possible = [count for count in counts if count <= rewards.shape[1]]
+        chances = {count: best_of_n_curve(rewards, count)[:, -1] for count in possible}
+        found = {count: bootstrap.mean(x, "share") for count, x in chances.items() if not x.isnan().all()}
+        return dict(zip(found, rising(list(found.values())), strict=True))
+
+    sides = of(policy), of(reference)
+    return tuple(PassAtN(count, sides[0].get(count), sides[1].get(count)) for count in counts)

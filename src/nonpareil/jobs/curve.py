@@ -69,7 +69,8 @@ def _show(curve: Any) -> None:
     from nonpareil.evaluation.intervals import few_prompts
     from nonpareil.evaluation.summary import bracket, number
 
-    table = Table(title=f"What best-of-N is worth ({curve.num_prompts_used} prompts)")
+    prompts = "1 prompt" if curve.num_prompts_used == 1 else f"{curve.num_prompts_used} prompts"
+    table = Table(title=f"What best-of-N is worth ({prompts})")
     for name in ("N", curve.reward_name, "95%", "win rate", "KL (nats)", "tokens a prompt"):
         table.add_column(name, justify="right", no_wrap=name == "95%")
     for point in curve.points:

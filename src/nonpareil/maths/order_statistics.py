@@ -34,7 +34,10 @@ def best_of_n_curve(rewards: Float[Tensor, "b m"], max_n: int | None = None) -> 
     for count in valid.unique().tolist():
         if count:
             rows, reach = valid == count, min(count, max_n)
-            curve[rows, :reach] = ascending[rows, :count] @ _subset_weights(count, reach).to(ascending)
+            # As what falls short of the highest: where rewards are equal, so are all n, to the last digit.
+            highest = ascending[rows, count - 1 : count]
+            short = highest - ascending[rows, :count]
+            curve[rows, :reach] = highest - short @ _subset_weights(count, reach).to(ascending)
     return curve.to(at_least_float32(rewards))
 
 
