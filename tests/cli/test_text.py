@@ -1,13 +1,15 @@
 """What rewards and exports read is what the policy wrote, from its tokenizer to the file."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
 from transformers import LlamaForSequenceClassification as RewardModel
 
-from nonpareil.rollouts.store import read_groups
+from nonpareil.rollouts.manifest import read_manifest, write_manifest
+from nonpareil.rollouts.store import notes_of, read_groups, read_shard, read_table, write_shard
 from tests.cli.conftest import config
 from tests.tokenizers_of_all_kinds import BOS, EOS, KINDS, PAD, THINK, THOUGHT, UNK
 
@@ -82,6 +84,23 @@ def test_functions_models_and_exports_read_prompt_and_completion_as_written(nonp
     rows = [json.loads(line) for line in exported.read_text().splitlines()]
     for row, group in zip(rows, groups, strict=True):
         assert row["completion"] in group.completions
+
+
+def test_texts_that_an_earlier_version_decoded_are_told_where_they_are_read(nonpareil, spoken):
+    named = {"reward_funcs": f"{spoken}/rewards.py:text"}
+    export = ("export", "--groups", spoken / "out", "--format", "sft", "--output", spoken / "sft.jsonl")
+    status, _, err = nonpareil("sample", **named)
+    assert (status, "an earlier version" in err) == (0, False)
+    manifest = read_manifest(spoken / "out")
+    del manifest["draw"]["engine"]["special_tokens"]
+    write_manifest(spoken / "out", manifest)
+    shard = spoken / "out" / "data" / "shard-00000.parquet"
+    notes = replace(notes_of(read_table(shard).schema), draw=manifest["draw"])
+    write_shard(shard, read_shard(shard), notes=notes)
+    for command in (("sample",), export):
+        settings = {"reward_funcs": f"{spoken}/rewards.py:thinks"} if command == ("sample",) else {}
+        status, _, err = nonpareil(*command, **settings)
+        assert (status, err.count("an earlier version decoded these completions")) == (0, 1), err
 
 
 def test_rewards_are_spared_special_tokens_on_request_and_the_change_is_noticed(nonpareil, spoken):

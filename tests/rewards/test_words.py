@@ -75,6 +75,15 @@ def test_words_that_the_template_has_itself_do_not_stand_for_a_message() -> None
         check(NO_SYSTEM, talk)
 
 
+def test_words_that_the_policy_never_reads_are_refused() -> None:
+    with pytest.raises(
+        ModelError, match=r"policy's chat template leaves out what 'system' says .* reward model 'rm'"
+    ):
+        check(CHAT_TEMPLATE, [USER], [SYSTEM, USER], policy=NO_SYSTEM)
+    check(CHAT_TEMPLATE, [USER], policy=NO_SYSTEM)
+    check(CHAT_TEMPLATE, TALK, policy=NO_THOUGHT)  # of earlier turns alone
+
+
 @pytest.mark.parametrize("overlong", ["error", "truncate"])
 def test_it_is_asked_whatever_the_length(overlong) -> None:
     tokenizer = make_tokenizer()

@@ -70,7 +70,8 @@ def test_a_prompt_whose_loss_or_gradient_is_no_number_is_as_if_it_were_not_there
     assert loss == pytest.approx(expected, rel=1e-5)
     assert loss != 0
     assert_same(gradient, theirs, rtol=1e-4, atol=1e-6)
-    what = "the loss" if reward is one_extreme else "the gradient, of a loss of 2.24579e+30,"
+    rewards = "the loss, of rewards from -3e+38 to 3e+38,"
+    what = rewards if reward is one_extreme else "the gradient, of a loss of 2.24579e+30,"
     said = capsys.readouterr().err
     assert f"step 1, prompt p2-5: {what} is NaN or infinite; it is left out of the step" in said
     gradient_of(trainer, PROMPTS)

@@ -120,15 +120,19 @@ def _agrees_in_finer_dtype(model: PreTrainedModel, compare: Callable[[], None]) 
 @contextmanager
 def _in_dtype(model: PreTrainedModel, finer: torch.dtype) -> Iterator[None]:
     """Weights in a finer dtype, and as they were afterwards, bit for bit."""
-    coarse = model.dtype
+    coarse, experts = model.dtype, getattr(model.config, "_experts_implementation", None)
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.dtype == coarse]
     try:
+        if experts is not None:
+            model.set_experts_implementation("eager")  # grouped products know no float64
         for tensor in tensors:
             tensor.data = tensor.data.to(finer)
         yield
     finally:
         for tensor in tensors:
             tensor.data = tensor.data.to(coarse)
+        if experts is not None:
+            model.set_experts_implementation(experts)
 
 
 class _LoadCheck:

@@ -46,11 +46,15 @@ def run(options: ExportOptions) -> dict[str, Any]:
         if getattr(options, name) is None:
             raise ConfigError(f"{name} is missing; give --{name}")
     from nonpareil.rollouts.export import export
+    from nonpareil.rollouts.manifest import read_manifest
     from nonpareil.rollouts.reading import read_groups
+    from nonpareil.rollouts.resume import tell_old_texts
     from nonpareil.rollouts.vbon import read_vbon
 
     source, output = Path(options.groups or ""), Path(options.output or "")
     _check_output(options, source, output)
+    if source.is_dir():
+        tell_old_texts(source, read_manifest(source))
     with writing_file(output, "export", option="output") as folder:
         if options.overwrite:
             folder.refuse_foreign([output.name])

@@ -1,4 +1,4 @@
-"""Whether a reward model's chat template writes every word of a conversation: it must read what the policy read."""
+"""Whether chat templates write every word of a conversation: a reward model must read what the policy read."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -19,6 +19,8 @@ _DAYS = datetime(2001, 2, 3), datetime(2022, 11, 12)
 def check_words(prompts: Sequence[Prompt], render: Render, name: str, tokenizer: Any) -> None:
     """Refuse a template that loses words of these conversations or of an answer; spaces do not count.
 
+    The policy's is asked too: a reward model would otherwise score answers to what the policy never read.
+
     Warns of a template that leaves out an answer's reasoning, where the policy may write some, and of one that
     writes the date.
 
@@ -29,7 +31,7 @@ def check_words(prompts: Sequence[Prompt], render: Render, name: str, tokenizer:
         tokenizer: the policy's; None where a server has it.
 
     Raises:
-        ModelError: it loses whatever a role says.
+        ModelError: it, or the policy's, loses whatever a role says.
         DataError: it loses words of a prompt, naming it; or as `render`.
     """
     seen: set[tuple[str, ...]] = set()
@@ -44,6 +46,8 @@ def check_words(prompts: Sequence[Prompt], render: Render, name: str, tokenizer:
                 _tell_reasoning(prompt.prompt, render, name, tokenizer)
             seen.add(roles)
             _check_roles(prompt.prompt, render, name)
+            if tokenizer is not None:
+                _check_policys(prompt, prompt.prompt, tokenizer, name)
 
 
 def _check_own(prompt: Prompt, messages: list[Message], render: Render, name: str) -> None:
@@ -60,8 +64,8 @@ def _check_own(prompt: Prompt, messages: list[Message], render: Render, name: st
 
 def _check_roles(messages: list[Message], render: Render, name: str) -> None:
     """With words that stand nowhere else: a message's own may be found in the template's."""
-    probes = [f"probe{place}word" for place in range(len(messages) + 1)]
-    probed = [{**message, "content": probe} for message, probe in zip(messages, probes, strict=False)]
+    probed = _probed(messages)
+    probes = [*(message["content"] for message in probed), "answerword"]
     try:
         lost = _first_lost(probes, render(probed, probes[-1]))
     except DataError:  # it takes the prompts' own words and not these
@@ -72,6 +76,31 @@ def _check_roles(messages: list[Message], render: Render, name: str) -> None:
             f"the chat template of reward model {name!r} leaves out what {roles[lost]!r} says in a conversation of "
             f"{roles}, so it would score answers to other prompts than the policy reads; {REMEDY}"
         )
+
+
+def _check_policys(prompt: Prompt, messages: list[Message], tokenizer: Any, name: str) -> None:
+    probed = _probed(messages)
+    options = prompt.rendering.chat_template_kwargs if prompt.rendering else {}
+    continues = messages[-1]["role"] == "assistant"
+    try:
+        text = tokenizer.apply_chat_template(
+            probed, tokenize=False, add_generation_prompt=not continues, **options
+        )
+    except Exception:  # noqa: BLE001  (what it refuses of the prompts is told where they are read)
+        return
+    lost = _first_lost([message["content"] for message in probed], text)
+    if lost is not None:
+        roles = [message["role"] for message in messages]
+        raise ModelError(
+            f"the policy's chat template leaves out what {roles[lost]!r} says in a conversation of {roles}, so "
+            f"reward model {name!r} would score answers to words that the policy never reads; take those messages "
+            "out of the prompts, or set the policy's chat_template to one that writes every message"
+        )
+
+
+def _probed(messages: list[Message]) -> list[Message]:
+    """The same roles with words that stand nowhere else."""
+    return [{**message, "content": f"probe{place}word"} for place, message in enumerate(messages)]
 
 
 def _tell_reasoning(messages: list[Message], render: Render, name: str, tokenizer: Any) -> None:

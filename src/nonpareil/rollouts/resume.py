@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nonpareil.engines.decoding import TEXT
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Prompt, refuse_repeated
 from nonpareil.rollouts.folder import MANIFEST
 from nonpareil.rollouts.manifest import FORMAT, read_manifest, versions
 from nonpareil.rollouts.reading import ONLY_THAT, check_shard, num_shards, refuse_foreign
 from nonpareil.rollouts.store import notes_of, read_table, shard_path
+from nonpareil.terminal import printable, tell
 
 
 def stored_manifest(folder: Path) -> dict[str, Any] | None:
@@ -38,7 +40,19 @@ def stored_manifest(folder: Path) -> dict[str, Any] | None:
             "versions": versions(),
         }
     refuse_foreign(folder, num_shards(manifest))
+    tell_old_texts(folder, manifest)
     return manifest
+
+
+def tell_old_texts(folder: Path, manifest: dict[str, Any] | None) -> None:
+    """Warn of texts that an earlier version decoded, before rewards or people read them as what was drawn."""
+    engine = (manifest or {}).get("draw", {}).get("engine") or {}
+    if engine and not TEXT.keys() & engine.keys() and engine.get("engine") != "openai":  # a server's own text
+        tell(
+            f"{printable(str(folder))}: an earlier version decoded these completions alone, so their texts lack "
+            "special tokens and, with SentencePiece, often the first space; their ids and log-probs are right. "
+            "Rewards of such texts may differ from those of what was drawn: draw anew into another output_dir"
+        )
 
 
 def missing_shards(folder: Path, manifest: dict[str, Any], shards: Sequence[Sequence[Prompt]]) -> list[int]:

@@ -14,6 +14,7 @@ from nonpareil.models.distributed import num_processes, of_each_process, process
 from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs, token_budget_batches
 from nonpareil.models.sharding import is_sharded
 from nonpareil.models.zero import engine_of
+from nonpareil.records import Group
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.not_finite import NotFinite, logprob_at
 from nonpareil.training.spent import Spent
@@ -128,11 +129,12 @@ class Accumulator:
         }
         bad = {}
         for row, loss in sorted(losses.items()):
-            prompt_id = drawn.groups[row].prompt_id
+            group = drawn.groups[row]
+            prompt_id = group.prompt_id
             if places[row] >= 0:
                 bad[row] = logprob_at(prompt_id, "of the policy", *divmod(int(places[row]), drawn.width))
             elif not math.isfinite(loss):
-                bad[row] = NotFinite(prompt_id, "the loss", of_model=False)
+                bad[row] = NotFinite(prompt_id, f"the loss{_of(group)}", of_model=False)
         return Outcome(sum(part[0] for part in parts), used, bad)
 
     def _plan(self, drawn: StepDraws, targets: Targets) -> tuple[int, list[list[Pass]]]:
@@ -184,6 +186,12 @@ class Accumulator:
         with self.autocast():
             values = completion_token_logprobs(model, TokenSequences([[0]], [[0]]), self.temperature)  # type: ignore[arg-type]
         return values.sum() * 0.0
+
+
+def _of(group: Group) -> str:
+    """The rewards that a loss was made of, which tell where its size comes from."""
+    rewards = [reward for reward in group.rewards or () if reward is not None]
+    return f", of rewards from {min(rewards):g} to {max(rewards):g}," if rewards else ""
 
 
 def weighted_gradient(values: Tensor, weights: Tensor) -> Tensor:
