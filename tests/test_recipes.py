@@ -73,8 +73,8 @@ def test_a_recipe_parses_and_its_method_takes_the_settings(recipe):
 @pytest.mark.parametrize("recipe", [name for name in DISTILL if name.startswith("imdb-")])
 def test_imdb_recipes_name_one_task(recipe):
     options, config, _ = parsed(recipe)
-    assert options.model_name_or_path == "../shared/models/imdb-lm"
-    assert options.reward_model_name_or_path == "../shared/models/imdb-rm"
+    assert options.model_name_or_path == "models/imdb-lm"
+    assert options.reward_model_name_or_path == "models/imdb-rm"
     assert options.reward_prepend_bos
     assert options.eval_dataset_name == "recipes/imdb/prompts/test.parquet"
     assert (config.max_completion_length, config.temperature) == (40, 1.0)

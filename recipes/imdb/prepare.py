@@ -1,6 +1,6 @@
 """Write the prompts of vBoN's sentiment task: the first 2-8 tokens of film reviews (arXiv:2407.06057, code).
 
-    python recipes/imdb/prepare.py --data ../shared/data/imdb.parquet --tokenizer ../shared/models/imdb-lm
+    python recipes/imdb/prepare.py --data data/imdb.parquet --tokenizer models/imdb-lm
 
 `train.parquet` (5,000) and `tune.parquet` (512, for choosing settings) come from different train reviews,
 `test.parquet` (1,024, for results and nothing else) from test reviews. No text stands in two files or twice in one.
