@@ -69,7 +69,7 @@ def test_another_model_of_the_same_make_is_refused(nonpareil, begun, files, no_m
     content[-1] ^= 1
     weights.write_bytes(content)
     status, _, error = nonpareil("distill", **SAVED, resume_from_checkpoint="true")
-    assert (status, "model: 'sha256:" in error) == (2, True)
+    assert (status, "model: 'sha256-2:" in error) == (2, True)
 
 
 def test_what_is_taken_is_said(nonpareil, begun):
