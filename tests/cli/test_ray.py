@@ -161,9 +161,9 @@ def test_a_worker_that_fails_for_good_ends_the_run_with_its_own_words(sample, fi
 def test_a_worker_with_another_policy_is_refused(files):
     options = SampleOptions(model_name_or_path=str(files / "policy"))
     info = PolicySource(options.model_name_or_path, None, options.dtype).info()
-    assert jobs_ray._EngineOfWorker(options, info)().describe()["engine"] == "transformers"
+    assert jobs_ray._EngineOfWorker(options, info, None)().describe()["engine"] == "transformers"
     with pytest.raises(ConfigError, match=r"another policy than the run:\n  fingerprint: 'other' where"):
-        jobs_ray._EngineOfWorker(options, {**info, "fingerprint": "other"})()
+        jobs_ray._EngineOfWorker(options, {**info, "fingerprint": "other"}, None)()
 
 
 def test_more_workers_than_there_is_room_for(sample, files, cluster):
