@@ -181,7 +181,9 @@ def test_steps_whose_rewards_tie_are_an_error_beside_steps_that_lost_prompts(
     signal.check()
     assert "none of the 2 steps moved the policy, which is as it was" in capsys.readouterr().err
     signal.still = 3
-    with pytest.raises(RewardError, match=r"none of the 5 steps.*apart in 3 of them, and in 2 prompts were lost"):
+    with pytest.raises(
+        RewardError, match=r"none of the 5 steps.*apart in 3 of them, and in 2 prompts were lost"
+    ):
         signal.check()
     signal.stopper.stopped = True
     signal.check()
