@@ -103,6 +103,14 @@ def test_the_pull_of_a_constant_reward_is_the_objectives(method, m, of_forward, 
     torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-8)
 
 
+def test_completions_whose_rewards_fail_keep_the_references_share_in_the_forward_kl():
+    """Its pull rests at the reference, where plain imitation would take from them all they have."""
+    rewards = torch.tensor([torch.nan, 1.0, 2.0], dtype=F64)
+    law = torch.tensor([0.5, 0.5 * 0.6**2, 0.5 * (1 - 0.6**2)], dtype=F64)
+    found = tabular.gradient(lambda z: tabular.expected_loss(SFTBoN(2), z, rewards, REFERENCE, 2), law.log())
+    torch.testing.assert_close(found, torch.zeros_like(found), atol=1e-10, rtol=0)
+
+
 def test_the_pull_of_a_constant_reward_of_jbond_is_the_objectives():
     """Its baseline is over the batch: two prompts of two outcomes."""
     method, reference = JBOND(0.3, 0.5), torch.tensor([0.6, 0.4], dtype=F64)

@@ -67,7 +67,11 @@ class BOND:
         0.5, "Weight of the backward KL; the forward KL has the rest.", at_least=0, at_most=1
     )
     imitate: Imitate = option("winner", "The winner of n draws, or all draws with their rank weights.")
-    baseline: Baseline = option("batch", "Mean return of the other draws of the batch, or of the prompt.")
+    baseline: Baseline = option(
+        "batch",
+        "Mean return of the other draws of the batch (of the reward's part, over prompts whose anchor rewards "
+        "differ), or of the prompt.",
+    )
 
     anchor_ema_rate: ClassVar = 0.0
 

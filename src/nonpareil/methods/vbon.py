@@ -60,7 +60,11 @@ class VBON:
     quantile_estimator: StrictEstimator = option(
         "plug_in", "How quantiles are estimated from the anchor's draws."
     )
-    baseline: Baseline = option("batch", "Mean return of the other draws of the batch, or of the prompt.")
+    baseline: Baseline = option(
+        "batch",
+        "Mean return of the other draws of the batch (of the reward's part, over prompts whose reference rewards "
+        "differ), or of the prompt.",
+    )
     num_iterations: int = option(1, "Optimizer steps on one batch of draws.", at_least=1)
     epsilon: float = option(0.2, "Clip range of the per-token ratios.", above=0, below=1)
     stored: bool = False

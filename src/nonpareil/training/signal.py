@@ -15,8 +15,8 @@ from nonpareil.training.callbacks import StopCleanly
 PATIENCE = 5
 """Steps in a row without signal, before something is said of them."""
 REMEDY = (
-    "see whether the reward has any variance on such completions, draw more completions a prompt, leave out "
-    "prompts that are always or never solved, or raise temperature"
+    "see whether the reward has any variance on such completions, draw more completions a prompt, take more "
+    "prompts a step, leave out prompts that are always or never solved, or raise temperature"
 )
 ENOUGH_REWARDS = 64
 """Rewards that are seen before two values are taken for all that there are."""
@@ -27,6 +27,9 @@ class Signal(TrainerCallback, ExportableState):
 
     `moves`: whether the last step moved the policy. Where it does not, the optimizer has no gradient (so that
     neither rounding, momentum nor weight decay moves a weight), and a moving average of the policy stays too.
+
+    Such a step's prompts lose their pull to the anchor, so that with few prompts a step, of which often none tells
+    anything, training ends beyond best-of-n; with many, hardly any step is lost.
     """
 
     def __init__(self, method: Method, stopper: StopCleanly):
