@@ -20,7 +20,7 @@ from nonpareil.models.adapters import add_policy_adapter
 from nonpareil.models.devices import cast_weights
 from nonpareil.models.loading import load_policy
 from nonpareil.models.merged_folder import save_merged
-from nonpareil.models.merging import Merged, adapter_vocabulary, merged, rounding_share
+from nonpareil.models.merging import Merged, adapter_vocabulary, check_same_policy, merged, rounding_share
 from nonpareil.models.vllm_load import check_vllm_adapter
 from nonpareil.records import Prompt, SamplingParams
 from tests.tiny import forced_logprobs, make_model, make_tokenizer
@@ -292,3 +292,9 @@ def test_vllm_is_given_only_adapters_that_it_holds_whole(
         with pytest.raises(ConfigError, match=f"vLLM would not draw from .*the adapter has .*{named}"):
             check_vllm_adapter(folder)
     shutil.rmtree(folder)
+
+
+def test_no_number_is_made_up_for_what_an_adapter_moved_where_the_vocabulary_differs() -> None:
+    with pytest.raises(ModelError, match="differ by 1 nats a token; use the adapter") as caught:
+        check_same_policy(torch.zeros(1, 2, 5), torch.ones(1, 2, 5), torch.zeros(1, 2, 4), "the merged one")
+    assert "moved" not in str(caught.value)

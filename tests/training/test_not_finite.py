@@ -231,5 +231,5 @@ def test_weights_under_which_every_sum_overflows_are_named(tmp_path: Path) -> No
     from nonpareil.rewards import CombinedReward, FunctionReward
 
     reward = CombinedReward([FunctionReward(goodness)], weights=[1e200])
-    with pytest.raises(RewardError, match=r"every reward of step 0 failed; .*weighted sum is no number"):
+    with pytest.raises(RewardError, match=r"every reward of step 1 failed; .*weighted sum is no number"):
         make_trainer(tmp_path, reward=reward).train()

@@ -102,6 +102,18 @@ def test_what_would_be_another_training_is_refused_by_name(
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
+def test_a_checkpoint_of_another_way_of_training_is_refused_in_one_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else differs: what is there cannot be gone on from with any setting."""
+    monkeypatch.setattr("nonpareil.training.identity.TRAINING_VERSION", 3)
+    with pytest.raises(
+        ConfigError, match=r"checkpoint-2 is of an earlier version of Nonpareil.*begin anew"
+    ) as e:
+        resume(run, learning_rate=1e-1)
+    assert "\n" not in str(e.value)
+
+
 def test_every_difference_is_named_at_once(run: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         resume(run, learning_rate=1e-1, seed=8, reward=weighed)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +11,11 @@ import torch
 from transformers import TrainerCallback
 
 from nonpareil.errors import DataError, RewardError
+from nonpareil.methods.jbond import JBOND
 from nonpareil.models.loading import cast_weights
-from nonpareil.training.signal import resting_scaler
+from nonpareil.training.callbacks import LastWholeStep, StopCleanly
+from nonpareil.training.signal import Signal, resting_scaler
+from nonpareil.training.spent import Spent
 from tests.tiny import END
 from tests.training.conftest import (
     PROMPTS,
@@ -162,6 +166,46 @@ class _Interrupted(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 1:
             self.stopper.stopped = True
+
+
+def counting() -> Signal:
+    return Signal(JBOND(), StopCleanly())
+
+
+def test_steps_whose_rewards_tie_are_an_error_beside_steps_that_lost_prompts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """But steps of lost prompts alone, or an interrupted training, are told of at most."""
+    signal = counting()
+    signal.lost = 2
+    signal.check()
+    assert "none of the 2 steps moved the policy, which is as it was" in capsys.readouterr().err
+    signal.still = 3
+    with pytest.raises(
+        RewardError, match=r"none of the 5 steps.*apart in 3 of them, and in 2 prompts were lost"
+    ):
+        signal.check()
+    signal.stopper.stopped = True
+    signal.check()
+
+
+def test_a_step_that_failed_is_not_counted_and_another_training_counts_anew() -> None:
+    signal, spent = counting(), Spent()
+    whole = LastWholeStep(spent, signal)
+    signal.still, signal._in_a_row, spent.losses = 3, 2, 3
+    state: Any = SimpleNamespace(global_step=3, num_input_tokens_seen=7, stateful_callbacks={})
+    ignored: Any = None
+    whole.on_step_end(ignored, state, ignored)
+    signal.lost, signal._in_a_row, spent.losses = 1, 0, 4
+    whole.go_back(state)
+    assert (signal.still, signal.lost, signal._in_a_row, spent.losses) == (3, 0, 2, 3)
+    state.stateful_callbacks["Signal"] = signal.state()
+    again = counting()
+    again.on_train_begin(ignored, state, ignored)
+    assert (again.still, again._in_a_row) == (3, 2)
+    state.global_step = 0
+    again.on_train_begin(ignored, state, ignored)
+    assert (again.still, again._in_a_row) == (0, 0)
 
 
 def test_with_float16s_scaler_a_step_without_signal_is_none_either(tmp_path: Path) -> None:

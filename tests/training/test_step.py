@@ -198,7 +198,7 @@ def test_a_step_in_which_every_reward_fails_is_an_error_with_the_reason(tmp_path
         calls.append(len(completion_ids))
         raise ZeroDivisionError("no scale to weigh on")
 
-    with pytest.raises(RewardError, match=r"every reward of step 0 failed; .*no scale to weigh on"):
+    with pytest.raises(RewardError, match=r"every reward of step 1 failed; .*no scale to weigh on"):
         make_trainer(tmp_path, reward=broken).train()
     assert calls == [12] + [1] * 8, "one call, and 8 completions alone; none to word the error"
 

@@ -27,7 +27,8 @@ def kl_from_reference_loss(
 
     Unbiased in value and in gradient, which is sum_t (rho_t - 1) grad log pi(y_t): each prefix is the reference's
     own, and each token's mean over the reference is the exact KL of that step. Its expected gradient is that of
-    -log pi over reference samples; but a sample's own is exactly 0 at pi = pi_ref. Nats; 0 in both behind the end.
+    -log pi over reference samples; but a sample's own is 0 at pi = pi_ref, up to the rounding of what drew them.
+    Nats; 0 in both behind the end.
     """
     return k3(reference_token_logprobs.detach() - token_logprobs).sum(-1)
 

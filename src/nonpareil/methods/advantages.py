@@ -8,9 +8,11 @@ from torch import Tensor
 
 from nonpareil.errors import ConfigError
 from nonpareil.maths.losses import leave_one_out_mean
-from nonpareil.methods.base import rewards_differ
+from nonpareil.methods.base import ScoredDraws, rewards_differ
 
 Baseline = Literal["batch", "prompt"]
+ROUNDING = 1e-3
+"""Nats of a completion's log-ratio, within which two models may be one."""
 
 
 def advantages(
@@ -45,14 +47,27 @@ def signal_advantages(
     `worth`: log pi_n - log pi_ref as estimated from the prompt's anchor draws, nats; `worth_of_tie`: of a draw
     that equals them all. Against a mean over the batch a prompt whose rewards tie would be pushed somewhere, to be
     pulled back by other prompts on average only. So with `batch` the mean is taken over, and given to, the prompts
-    whose anchor rewards differ; where they are equal the baseline is `worth_of_tie`. Either follows from anchor
-    draws and other prompts alone, so the expected gradient stays what it is without any baseline.
+    whose anchor rewards differ, or that have one alone; where they are equal the baseline is `worth_of_tie`. Either
+    follows from anchor draws and other prompts alone, so the expected gradient stays what it is without a baseline.
     """
     if baseline == "prompt":
         return advantages(worth, valid, "prompt")
-    differ = valid & rewards_differ(anchor_rewards)[:, None]
-    alone = torch.where(valid & ~differ, worth - worth_of_tie, 0.0)
-    return torch.where(differ, advantages(worth, differ, "batch"), alone)
+    alone = (~anchor_rewards.isnan()).sum(-1) == 1
+    differ = valid & (rewards_differ(anchor_rewards) | alone)[:, None]
+    tied = torch.where(valid & ~differ, worth - worth_of_tie, 0.0)
+    return torch.where(differ, advantages(worth, differ, "batch"), tied)
+
+
+def tells(
+    gains: Float[Tensor, "b k"], draws: ScoredDraws, trained: Bool[Tensor, "b k"]
+) -> Bool[Tensor, " b"]:
+    """Where a prompt's rewards say something of its own draws: by `gains`, or by how far the policy has gone.
+
+    Draws of one worth, as of a policy that always wins, are pulled back, unless the policy is the anchor: then all
+    that is left of the log-ratio is rounding.
+    """
+    compared = (gains != 0) | (draws.log_ratio.abs() > ROUNDING)
+    return draws.rewards_differ & (compared & trained).any(-1)
 
 
 def _less_the_highest(values: Float[Tensor, "*b k"], valid: Bool[Tensor, "*b k"]) -> Float[Tensor, "*b k"]:

@@ -37,7 +37,8 @@ class BoNBoN:
 
     Where all n rewards tie there is no pair, and the SFT term has no winner to tell: it counts the winner less a
     random draw of the n, with a pull to the reference for what that takes off (the same expected gradient, see
-    `methods.imitation`), and of two equal draws takes one, so that such an n adds the pull alone.
+    `methods.imitation`), and of two equal draws takes one, so that such an n adds the pull alone. With `sft_weight`
+    near 1 this one draw makes more noise than `sft_bon`, which takes the mean of n.
 
     The minimiser of the IPO term alone is not best-of-n (at n = 8: win rate .814, KL .879): see PAPERS.md.
 

@@ -15,6 +15,7 @@ from nonpareil.methods.advantages import (
     check_baseline,
     mean_over,
     signal_advantages,
+    tells,
 )
 from nonpareil.methods.base import BEST_OF_1, ScoredDraws, Targets
 from nonpareil.methods.imitation import Imitate, Imitation, imitation, of_trained
@@ -41,7 +42,8 @@ class BOND:
     `n`: the target. `num_generations`: k. `num_reference_samples`: m, from which quantiles are estimated and
     best-of-n samples are taken. `jeffreys_weight` w: (1 - w) weighs the forward KL, w the backward KL.
     `imitate`: the `winner` of n anchor draws, or `all` m with their rank weights: less noise, m log-probs for n.
-    `baseline`: the mean return of the other draws of the batch (the paper's) or of the prompt.
+    `baseline`: the mean return of the other draws of the batch (the paper's; of the reward's part, over prompts
+    whose anchor rewards differ) or of the prompt.
 
     Both sides have the paper's expected gradients, with control variates that make a prompt whose rewards all tie
     add a pull to the anchor alone: see `methods.imitation` and `methods.advantages`.
@@ -65,7 +67,11 @@ class BOND:
         0.5, "Weight of the backward KL; the forward KL has the rest.", at_least=0, at_most=1
     )
     imitate: Imitate = option("winner", "The winner of n draws, or all draws with their rank weights.")
-    baseline: Baseline = option("batch", "Mean return of the other draws of the batch, or of the prompt.")
+    baseline: Baseline = option(
+        "batch",
+        "Mean return of the other draws of the batch (of the reward's part, over prompts whose anchor rewards "
+        "differ), or of the prompt.",
+    )
 
     anchor_ema_rate: ClassVar = 0.0
 
@@ -117,7 +123,7 @@ class BOND:
         return BONDTargets(
             train_policy=trained,
             train_anchor=weights.trained,
-            signal=weights.contrast.any(-1) | (draws.rewards_differ & trained.any(-1)),
+            signal=weights.contrast.any(-1) | tells(gains, draws, trained),
             contrast=weights.contrast,
             pull=weights.pull,
             anchor_token_logprobs=of_trained(draws, weights.trained),

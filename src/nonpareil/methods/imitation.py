@@ -18,9 +18,12 @@ class Imitation(NamedTuple):
     Plain imitation weighs -log pi(y_j) by w_j, the draw's chance to be the best of n. Here the group's mean is
     taken off each weight, w_j - 1/v for v draws, and what was taken off comes back as KL(pi_ref || pi), whose
     expected gradient is the same (that of -log pi over reference draws) and which, estimated a token at a time
-    (`maths.losses.kl_from_reference_loss`), is exactly at rest at pi = pi_ref. So the expected gradient, and
-    with it where training ends, is that of -log pi(winner); the noise is less, and a group whose rewards all tie
-    adds the pull alone.
+    (`maths.losses.kl_from_reference_loss`), is at rest at pi = pi_ref, up to the rounding of what drew them. So the
+    expected gradient, and with it where training ends, is that of -log pi(winner); the noise is less, and a group
+    whose rewards all tie adds the pull alone.
+
+    One exception: where it depends on the completion whether its reward fails, plain imitation never sees those
+    that fail, and ends without them; the pull, which rests at the reference, leaves them the reference's share.
     """
 
     contrast: Float[Tensor, "b m"]

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from nonpareil.maths.losses import imitation_loss, jeffreys, policy_gradient_loss
 from nonpareil.maths.quantiles import two_sample_log_quantile, two_sample_log_tilt
-from nonpareil.methods.advantages import advantages, signal_advantages
+from nonpareil.methods.advantages import advantages, signal_advantages, tells
 from nonpareil.methods.base import ScoredDraws, Targets
-from nonpareil.methods.imitation import imitation, of_trained
+from nonpareil.methods.imitation import Imitation, imitation, of_trained
 from nonpareil.settings import check_settings, option
 
 TwoSampleEstimator = Literal["two_sample", "tie_aware"]
@@ -23,10 +23,10 @@ class JBONDTargets(Targets):
     contrast: Float[Tensor, "b 2"]
     """Of the forward KL: 1/2 at the better anchor draw, -1/2 at the other; 0 where they tie."""
     pull: Float[Tensor, "b 2"]
-    """Of the forward KL: 1/2 each, of KL(anchor || pi)."""
+    """Of the forward KL: 1/2 each, of KL(anchor || pi); 0 where that KL weighs nothing."""
     anchor_token_logprobs: Float[Tensor, "b 2 t"]
     advantages: Float[Tensor, " b"]
-    """Of the backward KL: return minus a mean return of other prompts, nats."""
+    """Of the backward KL: reward and log-ratio, each less its own mean over other prompts, nats."""
     kl_advantages: Float[Tensor, " b"]
     """Of KL(pi || anchor): log-ratio minus that of the other prompts, nats."""
 
@@ -89,21 +89,23 @@ class JBOND:
         rewards, log_ratio, valid = draws.policy_rewards[:, 0], draws.log_ratio[:, 0], usable(draws)
 
         # Forward KL: imitate the better of the anchor's two draws, less their mean.
-        better = imitation(draws.anchor_rewards, 2, "winner").where(valid)
+        better = Imitation.none(draws.anchor_rewards)
+        if self.jeffreys_weight < 1:
+            better = imitation(draws.anchor_rewards, 2, "winner").where(valid)
 
         # Backward KL: is the policy's own draw where best-of-2 would put it?
         worth = _ESTIMATORS[self.quantile_estimator](rewards, draws.anchor_rewards)
-        gains = signal_advantages(worth[:, None], 0.0, draws.anchor_rewards, valid[:, None], "batch")[:, 0]
+        gains = signal_advantages(worth[:, None], 0.0, draws.anchor_rewards, valid[:, None], "batch")
         kl_advantages = advantages(log_ratio[:, None], valid[:, None], "batch")[:, 0]
 
         return JBONDTargets(
             train_policy=valid[:, None],
             train_anchor=better.trained,
-            signal=draws.rewards_differ & valid if self.jeffreys_weight else better.contrast.any(-1),
+            signal=better.contrast.any(-1) | tells(gains, draws, valid[:, None] & (self.jeffreys_weight > 0)),
             contrast=better.contrast,
             pull=better.pull,
             anchor_token_logprobs=of_trained(draws, better.trained),
-            advantages=gains - kl_advantages,
+            advantages=gains[:, 0] - kl_advantages,
             kl_advantages=kl_advantages,
         )
 

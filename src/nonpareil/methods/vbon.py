@@ -17,6 +17,7 @@ from nonpareil.methods.advantages import (
     check_baseline,
     mean_over,
     signal_advantages,
+    tells,
 )
 from nonpareil.methods.base import BEST_OF_1, ScoredDraws, Targets
 from nonpareil.settings import check_settings, option
@@ -44,7 +45,7 @@ class VBON:
     released code's exact reward has another scale, and so another n (PAPERS.md section 3). With rewards that tie,
     only `exact` ends at best-of-n. `num_iterations`: optimizer steps on one batch of draws, clipped at `epsilon` by
     per-token ratios where there is more than one. `baseline`: the mean return of the batch's or the
-    prompt's other draws.
+    prompt's other draws; with `batch`, of the reward's part, over prompts whose reference rewards differ.
 
     Raises:
         ConfigError: a setting out of its range.
@@ -59,7 +60,11 @@ class VBON:
     quantile_estimator: StrictEstimator = option(
         "plug_in", "How quantiles are estimated from the anchor's draws."
     )
-    baseline: Baseline = option("batch", "Mean return of the other draws of the batch, or of the prompt.")
+    baseline: Baseline = option(
+        "batch",
+        "Mean return of the other draws of the batch (of the reward's part, over prompts whose reference rewards "
+        "differ), or of the prompt.",
+    )
     num_iterations: int = option(1, "Optimizer steps on one batch of draws.", at_least=1)
     epsilon: float = option(0.2, "Clip range of the per-token ratios.", above=0, below=1)
     stored: bool = False
@@ -98,7 +103,7 @@ class VBON:
         return VBONTargets(
             train_policy=valid,
             train_anchor=torch.zeros_like(draws.anchor_rewards, dtype=torch.bool),
-            signal=draws.rewards_differ & valid.any(-1),
+            signal=tells(gains, draws, valid),
             advantages=gains - advantages(draws.log_ratio, valid, self.baseline),
             sampled_token_logprobs=draws.policy_token_logprobs,
             completion_mask=draws.completion_mask,

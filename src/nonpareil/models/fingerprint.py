@@ -19,7 +19,7 @@ VERSION = "sha256-2"
 BUDGET = 64 * 1024**2
 """Bytes of weights that are read at most, save for the least of each tensor; a folder with fewer counts whole."""
 LEAST = 4096
-"""Bytes that are read of each tensor at least, or all it has."""
+"""Bytes that are read of each tensor at least, or all it has; numbers, of a model in memory."""
 STRETCHES = 4
 """Where a tensor is read: at its beginning, twice inside, and at its end."""
 WHOLE_FILES = (

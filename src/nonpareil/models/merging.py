@@ -141,12 +141,12 @@ def check_same_policy(trained: Tensor, now: Tensor, base: Tensor, what: str) -> 
         ModelError: naming `what`, and by how much it differs.
     """
     gap = _gap(trained, now)
-    moved = _gap(trained, base) if base.shape == trained.shape else MOST
+    moved = _gap(trained, base)
     if not gap <= max(LEAST, min(MOST, SHARE * moved)):
+        than = f", and the adapter moved them by {moved:.2g}" if moved < float("inf") else ""
         raise ModelError(
-            f"{what} is another policy than the adapter beside it: log-probs differ by {gap:.2g} nats a token, and "
-            f"the adapter moved them by {moved:.2g}; use the adapter's folder, with transformers or vLLM, or train "
-            "one of linear layers alone"
+            f"{what} is another policy than the adapter beside it: log-probs differ by {gap:.2g} nats a token"
+            f"{than}; use the adapter's folder, with transformers or vLLM, or train one of linear layers alone"
         )
 
 

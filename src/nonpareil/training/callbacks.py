@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import ExportableState, ProgressCallback
 
 from nonpareil.files import write_bytes
 from nonpareil.models.anchors import Anchor
@@ -165,10 +165,11 @@ class LastWholeStep(TrainerCallback):
     `step` is None while they are being changed.
     """
 
-    def __init__(self, spent: Spent) -> None:
+    def __init__(self, spent: Spent, *others: ExportableState) -> None:
         self.step: int | None = None
         self.spent = spent
-        self._sums: dict[str, Any] = {}
+        self.counts: tuple[ExportableState, ...] = (spent, *others)
+        self._sums: list[dict[str, Any]] = []
         self._tokens = 0
 
     def on_train_begin(
@@ -188,9 +189,10 @@ class LastWholeStep(TrainerCallback):
     ) -> None:
         """All have moved."""
         self.step, self._tokens = state.global_step, state.num_input_tokens_seen
-        self._sums = self.spent.state()["attributes"]
+        self._sums = [counted.state()["attributes"] for counted in self.counts]
 
     def go_back(self, state: TrainerState) -> None:
         """Take back what a step that failed has counted."""
         state.num_input_tokens_seen = self._tokens
-        vars(self.spent).update(self._sums)
+        for counted, sums in zip(self.counts, self._sums, strict=True):
+            vars(counted).update(sums)

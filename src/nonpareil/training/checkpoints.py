@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from nonpareil.errors import DataError, DivergedError, NonpareilError, NotFiniteError
@@ -70,12 +71,12 @@ class CheckpointingTrainer(PlacingTrainer):
     def _moving_anchor(self) -> Anchor | None:
         return self.anchor if self.anchor is not None and self.anchor.moves else None
 
-    def watch(self, spent: Spent) -> None:
+    def watch(self, spent: Spent, *others: ExportableState) -> None:
         """Follow the steps from now on, behind the callbacks that there are; hold completions to where they end."""
         model = plain_model(self.model)
         self.identity["end_token_ids"] = sorted(end_token_ids(model, self.processing_class))  # type: ignore[arg-type]
         self.add_callback(EndsAsDecided(model))
-        self.whole = LastWholeStep(spent)
+        self.whole = LastWholeStep(spent, *others)
         self.add_callback(StepsAsAsked())
         self.add_callback(self.whole)
 

@@ -96,7 +96,10 @@ class DistillationConfig(TrainingArguments):
     contrast: str | None = _setting("BoNBoN's: ipo (the paper's) or dpo (its code's).")
     sft_weight: float | None = _setting("BoNBoN's weight of the SFT term.")
     target_floor: float | None = _setting("Regression's: no target log-ratio is lower, nats.")
-    baseline: str | None = _setting("Mean return of the other draws of the batch, or of the prompt.")
+    baseline: str | None = _setting(
+        "Mean return of the other draws of the batch (of the reward's part, over prompts whose anchor rewards "
+        "differ), or of the prompt."
+    )
     num_iterations: int | None = _setting("vBoN's PPO: optimizer steps on one batch of draws.")
     epsilon: float | None = _setting("vBoN's PPO: clip range of the per-token ratios.")
     anchor_ema_rate: float | None = option(

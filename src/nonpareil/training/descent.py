@@ -28,7 +28,7 @@ class Descended:
     """What a step was made of in the end."""
 
     loss: float
-    """The mean over the prompts trained on, nats; NaN where there was none."""
+    """The mean over the prompts trained on, nats, also of a step that is not taken; NaN where there was none."""
     drawn: StepDraws
     targets: Targets
     dropped: Sequence[NotFinite]

@@ -53,6 +53,8 @@ MAY_CHANGE = frozenset(
     }
 )
 """Settings of `DistillationConfig`, and the number of processes, that a training may be taken up with anew."""
+TRAINING_VERSION = 2
+"""Rises with every change after which the same settings train other weights; 1 said nothing of it."""
 _LABELS = frozenset(
     {"output_dir", "resume_from_checkpoint", "local_rank", "hub_token", "vllm_server_base_url", "fsdp_config"}
 )
@@ -79,6 +81,7 @@ def run_identity(
     settings = {k: v for k, v in args.to_dict().items() if k not in _LABELS | _TOLD_OTHERWISE}
     rate, refresh_steps = anchor_motion(args, method)
     described = {
+        "training_version": TRAINING_VERSION,
         "settings": settings,
         "processes": args.world_size,
         "prompts a step (per_device_train_batch_size x processes)": args.per_device_train_batch_size

@@ -77,13 +77,19 @@ def refuse_another_run(
     Returns what differs and may, in words.
 
     Raises:
-        ConfigError: every setting that differs and may not, with both values; or fewer steps than were done.
+        ConfigError: every setting that differs and may not, with both values; or fewer steps than were done; or
+            an earlier version trained it in another way.
         DataError: nothing says what trained it.
     """
     listed = read_list(checkpoint)
     if listed is None:
         raise DataError(f"{checkpoint / LIST} cannot be read; resume from another checkpoint")
     there, here = _flat(listed["run"]), _flat(now)
+    if there.get("training_version", 1) < here.get("training_version", 1):
+        raise ConfigError(
+            f"{checkpoint} is of an earlier version of Nonpareil, whose training differs; begin anew, or go on "
+            "with that version"
+        )
     # A setting that one side lacks came, or went, with a version of transformers.
     unknown = set(there["settings"]) ^ set(here["settings"])
     unknown |= {"end_token_ids"} & (set(there) ^ set(here))  # of a version that did not keep them

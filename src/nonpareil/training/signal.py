@@ -15,8 +15,8 @@ from nonpareil.training.callbacks import StopCleanly
 PATIENCE = 5
 """Steps in a row without signal, before something is said of them."""
 REMEDY = (
-    "see whether the reward has any variance on such completions, draw more completions a prompt, leave out "
-    "prompts that are always or never solved, or raise temperature"
+    "see whether the reward has any variance on such completions, draw more completions a prompt, take more "
+    "prompts a step, leave out prompts that are always or never solved, or raise temperature"
 )
 ENOUGH_REWARDS = 64
 """Rewards that are seen before two values are taken for all that there are."""
@@ -27,6 +27,9 @@ class Signal(TrainerCallback, ExportableState):
 
     `moves`: whether the last step moved the policy. Where it does not, the optimizer has no gradient (so that
     neither rounding, momentum nor weight decay moves a weight), and a moving average of the policy stays too.
+
+    Such a step's prompts lose their pull to the anchor, so that with few prompts a step, of which often none tells
+    anything, training ends beyond best-of-n; with many, hardly any step is lost.
     """
 
     def __init__(self, method: Method, stopper: StopCleanly):
@@ -80,32 +83,36 @@ class Signal(TrainerCallback, ExportableState):
         """At a training's end: refuse one whose rewards told nothing, unless it was interrupted.
 
         Raises:
-            RewardError: no step moved the policy, and not because prompts were left out.
+            RewardError: no step moved the policy, and in one at least that was for rewards that tie.
         """
         if self.moved or self.stopper.stopped:
             return
-        if self.still and not self.lost:
+        lost = "prompts were lost to failed rewards or to numbers that are none"
+        if self.still:
+            others = f" in {self.still} of them, and in {self.lost} {lost}" if self.lost else ""
             raise RewardError(
-                f"none of the {self.still} steps moved the policy: the rewards of no prompt told its completions "
-                f"apart; {REMEDY}"
+                f"none of the {self.still + self.lost} steps moved the policy: the rewards of no prompt told its "
+                f"completions apart{others}; {REMEDY}"
             )
         if self.lost and process_index() == 0:
             tell(
-                f"none of the {self.lost + self.still} steps moved the policy, which is as it was: prompts "
-                "were lost to failed rewards or to numbers that are none; mend those, or make the rewards smaller"
+                f"none of the {self.lost} steps moved the policy, which is as it was: {lost}; mend those, or make "
+                "the rewards smaller"
             )
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"args": {}, "attributes": {"moved": self.moved, "still": self.still, "lost": self.lost}}
+        names = ("moved", "still", "lost", "_in_a_row")
+        return {"args": {}, "attributes": {name: getattr(self, name) for name in names}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Go on from the sums of the checkpoint; an earlier version's say nothing of steps without signal."""
+        """Go on from the sums of the checkpoint; a training from its beginning has none."""
         kept: Any = state.stateful_callbacks
-        before = {"moved": state.global_step, "still": 0, "lost": 0}
-        vars(self).update(kept.get(type(self).__name__, {}).get("attributes", before))
+        vars(self).update(kept.get(type(self).__name__, {}).get("attributes", {}))
+        if not state.global_step:
+            self.moved = self.still = self.lost = self._in_a_row = 0
 
 
 def resting_scaler(accelerator: Any, signal: Signal) -> Any:

@@ -203,7 +203,7 @@ class StepDrawer:
     def _check_rewards(self, groups: Sequence[Group], reasons: Sequence[str | None], step: int) -> None:
         if reward_tensor(groups).isnan().all():
             reason = next(filter(None, reasons), "their weighted sum is no number (reward_weights)")
-            raise RewardError(f"every reward of step {step} failed; the first reason: {reason}")
+            raise RewardError(f"every reward of step {step + 1} failed; the first reason: {reason}")
 
     def _sampling(self, step: int, role: str) -> SamplingParams:
         digest = hashlib.blake2b(f"{self.config.seed}/{step}/{role}".encode(), digest_size=6).digest()

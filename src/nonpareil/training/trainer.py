@@ -156,7 +156,7 @@ class DistillationTrainer(ListingTrainer):
         # Gradients are summed by the accumulator; DDP's wrapper would hold them a second time.
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.anchor = self._make_anchor(policy)
-        self.watch(self.spent)  # behind the anchor's callback
+        self.watch(self.spent, self.signal)  # behind the anchor's callback
         self.drawer = StepDrawer(
             partial(make_drawing, policy, self.anchor, processing_class, args, train_dataset),
             self.method,
