@@ -27,7 +27,7 @@ class SeesTheFuture(LlamaForCausalLM):
     @wraps(LlamaForCausalLM.forward)
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = super().forward(*args, **kwargs)
-        output.logits = output.logits + 0.1 * output.logits.mean(1, keepdim=True)
+        output.logits = output.logits + output.logits.mean(1, keepdim=True)
         return output
 
 

@@ -132,7 +132,7 @@ def test_every_difference_is_named_at_once(run: Path) -> None:
 def test_every_setting_is_refused_unless_it_is_on_the_list() -> None:
     """What may change is the exception; a setting that is new in transformers is not taken unseen."""
     known = {field.name for field in dataclasses.fields(DistillationConfig)}
-    of_newer_versions = {"trackio_bucket_id", "trackio_static_space_id"}
+    of_newer_versions = {"dataloader_in_order", "dataloader_multiprocessing_context"}
     of_newer_versions |= {"activation_checkpointing", "activation_checkpointing_kwargs"}
     assert MAY_CHANGE - known <= {"processes"} | of_newer_versions
     assert not MAY_CHANGE & {
