@@ -224,7 +224,7 @@ def test_frontier_is_the_exponential_tilt(c):
 
 
 def test_bond_without_the_log_lands_on_the_frontier_at_c_seven():
-    # PAPERS.md section 1: r = p<= in place of log p<= at N = 8 gives pi_ref * exp(7 u): win .858, KL .953.
+    # r = p<= in place of log p<=, as BOND once prints it, gives pi_ref * exp(7 u) at N = 8: win .858, KL .953.
     assert best_of_n.optimal_win_rate(0.953) == pytest.approx(0.858, abs=5e-4)
     assert best_of_n.win_rate(8) == pytest.approx(0.889, abs=5e-4)
 

@@ -241,7 +241,7 @@ def test_bad_arguments_are_named():
 
 
 def test_margin_loss_alone_does_not_recover_best_of_8():
-    # PAPERS.md section 2: its population minimiser has win rate .814 and KL .879 in place of .889 and 1.204.
+    # Its population minimiser has win rate .814 and KL .879 in place of .889 and 1.204.
     size, n = 150, 8
     u = (torch.arange(size, dtype=F64) + 0.5) / size
     best, worst = torch.tril_indices(size, size, offset=-1)

@@ -65,7 +65,7 @@ def test_sft_weight_1_is_the_forward_kl(contrast):
 
 
 def test_the_first_gradient_of_dpo_is_some_2600_times_smaller():
-    """PAPERS.md 2, n = 8, at pi = pi_ref: ipo's is 2 / (2 beta) a pair, dpo's beta / 2."""
+    """n = 8, at pi = pi_ref: ipo's is 2 / (2 beta) a pair, dpo's beta / 2."""
 
     def size(contrast):
         method = BoNBoN(8, contrast, 0.0)
@@ -121,7 +121,7 @@ def win_rate_and_kl(pi):
 
 
 def test_ipo_alone_does_not_end_at_best_of_8(pairs):
-    """PAPERS.md 2: win rate .814 and KL .879 where best-of-8 has .889 and 1.204."""
+    """Win rate .814 and KL .879 where best-of-8 has .889 and 1.204."""
     method = BoNBoN(N, "ipo", 0.0)
     logits = CONTINUUM.log().requires_grad_()
     optimizer = torch.optim.LBFGS([logits], max_iter=60, line_search_fn="strong_wolfe")

@@ -122,7 +122,7 @@ def train(method, anchor, rewards, steps, ema=0.0, seed=0):
 
 
 def test_backward_alone_reaches_its_fixed_point():
-    """pi ∝ anchor exp(-log 16 (1 - p<=)^2): close to best-of-2, and not equal to it (PAPERS.md section 1)."""
+    """pi ∝ anchor exp(-log 16 (1 - p<=)^2): close to best-of-2, and not equal to it."""
     reached = train(JBOND(1.0), REFERENCE, STRICT, steps=250)
     above = torch.tensor([0.5, 0.2, 0.0], dtype=torch.float64)
     fixed_point = (REFERENCE.log() - math.log(16) * above**2).softmax(-1)

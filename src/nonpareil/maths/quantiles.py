@@ -158,7 +158,7 @@ def group_log_tilt(rewards: Float[Tensor, "b m"], n: Real) -> Float[Tensor, "b m
 
     `log n + (n-1) (H_{i-1} - H_{m-1})` at rank i without ties; equal rewards share one value, the tie term of
     `log_tilt` included. Best-of-n's partition function is known, so any n goes with any m (after QRPO,
-    arXiv:2507.08068). PAPERS.md section 4 prints H_m in place of H_{m-1}: that is E[log u | rank], but a
+    arXiv:2507.08068). H_m in place of H_{m-1} would be E[log u | rank], but a
     regression conditions on the completion, and every target would be (n-1)/m too low (docs/estimators.md).
 
     NaN where the reward failed, or where it is the only valid one of its group.

@@ -35,7 +35,7 @@ class Anchor:
     the policy every so many steps (iterative BOND); neither: the reference, for good.
 
     Kept in float32 whatever the policy is in: in bfloat16 an increment below about 2^-9 of a weight rounds
-    away, and the anchor would stand still (PAPERS.md section 1). This one is a whole model;
+    away, and the anchor would stand still. This one is a whole model;
     `adapters.AdapterAnchor` is a second adapter on the policy's base.
     """
 
