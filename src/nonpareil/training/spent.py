@@ -47,12 +47,16 @@ class Spent(TrainerCallback, ExportableState):
     def summary(self, logs: dict[str, float], state: TrainerState) -> dict[str, float]:
         """transformers' last figures, put right after a resume or an early end.
 
-        Its loss is that of the steps since the resume over the number of all, its rates are all planned steps over
-        the seconds since then. `train_loss` becomes the whole run's, rates those of the steps that were taken.
+        Its loss is that of the steps since the resume over the number of all. Its rates are over the seconds since
+        then, and before 5.24 of all planned steps. `train_loss` becomes the whole run's, rates those of the steps
+        that were taken.
         """
-        share = (state.global_step - self._first_step) / max(state.max_steps, 1)
-        rates = {name: value * share for name, value in logs.items() if name.endswith("_per_second")}
-        return {**logs, **rates, "train_loss": self.mean_loss}
+        logs = {**logs, "train_loss": self.mean_loss}
+        if logs.get("train_steps_per_second"):  # 0 or none where nothing was left to train
+            per_second = (state.global_step - self._first_step) / logs["train_runtime"]
+            scale = per_second / logs["train_steps_per_second"]
+            logs |= {name: value * scale for name, value in logs.items() if name.endswith("_per_second")}
+        return logs
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
