@@ -62,8 +62,8 @@ def trained(size: str, lora: bool, bf16: bool, steps: int = 2) -> dict[str, Any]
     """Most bytes of each phase of a real training, and what the formula says."""
     from step import Phases, make_config, make_trainer
 
-    from nonpareil.jobs.dry_run import memory_estimate
-    from nonpareil.jobs.policy import PolicySource
+    from nonpareil.commands.distill.dry_run import memory_estimate
+    from nonpareil.commands.policies.local import LocalPolicy
 
     baseline = warmed_up(lora, bf16)
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +73,7 @@ def trained(size: str, lora: bool, bf16: bool, steps: int = 2) -> dict[str, Any]
         trainer.train()
         make_config(size, 128).save_pretrained(folder)
         trainer.processing_class.save_pretrained(folder)
-        estimate = memory_estimate(PolicySource(folder), trainer.args, trainer.method)
+        estimate = memory_estimate(LocalPolicy(folder), trainer.args, trainer.method)
     peaks = dict(phases.peaks)
     del trainer, phases
     kept = resident_without_tensors() - baseline
@@ -148,7 +148,7 @@ def shards(size: str, folder: Path) -> None:
     """Under torchrun: bytes that each process holds of a sharded training, beside the formula's."""
     from step import make_config, make_trainer
 
-    from nonpareil.jobs.dry_run import memory_estimate
+    from nonpareil.commands.distill.dry_run import memory_estimate
     from nonpareil.models.distributed import end_processes, gather_shares, num_processes, process_index
     from nonpareil.models.sharding import local
 
@@ -167,7 +167,7 @@ def shards(size: str, folder: Path) -> None:
         "weights": size_of(trainer.model.parameters()),
         "anchor": size_of(trainer.anchor.weights().values()),
         "optimizer": size_of(moments),
-        "working_copy": size_of(trainer.drawer.drawing.working.model.parameters()),
+        "working_copy": size_of(trainer.step_sampler.actors.working.model.parameters()),
     }
     everywhere = gather_shares([held])
     if process_index() == 0:

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 
-from nonpareil.jobs import sample
-from nonpareil.jobs.options import demo_defaults
+from nonpareil.commands import sample
+from nonpareil.options.demo import demo_defaults
 from nonpareil.rollouts import read_groups
 
 

@@ -152,7 +152,7 @@ class Phases(TrainerCallback):
         self.seconds: list[dict[str, float]] = []
         self.peaks: dict[str, int] = defaultdict(int)
         self.completions = trainer.method.policy_draws + trainer.method.anchor_draws
-        drawing = trainer.drawer.drawing
+        drawing = trainer.step_sampler.actors
         self._wrap(drawing, "draw", "draw")
         self._wrap(drawing, "token_logprobs", "anchor_logprobs")
         self._wrap(trainer.reward, "score_each", "score")

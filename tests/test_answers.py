@@ -13,12 +13,12 @@ import pytest
 from nonpareil import answers
 from nonpareil.answers import MOST_BYTES, answer_bytes
 from nonpareil.engines.openai import OpenAIEngine
-from nonpareil.engines.vllm_server import VLLMServerEngine
+from nonpareil.engines.vllm.server import VLLMServerEngine
 from nonpareil.errors import EngineError, NonpareilError, RemoteError, RewardError
 from nonpareil.records import Group, Prompt, SamplingParams, ScoreRequest
 from nonpareil.remote import JsonClient, run_coroutine
 from nonpareil.rewards import RemoteReward
-from nonpareil.rewards.judge import JudgeReward
+from nonpareil.rewards.judge.judge import JudgeReward
 from tests.hostile_server import Reply, answering, begin, body
 from tests.tiny import make_tokenizer
 

@@ -28,8 +28,8 @@ LONG_FUNCTIONS = {  # why each is one thing
     "training/trainer.py:DistillationTrainer.__init__": "TRL's arguments, one a line, then the parts",
 }
 
-# Dataclasses that a user sets, wherever they live; in jobs and training, also those of a config module.
-SETTINGS_NAME = re.compile(r"(Config|Params|Settings|Arguments)$")
+# Dataclasses that a user sets, wherever they live; in training, also those of a config module.
+SETTINGS_NAME = re.compile(r"(Config|Options|Params|Settings|Arguments)$")
 
 FOREIGN_TEXT = {
     "a path of one machine": re.compile(r"(?<![\w.$}])/(root|tmp|work|home|Users)/\w"),
@@ -200,7 +200,7 @@ def names_read(node: ast.AST, in_post_init: bool = False) -> Iterator[str]:
 def settings_dataclasses() -> Iterator[type]:
     """The dataclasses that hold what a user sets; only their modules are imported."""
     for relative, tree in parsed(PACKAGE):
-        config_module = relative.parts[0] in ("jobs", "training") and "config" in relative.stem
+        config_module = relative.parts[0] == "training" and "config" in relative.stem
         for node in tree.body:
             if not isinstance(node, ast.ClassDef) or not (config_module or SETTINGS_NAME.search(node.name)):
                 continue

@@ -22,11 +22,11 @@ from transformers import (
 
 from nonpareil.cli.main import main
 from nonpareil.cli.parsing import parse
+from nonpareil.commands.compare.plan import plan_runs
+from nonpareil.commands.compare.spec import read_spec
 from nonpareil.errors import ConfigError
-from nonpareil.jobs.comparison_config import read_spec
-from nonpareil.jobs.comparison_plan import plan_runs
-from nonpareil.jobs.distill import DistillOptions
 from nonpareil.methods import METHODS
+from nonpareil.options.commands import DistillOptions
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.method import method_of
 

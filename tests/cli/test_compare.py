@@ -13,15 +13,15 @@ import pytest
 import yaml
 
 from nonpareil.cli.main import main
+from nonpareil.commands.compare import evaluator as comparison_evaluation
+from nonpareil.commands.compare.budget import over_budget
+from nonpareil.commands.compare.inputs import files_of
+from nonpareil.commands.compare.plan import plan_runs
+from nonpareil.commands.compare.processes import Finished, last_lines, locked, run_logged
+from nonpareil.commands.compare.results import Cost, RunRecord
+from nonpareil.commands.compare.spec import read_spec
 from nonpareil.errors import ConfigError
-from nonpareil.evaluation.comparison import RunRecord, Spent
-from nonpareil.jobs import comparison_evaluation
-from nonpareil.jobs.comparison_budget import over_budget
-from nonpareil.jobs.comparison_config import read_spec
-from nonpareil.jobs.comparison_inputs import files_of
-from nonpareil.jobs.comparison_plan import plan_runs
-from nonpareil.jobs.processes import Finished, last_lines, locked, run_logged
-from nonpareil.jobs.yaml_options import load_yaml
+from nonpareil.options.yaml import load_yaml
 from tests.rewards.servers import serve
 
 COPY = """
@@ -46,7 +46,7 @@ def comparison(files, capsys, monkeypatch):
     (files / "copy.py").write_text(COPY)
     # Most of an evaluation's time on models this small; the pictures are tested in tests/evaluation.
     monkeypatch.setattr("nonpareil.evaluation.plots.png", lambda figure: b"PNG")
-    monkeypatch.setattr("nonpareil.evaluation.comparison_report.png", lambda figure: b"PNG")
+    monkeypatch.setattr("nonpareil.commands.compare.report.png", lambda figure: b"PNG")
     copy = ["{python}", str(files / "copy.py"), "{model}", "{output_dir}", "{seed}"]
 
     def compare(*flags, **changes):
@@ -96,7 +96,7 @@ def in_process(monkeypatch):
             raise KeyboardInterrupt
         return Finished(status, 1.0, 2**20)
 
-    monkeypatch.setattr("nonpareil.jobs.compare.run_logged", run)
+    monkeypatch.setattr("nonpareil.commands.compare.run.run_logged", run)
     return ran
 
 
@@ -338,7 +338,7 @@ def test_an_own_method_is_known_by_its_file(comparison, files):
 def test_a_kill_in_the_first_evaluation_can_be_repaired(comparison, files, monkeypatch):
     """What was drawn before it, with other settings, is refused; --overwrite deletes it and keeps the model."""
     with monkeypatch.context() as patch:
-        patch.setattr("nonpareil.jobs.evaluate._divergence", killed)
+        patch.setattr("nonpareil.commands.evaluate.divergence._divergence", killed)
         with pytest.raises(Killed):
             comparison(seeds=[0])
     assert (files / "out/reference/manifest.json").is_file()
@@ -534,7 +534,7 @@ def test_only_a_command_can_be_over_the_clock(planned, files):
     )
     evaluation = {}
     records = [
-        RunRecord(name, 0, evaluation, (), Spent(None, None, None, seconds, None), {})
+        RunRecord(name, 0, evaluation, (), Cost(None, None, None, seconds, None), {})
         for name, seconds in (("copy", 9.0), ("copy", 12.4), ("rloo", 9.3))
     ]
     over = over_budget(read_spec(files / "c.yaml"), records)
@@ -619,7 +619,7 @@ time.sleep(60)
     parent = f"""
 import sys
 from pathlib import Path
-from nonpareil.jobs.processes import locked, run_logged
+from nonpareil.commands.compare.processes import locked, run_logged
 with locked(Path({str(tmp_path / "c")!r})) as lock:
     try:
         run_logged([sys.executable, "-c", {code!r}], Path({str(log)!r}), lock)
@@ -641,7 +641,7 @@ def test_a_killed_comparison_stops_its_run_and_holds_the_folder_until_then(tmp_p
     parent = f"""
 import sys
 from pathlib import Path
-from nonpareil.jobs.processes import locked, run_logged
+from nonpareil.commands.compare.processes import locked, run_logged
 with locked(Path({str(folder)!r})) as lock:
     run_logged([sys.executable, "-c", {code!r}], Path({str(log)!r}), lock)
 """

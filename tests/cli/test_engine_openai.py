@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from nonpareil import remote
+from nonpareil.commands.policies.served import ServedPolicy
 from nonpareil.errors import DataError
-from nonpareil.jobs.endpoint import EndpointSource
-from nonpareil.jobs.sample import SampleOptions
+from nonpareil.options.commands import SampleOptions
 from nonpareil.records import Prompt
 from nonpareil.rollouts import read_groups
 from tests.engines.openai_server import MODEL, OpenAIServer
@@ -145,7 +145,7 @@ def test_a_prompt_without_a_token_is_refused(files):
         base_url="http://127.0.0.1:9", model_name_or_path=MODEL, tokenizer_name_or_path=str(files / "policy")
     )
     with pytest.raises(DataError, match="prompt p is empty"):
-        EndpointSource(options).check([Prompt("p", "", [])], options.sampling())
+        ServedPolicy(options).check([Prompt("p", "", [])], options.sampling())
 
 
 def test_a_server_alone_does_not_mean_the_demo(nonpareil, capsys):

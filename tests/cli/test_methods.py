@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-import nonpareil.jobs.policy
-from nonpareil.jobs import policy as nonpareil_policy
+import nonpareil.commands.policies.local
+from nonpareil.commands.policies import local as nonpareil_policy
 from nonpareil.models.first_fingerprint import _first_fingerprint
-from nonpareil.rewards import model as nonpareil_reward
+from nonpareil.rewards.models import local as nonpareil_reward
 from nonpareil.rollouts.store import read_table, write_table
 from tests.cli.conftest import config
 
@@ -45,7 +45,7 @@ def no_model(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(nonpareil.jobs.policy, "load_policy", refuse)
+    monkeypatch.setattr(nonpareil.commands.policies.local, "load_policy", refuse)
 
 
 def changed(path, **values):

@@ -14,11 +14,11 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from nonpareil.engines import ray as engine
+from nonpareil.commands.policies import ray as jobs_ray
+from nonpareil.commands.policies.local import LocalPolicy
 from nonpareil.errors import ConfigError, RewardError
-from nonpareil.jobs import ray as jobs_ray
-from nonpareil.jobs.policy import PolicySource
-from nonpareil.jobs.sample import SampleOptions
+from nonpareil.options.commands import SampleOptions
+from nonpareil.rollouts import ray as engine
 
 pytestmark = pytest.mark.ray
 
@@ -160,7 +160,7 @@ def test_a_worker_that_fails_for_good_ends_the_run_with_its_own_words(sample, fi
 
 def test_a_worker_with_another_policy_is_refused(files):
     options = SampleOptions(model_name_or_path=str(files / "policy"))
-    info = PolicySource(options.model_name_or_path, None, options.dtype).info()
+    info = LocalPolicy(options.model_name_or_path, None, options.dtype).info()
     assert jobs_ray._EngineOfWorker(options, info, None)().describe()["engine"] == "transformers"
     with pytest.raises(ConfigError, match=r"another policy than the run:\n  fingerprint: 'other' where"):
         jobs_ray._EngineOfWorker(options, {**info, "fingerprint": "other"}, None)()

@@ -8,10 +8,9 @@ import pytest
 import torch
 import yaml
 
-from nonpareil.jobs.comparison_config import read_spec
-from nonpareil.jobs.comparison_plan import plan_runs
-from nonpareil.jobs.distill import DistillOptions
-from nonpareil.jobs.sample import SampleOptions
+from nonpareil.commands.compare.plan import plan_runs
+from nonpareil.commands.compare.spec import read_spec
+from nonpareil.options.commands import DistillOptions, SampleOptions
 from nonpareil.training.config import DistillationConfig
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()

@@ -25,7 +25,7 @@ def no_model(monkeypatch):
     def load(*args, **kwargs):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("nonpareil.jobs.policy.load_policy", load)
+    monkeypatch.setattr("nonpareil.commands.policies.local.load_policy", load)
 
 
 @pytest.mark.parametrize(

@@ -16,22 +16,24 @@ import yaml
 
 import nonpareil
 from nonpareil.cli.parsing import parse
-from nonpareil.errors import ConfigError, DataError
-from nonpareil.jobs.comparison_config import (
+from nonpareil.commands.compare.plan import plan_runs
+from nonpareil.commands.compare.spec import (
     BudgetOptions,
     CompareOptions,
     EvaluationOptions,
     PoolOptions,
     read_spec,
 )
-from nonpareil.jobs.comparison_plan import plan_runs
-from nonpareil.jobs.curve import CurveOptions
-from nonpareil.jobs.distill import DistillOptions
-from nonpareil.jobs.evaluate import EvaluateOptions
-from nonpareil.jobs.export import ExportOptions
-from nonpareil.jobs.sample import SampleOptions
-from nonpareil.jobs.yaml_options import dump_yaml, load_yaml
+from nonpareil.errors import ConfigError, DataError
 from nonpareil.methods import METHODS
+from nonpareil.options.commands import (
+    CurveOptions,
+    DistillOptions,
+    EvaluateOptions,
+    ExportOptions,
+    SampleOptions,
+)
+from nonpareil.options.yaml import dump_yaml, load_yaml
 from nonpareil.records import SamplingParams
 from nonpareil.rollouts.prompts import load_prompts, tokenize_prompts
 from nonpareil.settings import CheckedOptions, Setting, check_settings, settings_of
@@ -174,7 +176,7 @@ def test_how_completions_are_drawn_is_checked_where_they_are():
 
 def test_every_class_of_options_was_looked_at():
     found = set()
-    for package in ("jobs", "training", "methods"):
+    for package in ("options", "commands", "training", "methods"):
         folder = Path(nonpareil.__file__).parent / package
         for module in pkgutil.iter_modules([str(folder)]):
             loaded = importlib.import_module(f"nonpareil.{package}.{module.name}")

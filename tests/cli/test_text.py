@@ -9,7 +9,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 from transformers import LlamaForSequenceClassification as RewardModel
 
 from nonpareil.rollouts.manifest import read_manifest, write_manifest
-from nonpareil.rollouts.store import notes_of, read_groups, read_shard, read_table, write_shard
+from nonpareil.rollouts.reading import read_groups
+from nonpareil.rollouts.store import notes_of, read_shard, read_table, write_shard
 from tests.cli.conftest import config
 from tests.tokenizers_of_all_kinds import BOS, EOS, KINDS, PAD, THINK, THOUGHT, UNK
 

@@ -6,7 +6,7 @@ import pytest
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from nonpareil.engines.decoding import HALF, WINDOW, completion_texts
-from nonpareil.engines.vllm_requests import Choice, draws_of
+from nonpareil.engines.vllm.requests import VLLMChoice, draws_of
 from nonpareil.records import Prompt, SamplingParams
 from tests.tokenizers_of_all_kinds import BOS, EOS, KINDS, PAD, SPECIAL, TEXT, THINK, THOUGHT, TURN, UNK
 
@@ -161,7 +161,7 @@ def test_vllms_answers_are_read_by_the_same_rule() -> None:
     tokenizer = KINDS["llama_2"]()
     prompt = Prompt("p", "The film was", tokenizer("The film was")["input_ids"])
     ids = [THINK, *tokenizer.encode("very good", add_special_tokens=False), THOUGHT, TURN]
-    choice = Choice(ids, [-1.0] * len(ids), "stop")
+    choice = VLLMChoice(ids, [-1.0] * len(ids), "stop")
     drawn = draws_of(prompt, [choice], 1, SamplingParams(), frozenset({EOS, TURN}), tokenizer)
     assert drawn.completions == ["<think> very good</think>"]
     assert drawn.completion_token_ids == [ids]

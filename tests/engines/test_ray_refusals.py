@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from nonpareil.engines.ray import RayPool
 from nonpareil.errors import ConfigError
+from nonpareil.rollouts.ray import RayPool
 
 
 @pytest.mark.parametrize(

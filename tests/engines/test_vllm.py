@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from nonpareil.engines.vllm import VLLMEngine
+from nonpareil.engines.vllm.engine import VLLMEngine
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.models.logprobs import completion_logprobs
 from nonpareil.records import SamplingParams

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from nonpareil.engines.canary import Canary
-from nonpareil.engines.vllm import VLLMEngine
+from nonpareil.engines.vllm.engine import VLLMEngine
 from nonpareil.errors import ConfigError, SyncError
 from nonpareil.models.logprobs import completion_logprobs
 from nonpareil.records import SamplingParams
@@ -259,7 +259,7 @@ def test_a_process_group_of_the_trainers_outlives_the_engine(tmp_path: Path) -> 
     """In a process of its own: this one's group may already be vLLM's."""
     program = """
 import sys, torch.distributed as dist
-from nonpareil.models.vllm_load import make_llm, shut_down
+from nonpareil.models.vllm import make_llm, shut_down
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=0, world_size=1)
 ours = dist.group.WORLD
 shut_down(make_llm(sys.argv[1], dtype="float32", max_model_len=64))

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import pytest
 
 from nonpareil.engines.canary import Canary
-from nonpareil.engines.vllm_server import VLLMServerEngine, server_command
+from nonpareil.engines.vllm.server import VLLMServerEngine, server_command
 from nonpareil.errors import ConfigError, EngineError, SyncError
 from nonpareil.models.loading import end_token_ids
 from nonpareil.records import SamplingParams

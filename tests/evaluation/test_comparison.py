@@ -6,28 +6,28 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nonpareil.errors import DataError
-from nonpareil.evaluation.comparison import (
+from nonpareil.commands.compare.over_seeds import statistic
+from nonpareil.commands.compare.pairs import pairs_of
+from nonpareil.commands.compare.plots import gold_figure, pareto_figure
+from nonpareil.commands.compare.report import headline, write_comparison
+from nonpareil.commands.compare.results import (
     Checkpoint,
+    Cost,
     RunRecord,
-    Spent,
     compare_runs,
     differing,
     figures_of,
     refuse_mixed,
 )
-from nonpareil.evaluation.comparison_pairs import pairs_of
-from nonpareil.evaluation.comparison_plots import gold_figure, pareto_figure
-from nonpareil.evaluation.comparison_report import headline, write_comparison
-from nonpareil.evaluation.comparison_tables import cell, pairs_table, tables
-from nonpareil.evaluation.over_seeds import statistic
+from nonpareil.commands.compare.tables import cell, pairs_table, tables
+from nonpareil.errors import DataError
 from nonpareil.files import jsonable
 from nonpareil.maths.best_of_n import kl_upper_bound, optimal_win_rate
 from nonpareil.maths.bootstrap import bootstrap_interval
 
 FRONTIER = [{"kl": kl / 10, "win_rate": optimal_win_rate(kl / 10)} for kl in range(40)]
 PROTOCOL = {"prompts": {"sha256": "ab", "count": 4}, "sampling": {"temperature": 1.0}}
-SPENT = Spent(completions_drawn=1000, tokens_trained=5000, steps=10, seconds=60.0, peak_memory_bytes=2**30)
+SPENT = Cost(completions_drawn=1000, tokens_trained=5000, steps=10, seconds=60.0, peak_memory_bytes=2**30)
 
 
 def interval(estimate):

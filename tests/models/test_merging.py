@@ -21,7 +21,7 @@ from nonpareil.models.devices import cast_weights
 from nonpareil.models.loading import load_policy
 from nonpareil.models.merged_folder import save_merged
 from nonpareil.models.merging import Merged, adapter_vocabulary, check_same_policy, merged, rounding_share
-from nonpareil.models.vllm_load import check_vllm_adapter
+from nonpareil.models.vllm import check_vllm_adapter
 from nonpareil.records import Prompt, SamplingParams
 from tests.tiny import forced_logprobs, make_model, make_tokenizer
 

@@ -14,8 +14,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from nonpareil.commands.policies.local import LocalPolicy
 from nonpareil.errors import ConfigError, ModelError
-from nonpareil.jobs.policy import PolicySource
 from nonpareil.models.fingerprint import fingerprint
 from nonpareil.models.loading import load_policy
 from nonpareil.models.pretrained import check_finite
@@ -212,7 +212,7 @@ def test_each_damage_to_an_adapter_is_one_line(adapter: Path, harm: Callable[[Pa
 
 def test_a_token_without_an_embedding_is_refused_before_weights_are_read(saved: Path) -> None:
     (saved / "model.safetensors").unlink()
-    policy, size = PolicySource(str(saved)), make_model().config.vocab_size
+    policy, size = LocalPolicy(str(saved)), make_model().config.vocab_size
     policy.check([Prompt("a", "x", [0, size - 1], {})], SamplingParams(4))
     for token in (size, -1):
         with pytest.raises(ValueError, match=f"prompt b has token id {token}, and the model '.*policy' has"):
@@ -221,9 +221,9 @@ def test_a_token_without_an_embedding_is_refused_before_weights_are_read(saved: 
 
 def test_a_folder_has_no_revision(saved: Path) -> None:
     with pytest.raises(ConfigError, match=r"model_revision='v1' is read for hub models only"):
-        PolicySource(str(saved), "v1")
+        LocalPolicy(str(saved), "v1")
     with pytest.raises(ConfigError, match=r"reference_model_revision='v1' .*reference_model_name_or_path="):
-        PolicySource(str(saved), "v1", field="reference_model_name_or_path")
+        LocalPolicy(str(saved), "v1", field="reference_model_name_or_path")
     with pytest.raises(ConfigError, match=r"revision='v1' is read for hub models only"):
         RewardModel(str(saved), revision="v1")
 
@@ -244,7 +244,7 @@ def own(saved: Path) -> Path:
     "load",
     [
         lambda path: load_policy(path, device=CPU),
-        PolicySource,
+        LocalPolicy,
         RewardModel,
         lambda path: RewardModel(path, make_tokenizer()),
     ],
@@ -257,7 +257,7 @@ def test_code_of_a_models_own_runs_only_when_trusted(own: Path, load: Callable) 
 
 
 def test_trusted_code_runs_and_is_part_of_the_policy(own: Path) -> None:
-    policy = PolicySource(str(own), trust_remote_code=True)
+    policy = LocalPolicy(str(own), trust_remote_code=True)
     assert type(policy.load()).__name__ == "OwnModel"
     assert policy.info()["trust_remote_code"] is True
     before = policy.fingerprint
@@ -269,7 +269,7 @@ def test_no_question_is_asked_at_a_terminal(own: Path) -> None:
     """transformers asks where it is not told, and takes what is typed for consent."""
     import pty
 
-    code = f"from nonpareil.jobs.policy import PolicySource; PolicySource({str(own)!r})"
+    code = f"from nonpareil.commands.policies.local import LocalPolicy; LocalPolicy({str(own)!r})"
     master, slave = pty.openpty()
     os.write(master, b"y\n")
     done = subprocess.run(
@@ -286,10 +286,10 @@ def test_a_hub_out_of_reach_is_asked_once_and_not_for_long(saved: Path) -> None:
     """Of models, datasets and rewards alike; by itself each would try for the better part of a minute."""
     code = f"""
 import time
-from nonpareil.jobs.policy import PolicySource
+from nonpareil.commands.policies.local import LocalPolicy
 from nonpareil.rewards import RewardModel
 from nonpareil.rollouts import load_prompts
-for load in (PolicySource, RewardModel, load_prompts, lambda name: PolicySource({str(saved)!r})):
+for load in (LocalPolicy, RewardModel, load_prompts, lambda name: LocalPolicy({str(saved)!r})):
     begun = time.perf_counter()
     try:
         load("polcy")

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, RobertaConfig
 from nonpareil.errors import DataError, ModelError
 from nonpareil.records import Prompt
 from nonpareil.rewards import RewardModel
-from nonpareil.rewards.encoding import length_limit
+from nonpareil.rewards.models.encoding import length_limit
 from tests.rewards.conftest import make_llama, make_tokenizer, request_of
 
 BOS, EOS = 1, 2

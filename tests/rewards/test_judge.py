@@ -16,9 +16,9 @@ import pytest
 from nonpareil.errors import ConfigError, RewardError
 from nonpareil.records import Group, ScoreRequest
 from nonpareil.rewards import CombinedReward, FunctionReward, JudgeReward
-from nonpareil.rewards.judge_cache import AnswerCache
-from nonpareil.rewards.judge_questions import TEMPLATE, read_verdict
-from nonpareil.rewards.judge_schedule import calls_for, schedule
+from nonpareil.rewards.judge.cache import AnswerCache
+from nonpareil.rewards.judge.questions import TEMPLATE, read_verdict
+from nonpareil.rewards.judge.schedule import calls_for, schedule
 from tests.rewards.servers import Server, answers_of, chat, first_seat, longer, serve
 
 PLAIN = "{prompt}|{a}|{b}"

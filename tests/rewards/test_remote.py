@@ -19,7 +19,7 @@ import pytest
 
 from nonpareil.errors import ConfigError, DataError, ModelError, RemoteError, RewardError
 from nonpareil.rewards import RemoteReward, RewardModel, VLLMReward, load_rewards
-from nonpareil.rewards.remote import is_endpoint, parse_endpoint, public_name
+from nonpareil.rewards.endpoint import is_endpoint, parse_endpoint, public_name
 from tests.rewards.conftest import make_llama, make_tokenizer, request_of, varied_request
 from tests.rewards.servers import Server, serve
 

@@ -6,7 +6,7 @@ import pytest
 
 from nonpareil.errors import DataError, ModelError
 from nonpareil.records import Message, Prompt
-from nonpareil.rewards.encoding import RewardEncoder
+from nonpareil.rewards.models.encoding import RewardEncoder
 from tests.rewards.conftest import CHAT_TEMPLATE, make_tokenizer
 
 SYSTEM = {"role": "system", "content": "be brief"}

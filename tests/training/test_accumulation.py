@@ -83,7 +83,7 @@ def test_one_prompt_a_batch_has_the_baseline_of_the_step(tmp_path: Path) -> None
         **{"optim": "sgd", "learning_rate": 1e-2, "max_grad_norm": 0, "lr_scheduler_type": "constant"},
     )
     trainer.anchor.module.load_state_dict(ending_model(seed=1).state_dict())
-    drawn = trainer.drawer.draw(PROMPTS, step=0)
+    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
     loss = loss_by_hand(trainer.model, trainer.anchor.module, drawn)
     trainer.model.zero_grad()
     loss.backward()
@@ -116,13 +116,13 @@ def test_one_prompt_a_batch_has_the_baseline_of_the_step(tmp_path: Path) -> None
 
 def test_a_step_is_drawn_and_scored_at_once(tmp_path: Path) -> None:
     trainer = split_trainer(tmp_path, (1, 8), max_steps=3)
-    seen, draw = [], trainer.drawer.draw
+    seen, draw = [], trainer.step_sampler.draw
 
     def counted_draw(prompts: Any, step: int) -> Any:
         seen.append((step, len(prompts)))
         return draw(prompts, step)
 
-    trainer.drawer.draw = counted_draw
+    trainer.step_sampler.draw = counted_draw
     trainer.train()
     assert seen == [(0, 8), (1, 3), (2, 8)]
 

@@ -63,7 +63,7 @@ def test_a_step_in_float32_is_the_step_on_the_cpu(changes: dict[str, Any], tmp_p
         )
         kind = "cuda" if device == "gpu" else "cpu"
         assert trainer.args.device.type == next(trainer.model.parameters()).device.type == kind
-        drawn[device] = trainer.drawer.draw(PROMPTS, step=0).groups
+        drawn[device] = trainer.step_sampler.draw(PROMPTS, step=0).groups
         trainer.train()
         trained[device] = on_cpu(weights(trainer.model))
     for ours, theirs in zip(drawn["gpu"], drawn["cpu"], strict=True):
@@ -99,8 +99,8 @@ def test_resume_is_bit_for_bit_with_deterministic_kernels(
 
 def test_the_working_copy_draws_in_bfloat16_and_the_anchor_stays_in_float32(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, use_cpu=False, bf16=True, max_steps=1)
-    drawn = trainer.drawer.draw(PROMPTS, step=0)
-    copy = trainer.drawer.drawing.working.model
+    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
+    copy = trainer.step_sampler.actors.working.model
     assert {(p.dtype, p.device.type) for p in copy.parameters()} == {(torch.bfloat16, "cuda")}
     assert {b.dtype for b in copy.buffers() if b.is_floating_point()} == {torch.float32}
     for mine, theirs in zip(copy.parameters(), trainer.anchor.module.parameters(), strict=True):

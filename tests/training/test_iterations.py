@@ -18,7 +18,7 @@ from nonpareil.models.anchors import Anchor
 from nonpareil.training import DistillationConfig
 from nonpareil.training.checkpoint_files import last_whole_checkpoint
 from nonpareil.training.method import check_method
-from nonpareil.training.sampler import RepeatedBatches
+from nonpareil.training.prompt_order import RepeatedBatches
 from tests.training.conftest import (
     PROMPTS,
     StopAfter,
@@ -152,7 +152,7 @@ def test_a_whole_checkpoint_is_there_before_an_older_one_goes(
 def test_a_batch_of_draws_serves_so_many_steps_and_no_more(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, **{**TWICE, "num_iterations": 3}, max_steps=12)
     drawn, trained = [], []
-    engine, accumulator = trainer.drawer.drawing.engine, trainer.accumulator
+    engine, accumulator = trainer.step_sampler.actors.engine, trainer.accumulator
     draw, accumulate = engine.draw, accumulator.step
 
     def counted_draw(prompts: Any, m: int, sampling: Any) -> Any:

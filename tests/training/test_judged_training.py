@@ -8,7 +8,7 @@ from nonpareil.methods.vbon import VBON
 from nonpareil.records import Group
 from nonpareil.rewards import CombinedReward, JudgeReward
 from nonpareil.training.config import DistillationConfig
-from nonpareil.training.steps import StepDrawer
+from nonpareil.training.step import StepSampler
 
 STORED = {"p": Group("p", "p", [1], ["a"], [[1]], ["stop"], [[0.0]])}
 
@@ -33,7 +33,7 @@ def test_where_a_judge_can_train(tmp_path, method, settings, stored, max_calls, 
     config = DistillationConfig(output_dir=str(tmp_path), report_to="none", **settings)
 
     def made():
-        return StepDrawer(None, method, CombinedReward([judge]), config, stored)
+        return StepSampler(None, method, CombinedReward([judge]), config, stored)
 
     if says is None:
         assert made().reward.names_within_groups == ["judge-m"]

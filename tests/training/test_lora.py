@@ -16,7 +16,7 @@ from nonpareil.models.adapters import ANCHOR, POLICY, REFERENCE, plain_model, ro
 from nonpareil.models.anchors import ANCHOR_FILE
 from nonpareil.models.merging import merged
 from nonpareil.training import DistillationTrainer
-from nonpareil.training.drawings import make_drawing
+from nonpareil.training.actors.choose import make_actors
 from tests.tiny import forced_logprobs, make_tokenizer
 from tests.training.conftest import (
     PROMPTS,
@@ -63,8 +63,8 @@ def merged_copy(trainer: DistillationTrainer, adapter: str) -> PreTrainedModel:
 
 def test_policy_and_anchor_start_as_the_reference(tmp_path: Path) -> None:
     trainer = lora_trainer(tmp_path)
-    drawn = trainer.drawer.draw(PROMPTS, step=0)
-    torch.testing.assert_close(drawn.numbers.log_ratio, torch.zeros(len(PROMPTS), 1), atol=1e-5, rtol=0)
+    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
+    torch.testing.assert_close(drawn.draws.log_ratio, torch.zeros(len(PROMPTS), 1), atol=1e-5, rtol=0)
     assert not any(p.requires_grad for n, p in trainer.model.named_parameters() if f".{POLICY}." not in n)
     assert all(p.requires_grad for n, p in trainer.model.named_parameters() if f".{POLICY}." in n)
 
@@ -72,10 +72,10 @@ def test_policy_and_anchor_start_as_the_reference(tmp_path: Path) -> None:
 def test_one_pass_draws_what_two_merged_models_draw(tmp_path: Path) -> None:
     trainer = moved(lora_trainer(tmp_path))
     models = {"policy": merged_copy(trainer, POLICY), "anchor": merged_copy(trainer, ANCHOR)}
-    drawing = trainer.drawer.drawing
+    drawing = trainer.step_sampler.actors
     passes: list[int] = []
     hook = plain_model(trainer.model).register_forward_hook(lambda *_: passes.append(1))
-    sampling = {role: trainer.drawer._sampling(3, role) for role in models}
+    sampling = {role: trainer.step_sampler._sampling(3, role) for role in models}
     both = drawing.draw(PROMPTS, 3, 2, sampling["policy"], sampling["anchor"])
     ours, theirs = both.policy, both.anchor
     hook.remove()
@@ -89,7 +89,7 @@ def test_one_pass_draws_what_two_merged_models_draw(tmp_path: Path) -> None:
 
 def test_log_probs_are_those_of_the_merged_models(tmp_path: Path) -> None:
     trainer = moved(lora_trainer(tmp_path))
-    drawn = trainer.drawer.draw(PROMPTS, step=0)
+    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
     models = {"policy": merged_copy(trainer, POLICY), "anchor": merged_copy(trainer, ANCHOR)}
     for i, group in enumerate(drawn.groups):
         own = group.completion_token_ids[0]
@@ -97,7 +97,7 @@ def test_log_probs_are_those_of_the_merged_models(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.tensor(group.logprobs[0]), expected, atol=1e-4, rtol=0)
         anchor = forced_logprobs(models["anchor"], group.prompt_token_ids, own).sum()
         torch.testing.assert_close(
-            drawn.numbers.anchor_logprobs_of_policy[i, 0], anchor.detach(), atol=1e-4, rtol=0
+            drawn.draws.anchor_logprobs_of_policy[i, 0], anchor.detach(), atol=1e-4, rtol=0
         )
         for ids, values in zip(group.completion_token_ids[1:], group.logprobs[1:], strict=True):
             expected = forced_logprobs(models["anchor"], group.prompt_token_ids, ids)
@@ -107,7 +107,7 @@ def test_log_probs_are_those_of_the_merged_models(tmp_path: Path) -> None:
 def test_a_fixed_reference_is_the_base_with_adapters_off(tmp_path: Path) -> None:
     trainer = moved(lora_trainer(tmp_path, method="bond", n=2, num_generations=1, num_reference_samples=2))
     assert ANCHOR not in trainer.model.peft_config
-    drawn = trainer.drawer.draw(PROMPTS, step=0)
+    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
     for group in drawn.groups:
         for ids, values in zip(group.completion_token_ids[1:], group.logprobs[1:], strict=True):
             expected = forced_logprobs(ending_model(), group.prompt_token_ids, ids)
@@ -149,7 +149,7 @@ def test_nothing_is_copied(tmp_path: Path) -> None:
     storage = {n: p.data_ptr() for n, p in model.named_parameters()}
     trainer = lora_trainer(tmp_path, model=model, max_steps=1)
     trainer.train()
-    assert trainer.drawer.drawing.engine.model is plain_model(trainer.model) is model
+    assert trainer.step_sampler.actors.engine.model is plain_model(trainer.model) is model
     assert not hasattr(trainer.anchor, "module")
     named = dict(model.named_parameters())
     for name, pointer in storage.items():
@@ -275,7 +275,7 @@ def test_an_adapter_that_vllm_would_hold_in_part_is_refused_before_vllm_is_asked
     trainer = lora_trainer(tmp_path, **change)
     trainer.args.use_vllm = True
     with pytest.raises(ConfigError, match=f"use_vllm with LoRA: .*{named}"):
-        make_drawing(trainer.model, trainer.anchor, make_tokenizer(), trainer.args, PROMPTS)
+        make_actors(trainer.model, trainer.anchor, make_tokenizer(), trainer.args, PROMPTS)
 
 
 def test_an_adapters_start_follows_from_the_seed_alone(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from nonpareil.jobs.dry_run import memory_estimate
-from nonpareil.jobs.policy import PolicySource
+from nonpareil.commands.distill.dry_run import memory_estimate
+from nonpareil.commands.policies.local import LocalPolicy
 from nonpareil.models.loading import cast_weights
 from nonpareil.training import DistillationTrainer
 from tests.tiny import make_model, make_tokenizer
@@ -40,7 +40,9 @@ def held(trainer: DistillationTrainer) -> dict[str, int]:
     trainer.train()
     anchor = () if trainer.anchor is None else trainer.anchor.weights().values()
     moments = [v for state in trainer.optimizer.state.values() for v in state.values() if v.dim()]
-    drawing = trainer.drawer.drawing if trainer.method.policy_draws + trainer.method.anchor_draws else None
+    drawing = (
+        trainer.step_sampler.actors if trainer.method.policy_draws + trainer.method.anchor_draws else None
+    )
     copied = drawing.working.model.parameters() if hasattr(drawing, "working") else ()
     others = {id(weight) for weight in anchor}
     figures = {
@@ -80,7 +82,7 @@ def test_a_dry_run_counts_the_bytes_that_training_holds(
         cast_weights(model, torch.bfloat16)  # as DistillationConfig.policy_dtype has it loaded
     groups = stored_groups(3) if changes.get("method") == "sft_bon" else None
     trainer = make_trainer(tmp_path / "out", model=model, groups=groups, max_steps=1, **changes)
-    told = memory_estimate(PolicySource(str(tmp_path / "model")), trainer.args, trainer.method)
+    told = memory_estimate(LocalPolicy(str(tmp_path / "model")), trainer.args, trainer.method)
     assert told["parameters"] == sum(p.numel() for p in make_model(kind).parameters())
     assert told["trained_parameters"] == sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     assert told["memory_bytes"] == held(trainer)

@@ -10,7 +10,7 @@ from torch import Tensor
 from nonpareil.methods import METHODS
 from nonpareil.methods.base import ScoredDraws, Targets
 from nonpareil.records import Group
-from nonpareil.training.steps import StepDraws
+from nonpareil.training.batch import StepBatch
 from nonpareil.training.trainer import DistillationTrainer
 from tests.tiny import END, make_tokenizer
 from tests.training.conftest import (
@@ -129,7 +129,7 @@ def rectangle(rows: list[list[Tensor]], columns: slice, width: int) -> Tensor:
     return padded[:, columns]
 
 
-def numbers_of(drawn: StepDraws, policy: list[list[Tensor]], reward: Any) -> ScoredDraws:
+def numbers_of(drawn: StepBatch, policy: list[list[Tensor]], reward: Any) -> ScoredDraws:
     """What the method is to see: everything but the tie breaker worked out anew."""
     groups, k = drawn.groups, drawn.num_policy
     with torch.no_grad():
@@ -147,7 +147,7 @@ def numbers_of(drawn: StepDraws, policy: list[list[Tensor]], reward: Any) -> Sco
         completion_mask=own != 0,
         anchor_logprobs_of_policy=logprobs[:, :k].sum(-1),
         anchor_token_logprobs=logprobs[:, k:],
-        tie_breaker=drawn.numbers.tie_breaker,
+        tie_breaker=drawn.draws.tie_breaker,
     )
 
 
@@ -169,7 +169,7 @@ def gradient(loss: Tensor, model: torch.nn.Module) -> dict[str, Tensor]:
 
 def assert_by_hand(trainer: DistillationTrainer, reward: Any) -> None:
     """A step of the trainer is the loss on what it drew."""
-    drawn = trainer.drawer.draw(PROMPTS, step=0)
+    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
     ended = [len(ids) < 6 and ids[-1] == END for group in drawn.groups for ids in ids_of(group)]
     assert any(ended)
     assert not all(ended)
@@ -218,7 +218,7 @@ def test_on_stored_groups(
     )
     assert_by_hand(trainer, reward)
     draws = trainer.method.policy_draws > 0
-    assert ("drawing" in vars(trainer.drawer)) == draws, "no second model where nothing is drawn"
+    assert ("actors" in vars(trainer.step_sampler)) == draws, "no second model where nothing is drawn"
 
 
 @pytest.mark.parametrize("case", ["vbon", "sft_bon, all", "bonbon", "regression"])
@@ -236,7 +236,7 @@ def test_on_stored_groups_of_different_sizes(case: str, tmp_path: Path) -> None:
 def test_the_second_step_on_the_same_draws_is_clipped_by_the_ratio_to_the_first(tmp_path: Path) -> None:
     """vBoN's PPO: the log-probs of sampling stay those of the policy that drew."""
     trainer = trainer_of(tmp_path, "vbon, ppo", FRESH["vbon, ppo"], None)
-    drawn = trainer.drawer.draw(PROMPTS, step=0)
+    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
     with torch.no_grad():
         before = token_logprobs(trainer.model, drawn.groups)
     targets = trainer.method.targets(numbers_of(drawn, before, goodness))

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from nonpareil.errors import DataError, NotFiniteError, RewardError
 from nonpareil.models.loading import load_policy
+from nonpareil.training.batch import reward_tensor
 from nonpareil.training.checkpoint_files import checkpoints_in
 from nonpareil.training.not_finite import PATIENCE
-from nonpareil.training.steps import reward_tensor
 from nonpareil.training.stored import check_stored
 from tests.tiny import GOOD, make_tokenizer, prompts_of
 from tests.training.conftest import (
@@ -208,7 +208,7 @@ def test_rewards_that_float32_would_tie_do_not(tmp_path: Path) -> None:
         return [1e8 + 0.1 * value for value in goodness(completion_ids)]
 
     trainers = [make_trainer(tmp_path / r.__name__, reward=r) for r in (close, goodness)]
-    numbers = [trainer.drawer.draw(PROMPTS, step=0).numbers for trainer in trainers]
+    numbers = [trainer.step_sampler.draw(PROMPTS, step=0).draws for trainer in trainers]
     assert numbers[0].anchor_rewards.dtype == torch.float64
     targets = [trainer.method.targets(each) for trainer, each in zip(trainers, numbers, strict=True)]
     assert torch.equal(targets[0].train_anchor, targets[1].train_anchor)
@@ -218,7 +218,7 @@ def test_rewards_that_float32_would_tie_do_not(tmp_path: Path) -> None:
     spread = logged(trainers[0], "reward_std")
     assert spread == pytest.approx(0.1 * logged(trainers[1], "reward_std"), rel=1e-5)
     assert logged(trainers[0], "rewards/close/std") == pytest.approx(spread)
-    groups = trainers[0].drawer.draw(PROMPTS, step=0).groups
+    groups = trainers[0].step_sampler.draw(PROMPTS, step=0).groups
     assert reward_tensor(groups).unique().numel() > reward_tensor(groups).float().unique().numel()
 
 

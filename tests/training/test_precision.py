@@ -27,8 +27,8 @@ def test_bf16_training_multiplies_in_bfloat16(changes: dict[str, Any], bf16: boo
     if bf16 and changes:
         cast_weights(model, torch.bfloat16)
     trainer = make_trainer(tmp_path, model=model, bf16=bf16, **changes)
-    drawn = trainer.drawer.draw(PROMPTS, step=0)
-    targets = trainer.method.targets(drawn.numbers)
+    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
+    targets = trainer.method.targets(drawn.draws)
     policy = plain_model(trainer.model).train()
     seen: list[torch.dtype] = []
     for module in policy.modules():
@@ -50,7 +50,7 @@ def test_what_draws_is_what_is_trained_but_for_rounding(
     model = cast_weights(make_model(), torch.bfloat16) if bf16 and changes else make_model()
     trainer = make_trainer(tmp_path, model=model, bf16=bf16, max_steps=2, **changes)
     trainer.train()  # so that there is something to round
-    drawn = trainer.drawer.draw(PROMPTS, step=2)
+    drawn = trainer.step_sampler.draw(PROMPTS, step=2)
     policy = plain_model(trainer.model).eval()
     count = drawn.num_policy
     sequences = TokenSequences(
@@ -72,9 +72,9 @@ def test_what_draws_is_what_is_trained_but_for_rounding(
 def test_the_working_copy_holds_the_trained_weights_rounded_once(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, bf16=True)
     trainer.train()
-    trainer.drawer.draw(PROMPTS, step=4)
-    drawing: Any = trainer.drawer.drawing
-    copy = drawing.take("policy")
+    trainer.step_sampler.draw(PROMPTS, step=4)
+    actors: Any = trainer.step_sampler.actors
+    copy = actors.take("policy")
     for held, trained in zip(copy.parameters(), trainer.model.parameters(), strict=True):
         assert held.dtype is torch.bfloat16
         assert torch.equal(held, trained.to(torch.bfloat16))

@@ -14,8 +14,8 @@ from nonpareil.errors import DataError, RewardError
 from nonpareil.methods.jbond import JBOND
 from nonpareil.models.loading import cast_weights
 from nonpareil.training.callbacks import LastWholeStep, StopCleanly
+from nonpareil.training.costs import Spent
 from nonpareil.training.signal import Signal, resting_scaler
-from nonpareil.training.spent import Spent
 from tests.tiny import END
 from tests.training.conftest import (
     PROMPTS,
@@ -80,9 +80,9 @@ def test_in_bfloat16_too_the_log_ratio_of_one_model_is_none(changes: dict[str, A
     """Drawn token by token, log-probs in bfloat16 are others than in one pass."""
     model = cast_weights(ending_model(), torch.bfloat16)
     trainer = make_trainer(tmp_path, model=model, bf16=True, max_completion_length=20, **changes)
-    drawn = trainer.drawer.draw(PROMPTS, step=0)
-    assert drawn.numbers.policy_token_logprobs.abs().sum() > 1
-    assert drawn.numbers.log_ratio.abs().max() < 1e-5
+    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
+    assert drawn.draws.policy_token_logprobs.abs().sum() > 1
+    assert drawn.draws.log_ratio.abs().max() < 1e-5
 
 
 class Later:

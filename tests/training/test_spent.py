@@ -45,7 +45,7 @@ def test_the_sums_are_those_counted_by_hand(kind: str, tmp_path: Path) -> None:
         **settings,
     )
     draws, trained = [], []
-    draw, accumulate = trainer.drawer.draw, trainer.accumulator.step
+    draw, accumulate = trainer.step_sampler.draw, trainer.accumulator.step
 
     def seen_draw(*args: Any) -> Any:
         draws.append(draw(*args))
@@ -58,7 +58,7 @@ def test_the_sums_are_those_counted_by_hand(kind: str, tmp_path: Path) -> None:
             trained.extend(length for length, want in zip(lengths, wanted, strict=True) if want)
         return accumulate(model, drawn, targets, *rest)
 
-    trainer.drawer.draw, trainer.accumulator.step = seen_draw, seen_step
+    trainer.step_sampler.draw, trainer.accumulator.step = seen_draw, seen_step
     trainer.train()
     sums = spent(tmp_path)
     fresh = [

@@ -14,7 +14,7 @@ from nonpareil.errors import RewardError
 from nonpareil.maths.quantiles import two_sample_log_quantile
 from nonpareil.models.loading import disable_dropout
 from nonpareil.models.logprobs import TokenSequences, completion_logprobs
-from nonpareil.training.steps import StepDraws
+from nonpareil.training.batch import StepBatch
 from nonpareil.training.trainer import DistillationTrainer
 from tests.tiny import END, make_model, make_tokenizer
 from tests.training.conftest import PROMPTS, assert_same, ending_model, goodness, make_trainer, weights
@@ -47,7 +47,7 @@ def forward_by_hand(ours: list[Tensor], theirs: list[Tensor], rewards: list[floa
     return pull - sign * (ours[0].sum() - ours[1].sum()) / 2
 
 
-def loss_by_hand(policy: PreTrainedModel, anchor: PreTrainedModel, drawn: StepDraws) -> Tensor:
+def loss_by_hand(policy: PreTrainedModel, anchor: PreTrainedModel, drawn: StepBatch) -> Tensor:
     """The mean over the prompts whose three rewards are all there."""
     rows = []
     for group in drawn.groups:
@@ -106,7 +106,7 @@ def test_loss_and_gradient_are_those_written_out(
     )  # so that log-ratios are not zero
     loss, gradients = one_step(trainer)
 
-    drawn = trainer.drawer.draw(PROMPTS, step=0)
+    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
     assert any(ids[-1] == END for g in drawn.groups for ids in g.completion_token_ids)
     assert any(None in g.rewards for g in drawn.groups) == (reward is some_fail)
     trainer.model.zero_grad()
@@ -120,29 +120,29 @@ def test_loss_and_gradient_are_those_written_out(
 
 def test_log_ratios_are_those_of_policy_and_anchor(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, temperature=TEMPERATURE)
-    at_start = trainer.drawer.draw(PROMPTS, step=0).numbers.log_ratio
+    at_start = trainer.step_sampler.draw(PROMPTS, step=0).draws.log_ratio
     assert at_start.abs().max() < 1e-4, "the anchor starts as the policy"
     trainer.anchor.module.load_state_dict(ending_model(seed=1).state_dict())
-    drawn = trainer.drawer.draw(PROMPTS, step=0)
+    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
     with torch.no_grad():
         want = [
             sequence_logprob(trainer.model, g.prompt_token_ids, g.completion_token_ids[0])
             - sequence_logprob(trainer.anchor.module, g.prompt_token_ids, g.completion_token_ids[0])
             for g in drawn.groups
         ]
-    torch.testing.assert_close(drawn.numbers.log_ratio[:, 0], torch.stack(want), rtol=1e-4, atol=1e-4)
-    assert drawn.numbers.log_ratio.abs().max() > 0.1
+    torch.testing.assert_close(drawn.draws.log_ratio[:, 0], torch.stack(want), rtol=1e-4, atol=1e-4)
+    assert drawn.draws.log_ratio.abs().max() > 0.1
 
 
 def test_policy_and_anchor_steps_and_prompts_draw_anew(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, max_completion_length=12)
-    first = trainer.drawer.draw(PROMPTS, step=0)
-    again = trainer.drawer.draw(PROMPTS, step=0)
-    later = trainer.drawer.draw(PROMPTS, step=1)
+    first = trainer.step_sampler.draw(PROMPTS, step=0)
+    again = trainer.step_sampler.draw(PROMPTS, step=0)
+    later = trainer.step_sampler.draw(PROMPTS, step=1)
     ids = [[g.completion_token_ids for g in drawn.groups] for drawn in (first, again, later)]
     assert ids[0] == ids[1]
-    assert torch.equal(first.numbers.tie_breaker, again.numbers.tie_breaker)
-    assert not torch.equal(first.numbers.tie_breaker, later.numbers.tie_breaker)
+    assert torch.equal(first.draws.tie_breaker, again.draws.tie_breaker)
+    assert not torch.equal(first.draws.tie_breaker, later.draws.tie_breaker)
     for drawn_by in (slice(0, 1), slice(1, 3)):
         assert [group[drawn_by] for group in ids[0]] != [group[drawn_by] for group in ids[2]]
     # The same model draws for policy and anchor here: with one seed for both, the first draws would agree.

@@ -50,14 +50,14 @@ def test_kl_is_to_the_reference_or_not_there(settings: dict[str, Any], fixed: bo
         tmp_path, max_steps=3, learning_rate=5e-2, lr_scheduler_type="constant", **settings
     )
     ratios = []
-    draw = trainer.drawer.draw
+    draw = trainer.step_sampler.draw
 
     def seen(*args: Any) -> Any:
         drawn = draw(*args)
-        ratios.append(drawn.numbers.log_ratio.mean().item())
+        ratios.append(drawn.draws.log_ratio.mean().item())
         return drawn
 
-    trainer.drawer.draw = seen
+    trainer.step_sampler.draw = seen
     trainer.train()
     lines = metrics(tmp_path)
     assert [line["kl_to_anchor"] for line in lines] == pytest.approx(ratios, abs=1e-7)

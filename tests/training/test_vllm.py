@@ -43,8 +43,8 @@ def vllm_trainer(tmp_path: Path) -> Iterator[Any]:
 
     yield make
     for trainer in made:
-        if "drawing" in vars(trainer.drawer):
-            trainer.drawer.drawing.engine.release()
+        if "actors" in vars(trainer.step_sampler):
+            trainer.step_sampler.actors.engine.release()
 
 
 @pytest.mark.vllm
@@ -58,10 +58,10 @@ def test_every_steps_draws_are_the_policys(vllm_trainer: Any, tmp_path: Path, lo
         assert line["sampling/sampling_logp_difference/max"] < 2e-3
         assert line["sampling/importance_sampling_ratio/mean"] == pytest.approx(1.0, abs=5e-3)
     # What moved: without pushes the engine's log-probs would be those of the start.
-    drawing = trainer.drawer.drawing
+    drawing = trainer.step_sampler.actors
     drawing.begin_step()
     drawn = drawing.draw(trainer.train_dataset, 2, 2, *[trainer.args.sampling(s) for s in (1, 2)])
-    before = type(trainer.drawer.drawing.inner.model if lora else trainer.model).from_pretrained(
+    before = type(trainer.step_sampler.actors.inner.model if lora else trainer.model).from_pretrained(
         tmp_path / "model", dtype=torch.float32
     )
     prompt, draws = trainer.train_dataset[0], drawn.policy[0]
@@ -74,7 +74,7 @@ def test_every_steps_draws_are_the_policys(vllm_trainer: Any, tmp_path: Path, lo
 @pytest.mark.vllm
 def test_a_fixed_reference_is_pushed_once_where_nothing_else_is_drawn(vllm_trainer: Any) -> None:
     trainer = vllm_trainer(**BOND)
-    drawing = trainer.drawer.drawing
+    drawing = trainer.step_sampler.actors
     pushes: list[str] = []
     push = drawing.inner.hand_over
     drawing.inner.hand_over = lambda role, engine: (pushes.append(role), push(role, engine))
@@ -88,7 +88,7 @@ def test_a_fixed_reference_is_pushed_once_where_nothing_else_is_drawn(vllm_train
 @pytest.mark.vllm
 def test_a_push_that_never_arrives_stops_the_run(vllm_trainer: Any) -> None:
     trainer = vllm_trainer()
-    drawing = trainer.drawer.drawing
+    drawing = trainer.step_sampler.actors
     drawing.draw(trainer.train_dataset, 1, 0, *[trainer.args.sampling(1)] * 2)
     drawing.inner.hand_over = lambda role, engine: None
     with torch.no_grad():
@@ -101,12 +101,12 @@ def test_a_push_that_never_arrives_stops_the_run(vllm_trainer: Any) -> None:
 
 @pytest.mark.vllm
 def test_a_stale_tied_head_stops_the_run(vllm_trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nonpareil.engines.vllm_extension import WeightPush
+    from nonpareil.engines.vllm.worker import WeightPush
 
     trainer = vllm_trainer()
     monkeypatch.setattr(WeightPush, "_repack_tied_head", lambda self: True)
     drawing = (
-        trainer.drawer.drawing.inner
+        trainer.step_sampler.actors.inner
     )  # as files and named_parameters hold weights: without the tied head
     drawing.hand_over = lambda role, engine: engine.push_weights(drawing.take(role).named_parameters())
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_a_stale_tied_head_stops_the_run(vllm_trainer: Any, monkeypatch: pytest.
 @pytest.mark.vllm
 def test_adapters_that_are_mixed_up_stop_the_run(vllm_trainer: Any) -> None:
     trainer = vllm_trainer(**LORA)
-    drawing = trainer.drawer.drawing
+    drawing = trainer.step_sampler.actors
     with torch.no_grad():
         for name, parameter in trainer.model.named_parameters():
             if "lora_B" in name:
@@ -142,13 +142,13 @@ def test_importance_weights_scale_each_draws_gradient() -> None:
 
 def test_importance_weights_are_truncated_ratios_of_whole_completions(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
-    drawn = trainer.drawer.draw(trainer.train_dataset, step=0)
+    drawn = trainer.step_sampler.draw(trainer.train_dataset, step=0)
     gaps = [0.1, -0.2, 5.0, 0.0, 0.3, -1.0]
     sampled = [
         [[value - gap / len(values) for value in values] for values in group.logprobs[:1]]
         for group, gap in zip(drawn.groups, gaps, strict=True)
     ]
-    other = type(drawn)(drawn.groups, drawn.numbers, drawn.num_policy, sampled)
+    other = type(drawn)(drawn.groups, drawn.draws, drawn.num_policy, sampled)
     expected = torch.tensor(gaps).exp().clamp(max=2.0)[:, None]
     torch.testing.assert_close(other.importance_weights(2.0), expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(drawn.importance_weights(2.0), torch.ones(6, 1))
@@ -182,7 +182,7 @@ def test_settings_that_nothing_reads_are_refused(tmp_path: Path, change: dict[st
 
 def test_token_sequences_of_draws_keep_their_order(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
-    drawn = trainer.drawer.drawing.draw(trainer.train_dataset, 2, 1, *[trainer.args.sampling(1)] * 2)
+    drawn = trainer.step_sampler.actors.draw(trainer.train_dataset, 2, 1, *[trainer.args.sampling(1)] * 2)
     sequences = TokenSequences.of(trainer.train_dataset, drawn.policy)
     assert sequences.completion_ids == [ids for d in drawn.policy for ids in d.completion_token_ids]
     assert sequences.prompt_ids[3] == trainer.train_dataset[1].token_ids
@@ -203,7 +203,7 @@ def test_a_server_draws_for_training(tmp_path: Path) -> None:
             vllm_importance_sampling_correction=True,
         )
         trainer.train()
-        trainer.drawer.drawing.engine.release()
+        trainer.step_sampler.actors.engine.release()
     lines = metrics(tmp_path / "out")
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(line["sampling/sampling_logp_difference/max"] < 2e-3 for line in lines)

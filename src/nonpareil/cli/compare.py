@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from nonpareil.cli.result import CommandResult
+from nonpareil.commands.compare import run as compare
 from nonpareil.console import console
 from nonpareil.errors import ConfigError
-from nonpareil.jobs import compare
 
 if TYPE_CHECKING:
-    from nonpareil.evaluation.comparison_tables import Table as Content
+    from nonpareil.commands.compare.tables import Table as Content
 
 DESCRIPTION = f"""{compare.__doc__}
 
@@ -56,8 +56,8 @@ def run(argv: Sequence[str]) -> CommandResult:
 
 def show(figures: dict[str, Any]) -> None:
     """What was gained at what cost, the failures, and where the report lies; on stderr."""
-    from nonpareil.evaluation.comparison_report import headline
-    from nonpareil.evaluation.comparison_tables import tables
+    from nonpareil.commands.compare.report import headline
+    from nonpareil.commands.compare.tables import tables
 
     terminal = console()
     terminal.width = max(terminal.width, MIN_WIDTH)  # narrower, cells would be cut to nothing

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from nonpareil.cli.parsing import parse
 from nonpareil.cli.result import CommandResult
-from nonpareil.jobs import curve
+from nonpareil.commands import curve
 
 EXAMPLE = "nonpareil curve --groups nonpareil-groups"
 

@@ -11,10 +11,10 @@ from nonpareil.assets import demo_path
 from nonpareil.cli.evaluate import as_figures
 from nonpareil.cli.parsing import parse
 from nonpareil.cli.result import CommandResult
+from nonpareil.commands.distill import run as distill
 from nonpareil.console import console
-from nonpareil.jobs import distill
-from nonpareil.jobs.options import demo_defaults, uses_demo
 from nonpareil.models.memory import keep_freed_memory
+from nonpareil.options.demo import demo_defaults, uses_demo
 from nonpareil.training.config import DistillationConfig
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from typing import Any
 
 from nonpareil.cli.parsing import parse
 from nonpareil.cli.result import CommandResult
+from nonpareil.commands.evaluate import run as evaluate
 from nonpareil.console import console
-from nonpareil.jobs import evaluate
 
 EXAMPLE = (
     "nonpareil evaluate --model_name_or_path ./distilled --reference_model_name_or_path ./my-model \\\n"

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from nonpareil.cli.parsing import parse
 from nonpareil.cli.result import CommandResult
+from nonpareil.commands import export
 from nonpareil.console import console
-from nonpareil.jobs import export
 
 EXAMPLE = "nonpareil export --groups nonpareil-groups --format preference --output pairs.jsonl"
 

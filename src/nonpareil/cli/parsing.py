@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nonpareil.errors import ConfigError
-from nonpareil.jobs.yaml_options import load_yaml, meant, refuse_unknown, typed
+from nonpareil.options.yaml import load_yaml, meant, refuse_unknown, typed
 from nonpareil.settings import Setting, settings_of
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from nonpareil.cli.parsing import parse
 from nonpareil.cli.result import CommandResult
+from nonpareil.commands import sample
 from nonpareil.console import console
-from nonpareil.jobs import sample
-from nonpareil.jobs.options import demo_defaults, uses_demo
+from nonpareil.options.demo import demo_defaults, uses_demo
 
 EXAMPLE = (
     "nonpareil sample --model_name_or_path ./my-model --dataset_name prompts.jsonl \\\n"

@@ -20,7 +20,7 @@ LEAST_LOGPROB = -1e30
 
 
 @dataclass(frozen=True)
-class Choice:
+class ServedChoice:
     """One completion as the server gave it; what it did not give is empty."""
 
     text: str
@@ -39,7 +39,7 @@ def read_choices(
     prompt_ids: list[int],
     mask: Callable[[str], str] = str,
     tokenizer: "Tokenizer | None" = None,
-) -> list[Choice]:
+) -> list[ServedChoice]:
     """The choices of an answer of either endpoint, in the order of their index; from one to `asked` of them.
 
     Args:
@@ -85,7 +85,7 @@ def _choice(
     sent: list[int],
     mask: Callable[[str], str],
     tokenizer: "Tokenizer | None",
-) -> Choice:
+) -> ServedChoice:
     reason = choice.get("finish_reason")
     if reason not in ("stop", "length"):
         raise RemoteError(
@@ -106,7 +106,7 @@ def _choice(
         given, text = text, _read(prompt_ids, ids, reason, tokenizer)
         _check_read(ids, given, text, tokenizer, mask)
     logprobs = _logprobs(choice.get("logprobs"))
-    return Choice(
+    return ServedChoice(
         text, cast(FinishReason, reason), ids, logprobs if len(logprobs) == len(ids) else [], prompt_ids
     )
 

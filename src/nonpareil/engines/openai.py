@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.answers import answer_bytes, is_text
-from nonpareil.engines.choices import Choice, read_choices
+from nonpareil.engines.choices import ServedChoice, read_choices
 from nonpareil.engines.decoding import TEXT
 from nonpareil.engines.sampling import sample_keys
 from nonpareil.engines.transformers import check_sampling
@@ -184,7 +184,7 @@ class OpenAIEngine:
 
     async def _choices(
         self, prompt: Prompt, count: int, first: int, sampling: SamplingParams
-    ) -> list[Choice]:
+    ) -> list[ServedChoice]:
         """The choices first .. first + count - 1 of a prompt's group, in as few requests as the server allows."""
         if count > (most := self._at_once):
             starts = range(0, count, most)
@@ -199,7 +199,7 @@ class OpenAIEngine:
             got = got + await self._choices(prompt, count - len(got), first + len(got), sampling)
         return got
 
-    async def _ask(self, prompt: Prompt, n: int, first: int, sampling: SamplingParams) -> list[Choice]:
+    async def _ask(self, prompt: Prompt, n: int, first: int, sampling: SamplingParams) -> list[ServedChoice]:
         """One request. None at all where the server refuses several choices: the caller asks for one each."""
         path = _endpoint(prompt)
         limit, mask = sampling.max_completion_length, self._client.masked
@@ -258,7 +258,7 @@ def _most_prompt_tokens(prompt: Prompt) -> int:
     return sum(len(text.encode(errors="replace")) for text in texts)
 
 
-def _draws(choices: list[Choice], keep_ids: bool, keep_logprobs: bool) -> Draws:
+def _draws(choices: list[ServedChoice], keep_ids: bool, keep_logprobs: bool) -> Draws:
     # A group has ids, or log-probs, of all its completions or of none.
     ids = keep_ids and all(choice.token_ids for choice in choices)
     logprobs = ids and keep_logprobs and all(choice.logprobs for choice in choices)

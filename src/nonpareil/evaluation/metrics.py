@@ -41,7 +41,7 @@ LOG_RATIO_ESTIMATOR = "k1: mean sampled log-ratio, never clamped"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RewardComparison:
     """One reward on both sides. Over the prompts where each side has a reward that did not fail."""
 
     reward: str
@@ -115,7 +115,7 @@ class Evaluation:
     """A policy against its reference; every interval is a paired bootstrap over prompts."""
 
     num_prompts: int
-    comparison: Comparison
+    comparison: RewardComparison
     kl: Interval
     """KL(policy || reference), nats a completion."""
     kl_estimator: str
@@ -137,7 +137,7 @@ class Evaluation:
     policy: Completions
     reference: Completions
     length_strata: tuple[LengthStratum, ...]
-    unseen: Comparison | None
+    unseen: RewardComparison | None
     """A reward that was not trained on."""
     by_prompt: ByPrompt
     dtype: str | None = None
@@ -215,7 +215,9 @@ def _rows_in_order(name: str, values: Tensor, groups: list[Group], rows: list[in
     return values
 
 
-def _compare(matched: MatchedGroups, name: str | None, bootstrap: Bootstrap, ns: Sequence[int]) -> Comparison:
+def _compare(
+    matched: MatchedGroups, name: str | None, bootstrap: Bootstrap, ns: Sequence[int]
+) -> RewardComparison:
     """One reward on both sides."""
     policy, reference = rewards_of(matched.policy, name), rewards_of(matched.reference, name)
     label = name or "rewards"
@@ -225,7 +227,7 @@ def _compare(matched: MatchedGroups, name: str | None, bootstrap: Bootstrap, ns:
     outcome, zero_one = pairwise(policy, reference), is_zero_one(policy, reference)
     scale: Scale = "share" if zero_one else "real"
     means = [torch.where(scored, x.nanmean(1), math.nan) for x in (policy, reference)]
-    return Comparison(
+    return RewardComparison(
         reward=label,
         num_prompts=int(scored.sum()),
         policy_mean=bootstrap.mean(means[0], scale),

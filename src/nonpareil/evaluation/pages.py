@@ -9,14 +9,14 @@ import markupsafe
 from nonpareil.terminal import printable_text
 
 
-def page_template(name: str, filters: dict[str, Callable[..., Any]]) -> jinja2.Template:
-    """A template of this package; `filters` are its own beside jinja's.
+def page_template(package: str, name: str, filters: dict[str, Callable[..., Any]]) -> jinja2.Template:
+    """A template of a package's `templates`; `filters` are its own beside jinja's.
 
     Names, prompts and completions are escaped, and of their characters those that would hide or reorder others
     are shown as escapes: a page is read as it was written.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("nonpareil.evaluation"),
+        loader=jinja2.PackageLoader(package),
         autoescape=True,
         finalize=_seen,
         undefined=jinja2.StrictUndefined,

@@ -52,7 +52,7 @@ def write_report(
     content = {"title": title, "headline": headline(evaluation), "context": dict(context)}
     content |= {"evaluation": evaluation.to_dict(), "curve": curve.to_dict()}
     pictures = _pictures(evaluation, curve, policy_groups, reference_groups)
-    template = page_template("report.html.j2", {"number": number, "bracket": bracket})
+    template = page_template("nonpareil.evaluation", "report.html.j2", {"number": number, "bracket": bracket})
     page = template.render(
         title=title,
         headline=headline(evaluation),

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from nonpareil.console import styled
 from nonpareil.evaluation.intervals import few_prompts
-from nonpareil.evaluation.metrics import Comparison, Evaluation
+from nonpareil.evaluation.metrics import Evaluation, RewardComparison
 from nonpareil.maths.bootstrap import Interval
 
 MISSING = "—"
@@ -78,7 +78,7 @@ def _with_bracket(interval: Interval, digits: int, at_most: float = math.inf) ->
     return f"{number(interval.estimate, digits, at_most)}{'' if ends == MISSING else f' {ends}'}"
 
 
-def _success(compared: Comparison) -> str:
+def _success(compared: RewardComparison) -> str:
     """The success rate against the reference's, and the reference's pass@N at the largest N that was asked for."""
     policy, reference = compared.policy_mean, compared.reference_mean
     many = [
@@ -135,7 +135,7 @@ def summary_rows(evaluation: Evaluation) -> list[Row]:
     return rows
 
 
-def _comparison_rows(section: str, comparison: Comparison) -> Iterator[Row]:
+def _comparison_rows(section: str, comparison: RewardComparison) -> Iterator[Row]:
     failed = f"{comparison.policy_failed} failed", f"{comparison.reference_failed} failed"
     outcome = " / ".join(
         number(share.estimate) for share in (comparison.wins, comparison.ties, comparison.losses)

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from nonpareil.errors import ConfigError
 from nonpareil.protocols import Reward
 from nonpareil.rewards.combine import CombinedReward
-from nonpareil.rewards.function import FunctionReward
-from nonpareil.rewards.load import is_function_path, load_function
-from nonpareil.rewards.remote import RemoteReward, is_endpoint, parse_endpoint
+from nonpareil.rewards.endpoint import RemoteReward, is_endpoint, parse_endpoint
+from nonpareil.rewards.functions.function import FunctionReward
 from nonpareil.rewards.skipping import special_tokens
+from nonpareil.user_code.load import is_function_path, load_function
 
 if TYPE_CHECKING:
-    from nonpareil.rewards.judge import JudgeReward
-    from nonpareil.rewards.model import RewardModel
-    from nonpareil.rewards.remote_vllm import VLLMReward
+    from nonpareil.rewards.judge.judge import JudgeReward
+    from nonpareil.rewards.models.local import RewardModel
+    from nonpareil.rewards.models.served import VLLMReward
 
 __all__ = [
     "CombinedReward",
@@ -35,7 +35,7 @@ __all__ = [
 
 TEXT_OPTIONS = ("append_eos", "prepend_bos", "max_length", "overlong", "trust_remote_code")
 """Of a reward model's options, those that also hold where vLLM serves it."""
-_LATER = {"JudgeReward": "judge", "RewardModel": "model", "VLLMReward": "remote_vllm"}
+_LATER = {"JudgeReward": "judge.judge", "RewardModel": "models.local", "VLLMReward": "models.served"}
 
 ENGINES = ("transformers", "vllm")
 """What a reward model runs on."""
@@ -129,10 +129,10 @@ def _load(
 
 def _model_class(engine: str) -> type:
     if engine == "vllm":
-        from nonpareil.rewards.vllm_model import VLLMRewardModel
+        from nonpareil.rewards.models.vllm import VLLMRewardModel
 
         return VLLMRewardModel
-    from nonpareil.rewards.model import RewardModel
+    from nonpareil.rewards.models.local import RewardModel
 
     return RewardModel
 
@@ -141,7 +141,7 @@ def _endpoint(spec: str, tokenizer: Any, model_options: dict[str, Any], **settin
     endpoint = parse_endpoint(spec)
     if endpoint.kind == "json":
         return RemoteReward(endpoint, **settings)
-    from nonpareil.rewards.remote_vllm import VLLMReward
+    from nonpareil.rewards.models.served import VLLMReward
 
     # How texts are read; where and in what precision the model runs is the server's.
     read = {name: value for name, value in model_options.items() if name in TEXT_OPTIONS}

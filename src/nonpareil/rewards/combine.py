@@ -10,9 +10,9 @@ from nonpareil.errors import ConfigError, RewardError
 from nonpareil.protocols import Reward
 from nonpareil.records import MOST_REWARD, Prompt, ScoreRequest, Scores
 from nonpareil.remote import run_coroutine
-from nonpareil.rewards.calling import CallFailed, contained
-from nonpareil.rewards.function import FunctionReward
+from nonpareil.rewards.functions.function import FunctionReward
 from nonpareil.rewards.skipping import without_tokens
+from nonpareil.user_code.contained import CallFailed, contained
 
 
 class CombinedReward:

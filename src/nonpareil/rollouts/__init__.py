@@ -7,7 +7,7 @@ from nonpareil.rollouts.reading import read_groups
 from nonpareil.rollouts.run import RolloutResult, draw_and_score
 from nonpareil.rollouts.select import best, worst
 from nonpareil.rollouts.store import read_shard, write_shard
-from nonpareil.rollouts.vbon import read_vbon
+from nonpareil.rollouts.vbon_lines import read_vbon
 
 __all__ = [
     "ExportReport",

@@ -152,7 +152,7 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-class Counts:
+class GroupCounts:
     """Sums over shards, one shard in memory at a time."""
 
     def __init__(self) -> None:

@@ -23,7 +23,7 @@ from nonpareil.rollouts.given import release, resolve
 from nonpareil.rollouts.manifest import (
     FORMAT,
     TOKEN_IDS,
-    Counts,
+    GroupCounts,
     check_same,
     draw_settings,
     rendering_moved,
@@ -284,7 +284,7 @@ class _Run:
 
     def finish(self, *, scored: bool) -> dict[str, Any]:
         """Count everything; `scored` is whether rewards were asked for."""
-        counts = Counts()
+        counts = GroupCounts()
         for path in self.paths:
             counts.add(read_table(path))
         self.manifest = write_manifest(

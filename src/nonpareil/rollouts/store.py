@@ -193,17 +193,6 @@ def _corrupt(path: Path, reason: str) -> DataError:
     return DataError(f"{path} is corrupt ({reason}); delete it and rerun: only that shard is drawn anew")
 
 
-def read_groups(path: str | Path) -> list[Group]:
-    """As `nonpareil.rollouts.read_groups`, which is this function's place; here for scripts that know it as such.
-
-    Raises:
-        ConfigError, DataError: as it does.
-    """
-    from nonpareil.rollouts.reading import read_groups as read_whole  # it is built upon this module
-
-    return read_whole(path)
-
-
 def read_shard(path: Path) -> list[Group]:
     """The groups of one Parquet file.
 

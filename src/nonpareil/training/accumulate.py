@@ -15,10 +15,10 @@ from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs,
 from nonpareil.models.sharding import is_sharded
 from nonpareil.models.zero import engine_of
 from nonpareil.records import Group
+from nonpareil.training.batch import StepBatch
 from nonpareil.training.config import DistillationConfig
+from nonpareil.training.costs import Spent
 from nonpareil.training.not_finite import NotFinite, logprob_at
-from nonpareil.training.spent import Spent
-from nonpareil.training.steps import StepDraws
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Accumulator:
             config.importance_cap,
         )
 
-    def step(self, model: nn.Module, drawn: StepDraws, targets: Targets) -> Outcome:
+    def step(self, model: nn.Module, drawn: StepBatch, targets: Targets) -> Outcome:
         """The gradient of an optimizer step, the same on every process as the outcome that is returned."""
         used, passes = self._plan(drawn, targets)
         total = torch.zeros((), device=next(model.parameters()).device)
@@ -120,7 +120,7 @@ class Accumulator:
             return completion_token_logprobs(model, self._probe, self.temperature)  # type: ignore[arg-type]
 
     def _outcome(
-        self, drawn: StepDraws, used: int, parts: list[tuple[float, list[int], list[list[float]]]]
+        self, drawn: StepBatch, used: int, parts: list[tuple[float, list[int], list[list[float]]]]
     ) -> Outcome:
         """`parts`: of each process its share of the loss, its rows, and each row's loss and bad place."""
         losses = {row: loss for _, rows, (values, _) in parts for row, loss in zip(rows, values, strict=True)}
@@ -137,7 +137,7 @@ class Accumulator:
                 bad[row] = NotFinite(prompt_id, f"the loss{_of(group)}", of_model=False)
         return Outcome(sum(part[0] for part in parts), used, bad)
 
-    def _plan(self, drawn: StepDraws, targets: Targets) -> tuple[int, list[list[Pass]]]:
+    def _plan(self, drawn: StepBatch, targets: Targets) -> tuple[int, list[list[Pass]]]:
         """How many prompts can be used, and each process's passes: alike in number and length of rows."""
         wanted = torch.cat([targets.train_policy, targets.train_anchor], dim=1)
         used = wanted.any(-1).nonzero()[:, 0].tolist()
@@ -155,7 +155,7 @@ class Accumulator:
         return len(used), plans
 
     def _losses(
-        self, model: nn.Module, drawn: StepDraws, targets: Targets, mine: Pass
+        self, model: nn.Module, drawn: StepBatch, targets: Targets, mine: Pass
     ) -> tuple[Tensor, Tensor]:
         """The loss of each of a pass's prompts, and where its first log-prob that is no number is; -1 for nowhere.
 

@@ -14,7 +14,7 @@ from transformers.trainer_callback import ExportableState, ProgressCallback
 from nonpareil.files import write_bytes
 from nonpareil.models.anchors import Anchor
 from nonpareil.models.distributed import any_process
-from nonpareil.training.spent import Spent
+from nonpareil.training.costs import Spent
 
 METRICS_FILE = "metrics.jsonl"
 

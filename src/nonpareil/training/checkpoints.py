@@ -41,11 +41,11 @@ from nonpareil.training.checkpoint_files import (
     read_list,
     write_list,
 )
+from nonpareil.training.costs import Spent
 from nonpareil.training.descent import check_policy
 from nonpareil.training.identity import MAY_CHANGE
 from nonpareil.training.placement import PlacingTrainer
 from nonpareil.training.resume import checkpoint_to_resume, refuse_another_run
-from nonpareil.training.spent import Spent
 
 
 class NotSaved(DataError):

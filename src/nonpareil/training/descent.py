@@ -15,9 +15,9 @@ from nonpareil.models.modes import training_mode
 from nonpareil.models.sharding import local
 from nonpareil.models.zero import engine_of
 from nonpareil.training.accumulate import Accumulator
+from nonpareil.training.batch import StepBatch
 from nonpareil.training.not_finite import METRIC, Dropped, NotFinite
 from nonpareil.training.signal import Signal
-from nonpareil.training.steps import StepDraws
 
 LARGE_LOSS = 1e12
 """Nats; a larger one comes of rewards, whose gradient float32 may not hold though the model is sound."""
@@ -29,7 +29,7 @@ class Descended:
 
     loss: float
     """The mean over the prompts trained on, nats, also of a step that is not taken; NaN where there was none."""
-    drawn: StepDraws
+    drawn: StepBatch
     targets: Targets
     dropped: Sequence[NotFinite]
 
@@ -50,7 +50,7 @@ class Descent:
     """fp16's: it looks at the gradient itself, and skips a step whose is infinite."""
     dropped: Dropped = field(default_factory=Dropped)
 
-    def step(self, model: nn.Module, drawn: StepDraws, step: int) -> Descended:
+    def step(self, model: nn.Module, drawn: StepBatch, step: int) -> Descended:
         """The step's gradient, without the prompts whose log-probs, loss or gradient are no numbers; see `Dropped`.
 
         Leaving out is drawing nothing for them: baselines and means are those of the others alone. There is no
@@ -66,7 +66,7 @@ class Descent:
         training_mode(model)
         dropped = list(drawn.dropped)
         while True:
-            targets = self.method.targets(drawn.numbers)
+            targets = self.method.targets(drawn.draws)
             outcome = self.accumulator.step(model, drawn, targets)
             bad = outcome.bad or self._bad_gradients(model, drawn, targets, step)
             dropped += bad.values()
@@ -75,14 +75,14 @@ class Descent:
                 break
             drawn = drawn.without(bad)
         self.dropped.note(step, dropped, kept)
-        if not self.signal.note(step, drawn.numbers, targets, kept, len(dropped)):
+        if not self.signal.note(step, drawn.draws, targets, kept, len(dropped)):
             self.accumulator.forget_gradients(model)
         loss = outcome.loss if kept else float("nan")
         self.accumulator.spent.add_loss(loss)
         return Descended(loss, drawn, targets, dropped)
 
     def _bad_gradients(
-        self, model: nn.Module, drawn: StepDraws, targets: Targets, step: int
+        self, model: nn.Module, drawn: StepBatch, targets: Targets, step: int
     ) -> dict[int, NotFinite]:
         """The prompts, by row, whose own gradient is not finite; asked one by one where the step's is not."""
         if self.scaler is not None or _is_finite(model):

@@ -7,8 +7,8 @@ from nonpareil.errors import ConfigError
 from nonpareil.methods import build
 from nonpareil.methods.base import Method
 from nonpareil.rewards.combine import CombinedReward
-from nonpareil.rewards.load import is_function_path, load_function
 from nonpareil.training.config import DistillationConfig
+from nonpareil.user_code.load import is_function_path, load_function
 
 METHOD_PARTS = ("policy_draws", "anchor_draws", "anchor_ema_rate", "targets", "loss", "metrics")
 

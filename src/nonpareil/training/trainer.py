@@ -24,21 +24,22 @@ from nonpareil.models.saving import prepare_saving
 from nonpareil.records import Group, Prompt, refuse_repeated
 from nonpareil.rewards import CombinedReward, load_rewards
 from nonpareil.training.accumulate import Accumulator
+from nonpareil.training.actors.choose import make_actors
 from nonpareil.training.arguments import check_arguments, read_policy
+from nonpareil.training.batch import StepBatch, reward_tensor
 from nonpareil.training.callbacks import AnchorCallback, CompactProgress, MetricsFile, StopCleanly
 from nonpareil.training.checks import check_adapter, check_scorable
 from nonpareil.training.config import DistillationConfig
+from nonpareil.training.costs import Spent
 from nonpareil.training.descent import Descended, Descent
-from nonpareil.training.drawings import make_drawing
-from nonpareil.training.figures import completion_rows, known_mean, step_figures, write_completions
 from nonpareil.training.identity import model_identity, run_identity
 from nonpareil.training.method import anchor_motion, given_method, method_of
 from nonpareil.training.output import ListingTrainer
 from nonpareil.training.placement import place
-from nonpareil.training.sampler import RepeatedBatches, planned_steps, whole_batches
+from nonpareil.training.prompt_order import RepeatedBatches, planned_steps, whole_batches
 from nonpareil.training.signal import Signal, resting_scaler
-from nonpareil.training.spent import Spent
-from nonpareil.training.steps import StepDrawer, StepDraws, reward_tensor
+from nonpareil.training.step import StepSampler
+from nonpareil.training.step_metrics import completion_rows, known_mean, step_figures, write_completions
 from nonpareil.training.stored import prompts_of_stored
 
 if TYPE_CHECKING:
@@ -157,8 +158,8 @@ class DistillationTrainer(ListingTrainer):
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.anchor = self._make_anchor(policy)
         self.watch(self.spent, self.signal)  # behind the anchor's callback
-        self.drawer = StepDrawer(
-            partial(make_drawing, policy, self.anchor, processing_class, args, train_dataset),
+        self.step_sampler = StepSampler(
+            partial(make_actors, policy, self.anchor, processing_class, args, train_dataset),
             self.method,
             self.reward,
             args,
@@ -168,10 +169,10 @@ class DistillationTrainer(ListingTrainer):
         scaler = resting_scaler(self.accelerator, self.signal)
         self.descent = Descent(self.method, self.accumulator, self.signal, scaler)
         if self.draws and not args.use_vllm:
-            _ = self.drawer.drawing  # copies a whole model, and asks whether it can be drawn from
+            _ = self.step_sampler.actors  # copies a whole model, and asks whether it can be drawn from
         if args.shard_weights:
             self.shard(policy, weights)
-        self._last_draw: tuple[int, StepDraws] | None = None
+        self._last_draw: tuple[int, StepBatch] | None = None
         self._figures: dict[str, list[float]] = defaultdict(list)
 
     def _make_anchor(self, policy: Any) -> Anchor | None:
@@ -185,7 +186,7 @@ class DistillationTrainer(ListingTrainer):
 
     def release(self) -> None:
         """End what draws beside the trainer, and holds memory for it; nothing can be drawn afterwards."""
-        engine = getattr(vars(self.drawer).get("drawing"), "engine", None)
+        engine = getattr(vars(self.step_sampler).get("actors"), "engine", None)
         if self.args.use_vllm and engine is not None:
             engine.release()
 
@@ -221,12 +222,12 @@ class DistillationTrainer(ListingTrainer):
         loss = torch.tensor(descended.loss, device=self.args.device)
         return loss.nan_to_num()  # of the log `_figures` has it
 
-    def _draw(self, prompts: list[Prompt]) -> StepDraws:
+    def _draw(self, prompts: list[Prompt]) -> StepBatch:
         """This step's draws; those of the step before where one batch of draws serves several steps."""
         step = self.state.global_step
         if self.repeats > 1 and self._last_draw is not None and self._last_draw[0] == step // self.repeats:
             return self._last_draw[1]
-        drawn = self.drawer.draw(prompts, step)
+        drawn = self.step_sampler.draw(prompts, step)
         fresh = self.method.policy_draws + self.method.anchor_draws
         self.spent.completions_drawn += fresh * len(prompts)
         tokens = sum(
@@ -241,7 +242,7 @@ class DistillationTrainer(ListingTrainer):
         """Gather the step's figures; they are logged as means over `logging_steps`."""
         drawn, targets = descended.drawn, descended.targets
         figures = step_figures(drawn, self.reward.names, anchor_moves=self._moving_anchor is not None)
-        figures |= {**self.method.metrics(drawn.numbers), **descended.figures, **self.signal.figures}
+        figures |= {**self.method.metrics(drawn.draws), **descended.figures, **self.signal.figures}
         figures["step_time"] = seconds
         for name, value in figures.items():
             self._figures[name].append(value)
@@ -277,7 +278,7 @@ class DistillationTrainer(ListingTrainer):
             raise ConfigError(
                 "eval_dataset is empty, but evaluation was asked for; give prompts or eval_strategy=no"
             )
-        groups = self.drawer.draw_policy(prompts, seed=self.args.seed)
+        groups = self.step_sampler.draw_policy(prompts, seed=self.args.seed)
         lengths = [len(group.completion_token_ids[0]) for group in groups]
         metrics = {
             f"{metric_key_prefix}_reward": reward_tensor(groups).nanmean().item(),

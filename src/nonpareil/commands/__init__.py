@@ -1,0 +1,1 @@
+"""A room a command: its steps, callable from Python too."""

@@ -1,0 +1,1 @@
+"""`nonpareil compare`: several methods under one budget, on one Pareto picture."""

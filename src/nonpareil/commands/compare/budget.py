@@ -1,0 +1,102 @@
+"""What a comparison's budget allows each run: steps, and the shared pool counted in full."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from nonpareil.commands.compare.spec import ComparisonSpec, MethodEntry
+from nonpareil.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nonpareil.commands.compare.results import RunRecord
+    from nonpareil.methods.base import Method
+    from nonpareil.training.config import DistillationConfig
+
+
+def refuse_pool_over_budget(spec: ComparisonSpec, entry: MethodEntry, used: int) -> None:
+    """The stored completions that a method learns from must fit its budget.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if spec.budget.completions is not None and used > spec.budget.completions:
+        raise ConfigError(
+            f"methods.{entry.name} learns from {used} stored completions, more than "
+            f"budget.completions={spec.budget.completions}; raise the budget, or lower groups.max_prompts, "
+            "groups.num_generations or the method's max_train_prompts"
+        )
+
+
+def schedule(
+    spec: ComparisonSpec, entry: MethodEntry, config: "DistillationConfig", method: "Method", used: int
+) -> dict[str, Any]:
+    """Distill's max_steps, as far as the budget reaches, and where checkpoints are saved.
+
+    `used` stored completions are spent before the first step.
+
+    Raises:
+        ConfigError: not one step, steps over the budget, two ends to the training or none.
+    """
+    where = f"methods.{entry.name}"
+    a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    a_step *= method.policy_draws + method.anchor_draws
+    iterations = getattr(method, "num_iterations", 1)
+    given = config.max_steps if config.max_steps > 0 else None
+    epochs = {**spec.training, **entry.settings}.get("num_train_epochs")
+    steps = given
+    if spec.budget.completions is not None and a_step:
+        left = spec.budget.completions - used
+        steps = left // a_step * iterations
+        if steps < 1:
+            raise ConfigError(
+                f"{where}: a step draws {a_step} completions, and budget.completions={spec.budget.completions} "
+                f"leaves {left}; raise the budget or lower per_device_train_batch_size"
+            )
+        if given is not None and given > steps:
+            raise ConfigError(
+                f"{where}: max_steps={given} is over the budget, which allows {steps} steps "
+                f"of {a_step} completions; lower max_steps, or leave it out for all of them"
+            )
+        steps = given or steps
+    elif given is None and spec.budget.seconds is not None:
+        raise ConfigError(
+            f"{where}: max_steps is missing; under budget.seconds it ends the learning-rate schedule (the "
+            "clock may stop the run before)"
+        )
+    elif given is None and epochs is None:
+        raise ConfigError(
+            f"{where}: draws nothing, so the budget sets no end to it; give max_steps or num_train_epochs"
+        )
+    if steps is not None and epochs is not None:
+        end = f"the budget allows {steps} steps" if given is None else f"max_steps={given} ends the training"
+        at = where if "num_train_epochs" in entry.settings else "training"
+        raise ConfigError(
+            f"{at}: num_train_epochs={epochs:g} is not read by {entry.name}: {end}; "
+            + ("remove it" if at == where else "give it to methods that end by it alone")
+        )
+    schedule: dict[str, Any] = {"max_steps": -1 if steps is None else steps}
+    if {"save_steps", "save_strategy"} & {*entry.settings, *spec.training}:
+        return schedule
+    parts = spec.options.checkpoints + 1
+    if steps is None:
+        return schedule | ({"save_steps": 1 / parts} if parts > 1 else {"save_strategy": "no"})
+    return schedule | {"save_steps": math.ceil(steps / parts / iterations) * iterations}
+
+
+def over_budget(spec: ComparisonSpec, records: Sequence["RunRecord"]) -> list[dict[str, str]]:
+    """Finished runs that spent more than the budget, as `failures` are told.
+
+    A command's steps and clock are its own, so that it is seen only afterwards; distillations stop by themselves.
+    """
+    budget, found = spec.budget, []
+    commands = {entry.name for entry in spec.methods if entry.command}
+    for record in records:
+        drawn, seconds = record.spent.completions_drawn, record.spent.seconds
+        reason = None
+        if budget.completions is not None and drawn is not None and drawn > budget.completions:
+            reason = f"{drawn:,} completions, more than budget.completions={budget.completions:,}"
+        if record.name in commands and budget.seconds is not None and (seconds or 0) > budget.seconds:
+            reason = f"{seconds:,.0f} seconds, more than budget.seconds={budget.seconds:g}"
+        if reason is not None:
+            found.append({"run": f"{record.name}, seed {record.seed}", "reason": reason})
+    return found

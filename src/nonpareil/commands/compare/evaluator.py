@@ -1,0 +1,219 @@
+"""Every policy of a comparison measured alike: the same held-out prompts against the same reference groups."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nonpareil.commands.compare.folders import delete_evaluations
+from nonpareil.commands.compare.inputs import Inputs
+from nonpareil.commands.compare.plan import RunPlan
+from nonpareil.commands.compare.spec import ComparisonSpec
+from nonpareil.commands.evaluate import run as evaluate
+from nonpareil.commands.evaluate.dtypes import products_dtype
+from nonpareil.errors import ConfigError
+from nonpareil.files import jsonable, write_json
+from nonpareil.options.commands import EvaluateOptions
+from nonpareil.options.rewards import RewardOptions, without_addresses
+from nonpareil.options.shared import PromptOptions
+
+if TYPE_CHECKING:
+    from nonpareil.commands.compare.results import RunRecord
+
+PROTOCOL, REPORT, SETTINGS = "protocol.json", "report.json", "evaluation.json"
+REFERENCE, FEWER = "reference", "reference-checkpoints"
+FINAL = "final"
+
+
+class Evaluator:
+    """Evaluates finished runs, once each; reads back what lies there."""
+
+    def __init__(self, spec: ComparisonSpec, inputs: Inputs):
+        self.spec, self.options = spec, spec.options
+        self.root = Path(spec.options.output_dir)
+        self.inputs = inputs
+        products_dtype(self.options.dtype, spec.evaluation.kl_dtype)  # refused now, and not after training
+        content = {
+            "reference": inputs.model,
+            "prompts": inputs.held_out,
+            "reward": inputs.reward,
+            "gold": inputs.gold,
+        }
+        self.settings: dict[str, Any] = json.loads(
+            json.dumps(jsonable({**vars(spec.evaluation), **without_addresses(self._shared()), **content}))
+        )
+
+    def drawing(self) -> dict[str, Any]:
+        """What the stored pool depends on, besides its own settings."""
+        names = (*PromptOptions.__dataclass_fields__, *RewardOptions.__dataclass_fields__)
+        values = {name: getattr(self.options, name) for name in names}
+        values |= {"split": self.options.dataset_train_split, "model": self.inputs.model}
+        values |= {"prompts": self.inputs.training, "reward": self.inputs.reward}
+        values |= {name: getattr(self.options, name) for name in ("max_completion_length", "temperature")}
+        return json.loads(json.dumps(jsonable(without_addresses(values))))
+
+    def changed(self, *, overwrite: bool) -> bool:
+        """Whether evaluations of other settings are there, which are refused without `overwrite`.
+
+        Raises:
+            ConfigError: naming what differs.
+        """
+        from nonpareil.commands.compare.results import differing
+
+        file = self.root / SETTINGS
+        if not file.exists() and not (self.root / REFERENCE).exists():
+            return False  # nothing was drawn: the file comes first
+        if not (differences := differing(self.settings, read_json(file) or {})):
+            return False
+        if not overwrite:
+            raise ConfigError(
+                "the evaluations were made with other settings (there instead of now):\n"
+                + "\n".join(f"  {file}: {difference}" for difference in differences)
+                + "\nGive another output_dir, or --overwrite to evaluate anew; the models are kept."
+            )
+        return True
+
+    def delete(self) -> None:
+        """Delete all evaluations and the reference's groups, as far as they are ours."""
+        delete_evaluations(self.root, (REFERENCE, FEWER), SETTINGS)
+
+    def evaluate(self, plan: RunPlan) -> str:
+        """The final policy on all prompts, then its checkpoints on fewer; the result in words.
+
+        What is there already is not done again.
+
+        Raises:
+            NonpareilError: a model that cannot be evaluated.
+        """
+        for name, model in ((FINAL, plan.model), *self._checkpoints(plan)):
+            folder = plan.folder / "evaluation" / name
+            if (folder / PROTOCOL).is_file():
+                continue
+            write_json(self.root / SETTINGS, self.settings)  # before anything is drawn with them
+            options = self._options(plan, name, model, folder)
+            evaluate.run(options)
+            # Last, so that a folder with a protocol is a whole evaluation.
+            write_json(folder / PROTOCOL, _protocol(folder, Path(options.reference_dir or "")))
+        final = json.loads((plan.folder / "evaluation" / FINAL / REPORT).read_text(encoding="utf-8"))
+        return f"evaluated. {final['headline']}"
+
+    def record(self, plan: RunPlan, pool_seconds: float) -> "RunRecord | None":
+        """A finished run's figures from disk; None where it is not finished."""
+        from nonpareil.commands.compare.results import Checkpoint, Cost, RunRecord
+
+        folder = plan.folder / "evaluation"
+        done, protocol = read_json(plan.folder / "done.json"), read_json(folder / FINAL / PROTOCOL)
+        if done is None or protocol is None:
+            return None
+        own = done.get("completions_drawn", 0 if plan.entry.command and plan.pool_completions else None)
+        return RunRecord(
+            name=plan.entry.name,
+            seed=plan.seed,
+            evaluation=json.loads((folder / FINAL / REPORT).read_text(encoding="utf-8"))["evaluation"],
+            checkpoints=tuple(
+                Checkpoint(
+                    _step(model),
+                    json.loads((folder / name / REPORT).read_text(encoding="utf-8"))["evaluation"],
+                )
+                for name, model in self._checkpoints(plan)
+                if (folder / name / PROTOCOL).is_file()
+            ),
+            spent=Cost(
+                completions_drawn=None if own is None else own + plan.pool_completions,
+                tokens_trained=done.get("tokens_trained"),
+                steps=done.get("steps"),
+                seconds=done["seconds"] + pool_seconds,
+                peak_memory_bytes=done["peak_memory_bytes"],
+            ),
+            protocol=protocol,
+            folder=plan.folder.relative_to(self.root).as_posix(),
+            stored=plan.pool_completions > 0,
+        )
+
+    def curve(self, run_folder: str) -> dict[str, Any]:
+        """What best-of-N of the reference is worth, as any final evaluation tells it."""
+        return json.loads(
+            (self.root / run_folder / "evaluation" / FINAL / REPORT).read_text(encoding="utf-8")
+        )["curve"]
+
+    def _checkpoints(self, plan: RunPlan) -> list[tuple[str, Path]]:
+        """Those to be evaluated, evenly chosen among the ones that the run left before its end."""
+        done = read_json(plan.folder / "done.json") or {}
+        found = [path for path in plan.model.glob("checkpoint-*") if (path / "config.json").is_file()]
+        found = sorted((path for path in found if path.name.rsplit("-", 1)[1].isdigit()), key=_step)
+        state = read_json(found[-1] / "trainer_state.json") or {} if found else {}
+        last = done.get("steps") or state.get("max_steps")  # the final model itself
+        found = [path for path in found if last is None or _step(path) < last]
+        wanted = min(self.options.checkpoints, len(found))
+        return [
+            (path.name, path) for path in (found[(i + 1) * len(found) // wanted - 1] for i in range(wanted))
+        ]
+
+    def _shared(self) -> dict[str, Any]:
+        """What every evaluation has in common, as `EvaluateOptions` takes it."""
+        options, evaluation = self.options, self.spec.evaluation
+        names = (*PromptOptions.__dataclass_fields__, *RewardOptions.__dataclass_fields__)
+        return {
+            **{name: getattr(options, name) for name in names},
+            "dataset_name": self.spec.eval_source,
+            "dataset_split": options.dataset_test_split,
+            "max_prompts": options.max_eval_prompts,
+            "dtype": options.dtype,
+            "num_generations": evaluation.num_generations,
+            "num_reference_samples": evaluation.num_reference_samples,
+            "n": options.n,
+            "unseen_reward": options.gold_reward,
+            "kl_dtype": evaluation.kl_dtype,
+            "max_completion_length": options.max_completion_length,
+            "temperature": options.temperature,
+            "seed": evaluation.seed,
+        }
+
+    def _options(self, plan: RunPlan, name: str, model: Path, folder: Path) -> EvaluateOptions:
+        evaluation, reference, fewer = self.spec.evaluation, REFERENCE, {}
+        limit = self.options.max_eval_prompts
+        if name != FINAL:
+            fewer = {"num_generations": evaluation.checkpoint_num_generations}
+            if limit is None or evaluation.checkpoint_prompts < limit:
+                # The same draws for these prompts: a draw follows from the seed and the prompt's id.
+                reference = FEWER
+                fewer["max_prompts"] = evaluation.checkpoint_prompts
+        return EvaluateOptions(
+            **{**self._shared(), **fewer},
+            model_name_or_path=str(model),
+            reference_model_name_or_path=self.options.model_name_or_path,
+            reference_model_revision=self.options.model_revision,
+            output_dir=str(folder),
+            reference_dir=str(self.root / reference),
+            title=f"{plan.label}{'' if name == FINAL else ', ' + name}",
+        )
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def _protocol(folder: Path, reference: Path) -> dict[str, Any]:
+    """What was really measured with what, from the manifests and shards of both sides."""
+    policy = _drawn(folder / "policy")
+    policy["model"] = None  # the one thing that may differ
+    return {"policy": policy, "reference": _drawn(reference)}
+
+
+def _drawn(folder: Path) -> dict[str, Any]:
+    from nonpareil.rollouts.manifest import read_manifest
+    from nonpareil.rollouts.store import notes_of, read_table, shard_path
+
+    draw = (read_manifest(folder) or {})["draw"]
+    notes = notes_of(read_table(shard_path(folder, 0)).schema)
+    kept = {name: draw[name] for name in ("sampling", "seed", "num_generations", "prompts")}
+    return {
+        **kept,
+        "model": draw["model"]["fingerprint"],
+        "rewards": notes.rewards,
+        "weights": notes.aggregate,
+    }

@@ -1,0 +1,98 @@
+"""What a comparison's paths hold: loaded once to see what is wrong with it, and told by content from then on."""
+
+import hashlib
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nonpareil.commands.compare.spec import ComparisonSpec, MethodEntry
+from nonpareil.commands.evaluate.rewards import load_unseen_reward
+from nonpareil.commands.inputs import load_prompt_records, load_reward_of
+from nonpareil.errors import ConfigError
+from nonpareil.user_code.load import is_function_path, load_function
+
+if TYPE_CHECKING:
+    from nonpareil.rewards import CombinedReward
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The content behind the paths, so that what was made with other content is noticed."""
+
+    model: str
+    """The policy's fingerprint."""
+    training: dict[str, Any]
+    """Count and hashes of the training prompts, as a manifest of groups has them."""
+    held_out: dict[str, Any]
+    """The same of the prompts to evaluate on."""
+    reward: dict[str, Any]
+    """By name, fingerprints of weights and hashes of functions included; and the weights of the sum."""
+    gold: dict[str, Any] | None
+
+
+def read_inputs(spec: ComparisonSpec) -> Inputs:
+    """Load tokenizer, prompts and rewards.
+
+    Raises:
+        NonpareilError: what cannot be loaded or cannot work, naming option, value and remedy.
+    """
+    from nonpareil.commands.policies.local import local_policy
+    from nonpareil.records import SamplingParams, prompt_identity
+
+    options, pool = spec.options, spec.pool
+    policy = local_policy(options)
+    policy.check_drawable()
+    sampling = SamplingParams(options.max_completion_length, options.temperature)
+    hashes, all_prompts = [], []
+    for source, split, limit in (
+        (options.dataset_name or "", options.dataset_train_split, None),
+        (spec.eval_source, options.dataset_test_split, options.max_eval_prompts),
+    ):
+        prompts = load_prompt_records(options, policy.tokenizer, source=source, split=split, limit=limit)
+        policy.check(prompts, sampling)
+        hashes.append(prompt_identity(prompts))
+        all_prompts += prompts
+    training, held_out = hashes
+    if pool and (pool.max_prompts or 0) > training["count"]:
+        raise ConfigError(
+            f"groups.max_prompts={pool.max_prompts}, but {options.dataset_name!r} has {training['count']} "
+            "training prompts; lower it"
+        )
+    reward = load_reward_of(options, policy.tokenizer)
+    reward.check_prompts(all_prompts, options.max_completion_length, policy.tokenizer)
+    reward.release()
+    gold = None
+    if options.gold_reward:
+        gold = load_unseen_reward("gold_reward", options.gold_reward, options, reward)
+        gold.check_prompts(prompts, options.max_completion_length, policy.tokenizer)
+        gold.release()
+    return Inputs(
+        model=policy.fingerprint,
+        training=training,
+        held_out=held_out,
+        reward=_described(reward),
+        gold=_described(gold) if gold else None,
+    )
+
+
+def files_of(entry: MethodEntry) -> dict[str, str]:
+    """Hashes of the user's own files that decide a run: an own method's, and those among a command's words."""
+    if entry.command is not None:
+        paths = {word: Path(word) for word in entry.command if Path(word).is_file()}
+    elif is_function_path(entry.method):
+        paths = {entry.method: Path(inspect.getfile(load_function(entry.method)))}
+    else:
+        return {}
+    return {name: _sha256(path) for name, path in paths.items()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:  # a command may name a large one
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _described(reward: "CombinedReward") -> dict[str, Any]:
+    """Its settings under each reward's name, so that a difference is told by it."""
+    settings = reward.describe()
+    return {"weights": settings["weights"], **{each["name"]: each for each in settings["rewards"]}}

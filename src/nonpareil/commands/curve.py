@@ -1,0 +1,73 @@
+"""Say what best-of-N is worth for every N, from groups on disk."""
+
+from pathlib import Path
+from typing import Any
+
+from nonpareil.commands.places import check_output, inputs_of
+from nonpareil.errors import ConfigError
+from nonpareil.folders import writing
+from nonpareil.options.commands import CurveOptions
+from nonpareil.terminal import tell
+
+
+def run(options: CurveOptions) -> dict[str, Any]:
+    """Write curve.json and curve.png, print the table; returns the curve.
+
+    Of a run that is not finished it is the curve of the shards that are, and `unfinished` says of how many.
+
+    Raises:
+        NonpareilError: no such groups, groups without rewards, a max_n beyond m, or files there that are not ours.
+    """
+    if options.groups is None:
+        raise ConfigError("groups is missing; give a folder written by `nonpareil sample`: --groups FOLDER")
+    from nonpareil.evaluation import best_of_n_report
+    from nonpareil.evaluation.report import write_curve
+    from nonpareil.rollouts.reading import read_available
+    from nonpareil.rollouts.vbon_lines import read_vbon
+
+    source = Path(options.groups)
+    output_dir = Path(options.output_dir) if options.output_dir is not None else _beside(source)
+    check_output("output_dir", output_dir, inputs_of(options))
+    is_vbon = source.suffix in (".json", ".jsonl")
+    with writing(output_dir, "curve") as folder:
+        folder.refuse_foreign(["curve.json", "curve.png"])
+        groups, lacking = (read_vbon(source), "") if is_vbon else read_available(source)
+        curve = best_of_n_report(groups, options.max_n, seed=options.seed)
+        path = write_curve(curve, output_dir)
+    _show(curve)
+    if lacking:
+        tell(f"{source} is not finished: {lacking}; this is the curve of those")
+    figures = {"curve": str(path), "picture": str(output_dir / "curve.png"), **curve.to_dict()}
+    return {**figures, "unfinished": lacking} if lacking else figures
+
+
+def _beside(source: Path) -> Path:
+    return source / "curve" if source.is_dir() else source.with_name(source.stem + "-curve")
+
+
+def _show(curve: Any) -> None:
+    from rich.table import Table
+
+    from nonpareil.console import console
+    from nonpareil.evaluation.intervals import few_prompts
+    from nonpareil.evaluation.summary import bracket, number
+
+    prompts = "1 prompt" if curve.num_prompts_used == 1 else f"{curve.num_prompts_used} prompts"
+    table = Table(title=f"What best-of-N is worth ({prompts})")
+    for name in ("N", curve.reward_name, "95%", "win rate", "KL (nats)", "tokens a prompt"):
+        table.add_column(name, justify="right", no_wrap=name == "95%")
+    for point in curve.points:
+        win = None if point.win_rate is None else point.win_rate.estimate
+        table.add_row(
+            str(point.n),
+            number(point.reward.estimate),
+            bracket(point.reward),
+            number(win),
+            number(point.kl_upper_bound),
+            number(point.tokens_per_prompt, 0),
+        )
+    terminal = console()
+    terminal.print(table)
+    for line in (curve.recommendation(), *curve.notes(), few_prompts(curve.num_prompts_used)):
+        if line:
+            terminal.print(line, soft_wrap=True)

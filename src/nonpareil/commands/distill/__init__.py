@@ -1,0 +1,1 @@
+"""`nonpareil distill`: data, training, evaluation, report and card."""

@@ -1,0 +1,115 @@
+"""What a training would do and need, worked out without reading a weight."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from nonpareil.commands.distill.data import trained_policy, training_data, training_reward
+from nonpareil.files import jsonable
+from nonpareil.options.commands import DistillOptions
+from nonpareil.records import Prompt
+
+if TYPE_CHECKING:
+    from nonpareil.methods.base import Method
+    from nonpareil.training.config import DistillationConfig
+
+if TYPE_CHECKING:
+    from nonpareil.commands.policies.local import LocalPolicy
+    from nonpareil.methods.base import Method
+    from nonpareil.training.config import DistillationConfig
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+OPTIMIZER_BYTES = {"sgd": 0, "rmsprop": 4, "adagrad": 4, "adafactor": 0}
+"""Of state a trained parameter; what is not named here is taken for Adam's two moments in float32."""
+
+
+def plan(
+    policy: "LocalPolicy", config: "DistillationConfig", method: "Method", prompts: Sequence[Prompt]
+) -> dict[str, Any]:
+    """What would be trained on what, and the memory it needs; raises as `memory_estimate`."""
+    return {
+        "dry_run": True,
+        "method": config.method,
+        "settings": jsonable(vars(method)),
+        **memory_estimate(policy, config, method),
+        "prompts": len(prompts),
+        "columns": sorted({name for prompt in prompts for name in prompt.columns}),
+        "completions_a_step": (method.policy_draws + method.anchor_draws)
+        * config.per_device_train_batch_size
+        * config.gradient_accumulation_steps,
+        "output_dir": str(config.output_dir),
+    }
+
+
+def memory_estimate(policy: "LocalPolicy", config: "DistillationConfig", method: "Method") -> dict[str, Any]:
+    """The model's class, its parameters, and the bytes that training holds for good, in each process.
+
+    In float32: weights, gradients and optimizer state of what is trained, and the anchor where there is one; in the
+    compute dtype the working copy that draws. With LoRA the base is there once, in the compute dtype, and what is
+    trained is an adapter; the anchor is a second one, or none where it never moves; nothing is copied. With
+    `shard_weights` all but the working copy is divided by the processes. Activations and the key cache come on
+    top; they follow `max_tokens_per_batch`. `parameters` are the model's own, without adapters.
+
+    Raises:
+        ModelError: a config that cannot be read, or is of no causal language model.
+        ConfigError: frozen parameters or LoRA target modules that the model has not.
+    """
+    from nonpareil.training.method import anchor_motion
+
+    model, parameters, trained = _on_paper(policy, config)
+    draws = method.policy_draws + method.anchor_draws > 0
+    adapters = trained if config.use_peft else 0
+    share = config.world_size if config.shard_weights else 1
+    if config.use_peft:
+        anchor = adapters if draws and any(anchor_motion(config, method)) else 0
+    else:
+        anchor = parameters * draws
+    optimizer = str(getattr(config.optim, "value", config.optim))  # an enum, whose str() is not its value
+    compute = "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
+    copied = 0 if config.use_peft else parameters * draws
+    held = {
+        "weights": (BYTES[config.policy_dtype()] * parameters + 4 * adapters) // share,
+        "gradients": 4 * trained // share,
+        "optimizer": OPTIMIZER_BYTES.get(optimizer, 8) * trained // share,
+        "anchor": 4 * anchor // share,
+        "working_copy": BYTES[compute] * copied,
+    }
+    return {
+        "model_class": model,
+        "parameters": parameters,
+        "trained_parameters": trained,
+        "memory_bytes": {**held, "total": sum(held.values())},
+    }
+
+
+def _on_paper(policy: "LocalPolicy", config: "DistillationConfig") -> tuple[str, int, int]:
+    """The model's class, its parameters without adapters, and those that are trained; no weight is made."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from nonpareil.models.adapters import add_policy_adapter
+    from nonpareil.models.loading import freeze
+    from nonpareil.models.pretrained import reading
+
+    subject = f"model_name_or_path={policy.name_or_path!r} cannot be trained"
+    with reading(policy.name_or_path, subject), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(policy.config, trust_remote_code=policy.trust_remote_code)
+    name, parameters = type(model).__name__, sum(p.numel() for p in model.parameters())
+    lora = config.lora_config()
+    if lora is None:
+        freeze(model, config.frozen_parameters or [])
+    else:
+        with torch.device("meta"):
+            model = add_policy_adapter(model, lora)
+    return name, parameters, sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def dry_run(options: DistillOptions, config: "DistillationConfig", method: "Method") -> dict[str, Any]:
+    """What would be trained on what; checks all that a training would, save rewards and held-out prompts."""
+    from nonpareil.commands.distill.data import check_reward
+    from nonpareil.commands.distill.dry_run import plan
+
+    policy = trained_policy(options, config, "float32")
+    groups, prompts = training_data(options, config, method, policy)
+    if groups is not None:
+        check_reward(options.groups or "", training_reward(options, config, policy))
+    return plan(policy, config, method, prompts)

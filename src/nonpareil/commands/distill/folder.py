@@ -1,0 +1,116 @@
+"""A distillation's folder: what may be there when it begins, and what of it is deleted."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nonpareil.commands.evaluate.folders import delete_evaluation, evaluation_folder
+from nonpareil.commands.places import check_output, inputs_of
+from nonpareil.errors import ConfigError
+from nonpareil.folders import held_folder, is_vacant, writing
+from nonpareil.markers import MARKER, OutputFolder
+
+if TYPE_CHECKING:
+    from nonpareil.options.commands import DistillOptions, EvaluateOptions
+    from nonpareil.training.config import DistillationConfig
+
+_MODEL_FILES = (
+    *("config.json", "generation_config.json", "sampling.json", "model*.safetensors*", "pytorch_model*.bin*"),
+    *("adapter_config.json", "adapter_model.safetensors", "training_args.bin"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
+    *("vocab.json", "vocab.txt", "merges.txt", "sentencepiece*.model", "spiece.model"),
+)
+WRITTEN = (
+    *_MODEL_FILES,
+    *(f"merged/{name}" for name in _MODEL_FILES),
+    *("README.md", "trainer_state.json", "spent.json"),
+    *("metrics.jsonl", "reward-errors.log", "completions/*.parquet"),
+)
+"""Files that a distillation may write, beside its checkpoints, as globs."""
+_CHECKPOINTS = (
+    *(f"checkpoint-*/{name}" for name in (*_MODEL_FILES, "trainer_state.json", "*.pt", "*.pth")),
+    "checkpoint-*.partial/**/*",
+)
+
+
+@contextmanager
+def distillation_folder(
+    options: "DistillOptions", config: "DistillationConfig", evaluation: "EvaluateOptions | None"
+) -> Iterator[None]:
+    """Hold output_dir against other distillations, in the first process for all; nothing is deleted yet.
+
+    Raises:
+        ConfigError: a folder that is an input, that cannot be written to, that another process holds, that holds an
+            earlier run (and neither `overwrite` nor `resume_from_checkpoint`) or what is not ours to replace.
+    """
+    from nonpareil.models.distributed import process_index, wait_for_all
+    from nonpareil.training.output import COMMAND
+    from nonpareil.training.resume import resume_setting
+
+    resume, output_dir = bool(resume_setting(config.resume_from_checkpoint)), str(config.output_dir)
+    if process_index() > 0:
+        wait_for_all()
+        yield
+        return
+    check_output(
+        "output_dir", output_dir, inputs_of(options, config), deletes=options.overwrite and not resume
+    )
+    with writing(output_dir, COMMAND, other="another distillation") as folder:
+        _check(folder, overwrite=options.overwrite, resume=resume, max_steps=config.max_steps)
+        if evaluation is not None:
+            with evaluation_folder(evaluation):
+                pass
+        wait_for_all()
+        yield
+
+
+def start_anew(output_dir: Path) -> None:
+    """Delete what an earlier run wrote, its evaluation included; what else is in the folder stays."""
+    from nonpareil.training.checkpoint_files import leftovers, remove_empty, sweep
+
+    folder = held_folder(output_dir / MARKER)
+    assert folder is not None
+    delete_evaluation(output_dir / "evaluation")
+    folder.delete()
+    sweep(output_dir)
+    for partial in leftovers(output_dir):
+        remove_empty(partial)
+
+
+def _check(folder: OutputFolder, *, overwrite: bool, resume: bool, max_steps: int) -> None:
+    folder.refuse_other_command()
+    if not folder.marked and not is_vacant(folder.path):
+        raise ConfigError(
+            f"{folder.where} exists and has no {MARKER}, the list of what nonpareil wrote, so nothing there is "
+            "deleted or replaced; name another directory, or delete all of it yourself"
+        )
+    if not resume and not overwrite and _is_worth_keeping(folder):
+        raise ConfigError(
+            f"{folder.where} exists; give --resume_from_checkpoint true to go on, --overwrite to start anew, or "
+            "another output_dir"
+        )
+    folder.refuse_foreign([*WRITTEN, *_reached(folder, max_steps, resume)])
+
+
+def _is_worth_keeping(folder: OutputFolder) -> bool:
+    """Whether there is a checkpoint or a result; a run that was killed before either is simply begun anew."""
+    from nonpareil.training.checkpoint_files import STATE_FILE, checkpoint_step
+
+    names = folder.entries()
+    return STATE_FILE in names or any(checkpoint_step(name) is not None for name in names)
+
+
+def _reached(folder: OutputFolder, max_steps: int, resume: bool) -> list[str]:
+    """Files of checkpoints that the run could write to, or take up as its own.
+
+    A checkpoint of ours that was cut short or changed is none: a run that goes on says so, and goes back behind it.
+    """
+    from nonpareil.training.checkpoint_files import PARTIAL, checkpoint_step
+
+    def in_the_way(file: str) -> bool:
+        step = checkpoint_step(file.split("/", 1)[0].removesuffix(PARTIAL))
+        return step is not None and (resume or max_steps <= 0 or step <= max_steps)
+
+    ours = set(folder.listed()) if resume else set()
+    return [each for each in folder.foreign(_CHECKPOINTS) if in_the_way(each) and each not in ours]

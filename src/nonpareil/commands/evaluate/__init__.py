@@ -1,0 +1,1 @@
+"""`nonpareil evaluate`: how near a policy is to best-of-N of its reference."""

@@ -1,0 +1,55 @@
+"""The KL of the policy from the reference, on stored completions of either."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from nonpareil.options.commands import EvaluateOptions
+from nonpareil.records import Group
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from nonpareil.commands.policies.local import LocalPolicy
+
+
+def divergence(
+    options: EvaluateOptions,
+    sides: "tuple[LocalPolicy, LocalPolicy]",
+    products: "torch.dtype",
+    ours: Sequence[Group],
+    theirs: Sequence[Group],
+) -> "tuple[Tensor, Tensor, Tensor]":
+    """Exact per-token KL and log-ratio on the policy's completions, and log-ratio on the reference's.
+
+    Of the very weights that drew, multiplied in `products`.
+    """
+    import torch
+
+    from nonpareil.engines.load_check import check_scoring
+    from nonpareil.models.logprobs import TokenSequences, completion_divergence, token_budget_batches
+    from nonpareil.rollouts.progress import ProgressBar
+
+    policy, reference = (side.load(products) for side in sides)
+    temperature = options.sampling().temperature
+    for model in (policy, reference):  # drawn from in this run, or in an earlier one of another version
+        check_scoring(model)
+
+    def measure(groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Tensor]:
+        sequences = TokenSequences(
+            [group.prompt_token_ids for group in groups for _ in group.completion_token_ids],
+            [ids for group in groups for ids in group.completion_token_ids],
+        )
+        kl, ratio = torch.empty(len(sequences)), torch.empty(len(sequences))
+        lengths = sequences.lengths()
+        for rows in token_budget_batches(lengths, options.max_tokens_per_batch):
+            values = completion_divergence(policy, reference, sequences.select(rows), temperature)
+            kl[rows], ratio[rows] = values[0].cpu(), values[1].cpu()
+            progress.update(len(rows), sum(lengths[row] for row in rows))
+        return kl.view(len(groups), -1), ratio.view(len(groups), -1)
+
+    with ProgressBar() as progress:
+        total = sum(len(group) for side in (ours, theirs) for group in side)
+        progress.start("compare", total, unit="completions")
+        kl, log_ratio = measure(ours)
+        return kl, log_ratio, measure(theirs)[1]

@@ -1,0 +1,58 @@
+"""Turn stored groups into TRL's preference, SFT or unpaired datasets."""
+
+from pathlib import Path
+from typing import Any
+
+from nonpareil.commands.places import check_output, inputs_of
+from nonpareil.errors import ConfigError
+from nonpareil.folders import writing_file
+from nonpareil.options.commands import ExportOptions
+
+
+def run(options: ExportOptions) -> dict[str, Any]:
+    """Write the file; returns how many rows it has and how many groups gave none, by reason.
+
+    Raises:
+        NonpareilError: no groups or file named, groups without rewards, or a file that exists and, with
+            `overwrite`, that we did not write.
+    """
+    for name in ("groups", "output"):
+        if getattr(options, name) is None:
+            raise ConfigError(f"{name} is missing; give --{name}")
+    from nonpareil.rollouts.export import export
+    from nonpareil.rollouts.manifest import read_manifest
+    from nonpareil.rollouts.reading import read_groups
+    from nonpareil.rollouts.resume import tell_old_texts
+    from nonpareil.rollouts.vbon_lines import read_vbon
+
+    source, output = Path(options.groups or ""), Path(options.output or "")
+    _check_output(options, source, output)
+    if source.is_dir():
+        tell_old_texts(source, read_manifest(source))
+    with writing_file(output, "export", option="output") as folder:
+        if options.overwrite:
+            folder.refuse_foreign([output.name])
+        report = export(
+            read_vbon(source) if source.suffix in (".json", ".jsonl") else read_groups(source),
+            output,
+            options.format,  # type: ignore[arg-type]
+            n=options.n,
+            seed=options.seed,
+            truncated=options.truncated,  # type: ignore[arg-type]
+            overwrite=options.overwrite,
+        )
+    return {
+        "output": str(report.path),
+        "groups": report.groups,
+        "rows": report.rows,
+        "skipped": report.skipped,
+    }
+
+
+def _check_output(options: ExportOptions, source: Path, output: Path) -> None:
+    check_output("output", output, inputs_of(options))
+    shards = source / "data" if (source / "data").is_dir() else source
+    if shards.is_dir() and output.parent.is_dir() and shards.samefile(output.parent):
+        raise ConfigError(
+            f"output={str(output)!r} would lie among the shards of groups={str(source)!r}; name another place"
+        )

@@ -1,0 +1,1 @@
+"""The policies that commands draw from: of this process, of vLLM, of a server, of many workers."""

@@ -1,0 +1,183 @@
+"""A policy that is known by its path first and loaded only when it must draw."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from nonpareil.engines.cache import check_architecture
+from nonpareil.engines.transformers import TransformersEngine, check_prompts, check_sampling, check_token_ids
+from nonpareil.errors import ConfigError, ModelError
+from nonpareil.models.adapters import adapter_base
+from nonpareil.models.devices import best_device, dtype_name, resolve_dtype
+from nonpareil.models.empty import model_folder
+from nonpareil.models.endings import Endings, end_at, shown, stored_endings, tell_endings
+from nonpareil.models.fingerprint import fingerprint
+from nonpareil.models.loading import load_policy, load_tokenizer, stated_limits, widened
+from nonpareil.models.merging import adapter_vocabulary
+from nonpareil.models.pretrained import read_config
+from nonpareil.records import Prompt, SamplingParams
+
+
+class LocalPolicy:
+    """Model, tokenizer and identity of one policy; checks what can be checked before any weight is read."""
+
+    def __init__(
+        self,
+        name_or_path: str,
+        revision: str | None = None,
+        dtype: str = "auto",
+        *,
+        field: str = "model_name_or_path",
+        trust_remote_code: bool = False,
+    ):
+        """Reads the tokenizer, so that a directory without one fails here. `field` is the option that names it."""
+        self.name_or_path, self.revision, self.dtype = name_or_path, revision, dtype
+        self.trust_remote_code = trust_remote_code
+        self.tokenizer: Tokenizer = load_tokenizer(
+            name_or_path, revision, field=field, trust_remote_code=trust_remote_code
+        )
+        self.base = adapter_base(name_or_path)
+        """Of an adapter: its base model and that one's revision."""
+        self.endings: Endings | None = None
+        """Where a completion of the prompts that were checked ends."""
+
+    @cached_property
+    def config(self) -> Any:
+        """The model's configuration; of an adapter its base's."""
+        name, revision = self.base or (self.name_or_path, self.revision)
+        of = f"adapter {self.name_or_path!r}: its base model " if self.base else ""
+        subject = f"{of}{name!r} has no readable config"
+        return read_config(name, revision, subject=subject, trust_remote_code=self.trust_remote_code)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The content behind the name."""
+        return fingerprint(self.name_or_path, self.revision, trust_remote_code=self.trust_remote_code)
+
+    def check_drawable(self) -> None:
+        """Refuse an architecture that `TransformersEngine` cannot draw from, before any prompt or weight is read.
+
+        Raises:
+            ModelError: naming it; as `engines.cache.check_architecture`.
+        """
+        try:
+            check_architecture(self.config)
+        except ModelError as error:
+            raise ModelError(f"{self.name_or_path!r}: {error}") from None
+
+    def check(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
+        """Refuse sampling settings and prompts that cannot work; see `engines.transformers`.
+
+        This decides where completions end, as prompts of all checks must have it.
+        """
+        check_sampling(sampling)
+        window, vocabulary = stated_limits(self.config)
+        if self.base:
+            vocabulary = adapter_vocabulary(self.name_or_path) or vocabulary
+        check_prompts(prompts, sampling.max_completion_length, window)
+        name, _ = self.base or (self.name_or_path, None)
+        check_token_ids(prompts, vocabulary, f"{'the base model' if self.base else 'the model'} {name!r}")
+        endings = self.endings_of(prompts)
+        if self.endings is None:
+            tell_endings(endings, self.tokenizer, self.name_or_path)
+        elif self.endings.ids != endings.ids:
+            train, held_out = (shown(each.ids, self.tokenizer) for each in (self.endings, endings))
+            raise ConfigError(
+                f"a completion of the training prompts ends with {train}, of the held-out prompts with {held_out}, "
+                "since the chat template closes a turn so; give strings for both, or conversations for both"
+            )
+        self.endings = endings
+
+    def ends_of_run(self) -> dict[str, list[int]]:
+        """Where completions end, as a training's checkpoints keep it."""
+        return {} if self.endings is None else {"end_token_ids": sorted(self.endings.ids)}
+
+    def endings_of(self, prompts: Sequence[Prompt]) -> Endings:
+        """Where a completion of these prompts ends."""
+        return stored_endings(
+            self.name_or_path,
+            self.tokenizer,
+            prompts,
+            self.revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    @property
+    def resolved_dtype(self) -> torch.dtype:
+        """What the weights are loaded in on this machine, whatever they are stored in."""
+        return resolve_dtype(self.dtype, best_device())
+
+    @property
+    def stored_dtype(self) -> torch.dtype | None:
+        """What the weights are stored in; None where the config does not say."""
+        if self.base:
+            return torch.float32  # in which an adapter is added to its base
+        stored = getattr(self.config, "dtype", None)
+        return stored if isinstance(stored, torch.dtype) else None
+
+    def load(self, products: torch.dtype | None = None) -> PreTrainedModel:
+        """The model, on the best device of this machine.
+
+        `products`: what its matrices are multiplied in, where that is to be wider than `dtype`. The weights are
+        those of `dtype` all the same: it is the model that draws.
+        """
+        model = load_policy(
+            self.name_or_path,
+            dtype=self.dtype,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+        )[0]
+        if self.endings is not None:
+            end_at(model, self.tokenizer, self.endings.ids)
+        return model if products in (None, self.resolved_dtype) else widened(model, products)
+
+    def local_path(self) -> str:
+        """The model's folder on this machine; a hub model's is downloaded."""
+        return str(model_folder(self.name_or_path, self.revision))
+
+    def engine(self, max_tokens_per_batch: int) -> TransformersEngine:
+        """The engine over the model, which is loaded now."""
+        return TransformersEngine(self.load(), self.tokenizer, max_tokens_per_batch=max_tokens_per_batch)
+
+    def info(self) -> dict[str, Any]:
+        """What decides the policy, for manifests: groups of another one are refused."""
+        return {
+            "path": self.name_or_path,
+            "revision": self.revision,
+            "fingerprint": self.fingerprint,
+            "dtype": dtype_name(self.resolved_dtype),
+            **({} if self.endings is None else self.endings.describe()),
+            **({"trust_remote_code": True} if self.trust_remote_code else {}),
+        }
+
+
+def check_same_endings(policy: LocalPolicy, reference: LocalPolicy) -> None:
+    """Refuse a policy whose completions end elsewhere than its reference's, once the prompts of both are checked.
+
+    Raises:
+        ConfigError: naming both sets of ids.
+    """
+    ours, theirs = (side.endings.ids if side.endings else frozenset() for side in (policy, reference))
+    if ours != theirs:
+        one, other = shown(ours, policy.tokenizer), shown(theirs, reference.tokenizer)
+        raise ConfigError(
+            f"model_name_or_path={policy.name_or_path!r} ends a completion with {one}, and "
+            f"reference_model_name_or_path={reference.name_or_path!r} with {other}: lengths, rewards and KL would "
+            "compare two tasks; give both the same eos_token_id in generation_config.json"
+        )
+
+
+def local_policy(options: Any, which: str = "") -> LocalPolicy:
+    """The policy that `ModelOptions` name; `which` is "reference_" for the one it is compared with."""
+    field = f"{which}model_name_or_path"
+    return LocalPolicy(
+        getattr(options, field) or "",
+        getattr(options, f"{which}model_revision"),
+        options.dtype,
+        field=field,
+        trust_remote_code=options.trust_remote_code,
+    )

@@ -1,0 +1,104 @@
+"""Draw m completions a prompt, score them, and keep the groups."""
+
+from pathlib import Path
+from typing import Any
+
+from nonpareil.commands.inputs import load_prompt_records, load_reward_of, require_all
+from nonpareil.commands.places import check_output, inputs_of
+from nonpareil.commands.policies.choose import engine_or_workers, policy_of
+from nonpareil.constant_rewards import tell_constant
+from nonpareil.options.commands import SampleOptions
+from nonpareil.options.unread import refuse_unread_of_files, refuse_unread_of_rewards
+from nonpareil.records import Group, ScoreRequest
+from nonpareil.terminal import printable, tell
+
+
+def run(options: SampleOptions) -> dict[str, Any]:
+    """Draw and score; returns the figures of the manifest.
+
+    Raises:
+        NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
+    """
+    require_all(options)
+    refuse_unread_of_rewards(options, None, options.reward_timeout)
+    refuse_unread_of_files(options, {"dataset_split": options.dataset_name or ""})
+    check_output("output_dir", options.output_dir, inputs_of(options), deletes=options.overwrite)
+    from nonpareil.rollouts.folder import check_folder
+    from nonpareil.rollouts.progress import ProgressBar
+    from nonpareil.rollouts.run import draw_and_score
+
+    check_folder(options.output_dir, overwrite=options.overwrite)
+
+    policy = policy_of(options)
+    prompts = load_prompt_records(
+        options,
+        policy.tokenizer,
+        source=options.dataset_name or "",
+        split=options.dataset_split,
+        limit=options.max_prompts,
+    )
+    policy.check(prompts, options.sampling())
+    reward = load_reward_of(options, policy.tokenizer)
+    most_calls = reward.check_group_size(options.num_generations)
+    reward.check_prompts(prompts, options.max_completion_length, policy.tokenizer)
+    reward.log_errors_to(Path(options.output_dir))
+    reward.release()  # checked before drawing, in memory only after it
+    _tell_calls(most_calls, len(prompts))
+    with ProgressBar() as progress:
+        result = draw_and_score(
+            prompts,
+            engine_or_workers(policy, options),
+            reward,
+            options.sampling(),
+            options.num_generations,
+            options.output_dir,
+            model_info=policy.info(),
+            shard_size=options.shard_size,
+            progress=progress,
+            overwrite=options.overwrite,
+        )
+    counts = _asked_for(result.manifest["counts"], reward.names)
+    _tell_constant(counts, options.output_dir)
+    if options.inspect:
+        _inspect(result.groups()[:2], reward, policy.tokenizer)
+    return {
+        "output_dir": str(Path(options.output_dir)),
+        "shards_drawn": result.shards_drawn,
+        "shards_scored": result.shards_scored,
+        **({"judge": result.reward_counts} if result.reward_counts else {}),
+        **counts,
+    }
+
+
+def _asked_for(counts: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """The counts without what concerns rewards that an earlier run asked for."""
+    constant = [name for name in counts.get("constant_rewards", ()) if name in names]
+    counts = {key: value for key, value in counts.items() if key != "constant_rewards"}
+    counts |= {"constant_rewards": constant} if constant else {}
+    failed = {name: counts["failed_rewards"][name] for name in names}
+    return {**counts, "failed_rewards": failed}
+
+
+def _tell_constant(counts: dict[str, Any], output_dir: str) -> None:
+    for name in counts.get("constant_rewards", ()):
+        tell_constant(name, counts["prompts"], output_dir)
+
+
+def _tell_calls(most_calls: int, num_prompts: int) -> None:
+    """What a judge may cost."""
+    if most_calls:
+        total = most_calls * num_prompts
+        tell(f"the judge is asked at most {total} times, {most_calls} times per prompt")
+
+
+def _inspect(groups: list[Group], reward: Any, tokenizer: Any) -> None:
+    """What policy and reward models really read, for the first completion of each group."""
+    for group in groups:
+        text = group.prompt if tokenizer is None else tokenizer.decode(group.prompt_token_ids)
+        print("policy reads", group.prompt_token_ids, repr(text))
+        drew = group.completion_token_ids[0] or repr(group.completions[0])  # a server may give no ids
+        print("policy drew", drew, f"({group.finish_reasons[0]})")
+        for name, part in zip(reward.names, reward.rewards, strict=True):
+            if hasattr(part, "inspect"):
+                request = reward.as_read(ScoreRequest.of([group]).select([0]))
+                print(f"reward {printable(name)} reads", part.inspect(request)[0])

@@ -1,0 +1,140 @@
+"""The options of each command. Plain dataclasses, read without importing torch."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nonpareil.options.engines import EngineOptions
+from nonpareil.options.rewards import RewardInputOptions, RewardOptions
+from nonpareil.options.shared import FileOptions, ModelOptions, PromptOptions, SamplingOptions
+from nonpareil.setting_types import SEED
+from nonpareil.settings import DTYPES, option
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass
+class SampleOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions, EngineOptions, FileOptions):
+    """Options of `nonpareil sample`."""
+
+    output_dir: str = option("nonpareil-groups", "Where the groups go; run again to go on.", path=True)
+    dataset_split: str = option("train", "Of a dataset that has splits.")
+    max_prompts: int | None = option(None, "The first ones only.", at_least=1)
+    num_generations: int = option(
+        8, "Completions a prompt, m.", at_least=2, why="best-of-N compares draws of one prompt"
+    )
+    shard_size: int = option(64, "Prompts a file: what a kill can cost.", at_least=1)
+    overwrite: bool = option(False, "Delete groups of an earlier run first.")
+    inspect: bool = option(False, "Print the exact ids the policy and the reward model see of two prompts.")
+
+
+@dataclass
+class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions, FileOptions):
+    """Options of `nonpareil evaluate`."""
+
+    reference_model_name_or_path: str | None = option(
+        None, "What the policy was before. Default: the embedded demo's policy, in the demo."
+    )
+    reference_model_revision: str | None = option(None, "Branch, tag or commit.")
+    dataset_split: str = option("test", "Of a dataset that has splits.")
+    max_prompts: int | None = option(None, "The first ones only.", at_least=1)
+    temperature: float | None = option(  # type: ignore[assignment]  # a number once the policy is known
+        None,
+        "Divides the logits of both models. Default: what the policy was trained at, as its folder says, else 1.",
+        above=0,
+        why="best-of-N needs draws that differ",
+    )
+    num_generations: int = option(8, "Completions of the policy a prompt.", at_least=2)
+    num_reference_samples: int = option(16, "Completions of the reference a prompt, M.", at_least=2)
+    n: list[int] | None = option(
+        None,
+        "The N whose best-of-N is compared with. Default: those of 2, 4, 8 and 16 up to num_reference_samples.",
+        at_least=2,
+        why="best-of-1 is the reference itself",
+    )
+    unseen_reward: str | None = option(
+        None, "A second reward, not trained on: a model, read by its own tokenizer as is, or a function."
+    )
+    kl_dtype: str = option(
+        "float32",
+        "What the KL's passes multiply in, the weights being dtype's: float32, or auto for dtype itself, which "
+        "halves memory and adds noise.",
+        choices=DTYPES,
+    )
+    output_dir: str = option("nonpareil-evaluation", "Where groups and report go.", path=True)
+    reference_dir: str | None = option(
+        None, "The reference's groups, shared by evaluations. Default: <output_dir>/reference.", path=True
+    )
+    title: str = option("How near to best-of-N?", "The report's heading.")
+    overwrite: bool = option(False, "Delete the groups that an earlier evaluation wrote in output_dir first.")
+
+
+@dataclass
+class DistillOptions(PromptOptions, RewardInputOptions, FileOptions):
+    """Options of `nonpareil distill`, besides those of `DistillationConfig`."""
+
+    model_name_or_path: str | None = option(
+        None, "The policy to train, also the reference. Default: the embedded demo."
+    )
+    model_revision: str | None = option(None, "Branch, tag or commit of a hub model.")
+    dataset_train_split: str = option("train", "Prompts to train on.")
+    dataset_test_split: str = option("test", "Held-out prompts to evaluate on.")
+    eval_dataset_name: str | None = option(None, "Held-out prompts, where dataset_name has no test split.")
+    max_train_prompts: int | None = option(None, "The first ones only.", at_least=1)
+    max_eval_prompts: int | None = option(256, "The first ones only.", at_least=1)
+    evaluate_after: bool = option(True, "Measure win rate and KL against the reference after training.")
+    num_generations_eval: int = option(8, "Completions of the policy a held-out prompt.", at_least=2)
+    num_reference_samples_eval: int = option(16, "Completions of the reference, M.", at_least=2)
+    unseen_reward: str | None = option(None, "A second reward to evaluate with: a model or a function.")
+    kl_dtype: str = option(
+        "float32",
+        "What the KL's passes multiply in: float32, or auto (what training computes in; faster, noisier).",
+        choices=DTYPES,
+    )
+    groups: str | None = option(
+        None,
+        "Stored groups to train on: a folder of `nonpareil sample`; for vbon also its JSON lines of cached "
+        "rewards. The training prompts are then theirs.",
+    )
+    merge: bool = option(
+        False, "With use_peft: also write the base with the adapter merged in, to output_dir/merged."
+    )
+    dry_run: bool = option(False, "Resolve settings, model class, prompts and memory; train nothing.")
+    overwrite: bool = option(False, "Delete what an earlier run wrote in output_dir first, and nothing else.")
+
+
+@dataclass
+class CurveOptions(FileOptions):
+    """Options of `nonpareil curve`."""
+
+    groups: str | None = option(
+        None, "A folder written by `nonpareil sample`, one of its shards, or vBoN's JSON lines."
+    )
+    max_n: int | None = option(None, "Largest N. Default: the completions a prompt, m.", at_least=1)
+    output_dir: str | None = option(
+        None, "Where curve.json and curve.png go. Default: <groups>/curve, or beside the file.", path=True
+    )
+    seed: int = option(0, "Of the bootstrap.", at_least=0, at_most=SEED)
+
+
+@dataclass
+class ExportOptions(FileOptions):
+    """Options of `nonpareil export`."""
+
+    groups: str | None = option(
+        None, "A folder written by `nonpareil sample`, one of its shards, or vBoN's JSON lines."
+    )
+    format: str = option(
+        "preference",
+        "preference, sft or unpaired: TRL's dataset formats.",
+        choices=("preference", "sft", "unpaired"),
+    )
+    output: str | None = option(None, "The .jsonl or .parquet file to write.", path=True)
+    n: int | None = option(
+        None, "Look at the first n completions of each group: best-of-n for several n.", at_least=1
+    )
+    seed: int = option(0, "Of the draw among tied completions.", at_least=0, at_most=SEED)
+    truncated: str = option(
+        "allow", "allow, or exclude completions that were cut.", choices=("allow", "exclude")
+    )
+    overwrite: bool = option(False, "Replace the file that an earlier export wrote.")

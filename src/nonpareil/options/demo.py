@@ -1,0 +1,27 @@
+"""The embedded demo: what stands in for options that were not given."""
+
+from typing import Any
+
+from nonpareil.assets import demo_path
+
+DEMO_FIELDS = (
+    "model_name_or_path",
+    "dataset_name",
+    *("reward_model_name_or_path", "reward_funcs", "reward_endpoints", "judge_model"),
+    "base_url",  # a server does not have the demo's policy
+)
+
+
+def uses_demo(given: dict[str, Any]) -> bool:
+    """Whether the embedded demo is meant: none of policy, prompts and rewards was named."""
+    return not any(given.get(name) for name in DEMO_FIELDS)
+
+
+def demo_defaults(split: str) -> dict[str, Any]:
+    """The demo's policy, prompts and reward, as options."""
+    return {
+        "model_name_or_path": str(demo_path("policy")),
+        "dataset_name": str(demo_path("prompts") / f"{split}.parquet"),
+        "reward_model_name_or_path": str(demo_path("reward")),
+        "max_completion_length": 40,
+    }

@@ -1,0 +1,175 @@
+"""The options of rewards that a server computes: endpoints, and a chat model as a pairwise judge."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nonpareil.errors import ConfigError
+from nonpareil.options.shared import CodeOptions
+from nonpareil.settings import DTYPES, CheckedOptions, option
+
+if TYPE_CHECKING:
+    pass
+
+if TYPE_CHECKING:
+    pass
+
+CACHE = "nonpareil-judge.jsonl"
+NAMES_OF_REWARDS = (
+    *("reward_model_name_or_path", "reward_funcs", "reward_endpoints"),
+    *("unseen_reward", "gold_reward"),
+)
+"""Options that name what scores, each of which takes an endpoint."""
+_OF_THE_JUDGE = ("judge_base_url", "judge_template", "judge_max_calls", "judge_cache", "judge_api_key_env")
+
+
+@dataclass
+class RemoteRewardOptions(CheckedOptions):
+    """Which servers score."""
+
+    reward_endpoints: list[str] | None = option(
+        None,
+        "Served rewards: json+http://host:port/path#name (protocol: docs/endpoints-rewards.md) or "
+        "vllm+http://host:port#model, the directory or hub name of the served reward model.",
+    )
+    reward_api_key_env: str | None = option(
+        None, "Environment variable whose value is sent to all reward endpoints. Default: no key."
+    )
+    judge_model: str | None = option(
+        None, "A chat model that compares a prompt's completions in pairs; the share won is the reward."
+    )
+    judge_base_url: str | None = option(None, "Its OpenAI-compatible server: http://host:port/v1.")
+    judge_template: str | None = option(None, "File of what the judge reads, with {prompt}, {a} and {b}.")
+    judge_max_calls: int | None = option(
+        None, "Most calls a prompt. Default: all m(m-1)/2 pairs in both orders, m(m-1) calls.", at_least=1
+    )
+    judge_cache: str | None = option(
+        None, f"File of the judge's answers, used again. Default: {CACHE}.", path=True
+    )
+    judge_api_key_env: str | None = option(
+        None, "Environment variable of its key. Default: OPENAI_API_KEY, if set."
+    )
+
+
+def check_remote(options: RemoteRewardOptions) -> None:
+    """Refuse settings that nothing would read.
+
+    Raises:
+        ConfigError: settings of a judge or of endpoints that were not named, or a judge without its server.
+    """
+    from nonpareil.remote import check_timeout, checked_base_url, key_of
+    from nonpareil.rewards.endpoint import is_endpoint, parse_endpoint
+
+    for spec in options.reward_endpoints or []:
+        parse_endpoint(spec)
+    named = [*specs_of(options), *(getattr(options, name, None) for name in ("unseen_reward", "gold_reward"))]
+    if options.reward_api_key_env is not None and not any(is_endpoint(spec) for spec in named):
+        raise ConfigError(
+            f"reward_api_key_env={options.reward_api_key_env!r} is read by reward endpoints only, and there is "
+            "none; give reward_endpoints, or remove it"
+        )
+    if options.judge_model is None:
+        for name in _OF_THE_JUDGE:
+            if (value := getattr(options, name)) is not None:
+                raise ConfigError(
+                    f"{name}={value!r} is not read without judge_model; give it, or remove {name}"
+                )
+    elif options.judge_base_url is None:
+        raise ConfigError(
+            f"judge_model={options.judge_model!r} has no server; give judge_base_url, such as http://host:port/v1"
+        )
+    if (timeout := getattr(options, "reward_timeout", None)) is not None:
+        check_timeout(timeout, "reward_timeout")
+    key_of(options.reward_api_key_env, "reward_api_key_env")
+    key_of(options.judge_api_key_env, "judge_api_key_env")
+    if options.judge_base_url is not None:
+        checked_base_url(options.judge_base_url, "judge_base_url")
+
+
+def refuse_judge(options: RemoteRewardOptions, why: str) -> None:
+    """Refuse a judge where policies are compared by their rewards.
+
+    Raises:
+        ConfigError: with the reason and what to do.
+    """
+    if options.judge_model is not None:
+        raise ConfigError(
+            f"judge_model={options.judge_model!r}: {why}; a judge's score says how a completion stands in its own "
+            "group, so policy and reference, judged apart, would both have one half. Give a reward model, function "
+            "or endpoint there (docs/endpoints-rewards.md says how to judge two policies)"
+        )
+
+
+def reward_labels(options: RemoteRewardOptions) -> list[str]:
+    """All that scores, by the names a report may hold: endpoints and judge without their addresses."""
+    from nonpareil.rewards.endpoint import public_name
+
+    labels = [public_name(spec) for spec in specs_of(options)]
+    return labels + ([f"judge {options.judge_model}"] if options.judge_model else [])
+
+
+def without_addresses(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are kept, shown and compared: what scores by its name, wherever it is served."""
+    return {key: _public(value) if key in NAMES_OF_REWARDS else value for key, value in settings.items()}
+
+
+def _public(value: Any) -> Any:
+    from nonpareil.rewards.endpoint import public_name
+
+    if isinstance(value, list | tuple):
+        return [_public(one) for one in value]
+    return public_name(value) if isinstance(value, str) else value
+
+
+def specs_of(options: Any) -> list[str]:
+    """The specs of models, functions and endpoints, in the order of their weights."""
+    specs = [
+        options.reward_model_name_or_path,
+        *(options.reward_funcs or []),
+        *(options.reward_endpoints or []),
+    ]
+    return [spec for spec in specs if spec]
+
+
+@dataclass
+class RewardInputOptions(RemoteRewardOptions):
+    """Which rewards, and how reward models read their input."""
+
+    reward_model_name_or_path: str | None = option(
+        None, "A sequence-classification model with one label; its logit is the reward."
+    )
+    reward_funcs: list[str] | None = option(
+        None, "Python rewards with TRL's signature: path/to/file.py:function or package.module.function."
+    )
+    reward_dtype: str = option("auto", "Of the reward model's body; its head is float32.", choices=DTYPES)
+    reward_append_eos: bool = option(
+        False, "End the text with the end token, where the reward model was trained so."
+    )
+    reward_prepend_bos: bool = option(
+        False, "Begin with the begin token, where the reward model was trained so and its tokenizer does not."
+    )
+    reward_engine: str = option(
+        "transformers",
+        "What reward models run on: transformers, or vllm where it knows the model's class.",
+        choices=("transformers", "vllm"),
+    )
+    reward_overlong: str = option(
+        "error",
+        "error, or truncate: cut the prompt from its left to fit the window.",
+        choices=("error", "truncate"),
+    )
+    reward_skip_special_tokens: bool = option(
+        False, "Leave the policy's special tokens (a think tag) out of the text that rewards read."
+    )
+
+
+@dataclass
+class RewardOptions(RewardInputOptions, CodeOptions):
+    """The same with weights, timeout and trust, which `DistillationConfig` holds for `nonpareil distill`."""
+
+    reward_weights: list[float] | None = option(
+        None, "One a reward: the model's, then functions, endpoints, judge. Default: 1 each."
+    )
+    reward_timeout: float | None = option(
+        None, "Seconds a Python reward or a request may take; then its rewards are null.", above=0
+    )

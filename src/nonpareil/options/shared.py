@@ -1,0 +1,101 @@
+"""The options that commands share. Plain dataclasses, read without importing torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nonpareil.errors import ConfigError
+from nonpareil.records import SamplingParams
+from nonpareil.setting_types import SEED
+from nonpareil.settings import DTYPES, CheckedOptions, option
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass
+class FileOptions(CheckedOptions):
+    """Where options came from."""
+
+    config_file: str | None = field(default=None, init=False)
+    """The YAML file; no option of its own, but one of the files that no output may be written over."""
+
+
+@dataclass
+class CodeOptions(CheckedOptions):
+    """Whose code may run."""
+
+    trust_remote_code: bool = option(
+        False, "Run the code that a model, tokenizer or reward model brings along (auto_map)."
+    )
+
+
+@dataclass
+class ModelOptions(CodeOptions):
+    """Which policy."""
+
+    model_name_or_path: str | None = option(None, "Model directory or hub name. Default: the embedded demo.")
+    model_revision: str | None = option(None, "Branch, tag or commit of a hub model.")
+    dtype: str = option(
+        "auto",
+        "auto (bfloat16 where this machine gains from it), bfloat16, float16 or float32.",
+        choices=DTYPES,
+    )
+
+
+@dataclass
+class PromptOptions(CheckedOptions):
+    """Which prompts."""
+
+    dataset_name: str | None = option(
+        None, "Prompts: a .parquet, .json, .jsonl, .csv or .txt file, a directory, or a hub dataset."
+    )
+    dataset_config: str | None = option(None, "Of a hub dataset that has several.")
+    prompt_column: str = option("prompt", "The column that holds the prompt.")
+    chat_template_kwargs: dict[str, Any] | str | None = option(
+        None,
+        "Further arguments of the policy's chat template, for conversations, as JSON: "
+        """'{"enable_thinking": false}'.""",
+    )
+
+
+@dataclass
+class SamplingOptions(CheckedOptions):
+    """How completions are drawn."""
+
+    max_completion_length: int = option(256, "Most tokens drawn a completion.", at_least=1)
+    temperature: float = option(1.0, "Divides the logits.", above=0, why="best-of-N needs draws that differ")
+    top_p: float = option(1.0, "Keep the likeliest tokens up to this mass.", above=0, at_most=1)
+    top_k: int = option(0, "Keep this many tokens; 0 keeps all.", at_least=0)
+    min_p: float = option(0.0, "Keep tokens at least this share of the likeliest one.", at_least=0, below=1)
+    seed: int = option(0, "The same seed draws the same groups.", at_least=0, at_most=SEED)
+    max_tokens_per_batch: int = option(
+        32768, "Tokens, padding included, of one batch; bounds memory.", at_least=1
+    )
+
+    def sampling(self) -> SamplingParams:
+        """These options as the engines take them."""
+        return SamplingParams(
+            self.max_completion_length, self.temperature, self.top_p, self.top_k, self.min_p, self.seed
+        )
+
+
+TARGETS = (2, 4, 8, 16)
+"""The N of best-of-N that a policy is held against, where there are as many reference completions."""
+
+
+def targets_of(n: Sequence[int] | None, num_reference_samples: int, name: str) -> tuple[int, ...]:
+    """The N that were given, or those of `TARGETS` that so many reference completions show.
+
+    `name` is the option that says how many.
+
+    Raises:
+        ConfigError: an N that is above them.
+    """
+    if n is None:
+        return tuple(each for each in TARGETS if each <= num_reference_samples)
+    if n and max(n) > num_reference_samples:
+        raise ConfigError(
+            f"n={list(n)} asks for more than {name}={num_reference_samples}; lower n or draw more"
+        )
+    return tuple(n)

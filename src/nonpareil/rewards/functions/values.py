@@ -1,0 +1,123 @@
+"""Call a reward function by TRL's convention and read what it returns. Light, for the worker's sake."""
+
+import contextlib
+import functools
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Set
+from typing import Any
+
+from nonpareil.errors import ConfigError, RewardError
+from nonpareil.records import ScoreRequest, Scores
+from nonpareil.terminal import printable
+
+
+def accepted_arguments(function: Callable[..., Any], name: str, request: ScoreRequest) -> dict[str, Any]:
+    """The keywords to call the function with: all of them if it takes **kwargs, else those it names.
+
+    TRL's `trainer_state`, `log_extra` and `log_metric` are given to a function that names them; scoring
+    stored groups has no trainer, so the state is None and the loggers do nothing.
+
+    Raises:
+        ConfigError: it needs an argument that is no column of the data, or takes nothing that is given.
+    """
+    offered = {
+        **request.columns,
+        "prompts": request.prompts,
+        "completions": request.completions,
+        "completion_ids": request.completion_ids,
+    }
+    signature = _signature(function)
+    if signature is None:
+        return offered
+    named = set(signature.parameters)
+    taken = offered
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
+        taken = {key: value for key, value in offered.items() if key in named}
+    trainer_only: dict[str, Any] = {"trainer_state": None, "log_extra": _ignore, "log_metric": _ignore}
+    offered = {**{key: value for key, value in trainer_only.items() if key in named}, **taken}
+    try:
+        signature.bind(**offered)
+    except TypeError as error:
+        columns = ", ".join(request.columns) or "none"
+        raise ConfigError(
+            f"reward function {name!r}: {error}; reward functions are called by keyword with prompts, "
+            f"completions, completion_ids and the dataset's other columns (here: {printable(columns)})"
+        ) from error
+    if not taken:
+        raise ConfigError(
+            f"reward function {name!r} takes none of prompts, completions, completion_ids and the dataset's other "
+            "columns, so it cannot tell completions apart; let it take completions"
+        )
+    return offered
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):  # some builtins have none
+        return None
+
+
+def read_values(returned: Any, expected: int, name: str) -> Scores:
+    """What a reward function returned, as floats; null with its reason where it is not a finite number.
+
+    Lists, tuples, generators, arrays, tensors and series are read in their order. A value may stand in a list
+    of its own, as in a column of shape [n, 1].
+
+    Raises:
+        RewardError: it is not a list of `expected` values.
+    """
+    values = returned.tolist() if hasattr(returned, "tolist") else returned
+    # The order of a set is nobody's, and a dictionary's is that of its keys.
+    if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable):
+        raise RewardError(
+            f"reward function {name!r} returned {_kind(returned)}; it must return a list of "
+            f"{expected} numbers or None, one a completion"
+        )
+    values = list(itertools.islice(values, expected + 1))  # a generator may have no end
+    if len(values) != expected:
+        count = len(returned) if hasattr(returned, "__len__") else len(values)
+        raise RewardError(
+            f"reward function {name!r} returned {count} values for {expected} completions; it must "
+            "return one value (a number or None) a completion"
+        )
+    pairs = [_read(value) for value in values]
+    return Scores([value for value, _ in pairs], [failure for _, failure in pairs])
+
+
+def unwrapped(function: Any) -> Any:
+    """The function beneath partials and decorators."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.unwrap(function)
+
+
+def _read(value: Any) -> tuple[float | None, str | None]:
+    if value is None:
+        return None, "returned None"
+    if hasattr(value, "item"):  # numpy and torch scalars, and arrays of one element
+        with contextlib.suppress(RuntimeError, ValueError, TypeError):  # more than one element: told below
+            value = value.item()
+    while isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    if value is None:
+        return None, "returned None"
+    if isinstance(value, str | bytes) or not hasattr(type(value), "__float__"):
+        return None, f"returned a {_kind(value)}, not a number"
+    try:
+        number = float(value)
+    except OverflowError:
+        return None, "returned inf"
+    except Exception:  # noqa: BLE001  (an array of several elements, or whatever an object's own method raises)
+        return None, f"returned a {_kind(value)}, not a number"
+    return (number, None) if math.isfinite(number) else (None, f"returned {number}")
+
+
+def _kind(value: Any) -> str:
+    return printable(type(value).__name__)
+
+
+def _ignore(*args: Any, **kwargs: Any) -> None:
+    """Stands in for the trainer's loggers."""

@@ -1,0 +1,1 @@
+"""Rewards that are models: in this process, in vLLM, or served by one."""
