@@ -38,10 +38,18 @@ class Limits:
     why: str = ""
     path: bool = False
     """Whether it names a file or folder that is written."""
+    names: Literal["input", "reward", "code"] | None = None
+    """What it names that is read: an `input` (file, folder, hub name), a `reward` or user's `code` (file.py:Name)."""
+    replaces_demo: bool = False
+    """Whether giving it says that the embedded demo is not meant."""
     of: str | None = None
-    """The setting that this one belongs to, or `setting=value`: without that nobody reads it."""
+    """The setting that this one belongs to, `setting=value` or `setting=one|other`: without that nobody reads it."""
+    reader: str | None = None
+    """What alone reads it, where no setting says whether that is there: `a reward model`, `hub datasets`."""
     unread: str | None = None
     """Why nothing reads it at all, for an inherited setting."""
+    compare: str | None = None
+    """What to do instead of giving it to a run of `nonpareil compare`, which sets it itself."""
 
     def range(self) -> str:
         """In words, after `must`; empty without bounds."""

@@ -1,7 +1,6 @@
 """The options of each command. Plain dataclasses, read without importing torch."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from nonpareil.options.engines import EngineOptions
 from nonpareil.options.rewards import RewardInputOptions, RewardOptions
@@ -9,8 +8,8 @@ from nonpareil.options.shared import FileOptions, ModelOptions, PromptOptions, S
 from nonpareil.setting_types import SEED
 from nonpareil.settings import DTYPES, option
 
-if TYPE_CHECKING:
-    pass
+AT_THE_TOP = "set it at the top, for all"
+"""Where a comparison's file has what it gives to all runs alike."""
 
 
 @dataclass
@@ -78,29 +77,55 @@ class DistillOptions(PromptOptions, RewardInputOptions, FileOptions):
     )
     model_revision: str | None = option(None, "Branch, tag or commit of a hub model.")
     dataset_train_split: str = option("train", "Prompts to train on.")
-    dataset_test_split: str = option("test", "Held-out prompts to evaluate on.")
-    eval_dataset_name: str | None = option(None, "Held-out prompts, where dataset_name has no test split.")
+    dataset_test_split: str = option("test", "Held-out prompts to evaluate on.", compare=AT_THE_TOP)
+    eval_dataset_name: str | None = option(
+        None, "Held-out prompts, where dataset_name has no test split.", names="input", compare=AT_THE_TOP
+    )
     max_train_prompts: int | None = option(None, "The first ones only.", at_least=1)
-    max_eval_prompts: int | None = option(256, "The first ones only.", at_least=1)
-    evaluate_after: bool = option(True, "Measure win rate and KL against the reference after training.")
-    num_generations_eval: int = option(8, "Completions of the policy a held-out prompt.", at_least=2)
-    num_reference_samples_eval: int = option(16, "Completions of the reference, M.", at_least=2)
-    unseen_reward: str | None = option(None, "A second reward to evaluate with: a model or a function.")
+    max_eval_prompts: int | None = option(256, "The first ones only.", at_least=1, compare=AT_THE_TOP)
+    evaluate_after: bool = option(
+        True, "Measure win rate and KL against the reference after training.", compare="remove it"
+    )
+    num_generations_eval: int = option(
+        8,
+        "Completions of the policy a held-out prompt.",
+        at_least=2,
+        compare="evaluation.num_generations sets it",
+    )
+    num_reference_samples_eval: int = option(
+        16,
+        "Completions of the reference, M.",
+        at_least=2,
+        compare="evaluation.num_reference_samples sets it",
+    )
+    unseen_reward: str | None = option(
+        None,
+        "A second reward to evaluate with: a model or a function.",
+        names="reward",
+        compare="gold_reward at the top is evaluated for all runs",
+    )
     kl_dtype: str = option(
         "float32",
         "What the KL's passes multiply in: float32, or auto (what training computes in; faster, noisier).",
         choices=DTYPES,
+        compare="evaluation.kl_dtype sets it",
     )
     groups: str | None = option(
         None,
         "Stored groups to train on: a folder of `nonpareil sample`; for vbon also its JSON lines of cached "
         "rewards. The training prompts are then theirs.",
+        names="input",
+        compare="say stored: true to learn from the shared groups",
     )
     merge: bool = option(
         False, "With use_peft: also write the base with the adapter merged in, to output_dir/merged."
     )
-    dry_run: bool = option(False, "Resolve settings, model class, prompts and memory; train nothing.")
-    overwrite: bool = option(False, "Delete what an earlier run wrote in output_dir first, and nothing else.")
+    dry_run: bool = option(
+        False, "Resolve settings, model class, prompts and memory; train nothing.", compare="remove it"
+    )
+    overwrite: bool = option(
+        False, "Delete what an earlier run wrote in output_dir first, and nothing else.", compare="remove it"
+    )
 
 
 @dataclass

@@ -151,7 +151,10 @@ class DistillationConfig(TrainingArguments):
         None, "Largest such weight of a completion. Default: 2.", at_least=1, why="the weight of agreement"
     )
     max_train_seconds: float | None = option(
-        None, "Stop after so many seconds of training steps, resumes included.", above=0
+        None,
+        "Stop after so many seconds of training steps, resumes included.",
+        above=0,
+        compare="budget.seconds sets it",
     )
     max_tokens_per_batch: int = option(
         16384, "Tokens, padding included, of one forward pass; bounds memory.", at_least=1
