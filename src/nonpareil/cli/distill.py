@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> CommandResult:
 
     keep_freed_memory()
     instances, given, as_json = parsed({"output_dir": "nonpareil-distilled"})
-    if uses_demo(given):
+    if uses_demo(instances, given):
         instances, _, as_json = parsed(demo_settings(instances[1].method))
     figures = distill.run(*instances)
     if not figures:

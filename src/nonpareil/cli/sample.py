@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> CommandResult:
         )
 
     (options,), given, as_json = parsed({})
-    if uses_demo(given):
+    if uses_demo([options], given):
         (options,), _, _ = parsed({**demo_defaults("test"), "max_prompts": 128})
     figures = sample.run(options)
     terminal = console()

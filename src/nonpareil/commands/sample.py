@@ -8,8 +8,10 @@ from nonpareil.commands.places import check_output, inputs_of
 from nonpareil.commands.policies.choose import engine_or_workers, policy_of
 from nonpareil.constant_rewards import tell_constant
 from nonpareil.options.commands import SampleOptions
-from nonpareil.options.unread import refuse_unread_of_files, refuse_unread_of_rewards
+from nonpareil.options.shared import WITH_SPLITS
+from nonpareil.options.unread import absent_rewards, absent_splits
 from nonpareil.records import Group, ScoreRequest
+from nonpareil.settings import refuse_unread
 from nonpareil.terminal import printable, tell
 
 
@@ -20,8 +22,9 @@ def run(options: SampleOptions) -> dict[str, Any]:
         NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
     """
     require_all(options)
-    refuse_unread_of_rewards(options, None, options.reward_timeout)
-    refuse_unread_of_files(options, {"dataset_split": options.dataset_name or ""})
+    refuse_unread(
+        options, absent_rewards(options, None) | absent_splits({WITH_SPLITS: options.dataset_name or ""})
+    )
     check_output("output_dir", options.output_dir, inputs_of(options), deletes=options.overwrite)
     from nonpareil.rollouts.folder import check_folder
     from nonpareil.rollouts.progress import ProgressBar

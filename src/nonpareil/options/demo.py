@@ -1,20 +1,23 @@
 """The embedded demo: what stands in for options that were not given."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nonpareil.assets import demo_path
-
-DEMO_FIELDS = (
-    "model_name_or_path",
-    "dataset_name",
-    *("reward_model_name_or_path", "reward_funcs", "reward_endpoints", "judge_model"),
-    "base_url",  # a server does not have the demo's policy
-)
+from nonpareil.settings import settings_of
 
 
-def uses_demo(given: dict[str, Any]) -> bool:
-    """Whether the embedded demo is meant: none of policy, prompts and rewards was named."""
-    return not any(given.get(name) for name in DEMO_FIELDS)
+def uses_demo(options: Sequence[Any], given: Mapping[str, Any]) -> bool:
+    """Whether the embedded demo is meant: none of policy, prompts and rewards was named.
+
+    `given` has the settings of the options that were given, by name.
+    """
+    return not any(
+        given.get(name)
+        for each in options
+        for name, setting in settings_of(type(each)).items()
+        if setting.limits.replaces_demo
+    )
 
 
 def demo_defaults(split: str) -> dict[str, Any]:

@@ -27,15 +27,6 @@ def check_scale(config: "DistillationConfig") -> None:
                 "distributed_type: MULTI_GPU and --shard_weights true"
             )
         config.shard_weights = True
-    if config.fsdp:
-        raise ConfigError(
-            f"fsdp={config.fsdp!r} is not used (on the CPU it would silently be DDP); give shard_weights=true"
-        )
-    if config.deepspeed:
-        raise ConfigError(
-            f"deepspeed={config.deepspeed!r} is not read; ask for ZeRO-3 by accelerate's config "
-            "(recipes/launch/zero3.yaml)"
-        )
     _check_vllm(config)
     check_adapter(config, config.use_peft)
     for name in ("load_best_model_at_end", "save_on_each_node"):
@@ -103,20 +94,8 @@ def check_scorable(
 
 
 def _check_vllm(config: "DistillationConfig") -> None:
-    """Refuse vLLM settings that nothing reads, or that cannot work."""
+    """Refuse vLLM settings that cannot work."""
     colocated, served = (config.use_vllm and config.vllm_mode == mode for mode in ("colocate", "server"))
-    read = {
-        "vllm_server_base_url": (served, "vllm_mode=server"),
-        "vllm_gpu_memory_utilization": (colocated, "use_vllm with vllm_mode=colocate"),
-        "vllm_importance_sampling_correction": (config.use_vllm, "use_vllm"),
-        "vllm_importance_sampling_cap": (
-            config.use_vllm and config.vllm_importance_sampling_correction,
-            "vllm_importance_sampling_correction",
-        ),
-    }
-    for name, (is_read, reader) in read.items():
-        if getattr(config, name) and not is_read:
-            raise ConfigError(f"{name}={getattr(config, name)!r} is read with {reader} only; remove it")
     url = config.vllm_server_base_url
     if served and not (url and url.startswith(("http://", "https://"))):
         raise ConfigError(

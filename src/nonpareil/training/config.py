@@ -35,6 +35,13 @@ METHOD_SETTINGS = (
 )
 
 
+CUT = (
+    "draws from a part of the vocabulary, whose log-probs are not the policy's: the KL and the policy gradient "
+    "would be wrong without an error. Remove {}; use temperature to sharpen"
+)
+"""Why nothing but the whole vocabulary is drawn from."""
+
+
 def _setting(text: str) -> Any:
     """A setting of the method; None is the method's own default."""
     return option(None, text)
@@ -75,13 +82,13 @@ class DistillationConfig(TrainingArguments):
         above=0,
         why="best-of-N needs draws that differ",
     )
-    top_p: float = option(
-        1.0, "Refused below 1: log-probs would not be those drawn from.", above=0, at_most=1
-    )
-    top_k: int = option(0, "Refused above 0, for the same reason.", at_least=0)
-    min_p: float = option(0.0, "Refused above 0, for the same reason.", at_least=0, below=1)
+    top_p: float = option(1.0, "Refused below 1.", above=0, at_most=1, refused=CUT.format("top_p"))
+    top_k: int = option(0, "Refused above 0.", at_least=0, refused=CUT.format("top_k"))
+    min_p: float = option(0.0, "Refused above 0.", at_least=0, below=1, refused=CUT.format("min_p"))
     method: str = option(
-        "jbond", "jbond, bond, vbon, bonbon, sft_bon, regression, rloo, or path/to/file.py:Class."
+        "jbond",
+        "jbond, bond, vbon, bonbon, sft_bon, regression, rloo, or path/to/file.py:Class.",
+        names="code",
     )
     n: int | None = _setting("The N whose best-of-N is the target (all but jbond and rloo).")
     num_generations: int | None = _setting("Completions of the policy a prompt and step.")
@@ -133,9 +140,10 @@ class DistillationConfig(TrainingArguments):
         "colocate",
         "colocate: in this process; server: a vLLM server on loopback.",
         choices=("colocate", "server"),
+        of="use_vllm",
     )
     vllm_server_base_url: str | None = option(
-        None, "Of the server, such as http://127.0.0.1:8000 (vllm_mode=server)."
+        None, "Of the server, such as http://127.0.0.1:8000.", of="vllm_mode=server"
     )
     vllm_gpu_memory_utilization: float | None = option(
         None,
@@ -143,12 +151,19 @@ class DistillationConfig(TrainingArguments):
         above=0,
         at_most=1,
         why="a share of the memory",
+        of="vllm_mode=colocate",
     )
     vllm_importance_sampling_correction: bool = option(
-        False, "Weight each of the policy's draws by what the trainer says over what vLLM said."
+        False,
+        "Weight each of the policy's draws by what the trainer says over what vLLM said.",
+        of="use_vllm",
     )
     vllm_importance_sampling_cap: float | None = option(
-        None, "Largest such weight of a completion. Default: 2.", at_least=1, why="the weight of agreement"
+        None,
+        "Largest such weight of a completion. Default: 2.",
+        at_least=1,
+        why="the weight of agreement",
+        of="vllm_importance_sampling_correction",
     )
     max_train_seconds: float | None = option(
         None,
@@ -161,7 +176,10 @@ class DistillationConfig(TrainingArguments):
     )
     reward_weights: list[float] | None = option(None, "One weight a reward; default 1 each.")
     reward_timeout: float | None = option(
-        None, "Seconds a Python reward may take; then its rewards are null.", above=0
+        None,
+        "Seconds a Python reward may take; then its rewards are null.",
+        above=0,
+        reader="reward functions, endpoints and the judge",
     )
     trust_remote_code: bool = option(
         False, "Run the code that a model, tokenizer or reward model brings along (auto_map)."
@@ -176,14 +194,6 @@ class DistillationConfig(TrainingArguments):
             self.use_cpu = True
         if self.bf16 is None:
             self.bf16 = not self.fp16 and fast_dtype(device) is torch.bfloat16
-        kept = {"top_p": self.top_p < 1, "top_k": self.top_k > 0, "min_p": self.min_p > 0}
-        for name, truncates in kept.items():
-            if truncates:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)} draws from a part of the vocabulary, whose log-probs are not "
-                    "the policy's: the KL and the policy gradient would be wrong without an error. "
-                    f"Remove {name}; use temperature to sharpen"
-                )
         if self.anchor_ema_rate is not None and self.anchor_refresh_steps is not None:
             raise ConfigError("anchor_ema_rate and anchor_refresh_steps: an anchor moves one way; give one")
         check_inherited(self)

@@ -114,7 +114,7 @@ def check(options: DistillOptions, config: "DistillationConfig") -> None:
     if options.merge and not config.use_peft:
         raise ConfigError("merge=true without use_peft: there is no adapter to merge; remove it")
     held_out = options.evaluate_after or config.eval_strategy != "no"
-    refuse_unread_of_distill(options, config.reward_timeout, eval_source_of(options) if held_out else None)
+    refuse_unread_of_distill(options, config, eval_source_of(options) if held_out else None)
 
 
 def _trainer(
