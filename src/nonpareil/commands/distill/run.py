@@ -125,7 +125,8 @@ def _trainer(
     checkpoint: Path | None,
 ) -> "DistillationTrainer":
     from nonpareil.commands.distill.data import check_reward
-    from nonpareil.training.checks import check_scorable, refuse_adapter_on_adapter
+    from nonpareil.training.adapter_checks import refuse_adapter_on_adapter
+    from nonpareil.training.arguments import check_scorable
     from nonpareil.training.identity import run_identity
     from nonpareil.training.method import check_group_rewards
     from nonpareil.training.prompt_order import planned_steps
