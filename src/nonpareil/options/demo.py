@@ -1,8 +1,10 @@
 """The embedded demo: what stands in for options that were not given."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from nonpareil.assets import demo_path
+from nonpareil.options.yaml import load_yaml
 
 DEMO_FIELDS = (
     "model_name_or_path",
@@ -12,7 +14,7 @@ DEMO_FIELDS = (
 )
 
 
-def uses_demo(given: dict[str, Any]) -> bool:
+def uses_demo(given: Mapping[str, Any]) -> bool:
     """Whether the embedded demo is meant: none of policy, prompts and rewards was named."""
     return not any(given.get(name) for name in DEMO_FIELDS)
 
@@ -24,4 +26,16 @@ def demo_defaults(split: str) -> dict[str, Any]:
         "dataset_name": str(demo_path("prompts") / f"{split}.parquet"),
         "reward_model_name_or_path": str(demo_path("reward")),
         "max_completion_length": 40,
+    }
+
+
+def demo_training(method: str = "jbond") -> dict[str, Any]:
+    """The options of the demo's distillation: its models and prompts, and the settings of `assets/demo.yaml`."""
+    settings = load_yaml(demo_path("policy").parent / "demo.yaml")
+    if method != "jbond":
+        settings.pop("anchor_ema_rate")  # J-BOND's
+    return {
+        **demo_defaults("train"),
+        "eval_dataset_name": str(demo_path("prompts") / "test.parquet"),
+        **settings,
     }
