@@ -45,7 +45,7 @@ def parse(
     parser.add_argument(
         "--json", action="store_true", help="Print one JSON object as the last line of stdout."
     )
-    refuse_unknown_flags(argv, parser, settings)
+    refuse_unknown_flags(argv, parser, [*settings, "config", "json"])
     flags = vars(parser.parse_args(list(argv)))
     config_file, as_json = flags.pop("config"), flags.pop("json")
     read = config_file is not None and config_is_options
