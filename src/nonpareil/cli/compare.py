@@ -1,15 +1,17 @@
 """nonpareil compare."""
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from nonpareil.cli.result import CommandResult
+from nonpareil.commands.command import Command
 from nonpareil.commands.compare import run as compare
 from nonpareil.console import console
 from nonpareil.errors import ConfigError
+from nonpareil.options.shared import FileOptions
+from nonpareil.settings import option
 
 if TYPE_CHECKING:
     from nonpareil.commands.compare.tables import Table as Content
@@ -29,29 +31,31 @@ Run again to go on: what is done is not done twice.
 """
 SHOWN = ("method", "win rate", "gold win rate", "KL, nats", "KL efficiency", "length, %", "on the front")
 MIN_WIDTH = 120
-EXAMPLE = "nonpareil compare --config comparison.yaml --output_dir comparison"
 
 
-def run(argv: Sequence[str]) -> CommandResult:
-    """Parse, compare, print the table and what failed."""
-    from transformers.utils import logging
+@dataclass
+class ComparisonFlags(FileOptions):
+    """What is said beside the comparison's file."""
 
-    arguments = _parse(argv)
-    if arguments.config is None:
+    output_dir: str | None = option(None, "In place of the file's.", path=True)
+    only: str | None = option(None, "Run this method alone; the report has all that are done.")
+    overwrite: bool = option(False, "Make anew what was made with other settings; keep the rest.")
+
+
+def run(flags: ComparisonFlags) -> dict[str, Any]:
+    """See `commands.compare.run.run`."""
+    if flags.config_file is None:
         raise ConfigError(
             "config is missing; give --config FILE.yaml (nonpareil compare --help lists its keys)"
         )
-    logging.disable_progress_bar()  # of loading weights
-    figures = compare.run(
-        arguments.config,
-        output_dir=arguments.output_dir,
-        overwrite=arguments.overwrite,
-        only=arguments.only,
+    return compare.run(
+        flags.config_file, output_dir=flags.output_dir, overwrite=flags.overwrite, only=flags.only
     )
-    show(figures)
-    return CommandResult(
-        _as_json(figures) if arguments.json else None, status=1 if figures["failures"] else 0
-    )
+
+
+def status(figures: dict[str, Any]) -> int:
+    """1 where some of the runs failed."""
+    return 1 if figures["failures"] else 0
 
 
 def show(figures: dict[str, Any]) -> None:
@@ -87,33 +91,8 @@ def _table(content: "Content", places: Sequence[int], title: str) -> Table:
     return shown
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    from nonpareil.cli.parsing import refuse_unknown_flags
-
-    parser = argparse.ArgumentParser(
-        prog="nonpareil compare",
-        description=DESCRIPTION,
-        epilog=f"example:\n  {EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="FILE.yaml", help="What to compare.")
-    parser.add_argument("--output_dir", metavar="FOLDER", help="In place of the file's.")
-    parser.add_argument(
-        "--only", metavar="NAME", help="Run this method alone; the report has all that are done."
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="Make anew what was made with other settings; keep the rest."
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="Print one JSON object as the last line of stdout."
-    )
-    names = [action.dest for action in parser._actions]
-    refuse_unknown_flags(argv, parser, names)
-    return parser.parse_args(list(argv))
-
-
-def _as_json(figures: dict[str, Any]) -> dict[str, Any]:
+def as_json(figures: dict[str, Any]) -> dict[str, Any]:
+    """The report's methods by name and its pairs, beside failures and places."""
     report = figures["comparison"]
     rows: dict[str, Any] = {}
     pairs: list[Any] = []
@@ -121,3 +100,16 @@ def _as_json(figures: dict[str, Any]) -> dict[str, Any]:
         content = report.to_dict()
         rows, pairs = {row["name"]: row for row in content["methods"]}, content["pairs"]
     return {**figures, "comparison": rows, "pairs": pairs}
+
+
+COMMAND = Command(
+    description=DESCRIPTION,
+    example="nonpareil compare --config comparison.yaml --output_dir comparison",
+    options=lambda: [ComparisonFlags],
+    run=run,
+    show=show,
+    as_json=as_json,
+    status=status,
+    config="What to compare.",
+    config_is_options=False,
+)

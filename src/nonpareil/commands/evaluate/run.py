@@ -6,11 +6,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.commands.command import Command
 from nonpareil.commands.evaluate.context import report_context
 from nonpareil.commands.evaluate.divergence import divergence
 from nonpareil.commands.evaluate.dtypes import dtypes_of, products_dtype
 from nonpareil.commands.evaluate.folders import check_loadable, check_places, evaluation_folder, group_folders
 from nonpareil.commands.evaluate.rewards import load_rewards
+from nonpareil.commands.evaluate.show import as_json, show
 from nonpareil.commands.evaluate.temperature import measured_temperature
 from nonpareil.commands.inputs import load_prompt_records, require_all
 from nonpareil.constant_rewards import RewardSpread
@@ -193,3 +195,16 @@ def _groups(
     for reward in rewards:
         reward.release()  # in memory while it scores, never beside the models that draw or are compared
     return result.groups()
+
+
+COMMAND = Command(
+    description=__doc__,
+    example=(
+        "nonpareil evaluate --model_name_or_path ./distilled --reference_model_name_or_path ./my-model \\\n"
+        "      --dataset_name held-out.jsonl --reward_model_name_or_path ./my-reward-model"
+    ),
+    options=lambda: [EvaluateOptions],
+    run=run,
+    show=show,
+    as_json=as_json,
+)
