@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from nonpareil.engines.base import Engine
 from nonpareil.errors import ConfigError
 from nonpareil.options.engines import SETTINGS_OF
-from nonpareil.protocols import Engine
 from nonpareil.records import Prompt, SamplingParams
 
 if TYPE_CHECKING:
