@@ -106,9 +106,9 @@ def _inspect(groups: list[Group], reward: Any, tokenizer: Any) -> None:
         drew = group.completion_token_ids[0] or repr(group.completions[0])  # a server may give no ids
         print("policy drew", drew, f"({group.finish_reasons[0]})")
         for name, part in zip(reward.names, reward.rewards, strict=True):
-            if hasattr(part, "inspect"):
-                request = reward.as_read(ScoreRequest.of([group]).select([0]))
-                print(f"reward {printable(name)} reads", part.inspect(request)[0])
+            request = reward.as_read(ScoreRequest.of([group]).select([0]))
+            if (ids := part.inspect(request)) is not None:
+                print(f"reward {printable(name)} reads", ids[0])
 
 
 def show(result: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ def check_remote(options: RemoteRewardOptions) -> None:
         ConfigError: settings of a judge or of endpoints that were not named, or a judge without its server.
     """
     from nonpareil.remote import check_timeout, checked_base_url, key_of
-    from nonpareil.rewards.endpoint import is_endpoint, parse_endpoint
+    from nonpareil.rewards.endpoints.address import is_endpoint, parse_endpoint
 
     for spec in options.reward_endpoints or []:
         parse_endpoint(spec)
@@ -101,7 +101,7 @@ def refuse_judge(options: RemoteRewardOptions, why: str) -> None:
 
 def reward_labels(options: RemoteRewardOptions) -> list[str]:
     """All that scores, by the names a report may hold: endpoints and judge without their addresses."""
-    from nonpareil.rewards.endpoint import public_name
+    from nonpareil.rewards.endpoints.address import public_name
 
     labels = [public_name(spec) for spec in specs_of(options)]
     return labels + ([f"judge {options.judge_model}"] if options.judge_model else [])
@@ -117,7 +117,7 @@ def without_addresses(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _public(value: Any) -> Any:
-    from nonpareil.rewards.endpoint import public_name
+    from nonpareil.rewards.endpoints.address import public_name
 
     if isinstance(value, list | tuple):
         return [_public(one) for one in value]

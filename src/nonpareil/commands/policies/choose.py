@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nonpareil.protocols import Engine
+from nonpareil.engines.base import Engine
 from nonpareil.records import Prompt, SamplingParams
 
 if TYPE_CHECKING:
