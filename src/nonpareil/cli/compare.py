@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.table import Table
 
 from nonpareil.commands.command import Command
 from nonpareil.commands.compare import run as compare
+from nonpareil.commands.compare.spec import BudgetOptions, CompareOptions, EvaluationOptions, PoolOptions
 from nonpareil.console import console
 from nonpareil.errors import ConfigError
 from nonpareil.options.shared import FileOptions
@@ -18,14 +19,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = f"""{compare.__doc__}
 
-The file's keys: output_dir, model_name_or_path, dataset_name (training prompts), eval_dataset_name (held-out
-prompts), the reward_* options, gold_reward, max_completion_length, temperature, n, seeds, checkpoints,
-  budget:      completions or seconds, of each run (a command's own are counted, not bounded)
-  groups:      num_generations, max_prompts, seed: the pool that methods with `stored: true` share
-  evaluation:  num_generations, num_reference_samples, checkpoint_prompts, checkpoint_num_generations,
-               kl_dtype, seed
-  training:    any option of `nonpareil distill`, for all methods
-  methods:     name: {{method: bond (default: the name), stored: true, any option of `nonpareil distill`}}
+Two sections of the file hold settings of `nonpareil distill`; the others' keys are listed below.
+  training:    any of them, for all methods
+  methods:     name: {{method: bond (default: the name), stored: true, any of them}}
                or name: {{command: [words with {{output_dir}} {{seed}} {{groups}} {{pairs}} {{model}} {{python}}]}}
 Run again to go on: what is done is not done twice.
 """
@@ -36,6 +32,8 @@ MIN_WIDTH = 120
 @dataclass
 class ComparisonFlags(FileOptions):
     """What is said beside the comparison's file."""
+
+    HEADING: ClassVar = "Options"
 
     output_dir: str | None = option(None, "In place of the file's.", path=True)
     only: str | None = option(None, "Run this method alone; the report has all that are done.")
@@ -102,6 +100,15 @@ def as_json(figures: dict[str, Any]) -> dict[str, Any]:
     return {**figures, "comparison": rows, "pairs": pairs}
 
 
+def _keys() -> dict[str, type]:
+    return {
+        "": CompareOptions,
+        "budget": BudgetOptions,
+        "groups": PoolOptions,
+        "evaluation": EvaluationOptions,
+    }
+
+
 COMMAND = Command(
     description=DESCRIPTION,
     example="nonpareil compare --config comparison.yaml --output_dir comparison",
@@ -110,6 +117,7 @@ COMMAND = Command(
     show=show,
     as_json=as_json,
     status=status,
+    keys=_keys,
     config="What to compare.",
     config_is_options=False,
 )

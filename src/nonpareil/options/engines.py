@@ -1,6 +1,7 @@
 """Which engine draws, and the settings of each."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from nonpareil.settings import CheckedOptions, option
 
@@ -8,6 +9,8 @@ from nonpareil.settings import CheckedOptions, option
 @dataclass
 class EngineOptions(CheckedOptions):
     """Which engine draws. A setting of another engine than the one chosen is refused by name."""
+
+    HEADING: ClassVar = "Engine"
 
     engine: str = option(
         "transformers",
