@@ -27,7 +27,6 @@ prompts), the reward_* options, gold_reward, max_completion_length, temperature,
                or name: {{command: [words with {{output_dir}} {{seed}} {{groups}} {{pairs}} {{model}} {{python}}]}}
 Run again to go on: what is done is not done twice.
 """
-SHOWN = ("method", "win rate", "gold win rate", "KL, nats", "KL efficiency", "length, %", "on the front")
 MIN_WIDTH = 120
 EXAMPLE = "nonpareil compare --config comparison.yaml --output_dir comparison"
 
@@ -56,19 +55,18 @@ def run(argv: Sequence[str]) -> CommandResult:
 
 def show(figures: dict[str, Any]) -> None:
     """What was gained at what cost, the failures, and where the report lies; on stderr."""
-    from nonpareil.commands.compare.report import headline
+    from nonpareil.commands.compare.report import pareto_sentence
     from nonpareil.commands.compare.tables import tables
 
     terminal = console()
     terminal.width = max(terminal.width, MIN_WIDTH)  # narrower, cells would be cut to nothing
     if figures["comparison"] is not None:
         gain, *others = tables(figures["comparison"])
-        places = [i for i, label in enumerate(gain.header) if label in SHOWN]
-        terminal.print(_table(gain, places, f"{gain.title}, all figures in the report"))
-        if figures["comparison"].pairs:
-            pairs = others[0]
-            terminal.print(_table(pairs, [0, 1, 2, -2, -1], pairs.title))
-        terminal.print(headline(figures["comparison"]), style="bold")
+        terminal.print(_table(gain, f"{gain.title}, all figures in the report"))
+        for table in others:
+            if table.brief:
+                terminal.print(_table(table, table.title))
+        terminal.print(pareto_sentence(figures["comparison"]), style="bold")
     for run in figures["over_budget"]:
         terminal.print(f"Over the budget: {run['run']}: {run['reason']}", soft_wrap=True)
     for failure in figures["failures"]:
@@ -77,13 +75,13 @@ def show(figures: dict[str, Any]) -> None:
     terminal.print(f"Report: {figures['report'] or 'none, no run is finished'}", soft_wrap=True)
 
 
-def _table(content: "Content", places: Sequence[int], title: str) -> Table:
-    """Some of its columns, as the terminal shows them."""
+def _table(content: "Content", title: str) -> Table:
+    """The columns that there is room for."""
     shown = Table(title=title, title_justify="left")
-    for place in places:
+    for place in content.brief:
         shown.add_column(content.header[place], justify="right" if place else "left", no_wrap=True)
     for row in content.rows:
-        shown.add_row(*(row[place] for place in places))
+        shown.add_row(*(row[place] for place in content.brief))
     return shown
 
 

@@ -18,7 +18,7 @@ from nonpareil.options.demo import demo_defaults, uses_demo
 from nonpareil.training.config import DistillationConfig
 
 if TYPE_CHECKING:
-    from nonpareil.evaluation.metrics import Evaluation
+    from nonpareil.evaluation.evaluation import Evaluation
 
 EXAMPLE = (
     "nonpareil distill --model_name_or_path ./my-model --dataset_name my-prompts \\\n"
@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> CommandResult:
 def before_and_after(evaluation: "Evaluation") -> Table:
     """The figures that matter, of the reference and of the distilled policy, with 95% intervals."""
     from nonpareil.evaluation.intervals import few_prompts
-    from nonpareil.evaluation.summary import bracket, number
+    from nonpareil.evaluation.numbers import bracket, number
 
     title = f"One sample a prompt, {evaluation.num_prompts} held-out prompts"
     table = Table(title=title, caption=few_prompts(evaluation.num_prompts))

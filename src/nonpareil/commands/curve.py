@@ -50,7 +50,7 @@ def _show(curve: Any) -> None:
 
     from nonpareil.console import console
     from nonpareil.evaluation.intervals import few_prompts
-    from nonpareil.evaluation.summary import bracket, number
+    from nonpareil.evaluation.numbers import bracket, number
 
     prompts = "1 prompt" if curve.num_prompts_used == 1 else f"{curve.num_prompts_used} prompts"
     table = Table(title=f"What best-of-N is worth ({prompts})")
