@@ -4,10 +4,19 @@ from dataclasses import dataclass
 
 from nonpareil.options.engines import EngineOptions
 from nonpareil.options.rewards import RewardInputOptions, RewardOptions
-from nonpareil.options.shared import FileOptions, ModelOptions, PromptOptions, SamplingOptions
+from nonpareil.options.shared import (
+    HELD_OUT_SPLITS,
+    TRAINING_SPLITS,
+    WITH_SPLITS,
+    FileOptions,
+    ModelOptions,
+    PromptOptions,
+    SamplingOptions,
+)
 from nonpareil.setting_types import SEED
 from nonpareil.settings import DTYPES, option
 
+CUT = "draws from a part of the vocabulary; the KL would be that of another policy. Evaluate without it"
 AT_THE_TOP = "set it at the top, for all"
 """Where a comparison's file has what it gives to all runs alike."""
 
@@ -17,7 +26,7 @@ class SampleOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions,
     """Options of `nonpareil sample`."""
 
     output_dir: str = option("nonpareil-groups", "Where the groups go; run again to go on.", path=True)
-    dataset_split: str = option("train", "Of a dataset that has splits.")
+    dataset_split: str = option("train", "Of a dataset that has splits.", reader=WITH_SPLITS)
     max_prompts: int | None = option(None, "The first ones only.", at_least=1)
     num_generations: int = option(
         8, "Completions a prompt, m.", at_least=2, why="best-of-N compares draws of one prompt"
@@ -31,11 +40,9 @@ class SampleOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions,
 class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions, FileOptions):
     """Options of `nonpareil evaluate`."""
 
-    reference_model_name_or_path: str | None = option(
-        None, "What the policy was before. Default: the embedded demo's policy, in the demo."
-    )
+    reference_model_name_or_path: str | None = option(None, "What the policy was before.", names="input")
     reference_model_revision: str | None = option(None, "Branch, tag or commit.")
-    dataset_split: str = option("test", "Of a dataset that has splits.")
+    dataset_split: str = option("test", "Of a dataset that has splits.", reader=WITH_SPLITS)
     max_prompts: int | None = option(None, "The first ones only.", at_least=1)
     temperature: float | None = option(  # type: ignore[assignment]  # a number once the policy is known
         None,
@@ -43,6 +50,9 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
         above=0,
         why="best-of-N needs draws that differ",
     )
+    top_p: float = option(1.0, "Refused below 1.", above=0, at_most=1, refused=CUT)
+    top_k: int = option(0, "Refused above 0.", at_least=0, refused=CUT)
+    min_p: float = option(0.0, "Refused above 0.", at_least=0, below=1, refused=CUT)
     num_generations: int = option(8, "Completions of the policy a prompt.", at_least=2)
     num_reference_samples: int = option(16, "Completions of the reference a prompt, M.", at_least=2)
     n: list[int] | None = option(
@@ -52,7 +62,9 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
         why="best-of-1 is the reference itself",
     )
     unseen_reward: str | None = option(
-        None, "A second reward, not trained on: a model, read by its own tokenizer as is, or a function."
+        None,
+        "A second reward, not trained on: a model, read by its own tokenizer as is, or a function.",
+        names="reward",
     )
     kl_dtype: str = option(
         "float32",
@@ -73,11 +85,16 @@ class DistillOptions(PromptOptions, RewardInputOptions, FileOptions):
     """Options of `nonpareil distill`, besides those of `DistillationConfig`."""
 
     model_name_or_path: str | None = option(
-        None, "The policy to train, also the reference. Default: the embedded demo."
+        None,
+        "The policy to train, also the reference. Default: the embedded demo.",
+        names="input",
+        replaces_demo=True,
     )
     model_revision: str | None = option(None, "Branch, tag or commit of a hub model.")
-    dataset_train_split: str = option("train", "Prompts to train on.")
-    dataset_test_split: str = option("test", "Held-out prompts to evaluate on.", compare=AT_THE_TOP)
+    dataset_train_split: str = option("train", "Prompts to train on.", reader=TRAINING_SPLITS)
+    dataset_test_split: str = option(
+        "test", "Held-out prompts to evaluate on.", reader=HELD_OUT_SPLITS, compare=AT_THE_TOP
+    )
     eval_dataset_name: str | None = option(
         None, "Held-out prompts, where dataset_name has no test split.", names="input", compare=AT_THE_TOP
     )
@@ -102,6 +119,7 @@ class DistillOptions(PromptOptions, RewardInputOptions, FileOptions):
         None,
         "A second reward to evaluate with: a model or a function.",
         names="reward",
+        of="evaluate_after",
         compare="gold_reward at the top is evaluated for all runs",
     )
     kl_dtype: str = option(
@@ -133,7 +151,9 @@ class CurveOptions(FileOptions):
     """Options of `nonpareil curve`."""
 
     groups: str | None = option(
-        None, "A folder written by `nonpareil sample`, one of its shards, or vBoN's JSON lines."
+        None,
+        "A folder written by `nonpareil sample`, one of its shards, or vBoN's JSON lines.",
+        names="input",
     )
     max_n: int | None = option(None, "Largest N. Default: the completions a prompt, m.", at_least=1)
     output_dir: str | None = option(
@@ -147,7 +167,9 @@ class ExportOptions(FileOptions):
     """Options of `nonpareil export`."""
 
     groups: str | None = option(
-        None, "A folder written by `nonpareil sample`, one of its shards, or vBoN's JSON lines."
+        None,
+        "A folder written by `nonpareil sample`, one of its shards, or vBoN's JSON lines.",
+        names="input",
     )
     format: str = option(
         "preference",

@@ -106,8 +106,15 @@ UNREAD = {
 }
 """What the trainer has in another way, and why; only the default is taken. (transformers sets `do_eval` itself.)"""
 
+REFUSED = {
+    "fsdp": "is not used (on the CPU it would silently be DDP); give shard_weights=true",
+    "deepspeed": "is not read; ask for ZeRO-3 by accelerate's config (recipes/launch/zero3.yaml)",
+}
+"""Never taken, and what to give instead."""
+
 LIMITS: Mapping[str, Limits] = {
     **RANGES,
     **{name: Limits(of=owner) for name, owner in BELONGING.items()},
     **{name: Limits(unread=reason) for name, reason in UNREAD.items()},
+    **{name: Limits(refused=reason) for name, reason in REFUSED.items()},
 }
