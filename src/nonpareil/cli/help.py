@@ -2,7 +2,7 @@
 
 import shutil
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from enum import Enum
 from typing import Any, Literal, get_args, get_origin
 
@@ -14,7 +14,7 @@ HELP = ("-h", "--help", "--help-all")
 """Flags that ask for it."""
 HEADINGS = (
     *("Policy", "Prompts", "Rewards", "Method", "Drawing", "Engine", "Training", "LoRA", "Hardware", "vLLM"),
-    *("Evaluation", "Output", "Options"),
+    *("Evaluation", "Comparison", "Output", "Options"),
 )
 """In the order in which they are listed."""
 INHERITED = "transformers.TrainingArguments"
@@ -30,13 +30,13 @@ def help_text(name: str, command: Command, argv: Sequence[str]) -> str:
     """
     everything = command.listed is None or "--help-all" in argv
     classes = command.options() if command.listed is None or everything else command.listed()
-    sections = by_heading(classes)
+    known = {name for cls in classes for name in settings_of(cls)}
     parts = [
         f"usage: nonpareil {name} [--config FILE.yaml] [--flag value ...] [--json]",
         command.description.strip(),
     ]
-    for heading, settings in sections.items():
-        parts.append(_section(heading, [_row(setting) for setting in settings]))
+    for heading, settings in by_heading(classes).items():
+        parts.append(_section(heading, [_row(setting, known) for setting in settings]))
         if heading == "Method":
             parts.append(_section(*method_section(argv)))
     for key, cls in command.keys().items():
@@ -68,15 +68,16 @@ def listed(cls: type) -> list[Setting]:
     ]
 
 
-def _row(setting: Setting, dashes: str = "--") -> Row:
+def _row(setting: Setting, known: Collection[str], dashes: str = "--") -> Row:
     flag = f"{dashes}{setting.name}"
     if dashes and setting.default is True:
         flag = f"--no_{setting.name}, {flag}"
     text = " ".join(setting.help.split())
     if "Default:" not in text:
         text += f" Default: {_said(setting.default)}."
-    if setting.limits.of is not None:
-        text += f" With {setting.limits.of.replace('|', ' or ')}."
+    of = setting.limits.of or ""
+    if of.partition("=")[0] in known:
+        text += f" With {of.replace('|', ' or ')}."
     return f"{flag} {_stands_for(setting)}".strip(), text.strip()
 
 
