@@ -16,6 +16,7 @@ import yaml
 
 import nonpareil
 from nonpareil.cli.parsing import parse
+from nonpareil.commands.compare.command import ComparisonFlags
 from nonpareil.commands.compare.plan import plan_runs
 from nonpareil.commands.compare.spec import (
     BudgetOptions,
@@ -39,7 +40,10 @@ from nonpareil.rollouts.prompts import load_prompts, tokenize_prompts
 from nonpareil.settings import CheckedOptions, Setting, check_settings, settings_of
 from nonpareil.training.config import DistillationConfig
 
-COMMANDS = (SampleOptions, CurveOptions, DistillOptions, DistillationConfig, EvaluateOptions, ExportOptions)
+COMMANDS = (
+    *(SampleOptions, CurveOptions, DistillOptions, DistillationConfig, EvaluateOptions, ExportOptions),
+    ComparisonFlags,
+)
 SECTIONS = {
     "": CompareOptions,
     "budget": BudgetOptions,

@@ -52,13 +52,13 @@ def evaluate_in_place(options: EvaluateOptions) -> dict[str, Any]:
 
 
 def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
-    from nonpareil.commands.policies.local import local_policy
+    from nonpareil.commands.policies.local import local_policy, reference_policy
     from nonpareil.evaluation import best_of_n_report, evaluate_groups
     from nonpareil.evaluation.report import write_report
 
     products = products_dtype(options.dtype, options.kl_dtype)
     policy = local_policy(options)
-    reference = local_policy(options, "reference_")
+    reference = reference_policy(options)
     temperature = measured_temperature(options.temperature, policy, reference)
     options = replace(options, temperature=temperature["measured"])
     prompts = _checked_prompts(options, reference, policy)

@@ -171,13 +171,22 @@ def check_same_endings(policy: LocalPolicy, reference: LocalPolicy) -> None:
         )
 
 
-def local_policy(options: Any, which: str = "") -> LocalPolicy:
-    """The policy that `ModelOptions` name; `which` is "reference_" for the one it is compared with."""
-    field = f"{which}model_name_or_path"
+def local_policy(options: Any) -> LocalPolicy:
+    """The policy that `ModelOptions` name."""
     return LocalPolicy(
-        getattr(options, field) or "",
-        getattr(options, f"{which}model_revision"),
+        options.model_name_or_path or "",
+        options.model_revision,
         options.dtype,
-        field=field,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def reference_policy(options: Any) -> LocalPolicy:
+    """The one that `EvaluateOptions` compare it with."""
+    return LocalPolicy(
+        options.reference_model_name_or_path or "",
+        options.reference_model_revision,
+        options.dtype,
+        field="reference_model_name_or_path",
         trust_remote_code=options.trust_remote_code,
     )
