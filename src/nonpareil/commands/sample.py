@@ -12,8 +12,10 @@ from nonpareil.console import console
 from nonpareil.constant_rewards import tell_constant
 from nonpareil.options.commands import SampleOptions
 from nonpareil.options.demo import demo_defaults, uses_demo
-from nonpareil.options.unread import refuse_unread_of_files, refuse_unread_of_rewards
+from nonpareil.options.shared import WITH_SPLITS
+from nonpareil.options.unread import absent_rewards, absent_splits
 from nonpareil.records import Group, ScoreRequest
+from nonpareil.settings import refuse_unread
 from nonpareil.terminal import printable, tell
 
 
@@ -24,8 +26,9 @@ def run(options: SampleOptions) -> dict[str, Any]:
         NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
     """
     require_all(options)
-    refuse_unread_of_rewards(options, None, options.reward_timeout)
-    refuse_unread_of_files(options, {"dataset_split": options.dataset_name or ""})
+    refuse_unread(
+        options, absent_rewards(options, None) | absent_splits({WITH_SPLITS: options.dataset_name or ""})
+    )
     check_output("output_dir", options.output_dir, inputs_of(options), deletes=options.overwrite)
     from nonpareil.rollouts.folder import check_folder
     from nonpareil.rollouts.progress import ProgressBar
@@ -103,9 +106,9 @@ def _inspect(groups: list[Group], reward: Any, tokenizer: Any) -> None:
         drew = group.completion_token_ids[0] or repr(group.completions[0])  # a server may give no ids
         print("policy drew", drew, f"({group.finish_reasons[0]})")
         for name, part in zip(reward.names, reward.rewards, strict=True):
-            if hasattr(part, "inspect"):
-                request = reward.as_read(ScoreRequest.of([group]).select([0]))
-                print(f"reward {printable(name)} reads", part.inspect(request)[0])
+            request = reward.as_read(ScoreRequest.of([group]).select([0]))
+            if (ids := part.inspect(request)) is not None:
+                print(f"reward {printable(name)} reads", ids[0])
 
 
 def show(result: dict[str, Any]) -> None:
@@ -126,7 +129,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {**demo_defaults("test"), "max_prompts": 128} if uses_demo(given) else {}
+    return {**demo_defaults("test"), "max_prompts": 128} if uses_demo(SampleOptions, given) else {}
 
 
 COMMAND = Command(

@@ -5,18 +5,16 @@ from typing import Any
 
 from nonpareil.assets import demo_path
 from nonpareil.options.yaml import load_yaml
-
-DEMO_FIELDS = (
-    "model_name_or_path",
-    "dataset_name",
-    *("reward_model_name_or_path", "reward_funcs", "reward_endpoints", "judge_model"),
-    "base_url",  # a server does not have the demo's policy
-)
+from nonpareil.settings import settings_of
 
 
-def uses_demo(given: Mapping[str, Any]) -> bool:
-    """Whether the embedded demo is meant: none of policy, prompts and rewards was named."""
-    return not any(given.get(name) for name in DEMO_FIELDS)
+def uses_demo(cls: type, given: Mapping[str, Any]) -> bool:
+    """Whether the embedded demo is meant: none of policy, prompts and rewards was named.
+
+    `given` has the settings that were given, some of them of the class of options, by name.
+    """
+    replacing = (name for name, setting in settings_of(cls).items() if setting.limits.replaces_demo)
+    return not any(given.get(name) for name in replacing)
 
 
 def demo_defaults(split: str) -> dict[str, Any]:

@@ -39,7 +39,15 @@ class Evaluator:
             "gold": inputs.gold,
         }
         self.settings: dict[str, Any] = json.loads(
-            json.dumps(jsonable({**vars(spec.evaluation), **without_addresses(self._shared()), **content}))
+            json.dumps(
+                jsonable(
+                    {
+                        **vars(spec.evaluation),
+                        **without_addresses(type(self.options), self._shared()),
+                        **content,
+                    }
+                )
+            )
         )
 
     def drawing(self) -> dict[str, Any]:
@@ -49,7 +57,7 @@ class Evaluator:
         values |= {"split": self.options.dataset_train_split, "model": self.inputs.model}
         values |= {"prompts": self.inputs.training, "reward": self.inputs.reward}
         values |= {name: getattr(self.options, name) for name in ("max_completion_length", "temperature")}
-        return json.loads(json.dumps(jsonable(without_addresses(values))))
+        return json.loads(json.dumps(jsonable(without_addresses(type(self.options), values))))
 
     def changed(self, *, overwrite: bool) -> bool:
         """Whether evaluations of other settings are there, which are refused without `overwrite`.

@@ -121,7 +121,7 @@ def check(options: DistillOptions, config: "DistillationConfig") -> None:
     if options.merge and not config.use_peft:
         raise ConfigError("merge=true without use_peft: there is no adapter to merge; remove it")
     held_out = options.evaluate_after or config.eval_strategy != "no"
-    refuse_unread_of_distill(options, config.reward_timeout, eval_source_of(options) if held_out else None)
+    refuse_unread_of_distill(options, config, eval_source_of(options) if held_out else None)
 
 
 def _trainer(
@@ -132,7 +132,8 @@ def _trainer(
     checkpoint: Path | None,
 ) -> "DistillationTrainer":
     from nonpareil.commands.distill.data import check_reward
-    from nonpareil.training.checks import check_scorable, refuse_adapter_on_adapter
+    from nonpareil.training.adapter_checks import refuse_adapter_on_adapter
+    from nonpareil.training.arguments import check_scorable
     from nonpareil.training.identity import run_identity
     from nonpareil.training.method import check_group_rewards
     from nonpareil.training.prompt_order import planned_steps
@@ -206,7 +207,7 @@ def _option_classes() -> list[type]:
 
 
 def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-    if uses_demo(given):
+    if uses_demo(DistillOptions, given):
         return demo_training(given.get("method", "jbond"))
     return {"output_dir": "nonpareil-distilled"}
 
