@@ -26,7 +26,7 @@ COMMANDS = {
         "Measure how near a policy is to best-of-N of its reference.",
     ),
     "compare": (
-        "nonpareil.cli.compare",
+        "nonpareil.commands.compare.command",
         "Run several methods under one budget, and draw all on one Pareto picture.",
     ),
     "export": (

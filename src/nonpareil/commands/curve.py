@@ -50,7 +50,7 @@ def show(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     from nonpareil.evaluation.intervals import few_prompts
-    from nonpareil.evaluation.summary import bracket, number
+    from nonpareil.evaluation.numbers import bracket, number
 
     curve = result["report"]
     prompts = "1 prompt" if curve.num_prompts_used == 1 else f"{curve.num_prompts_used} prompts"

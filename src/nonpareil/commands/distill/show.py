@@ -8,7 +8,7 @@ from nonpareil.console import console
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from nonpareil.evaluation.metrics import Evaluation
+    from nonpareil.evaluation.evaluation import Evaluation
 
 
 def show(result: dict[str, Any]) -> None:
@@ -43,7 +43,7 @@ def before_and_after(evaluation: "Evaluation") -> "Table":
     from rich.table import Table
 
     from nonpareil.evaluation.intervals import few_prompts
-    from nonpareil.evaluation.summary import bracket, number
+    from nonpareil.evaluation.numbers import bracket, number
 
     title = f"One sample a prompt, {evaluation.num_prompts} held-out prompts"
     table = Table(title=title, caption=few_prompts(evaluation.num_prompts))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.policies.base import Policy
 from nonpareil.commands.policies.local import local_policy
-from nonpareil.engines.transformers import check_prompts
+from nonpareil.engines.checks import check_prompts
 from nonpareil.engines.vllm.requests import check_vllm_sampling
 from nonpareil.errors import ConfigError
 from nonpareil.models.vllm import adapter_rank, check_vllm_adapter, supported_rank
