@@ -158,6 +158,12 @@ def _option_classes() -> list[type]:
     return [DistillOptions, DistillationConfig]
 
 
+def _listed_classes() -> list[type]:
+    from nonpareil.training.settings import DistillationSettings
+
+    return [DistillOptions, DistillationSettings]
+
+
 def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     if uses_demo(DistillOptions, given):
         return demo_training(given.get("method", "jbond"))
@@ -171,6 +177,7 @@ COMMAND = Command(
         "      --reward_model_name_or_path ./my-reward-model --output_dir distilled --max_steps 500"
     ),
     options=_option_classes,
+    listed=_listed_classes,
     run=run,
     show=show,
     defaults=_defaults,
