@@ -176,3 +176,22 @@ def read_settings(cls: Any, given: Mapping[str, Any], where: str = "") -> dict[s
     """
     known = settings_of(cls)
     return {name: known[name].read(value, where) for name, value in given.items()}
+
+
+def values_of(options: Any, *classes: type) -> dict[str, Any]:
+    """The values that options hold of the settings of these classes, by name."""
+    return {name: getattr(options, name) for cls in classes for name in settings_of(cls)}
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ, by name, with both values; one that a side lacks is None there."""
+    names = dict.fromkeys((*there, *here))
+    return {name: (there.get(name), here.get(name)) for name in names if there.get(name) != here.get(name)}
