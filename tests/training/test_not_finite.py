@@ -53,7 +53,7 @@ def gradient_of(trainer: Any, prompts: list[Any]) -> tuple[float, dict[str, torc
 
 
 def logged(trainer: Any, name: str) -> float:
-    (value,) = trainer._figures[name]
+    (value,) = trainer._metrics[name]
     return value
 
 

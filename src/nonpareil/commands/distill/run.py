@@ -25,6 +25,7 @@ from nonpareil.options.commands import DistillOptions, EvaluateOptions
 from nonpareil.options.rewards import RewardInputOptions, refuse_judge
 from nonpareil.options.shared import PromptOptions
 from nonpareil.options.unread import refuse_unread_of_distill
+from nonpareil.settings import values_of
 
 if TYPE_CHECKING:
     from nonpareil.methods.base import Method
@@ -167,8 +168,7 @@ def _trainer(
 
 
 def _evaluation(options: DistillOptions, config: "DistillationConfig", eval_source: str) -> EvaluateOptions:
-    shared = {name: getattr(options, name) for name in PromptOptions.__dataclass_fields__}
-    shared |= {name: getattr(options, name) for name in RewardInputOptions.__dataclass_fields__}
+    shared = values_of(options, PromptOptions, RewardInputOptions)
     return EvaluateOptions(
         **{**shared, "dataset_name": eval_source},
         reward_weights=config.reward_weights,

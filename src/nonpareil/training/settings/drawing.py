@@ -11,7 +11,7 @@ from nonpareil.settings import option
 class DrawingSettings:
     """Under TRL's names. What would cut off a part of the vocabulary is refused; see `check_drawing`."""
 
-    max_completion_length: int = option(256, "Most tokens drawn a completion.", at_least=1)
+    max_completion_length: int = option(256, "Most tokens drawn per completion.", at_least=1)
     temperature: float = option(
         1.0,
         "Of the policy: drawing, log-probs and loss all apply it.",

@@ -9,7 +9,7 @@ from nonpareil.settings import option
 class RewardSettings:
     """Of the rewards that the trainer is given."""
 
-    reward_weights: list[float] | None = option(None, "One weight a reward; default 1 each.")
+    reward_weights: list[float] | None = option(None, "One weight per reward; default 1 each.")
     reward_timeout: float | None = option(
         None, "Seconds a Python reward may take; then its rewards are null.", above=0
     )
