@@ -28,8 +28,8 @@ class Signal(TrainerCallback, ExportableState):
     `moves`: whether the last step moved the policy. Where it does not, the optimizer has no gradient (so that
     neither rounding, momentum nor weight decay moves a weight), and a moving average of the policy stays too.
 
-    Such a step's prompts lose their pull to the anchor, so that with few prompts per step, of which often none tells
-    anything, training ends beyond best-of-n; with many, hardly any step is lost.
+    Such a step's prompts lose their pull to the anchor, so that with few prompts per step, of which often none
+    tells anything, training ends beyond best-of-n; with many, hardly any step is lost.
     """
 
     def __init__(self, method: Method, stopper: StopCleanly):
