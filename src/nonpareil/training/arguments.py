@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from nonpareil.engines.transformers import check_prompts, check_token_ids
+from nonpareil.engines.checks import check_prompts, check_token_ids
 from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.methods.base import Method
 from nonpareil.models.loading import stated_limits

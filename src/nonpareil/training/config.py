@@ -18,7 +18,6 @@ from nonpareil.training.adapter_checks import check_adapter
 from nonpareil.training.inherited import LIMITS
 from nonpareil.training.inherited_checks import check_accelerator, check_inherited, in_our_words
 from nonpareil.training.settings import DistillationSettings
-from nonpareil.training.settings.drawing import check_drawing
 from nonpareil.training.settings.method import check_anchor
 from nonpareil.training.settings.vllm import check_vllm
 
@@ -92,7 +91,6 @@ class DistillationConfig(DistillationSettings, TrainingArguments):  # type: igno
             self.use_cpu = True
         if self.bf16 is None:
             self.bf16 = not self.fp16 and fast_dtype(device) is torch.bfloat16
-        check_drawing(self)
         check_anchor(self)
         check_inherited(self)
         check_launch()
@@ -117,15 +115,6 @@ class DistillationConfig(DistillationSettings, TrainingArguments):  # type: igno
                     "use_vllm with ZeRO-3 is not supported: its anchor is not scored in shards; take "
                     "distributed_type: MULTI_GPU and --shard_weights true"
                 )
-        if self.fsdp:
-            raise ConfigError(
-                f"fsdp={self.fsdp!r} is not used (on the CPU it would silently be DDP); give shard_weights=true"
-            )
-        if self.deepspeed:
-            raise ConfigError(
-                f"deepspeed={self.deepspeed!r} is not read; ask for ZeRO-3 by accelerate's config "
-                "(recipes/launch/zero3.yaml)"
-            )
         for name in ("load_best_model_at_end", "save_on_each_node"):
             if self.shard_weights and getattr(self, name):
                 raise ConfigError(

@@ -11,7 +11,9 @@ class MethodSettings:
     """The method's name, and the anchor's motion; what else it reads are the fields of its own class."""
 
     method: str = option(
-        "jbond", "jbond, bond, vbon, bonbon, sft_bon, regression, rloo, or path/to/file.py:Class."
+        "jbond",
+        "jbond, bond, vbon, bonbon, sft_bon, regression, rloo, or path/to/file.py:Class.",
+        names="code",
     )
     anchor_ema_rate: float | None = option(
         None,

@@ -20,6 +20,9 @@ class OptimizationSettings:
         None, "Parts of names of parameters that are not trained, such as embed_tokens."
     )
     max_train_seconds: float | None = option(
-        None, "Stop after so many seconds of training steps, resumes included.", above=0
+        None,
+        "Stop after so many seconds of training steps, resumes included.",
+        above=0,
+        compare="budget.seconds sets it",
     )
     log_completions: bool = option(True, "Write completions and rewards to Parquet every logging_steps.")

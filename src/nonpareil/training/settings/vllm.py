@@ -16,9 +16,10 @@ class VLLMSettings:
         "colocate",
         "colocate: in this process; server: a vLLM server on loopback.",
         choices=("colocate", "server"),
+        of="use_vllm",
     )
     vllm_server_base_url: str | None = option(
-        None, "Of the server, such as http://127.0.0.1:8000 (vllm_mode=server)."
+        None, "Of the server, such as http://127.0.0.1:8000.", of="vllm_mode=server"
     )
     vllm_gpu_memory_utilization: float | None = option(
         None,
@@ -26,12 +27,19 @@ class VLLMSettings:
         above=0,
         at_most=1,
         why="a share of the memory",
+        of="vllm_mode=colocate",
     )
     vllm_importance_sampling_correction: bool = option(
-        False, "Weight each of the policy's draws by what the trainer says over what vLLM said."
+        False,
+        "Weight each of the policy's draws by what the trainer says over what vLLM said.",
+        of="use_vllm",
     )
     vllm_importance_sampling_cap: float | None = option(
-        None, "Largest such weight of a completion. Default: 2.", at_least=1, why="the weight of agreement"
+        None,
+        "Largest such weight of a completion. Default: 2.",
+        at_least=1,
+        why="the weight of agreement",
+        of="vllm_importance_sampling_correction",
     )
 
     @property
@@ -43,24 +51,12 @@ class VLLMSettings:
 
 
 def check_vllm(settings: VLLMSettings, max_completion_length: int) -> None:
-    """Refuse vLLM settings that nothing reads, or that cannot work.
+    """Refuse vLLM settings that cannot work.
 
     Raises:
         ConfigError: naming the setting.
     """
     colocated, served = (settings.use_vllm and settings.vllm_mode == mode for mode in ("colocate", "server"))
-    read = {
-        "vllm_server_base_url": (served, "vllm_mode=server"),
-        "vllm_gpu_memory_utilization": (colocated, "use_vllm with vllm_mode=colocate"),
-        "vllm_importance_sampling_correction": (settings.use_vllm, "use_vllm"),
-        "vllm_importance_sampling_cap": (
-            settings.use_vllm and settings.vllm_importance_sampling_correction,
-            "vllm_importance_sampling_correction",
-        ),
-    }
-    for name, (is_read, reader) in read.items():
-        if getattr(settings, name) and not is_read:
-            raise ConfigError(f"{name}={getattr(settings, name)!r} is read with {reader} only; remove it")
     url = settings.vllm_server_base_url
     if served and not (url and url.startswith(("http://", "https://"))):
         raise ConfigError(
