@@ -30,7 +30,7 @@ from nonpareil.models.loading import load_policy
 from nonpareil.models.memory import keep_freed_memory
 from nonpareil.records import Group, SamplingParams
 from nonpareil.rewards import RewardModel, load_rewards
-from nonpareil.training.batch import score_groups
+from nonpareil.training.step.batch import score_groups
 
 LENGTH, STORED = 40, 8
 FRESH: dict[str, dict[str, Any]] = {

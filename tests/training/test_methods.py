@@ -10,7 +10,7 @@ from torch import Tensor
 from nonpareil.methods import METHODS
 from nonpareil.methods.base import ScoredDraws, Targets
 from nonpareil.records import Group
-from nonpareil.training.batch import StepBatch
+from nonpareil.training.step.batch import StepBatch
 from nonpareil.training.trainer import DistillationTrainer
 from tests.tiny import END, make_tokenizer
 from tests.training.conftest import (

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from nonpareil.errors import ConfigError, SyncError
 from nonpareil.models.logprobs import TokenSequences
 from nonpareil.training import DistillationTrainer
-from nonpareil.training.accumulate import weighted_gradient
+from nonpareil.training.step.accumulate import weighted_gradient
 from tests.tiny import forced_logprobs
 from tests.training.conftest import make_trainer, metrics, stored_groups
 

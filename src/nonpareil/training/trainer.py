@@ -21,23 +21,23 @@ from nonpareil.models.anchors import Anchor
 from nonpareil.models.saving import prepare_saving
 from nonpareil.records import Group, Prompt
 from nonpareil.rewards import CombinedReward, load_rewards
-from nonpareil.training.accumulate import Accumulator
 from nonpareil.training.actors.choose import make_actors
 from nonpareil.training.adapter_checks import check_adapter
 from nonpareil.training.arguments import check_arguments, check_fit, check_scorable
-from nonpareil.training.batch import StepBatch, reward_tensor
 from nonpareil.training.callbacks import AnchorCallback, CompactProgress, MetricsFile, StopCleanly
+from nonpareil.training.checkpoints.identity import model_identity, run_identity
+from nonpareil.training.checkpoints.output_folder import ListingTrainer
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.costs import Spent
-from nonpareil.training.descent import Descended, Descent
-from nonpareil.training.identity import model_identity, run_identity
 from nonpareil.training.method import anchor_motion, given_method, method_of
-from nonpareil.training.output import ListingTrainer
 from nonpareil.training.policy import prepare_policy, read_policy
 from nonpareil.training.prompt_order import RepeatedBatches, planned_steps, whole_batches
-from nonpareil.training.signal import Signal, resting_scaler
-from nonpareil.training.step import StepSampler
-from nonpareil.training.step_metrics import completion_rows, known_mean, step_metrics, write_completions
+from nonpareil.training.step.accumulate import Accumulator
+from nonpareil.training.step.batch import StepBatch, reward_tensor
+from nonpareil.training.step.descent import Descended, Descent
+from nonpareil.training.step.metrics import completion_rows, known_mean, step_metrics, write_completions
+from nonpareil.training.step.sampler import StepSampler
+from nonpareil.training.step.signal import Signal, resting_scaler
 from nonpareil.training.stored import prompts_of_stored
 
 if TYPE_CHECKING:

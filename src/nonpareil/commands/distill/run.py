@@ -73,7 +73,7 @@ def _distill(
     from nonpareil.models.distributed import end_processes, first_process_first
     from nonpareil.models.memory import free_memory
     from nonpareil.models.merged_folder import save_merged
-    from nonpareil.training.resume import checkpoint_to_resume
+    from nonpareil.training.checkpoints.resume import checkpoint_to_resume
 
     output_dir = Path(str(config.output_dir))
     checkpoint = checkpoint_to_resume(config.resume_from_checkpoint, output_dir)
@@ -135,10 +135,10 @@ def _trainer(
     from nonpareil.commands.distill.data import check_reward
     from nonpareil.training.adapter_checks import refuse_adapter_on_adapter
     from nonpareil.training.arguments import check_scorable
-    from nonpareil.training.identity import run_identity
+    from nonpareil.training.checkpoints.identity import run_identity
+    from nonpareil.training.checkpoints.resume import refuse_another_run
     from nonpareil.training.method import check_group_rewards
     from nonpareil.training.prompt_order import planned_steps
-    from nonpareil.training.resume import refuse_another_run
     from nonpareil.training.trainer import DistillationTrainer
 
     policy = trained_policy(options, config, config.policy_dtype())

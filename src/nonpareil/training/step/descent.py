@@ -14,10 +14,10 @@ from nonpareil.models.distributed import any_process
 from nonpareil.models.modes import training_mode
 from nonpareil.models.sharding import local
 from nonpareil.models.zero import engine_of
-from nonpareil.training.accumulate import Accumulator
-from nonpareil.training.batch import StepBatch
-from nonpareil.training.not_finite import METRIC, Dropped, NotFinite
-from nonpareil.training.signal import Signal
+from nonpareil.training.step.accumulate import Accumulator
+from nonpareil.training.step.batch import StepBatch
+from nonpareil.training.step.not_finite import METRIC, Dropped, NotFinite
+from nonpareil.training.step.signal import Signal
 
 LARGE_LOSS = 1e12
 """Nats; a larger one comes of rewards, whose gradient float32 may not hold though the model is sound."""

@@ -15,10 +15,10 @@ from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs,
 from nonpareil.models.sharding import is_sharded
 from nonpareil.models.zero import engine_of
 from nonpareil.records import Group
-from nonpareil.training.batch import StepBatch
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.costs import Spent
-from nonpareil.training.not_finite import NotFinite, logprob_at
+from nonpareil.training.step.batch import StepBatch
+from nonpareil.training.step.not_finite import NotFinite, logprob_at
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from nonpareil.models.logprobs import TokenSequences
 from nonpareil.records import Draws, Group, Prompt, SamplingParams
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.actors.base import Actors, no_draws
-from nonpareil.training.batch import StepBatch, reward_tensor, score_groups
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.method import check_group_rewards
-from nonpareil.training.not_finite import NotFinite, of_logprobs, refuse_all_bad
+from nonpareil.training.step.batch import StepBatch, reward_tensor, score_groups
+from nonpareil.training.step.not_finite import NotFinite, of_logprobs, refuse_all_bad
 
 
 class StepSampler:

@@ -9,7 +9,7 @@ from torch import Tensor
 from nonpareil.methods.base import ScoredDraws
 from nonpareil.records import Group, ScoreRequest
 from nonpareil.rewards.combine import CombinedReward
-from nonpareil.training.not_finite import NotFinite
+from nonpareil.training.step.not_finite import NotFinite
 
 
 @dataclass(frozen=True)

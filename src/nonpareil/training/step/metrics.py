@@ -11,7 +11,7 @@ import torch
 
 from nonpareil.files import write_bytes
 from nonpareil.methods.base import ScoredDraws
-from nonpareil.training.batch import StepBatch
+from nonpareil.training.step.batch import StepBatch
 
 COMPLETIONS_FOLDER = "completions"
 
