@@ -48,7 +48,7 @@ def _setting(text: str) -> Any:
 class DistillationConfig(DistillationSettings, TrainingArguments):  # type: ignore[misc]  # bf16=None: see there
     """`transformers.TrainingArguments`, and what distilling best-of-N needs besides.
 
-    A step has `per_device_train_batch_size` x `gradient_accumulation_steps` prompts a process. They set its
+    A step has `per_device_train_batch_size` x `gradient_accumulation_steps` prompts per process. They set its
     statistics, in whatever split, never its memory, which `max_tokens_per_batch` bounds.
 
     Raises:

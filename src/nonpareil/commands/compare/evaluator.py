@@ -15,6 +15,7 @@ from nonpareil.files import from_jsonable, jsonable, write_json
 from nonpareil.options.commands import EvaluateOptions
 from nonpareil.options.rewards import RewardOptions, without_addresses
 from nonpareil.options.shared import PromptOptions
+from nonpareil.settings import values_of
 
 if TYPE_CHECKING:
     from nonpareil.commands.compare.results import RunRecord
@@ -53,8 +54,7 @@ class Evaluator:
 
     def drawing(self) -> dict[str, Any]:
         """What the stored pool depends on, besides its own settings."""
-        names = (*PromptOptions.__dataclass_fields__, *RewardOptions.__dataclass_fields__)
-        values = {name: getattr(self.options, name) for name in names}
+        values = values_of(self.options, PromptOptions, RewardOptions)
         values |= {"split": self.options.dataset_train_split, "model": self.inputs.model}
         values |= {"prompts": self.inputs.training, "reward": self.inputs.reward}
         values |= {name: getattr(self.options, name) for name in ("max_completion_length", "temperature")}
@@ -164,9 +164,8 @@ class Evaluator:
     def _shared(self) -> dict[str, Any]:
         """What every evaluation has in common, as `EvaluateOptions` takes it."""
         options, evaluation = self.options, self.spec.evaluation
-        names = (*PromptOptions.__dataclass_fields__, *RewardOptions.__dataclass_fields__)
         return {
-            **{name: getattr(options, name) for name in names},
+            **values_of(options, PromptOptions, RewardOptions),
             "dataset_name": self.spec.eval_source,
             "dataset_split": options.dataset_test_split,
             "max_prompts": options.max_eval_prompts,

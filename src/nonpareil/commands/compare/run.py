@@ -23,6 +23,7 @@ from nonpareil.options.rewards import RewardOptions, without_addresses
 from nonpareil.options.shared import ModelOptions, PromptOptions
 from nonpareil.options.yaml import dump_yaml
 from nonpareil.setting_types import check_value
+from nonpareil.settings import settings_of, values_of
 
 if TYPE_CHECKING:
     from nonpareil.commands.compare.results import RunRecord
@@ -128,7 +129,7 @@ class _Comparison:
 
     def _pool_options(self, pool: PoolOptions, folder: Path) -> sample.SampleOptions:
         return sample.SampleOptions(
-            **_values(self.options, ModelOptions, PromptOptions, RewardOptions),
+            **values_of(self.options, ModelOptions, PromptOptions, RewardOptions),
             dataset_split=self.options.dataset_train_split,
             max_prompts=pool.max_prompts,
             num_generations=pool.num_generations,
@@ -177,7 +178,7 @@ class _Comparison:
         self._say(f"{where}: trained in {_duration(time.monotonic() - begun)}")
 
     def _words(self, plan: RunPlan) -> list[str]:
-        from nonpareil.training.checkpoint_files import last_whole_checkpoint
+        from nonpareil.training.checkpoints.files import last_whole_checkpoint
 
         if plan.entry.command:
             if (aside := clear_command(plan.model)) is not None:  # whether it can go on is not ours to know
@@ -232,9 +233,7 @@ class _Comparison:
         from nonpareil.rollouts.manifest import versions
 
         settings = {
-            plan.entry.name: {
-                k: v for k, v in plan.settings.items() if k not in CompareOptions.__dataclass_fields__
-            }
+            plan.entry.name: {k: v for k, v in plan.settings.items() if k not in settings_of(CompareOptions)}
             for plan in self.plans
         }
         return {
@@ -247,11 +246,6 @@ class _Comparison:
             "methods": settings,
             "versions": versions(),
         }
-
-
-def _values(options: Any, *classes: type) -> dict[str, Any]:
-    """Of an options object, the fields it shares with these."""
-    return {name: getattr(options, name) for cls in classes for name in cls.__dataclass_fields__}  # type: ignore[attr-defined]
 
 
 def _first_line(error: Exception) -> str:
