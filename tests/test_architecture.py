@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import importlib
 import re
 import subprocess
@@ -28,7 +29,7 @@ LONG_FUNCTIONS = {  # why each is one thing
     "training/trainer.py:DistillationTrainer.__init__": "TRL's arguments, one a line, then the parts",
 }
 
-# Dataclasses that a user sets, wherever they live; in training, also those of a config module.
+# Dataclasses that a user sets, wherever they live: by their name, or by a field that `settings.option` declares.
 SETTINGS_NAME = re.compile(r"(Config|Options|Params|Settings|Arguments)$")
 
 FOREIGN_TEXT = {
@@ -154,7 +155,9 @@ def is_overload(node: ast.AST) -> bool:
 
 def test_every_setting_is_read():
     settings = list(settings_dataclasses())
-    assert "SamplingParams" in {cls.__name__ for cls in settings}
+    names = {cls.__name__ for cls in settings}
+    assert {"SamplingParams", "SampleOptions", "CompareOptions", "ComparisonFlags"} <= names
+    assert {"DistillationConfig", "VLLMSettings", "BOND"} <= names
     for cls in settings:
         assert_fields_are_read(cls, PACKAGE)
 
@@ -191,9 +194,14 @@ def assert_fields_are_read(cls: type, package_dir: Path) -> None:
         for field in dataclasses.fields(base)
     }
     own = {field.name for field in dataclasses.fields(cls)} - inherited
-    read = {name for _, tree in parsed(package_dir) for name in names_read(tree)}
-    unread = sorted(own - read)
+    unread = sorted(own - all_names_read(package_dir))
     assert not unread, f"{cls.__name__}: nobody reads {unread}"
+
+
+@functools.cache
+def all_names_read(package_dir: Path) -> set[str]:
+    """`names_read` of a whole package."""
+    return {name for _, tree in parsed(package_dir) for name in names_read(tree)}
 
 
 def names_read(node: ast.AST, in_post_init: bool = False) -> Iterator[str]:
@@ -217,15 +225,22 @@ def names_read(node: ast.AST, in_post_init: bool = False) -> Iterator[str]:
 def settings_dataclasses() -> Iterator[type]:
     """The dataclasses that hold what a user sets; only their modules are imported."""
     for relative, tree in parsed(PACKAGE):
-        config_module = relative.parts[0] == "training" and "config" in relative.stem
         for node in tree.body:
-            if not isinstance(node, ast.ClassDef) or not (config_module or SETTINGS_NAME.search(node.name)):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            if not (SETTINGS_NAME.search(node.name) or declares_options(node)):
                 continue
             parts = relative.with_suffix("").parts
             module = ".".join(["nonpareil", *(parts[:-1] if parts[-1] == "__init__" else parts)])
             cls = getattr(importlib.import_module(module), node.name)
             if dataclasses.is_dataclass(cls):
                 yield cls
+
+
+def declares_options(node: ast.ClassDef) -> bool:
+    """Whether `settings.option` makes one of its fields."""
+    values = [field.value for field in node.body if isinstance(field, ast.AnnAssign)]
+    return any(isinstance(value, ast.Call) and ast.unparse(value.func) == "option" for value in values)
 
 
 # --- Files that work elsewhere

@@ -153,5 +153,5 @@ def test_help_of_a_comparison_lists_the_keys_of_its_file(capsys):
     for cls in COMPARE.keys().values():
         for name in settings_of(cls):
             assert re.search(rf"^  {name}\b", text, re.MULTILINE), name
-    assert re.search(r"^  checkpoint_prompts N .*Default: 128\.", text, re.MULTILINE)
+    assert "Default: 128." in entries(text.partition("\nevaluation\n")[2])["checkpoint_prompts"]
     assert "engine=" not in text  # what its runs have none of
