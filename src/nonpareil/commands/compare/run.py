@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.commands import export, sample
 from nonpareil.commands.compare.budget import over_budget
 from nonpareil.commands.compare.evaluator import Evaluator, read_json
-from nonpareil.commands.compare.folders import check_places, clear_command, delete_pool, delete_run, listing
+from nonpareil.commands.compare.folders import (
+    changed,
+    check_places,
+    clear_command,
+    delete_pool,
+    delete_run,
+    listing,
+)
 from nonpareil.commands.compare.inputs import read_inputs
-from nonpareil.commands.compare.plan import RunPlan, changed, command_words, plan_runs
+from nonpareil.commands.compare.plan import RunPlan, command_words, plan_runs
 from nonpareil.commands.compare.processes import last_lines, locked, run_logged
 from nonpareil.commands.compare.spec import CompareOptions, ComparisonSpec, PoolOptions, read_spec
 from nonpareil.console import console
