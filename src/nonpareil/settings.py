@@ -89,6 +89,11 @@ def _settings_of(cls: Any) -> dict[str, Setting]:
     return found
 
 
+def values_of(options: Any, *classes: type) -> dict[str, Any]:
+    """By name, the values of those settings that an options object has in common with these classes."""
+    return {name: getattr(options, name) for cls in classes for name in settings_of(cls)}
+
+
 def check_settings(options: Any) -> None:
     """Check every setting of an options dataclass by its annotation and limits.
 

@@ -25,7 +25,7 @@ Statistic = Callable[[Tensor], Tensor]
 """Means over prompts [s, metrics] of s resamples -> one number each [s]."""
 
 Scale = Literal["real", "positive", "share"]
-"""Where a figure can lie: anywhere, from 0 up, from 0 to 1. Its interval is widened by differences, by ratios, by
+"""Where a metric can lie: anywhere, from 0 up, from 0 to 1. Its interval is widened by differences, by ratios, by
 odds ratios, and so stays there."""
 
 _SCALES: dict[Scale, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
@@ -128,7 +128,7 @@ def _resampled_means(
     return torch.cat(means)
 
 
-@functools.lru_cache(maxsize=2)  # at most 64 MiB: the figures of a report ask for the same ones
+@functools.lru_cache(maxsize=2)  # at most 64 MiB: the metrics of a report ask for the same ones
 def _exponential(
     num_resamples: int, num_prompts: int, seed: int
 ) -> Float[Tensor, "num_resamples num_prompts"]:

@@ -192,7 +192,7 @@ def _stored_completions(
         )
     if (least := getattr(method, "smallest_group", 1)) > pool.num_generations:
         raise ConfigError(
-            f"{where}: needs {least} stored completions a prompt; raise "
+            f"{where}: needs {least} stored completions per prompt; raise "
             f"groups.num_generations={pool.num_generations}, or lower n"
         )
     return (max_prompts or pool_prompts) * pool.num_generations

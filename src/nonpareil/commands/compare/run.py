@@ -30,6 +30,7 @@ from nonpareil.options.rewards import RewardOptions, without_addresses
 from nonpareil.options.shared import ModelOptions, PromptOptions
 from nonpareil.options.yaml import dump_yaml
 from nonpareil.setting_types import check_value
+from nonpareil.settings import settings_of, values_of
 
 if TYPE_CHECKING:
     from nonpareil.commands.compare.results import RunRecord
@@ -135,7 +136,7 @@ class _Comparison:
 
     def _pool_options(self, pool: PoolOptions, folder: Path) -> sample.SampleOptions:
         return sample.SampleOptions(
-            **_values(self.options, ModelOptions, PromptOptions, RewardOptions),
+            **values_of(self.options, ModelOptions, PromptOptions, RewardOptions),
             dataset_split=self.options.dataset_train_split,
             max_prompts=pool.max_prompts,
             num_generations=pool.num_generations,
@@ -238,10 +239,9 @@ class _Comparison:
     def _context(self) -> dict[str, Any]:
         from nonpareil.rollouts.manifest import versions
 
+        shared = settings_of(CompareOptions)
         settings = {
-            plan.entry.name: {
-                k: v for k, v in plan.settings.items() if k not in CompareOptions.__dataclass_fields__
-            }
+            plan.entry.name: {name: value for name, value in plan.settings.items() if name not in shared}
             for plan in self.plans
         }
         return {
@@ -254,11 +254,6 @@ class _Comparison:
             "methods": settings,
             "versions": versions(),
         }
-
-
-def _values(options: Any, *classes: type) -> dict[str, Any]:
-    """Of an options object, the fields it shares with these."""
-    return {name: getattr(options, name) for cls in classes for name in cls.__dataclass_fields__}  # type: ignore[attr-defined]
 
 
 def _first_line(error: Exception) -> str:

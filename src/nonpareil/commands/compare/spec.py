@@ -32,7 +32,7 @@ class CompareOptions(ModelOptions, PromptOptions, RewardOptions):
     gold_reward: str | None = option(
         None, "A second reward that is not trained on: a model or a function.", names="reward"
     )
-    max_completion_length: int = option(256, "Most tokens drawn a completion.", at_least=1)
+    max_completion_length: int = option(256, "Most tokens drawn per completion.", at_least=1)
     temperature: float = option(1.0, "Divides the logits.", above=0, why="best-of-N needs draws that differ")
     n: list[int] | None = option(
         None,
@@ -41,7 +41,7 @@ class CompareOptions(ModelOptions, PromptOptions, RewardOptions):
         at_least=2,
         why="best-of-1 is the reference itself",
     )
-    seeds: list[int] = option([0, 1, 2], "One run a method and seed.", at_least=0, at_most=SEED)
+    seeds: list[int] = option([0, 1, 2], "One run per method and seed.", at_least=0, at_most=SEED)
     checkpoints: int = option(3, "Evaluated on the way, spread over the training.", at_least=0)
     title: str = option("Which method, at what cost?", "The report's heading.")
     output_dir: str = option("nonpareil-comparison", "Runs and report.", path=True)
@@ -59,7 +59,7 @@ class BudgetOptions(CheckedOptions):
 class PoolOptions(CheckedOptions):
     """The stored groups that methods with `stored: true` share."""
 
-    num_generations: int = option(16, "Completions a prompt, m.", at_least=2)
+    num_generations: int = option(16, "Completions per prompt, m.", at_least=2)
     max_prompts: int | None = option(None, "The first training prompts only.", at_least=1)
     seed: int = option(0, "Of the draws.", at_least=0, at_most=SEED)
 
@@ -73,10 +73,10 @@ class PoolOptions(CheckedOptions):
 class EvaluationOptions(CheckedOptions):
     """How every policy is measured."""
 
-    num_generations: int = option(8, "Completions of the policy a prompt.", at_least=2)
-    num_reference_samples: int = option(16, "Completions of the reference a prompt, M.", at_least=2)
+    num_generations: int = option(8, "Completions of the policy per prompt.", at_least=2)
+    num_reference_samples: int = option(16, "Completions of the reference per prompt, M.", at_least=2)
     checkpoint_prompts: int = option(128, "The first held-out prompts, for checkpoints.", at_least=1)
-    checkpoint_num_generations: int = option(4, "Completions of a checkpoint a prompt.", at_least=2)
+    checkpoint_num_generations: int = option(4, "Completions of a checkpoint per prompt.", at_least=2)
     kl_dtype: str = option("float32", "What the KL's passes multiply in, as evaluate's.", choices=DTYPES)
     seed: int = option(0, "Of the draws.", at_least=0, at_most=SEED)
 
