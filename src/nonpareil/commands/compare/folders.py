@@ -48,7 +48,7 @@ def changed(made: Mapping[Path, dict[str, Any]], *, overwrite: bool, file: str) 
     Raises:
         ConfigError: naming every setting that differs, in every folder.
     """
-    from nonpareil.commands.compare.results import differing
+    from nonpareil.commands.compare.results import other_settings
 
     lines: list[str] = []
     stale: list[Path] = []
@@ -56,7 +56,7 @@ def changed(made: Mapping[Path, dict[str, Any]], *, overwrite: bool, file: str) 
         if not (folder / file).is_file():
             continue
         stored = json.loads((folder / file).read_text(encoding="utf-8"))
-        if not (differences := differing(identity, stored)):
+        if not (differences := other_settings(identity, stored)):
             continue
         stale.append(folder)
         lines += [f"  {folder}: {difference}" for difference in differences]

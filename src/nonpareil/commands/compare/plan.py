@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.commands.compare.budget import budgeted_steps, checkpoint_settings, refuse_pool_over_budget
 from nonpareil.commands.compare.inputs import Inputs, files_of
 from nonpareil.commands.compare.spec import ComparisonSpec, MethodEntry
-from nonpareil.commands.distill.run import check
+from nonpareil.commands.distill.checks import check_options
 from nonpareil.errors import ConfigError
 from nonpareil.files import jsonable
 from nonpareil.options.commands import DistillOptions
@@ -214,7 +214,7 @@ def _as_distill_reads(
         others = {k: v for k, v in others.items() if k not in UNREAD_WITH_GROUPS} | {"groups": "groups"}
     options = typed(DistillOptions, {**others, "evaluate_after": False}, where)
     try:
-        check(options, config)
+        check_options(options, config)
         return options, config, method_of(config, stored=entry.stored)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error

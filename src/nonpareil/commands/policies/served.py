@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.commands.policies.base import Policy
+from nonpareil.engines.checks import check_prompts, check_sampling
 from nonpareil.engines.openai import OpenAIEngine
-from nonpareil.engines.transformers import check_prompts, check_sampling
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Prompt, SamplingParams
 from nonpareil.remote import DEFAULT_KEY, JsonClient, check_timeout
@@ -18,7 +19,7 @@ MAX_CONCURRENCY = 16
 MAX_RETRIES = 6
 
 
-class ServedPolicy:
+class ServedPolicy(Policy):
     """The served model of the options; no weights are read here."""
 
     def __init__(self, options: "SampleOptions") -> None:
