@@ -1,4 +1,8 @@
-"""Bootstrap intervals over prompts, with one seed and one number of resamples for all metrics of a report."""
+"""The intervals of one report: one seed and one number of resamples for all its metrics.
+
+How an interval comes of numbers per prompt is `maths.bootstrap`'s. Here is decided what of a report's metrics goes
+into it: which of them are shares, and whether a prompt that was not seen takes part.
+"""
 
 import math
 from collections.abc import Sequence
