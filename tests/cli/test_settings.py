@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import nonpareil
+from nonpareil.cli.method_flags import parse_with_method
 from nonpareil.cli.parsing import parse
 from nonpareil.commands.compare.plan import plan_runs
 from nonpareil.commands.compare.spec import (
@@ -46,11 +47,7 @@ SECTIONS = {
     "groups": PoolOptions,
     "evaluation": EvaluationOptions,
 }
-UNBOUNDED = {  # any number that is finite
-    "reward_weights",
-    *("n", "num_generations", "num_reference_samples", "num_iterations"),  # of a method: its class says
-    *("jeffreys_weight", "kl_coef", "sft_weight", "target_floor", "epsilon"),
-}
+UNBOUNDED = {"reward_weights"}  # any number that is finite
 
 
 def all_settings(*classes: type) -> list[tuple[type, Setting]]:
@@ -325,7 +322,7 @@ def test_a_number_beyond_all_floats_is_shown_as_it_was_written(tmp_path):
 )
 def test_a_flag_of_another_library_hints_at_ours(argv, says):
     with pytest.raises(ConfigError, match=says):
-        parse("distill", [DistillOptions, DistillationConfig], argv, description="", example="")
+        parse_with_method("distill", (DistillOptions, DistillationConfig), argv, description="", example="")
 
 
 def test_truth_is_said_in_three_ways():

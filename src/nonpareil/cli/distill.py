@@ -9,10 +9,11 @@ from rich.table import Table
 
 from nonpareil.assets import demo_path
 from nonpareil.cli.evaluate import as_figures
-from nonpareil.cli.parsing import parse
+from nonpareil.cli.method_flags import parse_with_method
 from nonpareil.cli.result import CommandResult
 from nonpareil.commands.distill import run as distill
 from nonpareil.console import console
+from nonpareil.methods import name_of
 from nonpareil.models.memory import keep_freed_memory
 from nonpareil.options.demo import demo_defaults, uses_demo
 from nonpareil.training.config import DistillationConfig
@@ -30,9 +31,9 @@ def run(argv: Sequence[str]) -> CommandResult:
     """Parse, train, evaluate, print before and after."""
 
     def parsed(defaults: dict[str, Any]) -> tuple:
-        return parse(
+        return parse_with_method(
             "distill",
-            [distill.DistillOptions, DistillationConfig],
+            (distill.DistillOptions, DistillationConfig),
             argv,
             description=distill.__doc__ or "",
             example=EXAMPLE,
@@ -42,7 +43,7 @@ def run(argv: Sequence[str]) -> CommandResult:
     keep_freed_memory()
     instances, given, as_json = parsed({"output_dir": "nonpareil-distilled"})
     if uses_demo(given):
-        instances, _, as_json = parsed(demo_settings(instances[1].method))
+        instances, _, as_json = parsed(demo_settings(name_of(type(instances[1].method))))
     figures = distill.run(*instances)
     if not figures:
         return CommandResult(None)  # one of several processes; the first one tells

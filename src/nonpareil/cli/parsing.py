@@ -19,16 +19,19 @@ def parse(
     description: str,
     example: str,
     defaults: Mapping[str, Any] | None = None,
+    method_settings: Mapping[str, Setting] | None = None,
 ) -> tuple[list[Any], dict[str, Any], bool]:
     """The dataclass instances, what the user gave (YAML and flags), and whether `--json` was among the flags.
 
-    `defaults` replace the dataclasses' own; YAML replaces them, and flags replace YAML.
+    `defaults` replace the dataclasses' own; YAML replaces them, and flags replace YAML. `method_settings` are taken
+    besides; what was given for them is among what the user gave, not read yet.
 
     Raises:
         ConfigError: a file that cannot be read, a key that no dataclass has, with the nearest one, or a value that
             cannot be.
     """
     settings = {name: one for cls in dataclasses for name, one in settings_of(cls).items()}
+    settings |= method_settings or {}
     parser = CommandParser(
         prog=f"nonpareil {command}",
         description=description,

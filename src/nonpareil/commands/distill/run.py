@@ -49,7 +49,7 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     eval_source = eval_source_of(options)
     if options.dry_run:
         return dry_run(options, config, method)
-    evaluation = _evaluation(options, config, eval_source) if options.evaluate_after else None
+    evaluation = _evaluation(options, config, method, eval_source) if options.evaluate_after else None
     with distillation_folder(options, config, evaluation):
         return _distill(options, config, method, eval_source, evaluation)
 
@@ -145,7 +145,9 @@ def _trainer(
         held_out = _prompts(options, policy, eval_source, options.dataset_test_split, held_out=True)
         policy.check(held_out, config.sampling(config.seed))
     if options.evaluate_after or options.unseen_reward:  # which would fail only after training
-        check_rewards(_evaluation(options, config, eval_source), reward, held_out or [], policy.tokenizer)
+        check_rewards(
+            _evaluation(options, config, method, eval_source), reward, held_out or [], policy.tokenizer
+        )
     check_scorable(reward, method, config, prompts, held_out or [], policy.tokenizer)
     model = policy.info()["fingerprint"]
     planned = planned_steps(config, method, len(prompts))
@@ -165,7 +167,11 @@ def _trainer(
     return trainer
 
 
-def _evaluation(options: DistillOptions, config: "DistillationConfig", eval_source: str) -> EvaluateOptions:
+def _evaluation(
+    options: DistillOptions, config: "DistillationConfig", method: "Method", eval_source: str
+) -> EvaluateOptions:
+    from nonpareil.methods import spec_of
+
     shared = {name: getattr(options, name) for name in PromptOptions.__dataclass_fields__}
     shared |= {name: getattr(options, name) for name in RewardInputOptions.__dataclass_fields__}
     return EvaluateOptions(
@@ -187,6 +193,6 @@ def _evaluation(options: DistillOptions, config: "DistillationConfig", eval_sour
         temperature=config.temperature,
         seed=config.seed,
         output_dir=str(Path(str(config.output_dir)) / "evaluation"),
-        title=f"{Path(str(config.output_dir)).name}: trained with {Path(config.method).name}",
+        title=f"{Path(str(config.output_dir)).name}: trained with {spec_of(type(method))}",
         overwrite=True,
     )
