@@ -31,7 +31,7 @@ from nonpareil.models.loading import load_policy
 from nonpareil.models.memory import keep_freed_memory
 from nonpareil.records import Group, SamplingParams
 from nonpareil.rewards import RewardModel, load_rewards
-from nonpareil.training.batch import score_groups
+from nonpareil.training.step.batch import score_groups
 
 LENGTH, STORED = 40, 8
 FRESH: dict[str, dict[str, Any]] = {
@@ -97,9 +97,9 @@ def measure(settings: dict[str, Any], args: argparse.Namespace, groups: Any = No
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(settings, Path(folder), args, groups)
         if trainer.method.policy_draws + trainer.method.anchor_draws:
-            drawing = trainer.step_sampler.actors
-            drawing.draw = clock.timed("draw", drawing.draw)
-            drawing.token_logprobs = clock.timed("anchor_logprobs", drawing.token_logprobs)
+            actors = trainer.step_sampler.actors
+            actors.draw = clock.timed("draw", actors.draw)
+            actors.token_logprobs = clock.timed("anchor_logprobs", actors.token_logprobs)
             trainer.reward.score_each = clock.timed("score", trainer.reward.score_each)
         trainer.accumulator.step = clock.timed("train", trainer.accumulator.step)
         trainer.training_step = clock.timed("step", trainer.training_step)

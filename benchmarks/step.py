@@ -153,9 +153,9 @@ class Phases(TrainerCallback):
         self.seconds: list[dict[str, float]] = []
         self.peaks: dict[str, int] = defaultdict(int)
         self.completions = trainer.method.policy_draws + trainer.method.anchor_draws
-        drawing = trainer.step_sampler.actors
-        self._wrap(drawing, "draw", "draw")
-        self._wrap(drawing, "token_logprobs", "anchor_logprobs")
+        actors = trainer.step_sampler.actors
+        self._wrap(actors, "draw", "draw")
+        self._wrap(actors, "token_logprobs", "anchor_logprobs")
         self._wrap(trainer.reward, "score_each", "score")
         self._wrap(trainer.accumulator, "step", "forward_backward")
         trainer.add_callback(self)  # behind the anchor's, whose average is then in the last phase

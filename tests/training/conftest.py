@@ -17,7 +17,7 @@ from nonpareil.records import Group, Prompt, SamplingParams
 from nonpareil.rewards import load_rewards
 from nonpareil.settings import settings_of
 from nonpareil.training import DistillationConfig, DistillationTrainer
-from nonpareil.training.batch import score_groups
+from nonpareil.training.step.batch import score_groups
 from tests.tiny import GOOD, favour, make_model, make_tokenizer, prompts_of
 
 PROMPTS = prompts_of([1, 7, 8], [1, 7], [1, 9, 8, 7, 12], [1, 17], [1, 16, 6], [1, 8, 8, 8])

@@ -2,12 +2,14 @@
 
 import argparse
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from nonpareil.errors import ConfigError
+from nonpareil.options.methods import read_method, settings_of_methods
 from nonpareil.options.yaml import load_yaml, meant, refuse_unknown, typed
+from nonpareil.setting_types import check_value
 from nonpareil.settings import Setting, settings_of
 
 
@@ -18,20 +20,27 @@ def parse(
     *,
     description: str,
     example: str,
-    defaults: Mapping[str, Any] | None = None,
-    method_settings: Mapping[str, Setting] | None = None,
+    defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    config: str = "Options from a YAML file; flags override it.",
+    config_is_options: bool = True,
 ) -> tuple[list[Any], dict[str, Any], bool]:
     """The dataclass instances, what the user gave (YAML and flags), and whether `--json` was among the flags.
 
-    `defaults` replace the dataclasses' own; YAML replaces them, and flags replace YAML. `method_settings` are taken
-    besides; what was given for them is among what the user gave, not read yet.
+    Where a class has a setting `method`, the settings of the method that is named are taken too, and the name's place
+    is taken by the method itself.
+
+    `defaults`, a function of what was given, replace the dataclasses' own; YAML replaces them, and flags YAML.
+    A file that holds no options is only named, in the instances' `config_file`.
 
     Raises:
         ConfigError: a file that cannot be read, a key that no dataclass has, with the nearest one, or a value that
             cannot be.
     """
     settings = {name: one for cls in dataclasses for name, one in settings_of(cls).items()}
-    settings |= method_settings or {}
+    of_method: dict[str, Setting] = {}
+    if "method" in settings:  # its class says which other settings there are
+        of_method = settings_of_methods(_method_named(argv, settings["method"]), *dataclasses)
+        settings |= of_method
     parser = CommandParser(
         prog=f"nonpareil {command}",
         description=description,
@@ -41,15 +50,16 @@ def parse(
     )
     for setting in settings.values():
         _add_flag(parser, setting)
-    parser.add_argument("--config", metavar="FILE.yaml", help="Options from a YAML file; flags override it.")
+    parser.add_argument("--config", metavar="FILE.yaml", help=config)
     parser.add_argument(
         "--json", action="store_true", help="Print one JSON object as the last line of stdout."
     )
-    refuse_unknown_flags(argv, parser, settings)
+    refuse_unknown_flags(argv, parser, [*settings, "config", "json"])
     flags = vars(parser.parse_args(list(argv)))
     config_file, as_json = flags.pop("config"), flags.pop("json")
-    given = {**(_read(config_file, settings) if config_file is not None else {}), **flags}
-    values = {**(defaults or {}), **given}
+    read = config_file is not None and config_is_options
+    given = {**(_read(config_file, settings) if read else {}), **flags}
+    values = {**(defaults(given) if defaults else {}), **given}
     instances: list[Any] = [
         typed(cls, {name: values[name] for name in settings_of(cls) if name in values}, "")
         for cls in dataclasses
@@ -57,8 +67,32 @@ def parse(
     for instance in instances:
         if hasattr(instance, "config_file"):
             instance.config_file = config_file
+    if of_method:
+        groups = any(getattr(instance, "groups", None) is not None for instance in instances)
+        config = next(instance for instance in instances if hasattr(instance, "method"))
+        own = {name: given[name] for name in of_method if name in given}
+        config.method = read_method(config.method, own, stored=groups)
     _quiet()
     return instances, given, as_json
+
+
+def _method_named(argv: Sequence[str], setting: Setting) -> str:
+    """By flags, or else by YAML, or else the default.
+
+    Raises:
+        ConfigError: a file that cannot be read, or a name that is no text.
+    """
+    parser = CommandParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--method", nargs="?")
+    parser.add_argument("--config", nargs="?")
+    flags, _ = parser.parse_known_args(list(argv))
+    named = flags.method
+    if named is None and flags.config is not None:
+        named = load_yaml(Path(flags.config)).get("method")
+    if named is None:
+        return setting.default
+    check_value("method", named, str)
+    return named
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -11,7 +11,7 @@ from nonpareil.methods.base import Method, ScoredDraws, rewards_differ
 from nonpareil.models.distributed import process_index
 from nonpareil.records import Group, Prompt, prompt_of
 from nonpareil.terminal import tell
-from nonpareil.training.batch import reward_tensor
+from nonpareil.training.step.batch import reward_tensor
 
 
 def prompts_of_stored(groups: Sequence[Group], method: Method) -> list[Prompt]:

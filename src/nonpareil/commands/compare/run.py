@@ -18,10 +18,12 @@ from nonpareil.commands.compare.spec import CompareOptions, ComparisonSpec, Pool
 from nonpareil.console import console
 from nonpareil.errors import ConfigError, NonpareilError
 from nonpareil.files import jsonable, write_bytes, write_json
+from nonpareil.options.commands import DistillOptions
 from nonpareil.options.rewards import RewardOptions, without_addresses
 from nonpareil.options.shared import ModelOptions, PromptOptions
 from nonpareil.options.yaml import dump_yaml
 from nonpareil.setting_types import check_value
+from nonpareil.settings import settings_of, values_of
 
 if TYPE_CHECKING:
     from nonpareil.commands.compare.results import RunRecord
@@ -127,7 +129,7 @@ class _Comparison:
 
     def _pool_options(self, pool: PoolOptions, folder: Path) -> sample.SampleOptions:
         return sample.SampleOptions(
-            **_values(self.options, ModelOptions, PromptOptions, RewardOptions),
+            **values_of(self.options, ModelOptions, PromptOptions, RewardOptions),
             dataset_split=self.options.dataset_train_split,
             max_prompts=pool.max_prompts,
             num_generations=pool.num_generations,
@@ -176,7 +178,7 @@ class _Comparison:
         self._say(f"{where}: trained in {_duration(time.monotonic() - begun)}")
 
     def _words(self, plan: RunPlan) -> list[str]:
-        from nonpareil.training.checkpoint_files import last_whole_checkpoint
+        from nonpareil.training.checkpoints.files import last_whole_checkpoint
 
         if plan.entry.command:
             if (aside := clear_command(plan.model)) is not None:  # whether it can go on is not ours to know
@@ -193,7 +195,7 @@ class _Comparison:
                     f"budget.seconds={seconds:g}; raise the budget or lower groups.max_prompts"
                 )
         # No file of the comparison holds an address: those go along as flags, which prevail.
-        kept = without_addresses(settings)
+        kept = without_addresses(DistillOptions, settings)
         file = write_bytes(plan.folder / "run.yaml", dump_yaml(jsonable(kept)).encode())
         words = [sys.executable, "-m", "nonpareil.cli.main", "distill", "--config", str(file)]
         for name, value in settings.items():
@@ -231,9 +233,7 @@ class _Comparison:
         from nonpareil.rollouts.manifest import versions
 
         settings = {
-            plan.entry.name: {
-                k: v for k, v in plan.settings.items() if k not in CompareOptions.__dataclass_fields__
-            }
+            plan.entry.name: {k: v for k, v in plan.settings.items() if k not in settings_of(CompareOptions)}
             for plan in self.plans
         }
         return {
@@ -246,11 +246,6 @@ class _Comparison:
             "methods": settings,
             "versions": versions(),
         }
-
-
-def _values(options: Any, *classes: type) -> dict[str, Any]:
-    """Of an options object, the fields it shares with these."""
-    return {name: getattr(options, name) for cls in classes for name in cls.__dataclass_fields__}  # type: ignore[attr-defined]
 
 
 def _first_line(error: Exception) -> str:

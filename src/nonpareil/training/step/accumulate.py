@@ -1,0 +1,238 @@
+"""The gradient of a whole step's mean loss, in passes that fit the token budget, on one process or many."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nonpareil.methods.base import Method, Targets
+from nonpareil.models.distributed import num_processes, of_each_process, process_index, sum_gradients
+from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs, token_budget_batches
+from nonpareil.models.sharding import is_sharded
+from nonpareil.models.zero import engine_of
+from nonpareil.records import Group
+from nonpareil.training.config import DistillationConfig
+from nonpareil.training.costs import Spent
+from nonpareil.training.step.batch import StepBatch
+from nonpareil.training.step.not_finite import NotFinite, logprob_at
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of a batch is trained on, and in which passes; the same on every process."""
+
+    slots: dict[int, list[int]]
+    """By usable row of the batch, those of its completions that are trained on."""
+    passes: list[list[list[int]]]
+    """Of each process its forward and backward passes: the rows of each."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process's passes gave."""
+
+    loss: float
+    """Its part of the step's mean loss, nats."""
+    rows: list[int]
+    losses: list[float]
+    """Of each of its rows, nats."""
+    bad_places: list[float]
+    """Of each row where its first log-prob that is no number is; see `Accumulator._losses`."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the passes of a step gave, the same on every process."""
+
+    loss: float
+    """The mean over usable prompts, nats."""
+    used: int
+    """Usable prompts."""
+    bad: dict[int, NotFinite]
+    """Those whose log-probs or loss are no numbers, by row; where there is one, no gradient is left."""
+
+
+@dataclass
+class Accumulator:
+    """Forward and backward passes whose gradients add up to that of the batch's mean over usable prompts."""
+
+    method: Method
+    max_tokens_per_batch: int
+    temperature: float
+    autocast: Callable[[], AbstractContextManager[Any]]
+    backward: Callable[[Tensor], Any]
+    spent: Spent
+    importance_cap: float | None = None
+    """Largest weight of a completion that another engine drew; None trains on its draws as they are."""
+    _probe: TokenSequences | None = None
+    """A completion whose log-probs were numbers in the last step; the same on every process."""
+
+    @classmethod
+    def of(cls, method: Method, config: DistillationConfig, accelerator: Any, spent: Spent) -> "Accumulator":
+        """The accumulator of a training."""
+        return cls(
+            method,
+            config.max_tokens_per_batch,
+            config.temperature,
+            accelerator.autocast,  # transformers' own does nothing, where the model's inner part is called
+            accelerator.backward,
+            spent,
+            config.importance_cap,
+        )
+
+    def step(self, model: nn.Module, batch: StepBatch, targets: Targets) -> Outcome:
+        """The gradient of an optimizer step, the same on every process as the outcome that is returned."""
+        plan = self._plan(batch, targets)
+        self.spent.tokens_trained += sum(batch.tokens(row, slots) for row, slots in plan.slots.items())
+        with adapters_take_what_comes(model, self.autocast):
+            mine = self._passes(model, batch, targets, plan)
+        outcome = self._outcome(batch, len(plan.slots), of_each_process(mine))
+        if outcome.bad:
+            self.forget_gradients(model)
+        elif not is_sharded(model):  # else each pass has summed them
+            sum_gradients(model.parameters())
+        if good := [row for row in plan.slots if row not in outcome.bad]:
+            group, first = batch.groups[good[0]], plan.slots[good[0]][0]
+            self._probe = TokenSequences([group.prompt_token_ids], [group.completion_token_ids[first]])
+        return outcome
+
+    def _passes(self, model: nn.Module, batch: StepBatch, targets: Targets, plan: Plan) -> Share:
+        """This process's forward and backward passes, whose gradients add up in the weights."""
+        used, mine = max(len(plan.slots), 1), plan.passes[process_index()]
+        sharded, zero = is_sharded(model), engine_of(model)
+        backward = zero.backward if zero else self.backward
+        # FSDP2 and DeepSpeed take the mean over processes where the sum is meant.
+        scale = num_processes() if sharded else 1
+        total = torch.zeros((), device=next(model.parameters()).device)
+        seen: list[Tensor] = []
+        for rows in mine:
+            losses, bad_places = self._losses(model, batch, targets, rows, plan.slots)
+            seen.append(torch.stack([losses.detach().float(), bad_places.float()]))
+            loss = losses.sum() / used
+            backward(loss * scale)
+            total += loss.detach()
+        # Every pass gathers shards from all processes: one that has no rows left takes part with none.
+        for _ in range(max(map(len, plan.passes)) - len(mine) if sharded else 0):
+            backward(self._no_loss(model) * scale)
+        values = torch.cat(seen, dim=1).tolist() if seen else [[], []]
+        return Share(total.item(), [row for rows in mine for row in rows], *values)
+
+    def forget_gradients(self, model: nn.Module) -> None:
+        """As if no pass had been made since the last step."""
+        if zero := engine_of(model):
+            zero.forget_gradients()
+        else:
+            model.zero_grad()
+
+    def probe(self, model: nn.Module) -> Tensor | None:
+        """The log-probs of a completion that had some in the last step; None before the first one."""
+        if self._probe is None:
+            return None
+        with self.autocast():
+            return completion_token_logprobs(model, self._probe, self.temperature)  # type: ignore[arg-type]
+
+    def _outcome(self, batch: StepBatch, used: int, shares: list[Share]) -> Outcome:
+        found = [at for s in shares for at in zip(s.rows, s.losses, s.bad_places, strict=True)]
+        bad = {}
+        for row, loss, place in sorted(found):
+            group = batch.groups[row]
+            if place >= 0:
+                completion, token = divmod(int(place), batch.width)
+                bad[row] = logprob_at(group.prompt_id, "of the policy", completion, token)
+            elif not math.isfinite(loss):
+                bad[row] = NotFinite(group.prompt_id, f"the loss{_of(group)}", of_model=False)
+        return Outcome(sum(share.loss for share in shares), used, bad)
+
+    def _plan(self, batch: StepBatch, targets: Targets) -> Plan:
+        """The usable rows, dealt out so that processes and passes have about as many tokens each."""
+        wanted = torch.cat([targets.train_policy, targets.train_anchor], dim=1)
+        used = wanted.any(-1).nonzero()[:, 0].tolist()
+        slots = {row: wanted[row].nonzero()[:, 0].tolist() for row in used}
+        costs = {row: batch.padded_tokens(row, slots[row]) for row in used}
+        by_cost = sorted(used, key=lambda row: (-costs[row], row))
+        passes = []
+        for process in range(num_processes()):
+            rows = sorted(by_cost[process :: num_processes()])
+            batches = token_budget_batches([costs[row] for row in rows], self.max_tokens_per_batch)
+            passes.append([[rows[i] for i in one] for one in batches])
+        return Plan(slots, passes)
+
+    def _losses(
+        self,
+        model: nn.Module,
+        batch: StepBatch,
+        targets: Targets,
+        rows: list[int],
+        slots: dict[int, list[int]],
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of each of a pass's prompts, and where its first log-prob that is no number is; -1 for nowhere.
+
+        The place counts tokens, `batch.width` per completion.
+        """
+        places = [(i, j) for i, row in enumerate(rows) for j in slots[row]]
+        groups = [batch.groups[row] for row in rows]
+        sequences = TokenSequences(
+            [groups[i].prompt_token_ids for i, _ in places],
+            [groups[i].completion_token_ids[j] for i, j in places],
+        )
+        with self.autocast():
+            values = completion_token_logprobs(model, sequences, self.temperature)  # type: ignore[arg-type]
+        index = tuple(torch.tensor(places, device=values.device).T)
+        values = nn.functional.pad(values, (0, batch.width - values.shape[1]))
+        completions = targets.train_policy.shape[1] + targets.train_anchor.shape[1]
+        logprobs = values.new_zeros(len(rows), completions, batch.width).index_put(index, values)
+        ours, theirs = logprobs[:, : batch.num_policy], logprobs[:, batch.num_policy :]
+        if self.importance_cap is not None:
+            weights = batch.importance_weights(self.importance_cap)[rows].to(values.device)
+            ours = weighted_gradient(ours, weights[..., None])
+        losses = self.method.loss(ours, theirs, targets.select(rows).to(values.device))
+        bad = ~logprobs.detach().isfinite().flatten(1)
+        return losses, torch.where(bad.any(1), bad.int().argmax(1), -1)
+
+    def _no_loss(self, model: nn.Module) -> Tensor:
+        """Zero, by way of every weight."""
+        with self.autocast():
+            values = completion_token_logprobs(model, TokenSequences([[0]], [[0]]), self.temperature)  # type: ignore[arg-type]
+        return values.sum() * 0.0
+
+
+def _of(group: Group) -> str:
+    """The rewards that a loss was made of, which tell where its size comes from."""
+    rewards = [reward for reward in group.rewards or () if reward is not None]
+    return f", of rewards from {min(rewards):g} to {max(rewards):g}," if rewards else ""
+
+
+def weighted_gradient(values: Tensor, weights: Tensor) -> Tensor:
+    """The same values, with their gradients times `weights`.
+
+    A method's loss is a sum over draws of a coefficient times the draw's log-prob; this weights each draw's part,
+    whatever the method, and leaves the coefficients as they are.
+    """
+    return weights * values + ((1 - weights) * values).detach()
+
+
+@contextmanager
+def adapters_take_what_comes(
+    model: nn.Module, autocast: Callable[[], AbstractContextManager[Any]]
+) -> Iterator[None]:
+    """Under autocast, adapters in float32 take the activations as they are.
+
+    PEFT would cast them to float32, and autocast back: the same numbers in a new tensor, which each adapted layer
+    would keep for the backward pass. That pass belongs inside too, since checkpointing repeats the forward there.
+    """
+    with autocast():
+        casts = torch.is_autocast_enabled(next(model.parameters()).device.type)
+    layers: list[Any] = [
+        module for module in model.modules() if casts and getattr(module, "cast_input_dtype_enabled", False)
+    ]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.cast_input_dtype_enabled = True

@@ -1,0 +1,134 @@
+"""What one training step trains on: groups, rewards and log-probs as tensors."""
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nonpareil.methods.base import ScoredDraws
+from nonpareil.records import Group, ScoreRequest
+from nonpareil.rewards.combine import CombinedReward
+from nonpareil.training.step.not_finite import NotFinite
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """What one step trains on and what is logged of it. Groups hold policy draws first, then anchor draws."""
+
+    groups: list[Group]
+    draws: ScoredDraws
+    num_policy: int
+    sampler_logprobs: list[list[list[float]]] | None = None
+    """Of the policy's tokens by prompt, where another engine than the trainer drew them; nats."""
+    dropped: Sequence[NotFinite] = ()
+    """Prompts of the step that are none of these groups: drawing or scoring them gave no numbers."""
+
+    @classmethod
+    def of(
+        cls,
+        groups: list[Group],
+        num_policy: int,
+        anchor_logprobs_of_policy: Tensor,
+        tie_breaker: Tensor,
+        sampler_logprobs: list[list[list[float]]] | None = None,
+        dropped: Sequence[NotFinite] = (),
+    ) -> "StepBatch":
+        """Scored groups as tensors; see `ScoredDraws` for those that groups do not hold."""
+        k = num_policy
+        width = max(len(ids) for group in groups for ids in group.completion_token_ids)
+        policy_tokens, mask = _padded([group.logprobs[:k] for group in groups], width)
+        anchor_tokens, _ = _padded([group.logprobs[k:] for group in groups], width)
+        rewards = reward_tensor(groups)
+        draws = ScoredDraws(
+            policy_rewards=rewards[:, :k],
+            anchor_rewards=rewards[:, k:],
+            policy_token_logprobs=policy_tokens,
+            completion_mask=mask,
+            anchor_logprobs_of_policy=anchor_logprobs_of_policy,
+            anchor_token_logprobs=anchor_tokens,
+            tie_breaker=tie_breaker,
+        )
+        return cls(groups, draws, k, sampler_logprobs, dropped)
+
+    def without(self, rows: Container[int]) -> "StepBatch":
+        """The step as it would have been drawn without some of its prompts."""
+        kept = [row for row in range(len(self.groups)) if row not in rows]
+        sampled = self.sampler_logprobs
+        return replace(
+            self,
+            groups=[self.groups[row] for row in kept],
+            draws=self.draws.select(kept),
+            sampler_logprobs=[sampled[row] for row in kept] if sampled is not None else None,
+        )
+
+    def log_sampling_ratio(self) -> list[list[Tensor]]:
+        """log pi - log sampler of each token the policy drew, by prompt and draw; empty where they are one."""
+        if self.sampler_logprobs is None:
+            return []
+        return [
+            [
+                torch.tensor(ours) - torch.tensor(theirs)
+                for ours, theirs in zip(group.logprobs[: self.num_policy], sampled, strict=True)
+            ]
+            for group, sampled in zip(self.groups, self.sampler_logprobs, strict=True)
+        ]
+
+    def importance_weights(self, cap: float) -> Tensor:
+        """min(pi / sampler, cap) of each of the policy's draws `[b, k]`, over the whole completion."""
+        ratios = self.log_sampling_ratio()
+        if not ratios:
+            return torch.ones(len(self.groups), self.num_policy)
+        sums = torch.stack([torch.stack([tokens.sum() for tokens in row]) for row in ratios])
+        return sums.exp().clamp(max=cap)
+
+    def padded_tokens(self, row: int, places: Sequence[int]) -> int:
+        """What these completions of a group cost in one forward pass, prompts and padding included."""
+        group = self.groups[row]
+        longest = max(len(group.completion_token_ids[place]) for place in places)
+        return len(places) * (len(group.prompt_token_ids) + longest)
+
+    def tokens(self, row: int, places: Sequence[int]) -> int:
+        """Tokens of these completions of a group with their prompts, without padding."""
+        group = self.groups[row]
+        return sum(len(group.prompt_token_ids) + len(group.completion_token_ids[place]) for place in places)
+
+    @property
+    def width(self) -> int:
+        """Tokens that each completion has room for; those of the longest one drawn."""
+        return self.draws.completion_mask.shape[-1]
+
+
+def score_groups(groups: Sequence[Group], reward: CombinedReward) -> dict[str, list[str | None]]:
+    """Fill in every group's rewards; returns the failures by reward name."""
+    scores = reward.score_each(ScoreRequest.of(groups))
+    aggregate = reward.aggregate({name: each.values for name, each in scores.items()})
+    start = 0
+    for group in groups:
+        end = start + len(group)
+        group.rewards_by_name = {name: each.values[start:end] for name, each in scores.items()}
+        group.rewards = aggregate[start:end]
+        start = end
+    return {name: each.failures for name, each in scores.items()}
+
+
+def reward_tensor(groups: Sequence[Group]) -> Tensor:
+    """Aggregate rewards `[b, m]`, NaN where one failed, and where one group is smaller than another.
+
+    float64, in which they are compared and averaged: rewards such as 1e8 + 0.1 would tie in float32.
+    """
+    rows = [[float("nan") if r is None else r for r in group.rewards or ()] for group in groups]
+    width = max(map(len, rows))
+    filled = [row + [float("nan")] * (width - len(row)) for row in rows]
+    return torch.tensor(filled, dtype=torch.float64).view(len(rows), width)
+
+
+def _padded(logprobs: list[list[list[float]]], width: int) -> tuple[Tensor, Tensor]:
+    """Token log-probs [b, k, width] with 0 behind each end, and the mask of real tokens; k is the most of a row."""
+    padded = torch.zeros(len(logprobs), max(map(len, logprobs)), width)
+    mask = torch.zeros_like(padded, dtype=torch.bool)
+    for row, draws in enumerate(logprobs):
+        for index, values in enumerate(draws):
+            padded[row, index, : len(values)] = torch.tensor(values)
+            mask[row, index, : len(values)] = True
+    return padded, mask
