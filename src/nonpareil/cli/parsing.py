@@ -18,16 +18,13 @@ def parse(
     dataclasses: Sequence[type],
     argv: Sequence[str],
     *,
-    description: str,
-    example: str,
     defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
-    config: str = "Options from a YAML file; flags override it.",
     config_is_options: bool = True,
 ) -> tuple[list[Any], dict[str, Any], bool]:
     """The dataclass instances, what the user gave (YAML and flags), and whether `--json` was among the flags.
 
-    Where a class has a setting `method`, the settings of the method that is named are taken too, and the name's place
-    is taken by the method itself.
+    Where a class has a setting `method`, the settings of the method that is named are taken too; the method itself
+    then stands in the name's place.
 
     `defaults`, a function of what was given, replace the dataclasses' own; YAML replaces them, and flags YAML.
     A file that holds no options is only named, in the instances' `config_file`.
@@ -41,19 +38,11 @@ def parse(
     if "method" in settings:  # its class says which other settings there are
         of_method = settings_of_methods(_method_named(argv, settings["method"]), *dataclasses)
         settings |= of_method
-    parser = CommandParser(
-        prog=f"nonpareil {command}",
-        description=description,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser(prog=f"nonpareil {command}", add_help=False, allow_abbrev=False)
     for setting in settings.values():
         _add_flag(parser, setting)
-    parser.add_argument("--config", metavar="FILE.yaml", help=config)
-    parser.add_argument(
-        "--json", action="store_true", help="Print one JSON object as the last line of stdout."
-    )
+    parser.add_argument("--config")
+    parser.add_argument("--json", action="store_true")
     refuse_unknown_flags(argv, parser, [*settings, "config", "json"])
     flags = vars(parser.parse_args(list(argv)))
     config_file, as_json = flags.pop("config"), flags.pop("json")
@@ -69,7 +58,7 @@ def parse(
             instance.config_file = config_file
     if of_method:
         groups = any(getattr(instance, "groups", None) is not None for instance in instances)
-        config = next(instance for instance in instances if hasattr(instance, "method"))
+        config: Any = next(instance for instance in instances if hasattr(instance, "method"))
         own = {name: given[name] for name in of_method if name in given}
         config.method = read_method(config.method, own, stored=groups)
     _quiet()
@@ -132,9 +121,7 @@ def _add_flag(parser: argparse.ArgumentParser, setting: Setting) -> None:
         shape["nargs"] = "+"
     elif bool in setting.kinds:
         shape = {"nargs": "?", "const": "true"}
-    elif setting.limits.choices:
-        shape["metavar"] = "{" + ",".join(map(str, setting.limits.choices)) + "}"
-    parser.add_argument(*_spellings(name), dest=name, default=argparse.SUPPRESS, help=setting.help, **shape)
+    parser.add_argument(*_spellings(name), dest=name, default=argparse.SUPPRESS, **shape)
     if setting.default is True:
         parser.add_argument(
             *_spellings(f"no_{name}"),
@@ -142,7 +129,6 @@ def _add_flag(parser: argparse.ArgumentParser, setting: Setting) -> None:
             action="store_const",
             const="false",
             default=argparse.SUPPRESS,
-            help=f"--{name} false.",
         )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.commands.compare.budget import refuse_pool_over_budget, schedule
 from nonpareil.commands.compare.inputs import Inputs, files_of
 from nonpareil.commands.compare.spec import CompareOptions, ComparisonSpec, MethodEntry
-from nonpareil.commands.distill.run import check
+from nonpareil.commands.distill.checks import check_options
 from nonpareil.errors import ConfigError
 from nonpareil.files import jsonable
 from nonpareil.options.commands import DistillOptions
@@ -129,7 +129,7 @@ def changed(made: Mapping[Path, dict[str, Any]], *, overwrite: bool, file: str) 
     Raises:
         ConfigError: naming every setting that differs, in every folder.
     """
-    from nonpareil.commands.compare.results import differing
+    from nonpareil.commands.compare.results import other_settings
 
     lines: list[str] = []
     stale: list[Path] = []
@@ -137,7 +137,7 @@ def changed(made: Mapping[Path, dict[str, Any]], *, overwrite: bool, file: str) 
         if not (folder / file).is_file():
             continue
         stored = json.loads((folder / file).read_text(encoding="utf-8"))
-        if not (differences := differing(identity, stored)):
+        if not (differences := other_settings(identity, stored)):
             continue
         stale.append(folder)
         lines += [f"  {folder}: {difference}" for difference in differences]
@@ -275,7 +275,7 @@ def _typed(
         given = {k: v for k, v in given.items() if k not in UNREAD_WITH_GROUPS} | {"groups": "groups"}
     options = typed(DistillOptions, {**given, "evaluate_after": False}, where)
     with _telling(where):
-        check(options, config)
+        check_options(options, config)
         config.method = read_method(entry.method, of_method, stored=entry.stored)
         method = method_of(config, stored=entry.stored)
     return method, config, options.max_train_prompts

@@ -1,7 +1,7 @@
 """Which method is trained, and how its anchor moves."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from nonpareil.errors import ConfigError
 from nonpareil.settings import option
@@ -16,7 +16,9 @@ else:
 
 @dataclass
 class MethodSettings:
-    """The method, by name or as an object, and the anchor's motion; its own settings are the fields of its class."""
+    """The method, by name or as an object, and the anchor's motion; its settings are the fields of its class."""
+
+    HEADING: ClassVar = "Method"
 
     method: NameOrMethod = option(
         "jbond",
@@ -26,7 +28,7 @@ class MethodSettings:
     )
     anchor_ema_rate: float | None = option(
         None,
-        "Share of the policy that the anchor takes on after each step. jbond: 0.02.",
+        "Share of the policy that the anchor takes on after each step. Default: 0.02 for jbond, 0 for bond.",
         above=0,
         at_most=1,
         why="1 makes the anchor the last policy",
