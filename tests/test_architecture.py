@@ -60,6 +60,23 @@ def test_import_is_light():
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stdout + done.stderr
 
 
+def test_the_trainers_own_settings_are_light():
+    done = python(f"import sys, nonpareil.training.settings; print({HEAVY})")
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stdout + done.stderr
+
+
+def test_the_trainer_imports_no_package_that_transformers_own_does_not():
+    code = """
+import sys
+from transformers import Trainer
+before = {name.partition(".")[0] for name in sys.modules}
+from nonpareil import DistillationTrainer
+print(sorted({name.partition(".")[0] for name in sys.modules} - before - {"nonpareil", "jaxtyping"}))
+"""
+    done = python(code)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stdout + done.stderr
+
+
 def test_help_is_light():
     code = f"""
 import sys

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from nonpareil.assets import demo_path
 from nonpareil.records import Prompt
 from nonpareil.training import DistillationConfig, DistillationTrainer
-from nonpareil.training.batch import StepBatch
+from nonpareil.training.step.batch import StepBatch
 
 PAGE = Path(__file__).parents[1] / "recipes" / "one_page.py"
 TEXTS = ["This film", "I gave it", "A dull, dull", "Almost missed", "Wow, there are no", "The best"]
