@@ -60,11 +60,7 @@ SECTIONS = {
     "evaluation": EvaluationOptions,
 }
 FLOORS_OF_SETTINGS = ("options", "commands", "training", "methods")
-UNBOUNDED = {  # any number that is finite
-    "reward_weights",
-    *("n", "num_generations", "num_reference_samples", "num_iterations"),  # of a method: its class says
-    *("jeffreys_weight", "kl_coef", "sft_weight", "target_floor", "epsilon"),
-}
+UNBOUNDED = {"reward_weights"}  # any number that is finite
 
 
 def all_settings(*classes: type) -> list[tuple[type, Setting]]:

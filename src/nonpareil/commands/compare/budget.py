@@ -74,7 +74,7 @@ def budgeted_steps(
 
 def _allowed_steps(budget: int, left: int, drawn: int, method: "Method", where: str) -> int:
     """How many optimizer steps the completions that are left suffice for; each drawing serves several of them."""
-    allowed = left // drawn * getattr(method, "num_iterations", 1)
+    allowed = left // drawn * method.num_iterations
     if allowed < 1:
         raise ConfigError(
             f"{where}: a step draws {drawn} completions, and budget.completions={budget} "
@@ -92,7 +92,7 @@ def checkpoint_settings(
     parts = spec.options.checkpoints + 1
     if steps is None:
         return {"save_steps": 1 / parts} if parts > 1 else {"save_strategy": "no"}
-    iterations = getattr(method, "num_iterations", 1)  # on the same draws, which a checkpoint may not part
+    iterations = method.num_iterations  # on the same draws, which a checkpoint may not part
     return {"save_steps": math.ceil(steps / parts / iterations) * iterations}
 
 

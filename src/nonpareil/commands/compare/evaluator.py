@@ -42,7 +42,7 @@ class Evaluator:
             "gold": inputs.gold,
         }
         self.settings = _as_read(
-            vars(spec.evaluation), without_addresses(type(self.options), self._shared()), content
+            vars(spec.evaluation), without_addresses(EvaluateOptions, self._shared()), content
         )
 
     def drawing(self) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,12 @@ from nonpareil.commands.distill.checks import check_options
 from nonpareil.errors import ConfigError
 from nonpareil.files import jsonable
 from nonpareil.options.commands import DistillOptions
+from nonpareil.options.methods import read_method, settings_of_methods
 from nonpareil.options.rewards import RewardOptions, without_addresses
 from nonpareil.options.shared import HUB_DATASETS, OWN_PROMPTS, TRAINING_SPLITS, ModelOptions, PromptOptions
 from nonpareil.options.yaml import refuse_unknown, typed
-from nonpareil.settings import read_settings, settings_of
+from nonpareil.setting_types import read_value
+from nonpareil.settings import Setting, settings_of
 
 if TYPE_CHECKING:
     from nonpareil.methods.base import Method
@@ -88,10 +91,11 @@ def plan_runs(spec: ComparisonSpec) -> list[RunPlan]:
     Raises:
         ConfigError: settings that a method cannot run with, or that the budget does not allow.
     """
-    _refuse_shared(spec.training, "training")
+    known = _known_settings(spec)
+    _refuse_shared(spec.training, "training", known)
     for entry in spec.methods:
-        _refuse_shared(entry.settings, f"methods.{entry.name}")
-    spec = _with_values(spec)
+        _refuse_shared(entry.settings, f"methods.{entry.name}", known)
+    spec = _with_values(spec, known)
     planned = [
         (entry, *(_command(spec, entry) if entry.command else _distillation(spec, entry)))
         for entry in spec.methods
@@ -103,11 +107,29 @@ def plan_runs(spec: ComparisonSpec) -> list[RunPlan]:
     ]
 
 
-def _refuse_shared(settings: Mapping[str, Any], where: str) -> None:
-    """What all runs have in common is given at the top of the file, and some of it is set by the comparison."""
+def _known_settings(spec: ComparisonSpec) -> dict[str, Setting]:
+    """What `training` and `methods` may give: the settings of distill and of all methods that are compared."""
     from nonpareil.training.config import DistillationConfig
 
-    known = settings_of(DistillationConfig) | settings_of(DistillOptions)
+    known = settings_of(DistillOptions) | settings_of(DistillationConfig)
+    for entry in spec.methods:
+        if entry.command is None:
+            with _telling(f"methods.{entry.name}"):
+                known |= settings_of_methods(entry.method, DistillOptions, DistillationConfig)
+    return known
+
+
+@contextmanager
+def _telling(where: str) -> Iterator[None]:
+    """What is refused is said with the place in the file."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _refuse_shared(settings: Mapping[str, Any], where: str, known: Mapping[str, Setting]) -> None:
+    """What all runs have in common is given at the top of the file, and some of it is set by the comparison."""
     for key, value in settings.items():
         if key in SHARED:
             raise ConfigError(
@@ -121,16 +143,16 @@ def _refuse_shared(settings: Mapping[str, Any], where: str) -> None:
     refuse_unknown(settings, known, where)
 
 
-def _with_values(spec: ComparisonSpec) -> ComparisonSpec:
+def _with_values(spec: ComparisonSpec, known: Mapping[str, Setting]) -> ComparisonSpec:
     """The settings of training and methods as values of their types, which YAML's may not be yet."""
     from nonpareil.training.config import DistillationConfig
 
+    of_distill = settings_of(DistillOptions) | settings_of(DistillationConfig)
+
     def values(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-        read: dict[str, Any] = {}
-        for name, given in settings.items():
-            cls = DistillationConfig if name in settings_of(DistillationConfig) else DistillOptions
-            read |= read_settings(cls, {name: given}, f"{where}.")
-        return read
+        read = {k: one.read(settings[k], f"{where}.") for k, one in of_distill.items() if k in settings}
+        # A method's own are checked with the method.
+        return {k: read_value(v, known[k].hint) for k, v in settings.items()} | read
 
     methods = tuple(replace(e, settings=values(e.settings, f"methods.{e.name}")) for e in spec.methods)
     return replace(spec, training=values(spec.training, "training"), methods=methods)
@@ -190,7 +212,7 @@ def _stored_completions(
             f"{where}: max_train_prompts={max_prompts}, but groups.max_prompts={pool_prompts}; lower one or raise "
             "the other"
         )
-    if (least := getattr(method, "smallest_group", 1)) > pool.num_generations:
+    if (least := method.smallest_group) > pool.num_generations:
         raise ConfigError(
             f"{where}: needs {least} stored completions per prompt; raise "
             f"groups.num_generations={pool.num_generations}, or lower n"
@@ -205,19 +227,20 @@ def _as_distill_reads(
     from nonpareil.training.config import DistillationConfig
     from nonpareil.training.method import method_of
 
-    where, of_config = f"methods.{entry.name}", settings_of(DistillationConfig)
+    where = f"methods.{entry.name}"
+    of_config, of_methods = settings_of(DistillationConfig), settings_of_methods(entry.method)
     given = {name: value for name, value in settings.items() if value is not None}
-    of_training = {name: value for name, value in given.items() if name in of_config}
-    config = typed(DistillationConfig, {"output_dir": spec.options.output_dir, **of_training}, where)
-    others = {name: value for name, value in given.items() if name not in of_config}
+    for_config = {name: value for name, value in given.items() if name in of_config}
+    for_method = {name: value for name, value in given.items() if name in of_methods}
+    others = {name: value for name, value in given.items() if name not in (*of_config, *of_methods)}
     if entry.stored:
         others = {k: v for k, v in others.items() if k not in UNREAD_WITH_GROUPS} | {"groups": "groups"}
+    config = typed(DistillationConfig, {"output_dir": spec.options.output_dir, **for_config}, where)
     options = typed(DistillOptions, {**others, "evaluate_after": False}, where)
-    try:
+    with _telling(where):
         check_options(options, config)
+        config.method = read_method(entry.method, for_method, stored=entry.stored)
         return options, config, method_of(config, stored=entry.stored)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
 
 
 def command_words(plan: RunPlan, root: Path, model: str) -> list[str]:

@@ -50,7 +50,7 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     check_options(options, config)
     if options.dry_run:
         return dry_run(options, config, method)
-    evaluation = evaluation_options(options, config) if options.evaluate_after else None
+    evaluation = evaluation_options(options, config, method) if options.evaluate_after else None
     with distillation_folder(options, config, evaluation):
         return _distill(options, config, method, evaluation)
 
