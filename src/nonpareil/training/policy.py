@@ -39,7 +39,7 @@ def read_policy(path: str, args: DistillationConfig) -> tuple[PreTrainedModel, P
 def prepare_policy(model: PreTrainedModel, args: DistillationConfig, lora: "LoraConfig | None") -> Any:
     """The model as it is trained: without dropout, with frozen parts or an adapter, equal in all processes.
 
-    One that is still to be read in shards is put on its devices, and asked, once it is (`PlacingTrainer.shard`).
+    One that is still to be read in shards is put on its devices, and asked, once it is (`ShardingTrainer.shard`).
 
     Raises:
         ConfigError: as `freeze`.
