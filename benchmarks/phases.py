@@ -26,6 +26,7 @@ import nonpareil
 from nonpareil import DistillationConfig, DistillationTrainer, load_prompts, tokenize_prompts
 from nonpareil.assets import demo_path
 from nonpareil.engines.transformers import TransformersEngine
+from nonpareil.methods import BOND, JBOND, RLOO, VBON, BoNBoN, Regression, SFTBoN
 from nonpareil.models.loading import load_policy
 from nonpareil.models.memory import keep_freed_memory
 from nonpareil.records import Group, SamplingParams
@@ -34,18 +35,18 @@ from nonpareil.training.step.batch import score_groups
 
 LENGTH, STORED = 40, 8
 FRESH: dict[str, dict[str, Any]] = {
-    "jbond": {"method": "jbond"},
-    "bond": {"method": "bond", "n": 4, "num_generations": 4, "num_reference_samples": 16},
-    "vbon": {"method": "vbon", "n": 4, "num_generations": 4, "num_reference_samples": 16},
-    "rloo": {"method": "rloo", "num_generations": 4},
+    "jbond": {"method": JBOND()},
+    "bond": {"method": BOND(n=4, num_generations=4, num_reference_samples=16)},
+    "vbon": {"method": VBON(n=4, num_generations=4, num_reference_samples=16)},
+    "rloo": {"method": RLOO(num_generations=4)},
 }
 FROM_DISK: dict[str, dict[str, Any]] = {
-    "vbon, cached": {"method": "vbon", "n": 4, "num_generations": 4},
-    "regression": {"method": "regression", "n": 4},
-    "sft_bon": {"method": "sft_bon", "n": 8},
-    "bonbon": {"method": "bonbon", "n": 8},
+    "vbon, cached": {"method": VBON(n=4, num_generations=4, stored=True)},
+    "regression": {"method": Regression(n=4, stored=True)},
+    "sft_bon": {"method": SFTBoN(n=8)},
+    "bonbon": {"method": BoNBoN(n=8)},
 }
-LORA = {"jbond, LoRA": {"method": "jbond", "use_peft": True, "lora_target_modules": ["all-linear"]}}
+LORA = {"jbond, LoRA": {"method": JBOND(), "use_peft": True, "lora_target_modules": ["all-linear"]}}
 PHASES = ("draw", "score", "anchor_logprobs", "train")
 
 

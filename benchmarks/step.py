@@ -23,6 +23,7 @@ from transformers import (
     TrainerCallback,
 )
 
+from nonpareil.methods.jbond import JBOND
 from nonpareil.models.loading import cast_weights
 from nonpareil.records import Prompt
 from nonpareil.training import DistillationConfig, DistillationTrainer
@@ -112,7 +113,7 @@ def make_trainer(
         per_device_train_batch_size=prompts,
         max_completion_length=completion_tokens,
         max_tokens_per_batch=max_tokens_per_batch,
-        kl_coef=0.1,
+        method=JBOND(kl_coef=0.1),
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,

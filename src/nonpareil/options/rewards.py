@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from nonpareil.errors import ConfigError
 from nonpareil.options.shared import CodeOptions
@@ -20,6 +20,8 @@ FIRST_MODEL = "a reward model, served or not, that is no second reward"
 @dataclass
 class RemoteRewardOptions(CheckedOptions):
     """Which servers score."""
+
+    HEADING: ClassVar = "Rewards"
 
     reward_endpoints: list[str] | None = option(
         None,
@@ -148,6 +150,8 @@ def rewards_of(options: Any) -> list[str]:
 class RewardInputOptions(RemoteRewardOptions):
     """Which rewards, and how reward models read their input."""
 
+    HEADING: ClassVar = "Rewards"
+
     reward_model_name_or_path: str | None = option(
         None,
         "A sequence-classification model with one label; its logit is the reward.",
@@ -191,6 +195,8 @@ class RewardInputOptions(RemoteRewardOptions):
 @dataclass
 class RewardOptions(RewardInputOptions, CodeOptions):
     """The same with weights, timeout and trust, which `DistillationConfig` holds for `nonpareil distill`."""
+
+    HEADING: ClassVar = "Rewards"
 
     reward_weights: list[float] | None = option(
         None, "One a reward: the model's, then functions, endpoints, judge. Default: 1 each."

@@ -28,7 +28,7 @@ def refuse_unread_of_distill(options: Any, config: Any, eval_source: str | None)
 
 def absent_rewards(options: Any, second: str | None) -> dict[str, str]:
     """Readers of rewards' options that are absent, and why; `second` is a reward that is not trained on."""
-    from nonpareil.rewards import kind_of
+    from nonpareil.rewards.specs import kind_of
 
     first = {kind_of(spec) for spec in specs_of(options)}
     kinds = first | ({kind_of(second)} if second is not None else set())

@@ -39,7 +39,7 @@ def check_stored(groups: Sequence[Group], method: Method) -> int:
     twice, count = Counter(group.prompt_id for group in groups).most_common(1)[0]
     if count > 1:
         raise DataError(f"groups: {count} of them have the prompt id {twice!r}; ids must differ")
-    least = getattr(method, "smallest_group", 1)
+    least = method.smallest_group
     for group in groups:
         if len(group) < least:
             raise DataError(

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.trainer_callback import ProgressCallback
 
 from nonpareil.errors import ConfigError
-from nonpareil.methods.base import Method
+from nonpareil.methods import name_of
 from nonpareil.models.adapters import plain_model
 from nonpareil.models.saving import prepare_saving
 from nonpareil.records import Group, Prompt
@@ -28,7 +28,7 @@ from nonpareil.training.checkpoints.identity import model_identity, run_identity
 from nonpareil.training.checkpoints.output_folder import ListingTrainer
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.costs import Spent
-from nonpareil.training.method import given_method, method_of
+from nonpareil.training.method import method_of
 from nonpareil.training.policy import make_anchor, prepare_policy, read_policy
 from nonpareil.training.prompt_order import RepeatedBatches, planned_steps, whole_batches
 from nonpareil.training.step.batch import StepBatch, reward_tensor
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class DistillationTrainer(ListingTrainer):
-    """Distils best-of-N into the policy, by the method that `args.method` names (J-BOND unless told otherwise).
+    """Distils best-of-N into the policy, by `args.method`: a name, or an object as BOND(n=4).
 
     Each step draws what the method asks for of the policy and of the anchor for every prompt of the batch, scores
     it, and descends the method's loss; or it takes stored groups in the anchor's place.
@@ -51,8 +51,7 @@ class DistillationTrainer(ListingTrainer):
     Arguments follow TRL. `train_dataset` and `eval_dataset` hold tokenised prompts (`list[Prompt]`, from
     `rollouts.prompts.tokenize_prompts`). `reward_funcs` is a reward, or a list of model paths, functions and
     reward objects. The policy should be in float32: bfloat16 weights lose small updates. `groups`: stored, drawn
-    from this policy as it is now at the same temperature; then `train_dataset` follows from them. `method`: an
-    object, in place of the one that `args` describes.
+    from this policy as it is now at the same temperature; then `train_dataset` follows from them.
 
     Its bases, from transformers' Trainer up: `ShardingTrainer` (weights in shards), `CheckpointingTrainer` (exact
     resume), `ListingTrainer` (a folder of its own). A step is `training_step`; see `training.step`.
@@ -78,7 +77,6 @@ class DistillationTrainer(ListingTrainer):
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: "LoraConfig | None" = None,
         groups: Sequence[Group] | None = None,
-        method: Method | None = None,
     ):
         check_arguments(
             model,
@@ -91,19 +89,19 @@ class DistillationTrainer(ListingTrainer):
             optimizers=optimizers,
         )
         stored = groups is not None
-        self.method = given_method(args, method, stored=stored) if method else method_of(args, stored=stored)
+        self.method = method_of(args, stored=stored)
         lora = peft_config or args.lora_config()
         check_adapter(args, lora is not None, peft_config, model)
         needs_draws = self.method.policy_draws + self.method.anchor_draws > 0 or args.eval_strategy != "no"
         if args.use_vllm and not needs_draws:
             raise ConfigError(
-                f"use_vllm: {args.method} draws nothing here, and nothing would use it; remove it"
+                f"use_vllm: {name_of(type(self.method))} draws nothing here, and nothing would use it; remove it"
             )
         if groups is not None:
             train_dataset = prompts_of_stored(groups, self.method)
         if not train_dataset:
             raise ConfigError("train_dataset is empty; give at least one prompt")
-        self.repeats: int = getattr(self.method, "num_iterations", 1)
+        self.repeats: int = self.method.num_iterations
         self.planned = planned_steps(args, self.method, len(train_dataset))
         given, weights = model, None  # the folder to read them from, shard by shard
         if isinstance(model, str):

@@ -40,7 +40,7 @@ def schedule(
     where = f"methods.{entry.name}"
     a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     a_step *= method.policy_draws + method.anchor_draws
-    iterations = getattr(method, "num_iterations", 1)
+    iterations = method.num_iterations
     given = config.max_steps if config.max_steps > 0 else None
     epochs = {**spec.training, **entry.settings}.get("num_train_epochs")
     steps = given

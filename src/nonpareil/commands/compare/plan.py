@@ -3,7 +3,8 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.commands.compare.budget import refuse_pool_over_budget, schedule
 from nonpareil.commands.compare.inputs import Inputs, files_of
 from nonpareil.commands.compare.spec import CompareOptions, ComparisonSpec, MethodEntry
-from nonpareil.commands.distill.run import check
+from nonpareil.commands.distill.checks import check_options
 from nonpareil.errors import ConfigError
 from nonpareil.files import jsonable
 from nonpareil.options.commands import DistillOptions
+from nonpareil.options.methods import read_method, settings_of_methods
 from nonpareil.options.rewards import RewardOptions, without_addresses
 from nonpareil.options.shared import ModelOptions, PromptOptions
 from nonpareil.options.yaml import refuse_unknown, typed
-from nonpareil.settings import read_settings, settings_of
+from nonpareil.setting_types import read_value
+from nonpareil.settings import Setting, settings_of
 
 if TYPE_CHECKING:
     from nonpareil.methods.base import Method
@@ -106,12 +109,13 @@ def plan_runs(spec: ComparisonSpec) -> list[RunPlan]:
     Raises:
         ConfigError: settings that a method cannot run with, or that the budget does not allow.
     """
+    known = _known(spec)
     for where, settings in (
         ("training", spec.training),
         *((f"methods.{e.name}", e.settings) for e in spec.methods),
     ):
-        _refuse_shared(settings, where)
-    spec = _with_values(spec)
+        _refuse_shared(settings, where, known)
+    spec = _with_values(spec, known)
     planned = [_command(spec, e) if e.command else _distillation(spec, e) for e in spec.methods]
     return [make(seed) for seed in spec.options.seeds for make in planned]
 
@@ -125,7 +129,7 @@ def changed(made: Mapping[Path, dict[str, Any]], *, overwrite: bool, file: str) 
     Raises:
         ConfigError: naming every setting that differs, in every folder.
     """
-    from nonpareil.commands.compare.results import differing
+    from nonpareil.commands.compare.results import other_settings
 
     lines: list[str] = []
     stale: list[Path] = []
@@ -133,7 +137,7 @@ def changed(made: Mapping[Path, dict[str, Any]], *, overwrite: bool, file: str) 
         if not (folder / file).is_file():
             continue
         stored = json.loads((folder / file).read_text(encoding="utf-8"))
-        if not (differences := differing(identity, stored)):
+        if not (differences := other_settings(identity, stored)):
             continue
         stale.append(folder)
         lines += [f"  {folder}: {difference}" for difference in differences]
@@ -145,9 +149,19 @@ def changed(made: Mapping[Path, dict[str, Any]], *, overwrite: bool, file: str) 
     return stale
 
 
-def _refuse_shared(settings: Mapping[str, Any], where: str) -> None:
+def _known(spec: ComparisonSpec) -> dict[str, Setting]:
+    """What `training` and `methods` may give: the settings of distill and of all methods that are compared."""
     from nonpareil.training.config import DistillationConfig
 
+    known = settings_of(DistillOptions) | settings_of(DistillationConfig)
+    for entry in spec.methods:
+        if entry.command is None:
+            with _telling(f"methods.{entry.name}"):
+                known |= settings_of_methods(entry.method, DistillOptions, DistillationConfig)
+    return known
+
+
+def _refuse_shared(settings: Mapping[str, Any], where: str, known: Mapping[str, Setting]) -> None:
     for key, value in settings.items():
         if key in SHARED:
             raise ConfigError(
@@ -157,20 +171,19 @@ def _refuse_shared(settings: Mapping[str, Any], where: str) -> None:
             raise ConfigError(
                 f"{where}.{key}={value!r} is set by the comparison; {_REMEDY.get(key, 'remove it')}"
             )
-    known = [f.name for cls in (DistillOptions, DistillationConfig) for f in fields(cls) if f.init]
     refuse_unknown(settings, known, where)
 
 
-def _with_values(spec: ComparisonSpec) -> ComparisonSpec:
+def _with_values(spec: ComparisonSpec, known: Mapping[str, Setting]) -> ComparisonSpec:
     """The settings of training and methods as values of their types, which YAML's may not be yet."""
     from nonpareil.training.config import DistillationConfig
 
+    of_training = settings_of(DistillOptions) | settings_of(DistillationConfig)
+
     def values(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-        read: dict[str, Any] = {}
-        for name, given in settings.items():
-            cls = DistillationConfig if name in settings_of(DistillationConfig) else DistillOptions
-            read |= read_settings(cls, {name: given}, f"{where}.")
-        return read
+        read = {k: one.read(settings[k], f"{where}.") for k, one in of_training.items() if k in settings}
+        # A method's own are checked with the method.
+        return {k: read_value(v, known[k].hint) for k, v in settings.items()} | read
 
     methods = tuple(replace(e, settings=values(e.settings, f"methods.{e.name}")) for e in spec.methods)
     return replace(spec, training=values(spec.training, "training"), methods=methods)
@@ -193,8 +206,7 @@ def _distillation(spec: ComparisonSpec, entry: MethodEntry) -> Callable[[int], R
     settings["method"] = entry.method
     where = f"methods.{entry.name}"
     unsaved = {name: value for name, value in settings.items() if not name.startswith("save_")}
-    config, prompts = _typed({**unsaved, "save_strategy": "no"}, where, spec.options, entry)
-    method = _method(config, entry)
+    method, config, prompts = _typed({**unsaved, "save_strategy": "no"}, where, spec.options, entry)
     used = 0
     if entry.stored and spec.pool:
         pool_prompts = spec.pool.max_prompts or 0
@@ -203,7 +215,7 @@ def _distillation(spec: ComparisonSpec, entry: MethodEntry) -> Callable[[int], R
                 f"{where}: max_train_prompts={prompts}, but groups.max_prompts={pool_prompts}; lower one or raise "
                 "the other"
             )
-        if (least := getattr(method, "smallest_group", 1)) > spec.pool.num_generations:
+        if (least := method.smallest_group) > spec.pool.num_generations:
             raise ConfigError(
                 f"{where}: needs {least} stored completions a prompt; raise "
                 f"groups.num_generations={spec.pool.num_generations}, or lower n"
@@ -211,21 +223,22 @@ def _distillation(spec: ComparisonSpec, entry: MethodEntry) -> Callable[[int], R
         used = (prompts or pool_prompts) * spec.pool.num_generations
     refuse_pool_over_budget(spec, entry, used)
     settings |= schedule(spec, entry, config, method, used)
-    config, _ = _typed(settings, where, spec.options, entry)
-    _method(config, entry)  # once more: checkpoints may not part steps on the same draws
+    _typed(
+        settings, where, spec.options, entry
+    )  # once more: checkpoints may not part steps on the same draws
     if entry.stored:
         settings = {k: v for k, v in settings.items() if k not in UNREAD_WITH_GROUPS}
     kept = {name: value for name, value in settings.items() if value is not None}
     return _plan(spec, entry, kept, used)
 
 
-def _method(config: "DistillationConfig", entry: MethodEntry) -> "Method":
-    from nonpareil.training.method import method_of
-
+@contextmanager
+def _telling(where: str) -> Iterator[None]:
+    """What is refused is said with the place in the file."""
     try:
-        return method_of(config, stored=entry.stored)
+        yield
     except ConfigError as error:
-        raise ConfigError(f"methods.{entry.name}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _plan(
@@ -244,26 +257,28 @@ def _plan(
 
 def _typed(
     settings: Mapping[str, Any], where: str, common: CompareOptions, entry: MethodEntry
-) -> tuple["DistillationConfig", int | None]:
-    """Settings as `nonpareil distill` will read them, and max_train_prompts."""
+) -> tuple["Method", "DistillationConfig", int | None]:
+    """Settings as `nonpareil distill` will read them: method, config and max_train_prompts."""
     from nonpareil.training.config import DistillationConfig
+    from nonpareil.training.method import method_of
 
-    names = {f.name for f in fields(DistillationConfig)}
+    names, of_methods = settings_of(DistillationConfig), settings_of_methods(entry.method)
     given = {name: value for name, value in settings.items() if value is not None}
     config = typed(
         DistillationConfig,
         {"output_dir": common.output_dir, **{k: v for k, v in given.items() if k in names}},
         where,
     )
-    given = {k: v for k, v in given.items() if k not in names}
+    of_method = {k: v for k, v in given.items() if k in of_methods}
+    given = {k: v for k, v in given.items() if k not in (*names, *of_methods)}
     if entry.stored:
         given = {k: v for k, v in given.items() if k not in UNREAD_WITH_GROUPS} | {"groups": "groups"}
     options = typed(DistillOptions, {**given, "evaluate_after": False}, where)
-    try:
-        check(options, config)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    return config, options.max_train_prompts
+    with _telling(where):
+        check_options(options, config)
+        config.method = read_method(entry.method, of_method, stored=entry.stored)
+        method = method_of(config, stored=entry.stored)
+    return method, config, options.max_train_prompts
 
 
 def command_words(plan: RunPlan, root: Path, model: str) -> list[str]:

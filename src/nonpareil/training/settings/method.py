@@ -1,23 +1,34 @@
 """Which method is trained, and how its anchor moves."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from nonpareil.errors import ConfigError
 from nonpareil.settings import option
 
+if TYPE_CHECKING:
+    from nonpareil.methods.base import Method
+
+    NameOrMethod = str | Method
+else:
+    NameOrMethod = str  # transformers' HfArgumentParser would call the other with a flag's text
+
 
 @dataclass
 class MethodSettings:
-    """The method's name, and the anchor's motion; what else it reads are the fields of its own class."""
+    """The method, by name or as an object, and the anchor's motion; its settings are the fields of its class."""
 
-    method: str = option(
+    HEADING: ClassVar = "Method"
+
+    method: NameOrMethod = option(
         "jbond",
         "jbond, bond, vbon, bonbon, sft_bon, regression, rloo, or path/to/file.py:Class.",
         names="code",
+        also=(object,),  # DistillationConfig, which knows `Method`, looks at it
     )
     anchor_ema_rate: float | None = option(
         None,
-        "Share of the policy that the anchor takes on after each step. jbond: 0.02.",
+        "Share of the policy that the anchor takes on after each step. Default: 0.02 for jbond, 0 for bond.",
         above=0,
         at_most=1,
         why="1 makes the anchor the last policy",

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 
 from nonpareil.files import write_bytes
-from nonpareil.methods.base import ScoredDraws
+from nonpareil.methods.base import PolicyGradientTargets, ScoredDraws, Targets
 from nonpareil.training.step.batch import StepBatch
 
 COMPLETIONS_FOLDER = "completions"
@@ -87,12 +87,10 @@ def _sampling_metrics(batch: StepBatch) -> dict[str, float]:
     }
 
 
-def completion_rows(batch: StepBatch, targets: Any, step: int) -> list[dict[str, Any]]:
+def completion_rows(batch: StepBatch, targets: Targets, step: int) -> list[dict[str, Any]]:
     """One row per completion: who drew it, its rewards, and its advantage where the method has such a thing."""
     k = batch.num_policy
-    advantages = getattr(targets, "advantages", None)
-    if advantages is not None:
-        advantages = advantages.view(len(batch.groups), k).tolist()
+    advantages = targets.advantages.tolist() if isinstance(targets, PolicyGradientTargets) else None
     return [
         {
             "step": step,

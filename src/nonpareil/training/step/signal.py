@@ -36,7 +36,7 @@ class Signal(TrainerCallback, ExportableState):
         self.stopper = stopper
         self.moves = True
         self.moved = self.still = self.lost = self._in_a_row = 0
-        self._hint: str | None = getattr(method, "hint_for_two_rewards", None)
+        self._hint: str | None = method.hint_for_two_rewards
         self._values: set[float] = set()
         self._seen = 0
 
