@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,16 @@ from nonpareil.training.step.not_finite import NotFinite, logprob_at
 
 Pass = dict[int, list[int]]
 """One forward and backward pass: rows of the batch, and of each the completions that are trained on."""
+
+
+class PromptLoss(NamedTuple):
+    """What a pass gave for one prompt."""
+
+    row: int
+    loss: float
+    """Nats."""
+    bad_place: float
+    """Where its first log-prob that is no number is, counted in tokens, `StepBatch.width` per completion; or -1."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +77,11 @@ class Accumulator:
     def step(self, model: nn.Module, batch: StepBatch, targets: Targets) -> Outcome:
         """The gradient of an optimizer step, the same on every process as the outcome that is returned."""
         plan = self._plan(batch, targets)
-        slots = {row: places for passes in plan for one in passes for row, places in one.items()}
+        slots = {row: places for passes in plan for part in passes for row, places in part.items()}
         self.spent.tokens_trained += sum(batch.tokens(row, places) for row, places in slots.items())
         with adapters_take_what_comes(model, self.autocast):
-            found = self._descend(model, batch, targets, plan)
-        outcome = self._outcome(batch, [each for share in of_each_process(found) for each in share])
+            mine = self._descend(model, batch, targets, plan)
+        outcome = self._outcome(batch, [each for share in of_each_process(mine) for each in share])
         if outcome.bad:
             self.forget_gradients(model)
         elif not is_sharded(model):  # else each pass has summed them
@@ -83,23 +93,24 @@ class Accumulator:
 
     def _descend(
         self, model: nn.Module, batch: StepBatch, targets: Targets, plan: list[list[Pass]]
-    ) -> list[tuple[int, float, float]]:
-        """This process's passes, whose gradients add up in the weights; row, loss and bad place of each prompt."""
-        mine, used = plan[process_index()], sum(len(one) for passes in plan for one in passes)
+    ) -> list[PromptLoss]:
+        """This process's passes, whose gradients add up in the weights."""
+        mine, used = plan[process_index()], sum(len(part) for passes in plan for part in passes)
         sharded, zero = is_sharded(model), engine_of(model)
         backward = zero.backward if zero else self.backward
         # FSDP2 and DeepSpeed take the mean over processes where the sum is meant.
         scale = num_processes() if sharded else 1
         seen: list[Tensor] = []
-        for one in mine:
-            losses, bad_places = self._losses(model, batch, targets, one)
+        for part in mine:
+            losses, bad_places = self._losses(model, batch, targets, part)
             backward(losses.sum() / used * scale)
             seen.append(torch.stack([losses.detach().float(), bad_places.float()]))
         # Every pass gathers shards from all processes: one that has no rows left takes part with none.
         for _ in range(max(map(len, plan)) - len(mine) if sharded else 0):
             backward(self._no_loss(model))
         values = torch.cat(seen, dim=1).tolist() if seen else [[], []]
-        return list(zip((row for one in mine for row in one), *values, strict=True))
+        rows = [row for part in mine for row in part]
+        return [PromptLoss(*each) for each in zip(rows, *values, strict=True)]
 
     def forget_gradients(self, model: nn.Module) -> None:
         """As if no pass had been made since the last step."""
@@ -115,17 +126,17 @@ class Accumulator:
         with self.autocast():
             return completion_token_logprobs(model, self._probe, self.temperature)  # type: ignore[arg-type]
 
-    def _outcome(self, batch: StepBatch, found: list[tuple[int, float, float]]) -> Outcome:
-        """From row, loss and bad place of every prompt."""
+    def _outcome(self, batch: StepBatch, losses: list[PromptLoss]) -> Outcome:
         bad = {}
-        for row, loss, place in sorted(found):
+        for row, loss, place in sorted(losses):
             group = batch.groups[row]
             if place >= 0:
                 completion, token = divmod(int(place), batch.width)
                 bad[row] = logprob_at(group.prompt_id, "of the policy", completion, token)
             elif not math.isfinite(loss):
                 bad[row] = NotFinite(group.prompt_id, f"the loss{_of(group)}", of_model=False)
-        return Outcome(sum(loss for _, loss, _ in sorted(found)) / max(len(found), 1), len(found), bad)
+        total = sum(each.loss for each in sorted(losses))  # in one order, however many processes there are
+        return Outcome(total / max(len(losses), 1), len(losses), bad)
 
     def _plan(self, batch: StepBatch, targets: Targets) -> list[list[Pass]]:
         """Each process's passes over the usable rows, dealt out so that all have about as many tokens."""
@@ -141,14 +152,11 @@ class Accumulator:
         return plan
 
     def _losses(
-        self, model: nn.Module, batch: StepBatch, targets: Targets, one: Pass
+        self, model: nn.Module, batch: StepBatch, targets: Targets, part: Pass
     ) -> tuple[Tensor, Tensor]:
-        """The loss of each of a pass's prompts, and where its first log-prob that is no number is; -1 for nowhere.
-
-        The place counts tokens, `batch.width` per completion.
-        """
-        rows = list(one)
-        places = [(i, j) for i, slots in enumerate(one.values()) for j in slots]
+        """The loss of each of a pass's prompts, and its bad place; see `PromptLoss`."""
+        rows = list(part)
+        places = [(i, j) for i, slots in enumerate(part.values()) for j in slots]
         groups = [batch.groups[row] for row in rows]
         sequences = TokenSequences(
             [groups[i].prompt_token_ids for i, _ in places],
