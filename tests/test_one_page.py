@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from nonpareil.rewards.models.local import RewardModel
+from nonpareil.rewards import RewardModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from nonpareil.assets import demo_path
