@@ -84,6 +84,6 @@ def longer(request: dict[str, Any]) -> dict[str, Any]:
     return chat("A" if a > b else "B" if b > a else "tie")
 
 
-def first_seat(request: dict[str, Any]) -> dict[str, Any]:
+def prefers_the_first(request: dict[str, Any]) -> dict[str, Any]:
     """A judge that prefers whatever it reads first."""
     return chat("A")

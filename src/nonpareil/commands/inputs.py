@@ -21,7 +21,8 @@ from nonpareil.text_files import read_text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-    from nonpareil.rewards import CombinedReward, JudgeReward
+    from nonpareil.rewards.combine import CombinedReward
+    from nonpareil.rewards.judge.judge_reward import JudgeReward
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -106,7 +107,7 @@ def load_judge(options: RemoteRewardOptions, timeout: float | None) -> "list[Jud
     if options.judge_model is None:
         return []
     from nonpareil.remote import DEFAULT_KEY
-    from nonpareil.rewards.judge.judge import TEMPLATE, JudgeReward
+    from nonpareil.rewards.judge.judge_reward import TEMPLATE, JudgeReward
 
     template = TEMPLATE
     if options.judge_template is not None:
@@ -140,7 +141,8 @@ def load_reward(
     Raises:
         ConfigError: one that cannot be loaded, or special tokens to skip of a policy without a tokenizer here.
     """
-    from nonpareil.rewards import load_rewards, special_tokens
+    from nonpareil.rewards.skipped_tokens import special_tokens
+    from nonpareil.rewards.specs import load_rewards
 
     skips = options.reward_skip_special_tokens
     if skips and tokenizer is None:

@@ -44,7 +44,7 @@ def refuse_unread_of_rewards(options: Any, second: str | None, timeout: float | 
     Raises:
         ConfigError: naming the option, and what would read it.
     """
-    from nonpareil.rewards import kind_of
+    from nonpareil.rewards.specs import kind_of
 
     kinds = {kind_of(spec) for spec in specs_of(options)}
     other = kind_of(second) if second is not None else None

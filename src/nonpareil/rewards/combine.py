@@ -11,7 +11,7 @@ from nonpareil.errors import ConfigError, RewardError
 from nonpareil.records import MOST_REWARD, Prompt, ScoreRequest, Scores
 from nonpareil.remote import run_coroutine
 from nonpareil.rewards.base import REMEDY, Reward
-from nonpareil.rewards.functions.function import FunctionReward
+from nonpareil.rewards.functions.function_reward import FunctionReward
 from nonpareil.rewards.skipped_tokens import without_tokens
 from nonpareil.user_code.contained import CallFailed, contained
 

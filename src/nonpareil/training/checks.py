@@ -12,7 +12,7 @@ from nonpareil.models.zero import check_zero_settings, zero_requested
 if TYPE_CHECKING:
     from nonpareil.methods.base import Method
     from nonpareil.records import Prompt
-    from nonpareil.rewards import CombinedReward
+    from nonpareil.rewards.combine import CombinedReward
     from nonpareil.training.config import DistillationConfig
 
 

@@ -22,7 +22,8 @@ from nonpareil.models.anchors import Anchor
 from nonpareil.models.loading import disable_dropout, freeze, stated_limits
 from nonpareil.models.saving import prepare_saving
 from nonpareil.records import Group, Prompt, refuse_repeated
-from nonpareil.rewards import CombinedReward, load_rewards
+from nonpareil.rewards.combine import CombinedReward
+from nonpareil.rewards.specs import load_rewards
 from nonpareil.training.accumulate import Accumulator
 from nonpareil.training.actors.choose import make_actors
 from nonpareil.training.arguments import check_arguments, read_policy

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from nonpareil.options.commands import EvaluateOptions
-    from nonpareil.rewards import CombinedReward
+    from nonpareil.rewards.combine import CombinedReward
 
 
 def load_rewards(
@@ -53,7 +53,7 @@ def load_unseen_reward(
     Raises:
         ConfigError, ModelError: naming the option; it cannot be loaded, or has the trained reward's name.
     """
-    from nonpareil.rewards import load_rewards
+    from nonpareil.rewards.specs import load_rewards
 
     try:
         unseen = load_rewards(
