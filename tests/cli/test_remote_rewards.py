@@ -182,7 +182,7 @@ def test_fresh_draws_are_not_compared_with_groups_judged_apart(nonpareil, files)
         ),
         (
             {"judge_model": "m", "judge_base_url": "http://127.0.0.1:9/v1", "judge_max_calls": 7},
-            "judge_max_calls=7 is too few for 4 completions a prompt",
+            "judge_max_calls=7 is too few for 4 completions per prompt",
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """Real HTTP servers on loopback, each answering by a function of the request."""
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,3 +88,9 @@ def longer(request: dict[str, Any]) -> dict[str, Any]:
 def prefers_the_first(request: dict[str, Any]) -> dict[str, Any]:
     """A judge that prefers whatever it reads first."""
     return chat("A")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -178,7 +178,7 @@ class CombinedReward(Reward):
 
 
 def _checked(name: str, scores: Scores, request: ScoreRequest) -> Scores:
-    """Only numbers and nulls, one a completion."""
+    """Only numbers and nulls, one per completion."""
     if not len(scores.values) == len(scores.failures) == len(request):
         raise RewardError(
             f"reward {name!r} returned {len(scores.values)} scores for {len(request)} completions; one each"

@@ -482,7 +482,7 @@ def test_a_judge_beside_a_function() -> None:
 
 def test_two_policies_are_judged_in_one_group() -> None:
     """As the docs do it."""
-    docs = (Path(__file__).parents[2] / "docs" / "endpoints-rewards.md").read_text()
+    docs = (Path(__file__).parents[3] / "docs" / "endpoints-rewards.md").read_text()
     snippet = docs.split("```python")[2].split("```")[0]
     ours, theirs = group("p", "aaaaa", "aa", "b" * 4), group("p", "a", "aaa", number=1)
     with serve(longer) as server:
