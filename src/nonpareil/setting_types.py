@@ -99,8 +99,14 @@ def kinds_of(hint: Any) -> tuple[Any, ...]:
 
 def nearest(word: str, known: Iterable[str], prefix: str = "", *, quoted: bool = False) -> str:
     """`; did you mean ...?`, or nothing where nothing is near; `quoted` for names that others gave."""
+    near = nearest_name(word, known)
+    return "" if near is None else f"; did you mean {prefix}{repr(near) if quoted else near}?"
+
+
+def nearest_name(word: str, known: Iterable[str]) -> str | None:
+    """The known name that a word was probably meant to be; None where nothing is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {prefix}{repr(near[0]) if quoted else near[0]}?" if near else ""
+    return near[0] if near else None
 
 
 def check_value(name: str, value: Any, hint: Any, limits: Limits | None = None, **bounds: Any) -> None:

@@ -19,9 +19,12 @@ class _Metadata(dict[str, Any]):
         return {"help": self["help"]}
 
 
-def option(default: Any, help: str, **limits: Any) -> Any:
-    """A field of an options dataclass; `limits` are those of `Limits`."""
-    metadata = _Metadata(help=help, limits=Limits(**limits))
+def option(default: Any, help: str, *, heading: str | None = None, **limits: Any) -> Any:
+    """A field of an options dataclass; `limits` are those of `Limits`.
+
+    `--help` lists it under the heading; without one, under the class's `HEADING`.
+    """
+    metadata = _Metadata(help=help, heading=heading, limits=Limits(**limits))
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -36,6 +39,8 @@ class Setting:
     default: Any
     limits: Limits
     help: str = ""
+    heading: str = ""
+    """What `--help` lists it under; empty for an inherited setting of a class that is not ours."""
 
     @property
     def kinds(self) -> tuple[Any, ...]:
@@ -85,8 +90,17 @@ def _settings_of(cls: Any) -> dict[str, Setting]:
             default = one.default_factory() if one.default_factory is not MISSING else one.default
             limits = one.metadata.get("limits") or inherited.get(one.name) or Limits()
             help = one.metadata.get("help", "")
-            found[one.name] = Setting(one.name, hints[one.name], default, limits, help)
+            heading = one.metadata.get("heading") or _heading(cls, one.name)
+            found[one.name] = Setting(one.name, hints[one.name], default, limits, help, heading)
     return found
+
+
+def _heading(cls: type, name: str) -> str:
+    """That of the class where the setting comes from: a command that declares it anew narrows what it shares."""
+    for each in reversed(cls.__mro__):
+        if "HEADING" in vars(each) and name in vars(each).get("__dataclass_fields__", ()):
+            return vars(each)["HEADING"]
+    return ""
 
 
 def check_settings(options: Any) -> None:
@@ -162,3 +176,22 @@ def read_settings(cls: Any, given: Mapping[str, Any], where: str = "") -> dict[s
     """
     known = settings_of(cls)
     return {name: known[name].read(value, where) for name, value in given.items()}
+
+
+def values_of(options: Any, *classes: type) -> dict[str, Any]:
+    """The values that options hold of the settings of these classes, by name."""
+    return {name: getattr(options, name) for cls in classes for name in settings_of(cls)}
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ, by name, with both values; one that a side lacks is None there."""
+    names = dict.fromkeys((*there, *here))
+    return {name: (there.get(name), here.get(name)) for name in names if there.get(name) != here.get(name)}

@@ -138,7 +138,7 @@ def test_a_setting_refuses_what_it_cannot_be(cls, setting):
     for words in wrong_words(setting):
         flag = f"--{setting.name}={words[0]}" if not words[0] else f"--{setting.name}"
         with pytest.raises(ConfigError, match=rf"^{setting.name}="):
-            parse("x", [cls], [flag, *filter(None, words)], description="", example="")
+            parse("x", [cls], [flag, *filter(None, words)])
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -235,7 +235,7 @@ def test_defaults_are_taken():
 def test_yaml_that_would_be_read_as_something_else_is_refused(text, tmp_path):
     (tmp_path / "c.yaml").write_text(text + "\n")
     with pytest.raises(ConfigError, match=rf"^{text.split(':')[0]}="):
-        parse("x", [SampleOptions], ["--config", str(tmp_path / "c.yaml")], description="", example="")
+        parse("x", [SampleOptions], ["--config", str(tmp_path / "c.yaml")])
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_yaml_that_would_be_read_as_something_else_is_refused(text, tmp_path):
 def test_a_file_that_is_no_options_is_refused(text, says, tmp_path):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ConfigError, match=says) as refused:
-        parse("x", [SampleOptions], ["--config", str(tmp_path / "c.yaml")], description="", example="")
+        parse("x", [SampleOptions], ["--config", str(tmp_path / "c.yaml")])
     assert "\n" not in str(refused.value)
 
 
@@ -272,7 +272,7 @@ def test_yaml_says_what_flags_say(tmp_path):
         "dataset_split: 2026-11-26\nreward_weights: [1, .5]\noutput_dir: '123'\nmax_tokens_per_batch: 64 # few\n"
     )
     argv = ["--config", str(tmp_path / "c.yaml"), "--top_k", "6", "--reward-funcs", "a.py:f", "b.py:g"]
-    (options,), given, as_json = parse("x", [SampleOptions], argv, description="", example="")
+    (options,), given, as_json = parse("x", [SampleOptions], argv)
     assert (options.temperature, options.max_prompts, options.top_k, options.overwrite) == (0.1, 4, 6, True)
     assert (options.prompt_column, options.dataset_split, options.output_dir) == ("no", "2026-11-26", "123")
     assert (options.reward_weights, options.reward_funcs) == ([1.0, 0.5], ["a.py:f", "b.py:g"])
@@ -326,14 +326,12 @@ def test_a_number_beyond_all_floats_is_shown_as_it_was_written(tmp_path):
 )
 def test_a_flag_of_another_library_hints_at_ours(argv, says):
     with pytest.raises(ConfigError, match=says):
-        parse("distill", [DistillOptions, DistillationConfig], argv, description="", example="")
+        parse("distill", [DistillOptions, DistillationConfig], argv)
 
 
 def test_truth_is_said_in_three_ways():
     def config(*argv):
-        ((options, config), _, _) = parse(
-            "x", [DistillOptions, DistillationConfig], list(argv), description="", example=""
-        )
+        ((options, config), _, _) = parse("x", [DistillOptions, DistillationConfig], list(argv))
         return options.evaluate_after, config.use_peft
 
     assert config() == (True, False)

@@ -15,8 +15,8 @@ from nonpareil.commands.compare.results import (
     Cost,
     RunRecord,
     compare_runs,
-    differing,
     metrics_of,
+    other_settings,
     read_evaluation,
     refuse_mixed,
 )
@@ -406,7 +406,10 @@ def test_runs_of_another_protocol_are_refused_by_what_differs():
 
 
 def test_a_setting_that_one_protocol_lacks_differs():
-    assert differing({"a": {"b": 1}}, {"a": {}, "c": 2}) == ["a.b: None instead of 1", "c: 2 instead of None"]
+    assert other_settings({"a": {"b": 1}}, {"a": {}, "c": 2}) == [
+        "a.b: None instead of 1",
+        "c: 2 instead of None",
+    ]
     refuse_mixed({"x": PROTOCOL, "y": json.loads(json.dumps(PROTOCOL))})
 
 

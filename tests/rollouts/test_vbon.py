@@ -3,7 +3,8 @@ import json
 import pytest
 
 from nonpareil.errors import DataError
-from nonpareil.rollouts import best, export, read_vbon
+from nonpareil.rollouts import best, export, read_groups, read_vbon
+from nonpareil.rollouts.reading import read_available
 from nonpareil.rollouts.store import read_shard, write_shard
 
 
@@ -23,7 +24,9 @@ def test_one_completion_a_line_groups_by_prompt(tmp_path):
 
 def test_one_group_a_line_keeps_equal_prompts_apart(tmp_path):
     row = {"prompt": "p", "responses": ["a", "b"], "rewards": [0.5, float("nan")]}
-    groups = read_vbon(lines(tmp_path / "v.jsonl", row, row))
+    path = lines(tmp_path / "v.jsonl", row, row)
+    groups = read_vbon(path)
+    assert read_groups(path) == read_available(str(path))[0] == groups
     assert len({group.prompt_id for group in groups}) == 2
     assert [group.rewards for group in groups] == [[0.5, None]] * 2
     assert best(groups[0]) == 0

@@ -87,16 +87,17 @@ def _run(arguments: list[str]) -> int:
 
 
 def _run_command(name: str, command: Command, argv: Sequence[str]) -> int:
+    from nonpareil.cli.help import HELP, help_text
     from nonpareil.cli.parsing import parse
 
+    if {*HELP} & {*argv}:
+        print(help_text(name, command, argv), end="")
+        return 0
     options, _, as_json = parse(
         name,
         command.options(),
         argv,
-        description=command.description,
-        example=command.example,
         defaults=command.defaults,
-        config=command.config,
         config_is_options=command.config_is_options,
     )
     result = command.run(*options)

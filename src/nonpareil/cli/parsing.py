@@ -16,10 +16,7 @@ def parse(
     dataclasses: Sequence[type],
     argv: Sequence[str],
     *,
-    description: str,
-    example: str,
     defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
-    config: str = "Options from a YAML file; flags override it.",
     config_is_options: bool = True,
 ) -> tuple[list[Any], dict[str, Any], bool]:
     """The dataclass instances, what the user gave (YAML and flags), and whether `--json` was among the flags.
@@ -32,19 +29,11 @@ def parse(
             cannot be.
     """
     settings = {name: one for cls in dataclasses for name, one in settings_of(cls).items()}
-    parser = CommandParser(
-        prog=f"nonpareil {command}",
-        description=description,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser(prog=f"nonpareil {command}", add_help=False, allow_abbrev=False)
     for setting in settings.values():
         _add_flag(parser, setting)
-    parser.add_argument("--config", metavar="FILE.yaml", help=config)
-    parser.add_argument(
-        "--json", action="store_true", help="Print one JSON object as the last line of stdout."
-    )
+    parser.add_argument("--config")
+    parser.add_argument("--json", action="store_true")
     refuse_unknown_flags(argv, parser, [*settings, "config", "json"])
     flags = vars(parser.parse_args(list(argv)))
     config_file, as_json = flags.pop("config"), flags.pop("json")
@@ -99,9 +88,7 @@ def _add_flag(parser: argparse.ArgumentParser, setting: Setting) -> None:
         shape["nargs"] = "+"
     elif bool in setting.kinds:
         shape = {"nargs": "?", "const": "true"}
-    elif setting.limits.choices:
-        shape["metavar"] = "{" + ",".join(map(str, setting.limits.choices)) + "}"
-    parser.add_argument(*_spellings(name), dest=name, default=argparse.SUPPRESS, help=setting.help, **shape)
+    parser.add_argument(*_spellings(name), dest=name, default=argparse.SUPPRESS, **shape)
     if setting.default is True:
         parser.add_argument(
             *_spellings(f"no_{name}"),
@@ -109,7 +96,6 @@ def _add_flag(parser: argparse.ArgumentParser, setting: Setting) -> None:
             action="store_const",
             const="false",
             default=argparse.SUPPRESS,
-            help=f"--{name} false.",
         )
 
 

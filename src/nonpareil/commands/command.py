@@ -9,6 +9,10 @@ def _no_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def _no_keys() -> dict[str, type]:
+    return {}
+
+
 def _unchanged(result: dict[str, Any]) -> dict[str, Any]:
     return result
 
@@ -35,6 +39,10 @@ class Command:
     run: Callable[..., dict[str, Any]]
     show: Callable[[dict[str, Any]], None]
     """Says on stderr what was done."""
+    listed: Callable[[], Sequence[type]] | None = None
+    """The classes that `--help` lists, where `options` take seconds to import; `--help-all` lists those."""
+    keys: Callable[[], Mapping[str, type]] = _no_keys
+    """The settings in the file that `config` names, where they are no flags: the class of each section."""
     defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _no_defaults
     """From what was given in flags and YAML: what stands in for the rest, in place of the classes' own defaults."""
     as_json: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged

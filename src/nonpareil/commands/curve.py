@@ -25,15 +25,13 @@ def run(options: CurveOptions) -> dict[str, Any]:
     from nonpareil.evaluation import best_of_n_report
     from nonpareil.evaluation.report import write_curve
     from nonpareil.rollouts.reading import read_available
-    from nonpareil.rollouts.vbon_lines import read_vbon
 
     source = Path(options.groups)
     output_dir = Path(options.output_dir) if options.output_dir is not None else _beside(source)
     check_output("output_dir", output_dir, inputs_of(options))
-    is_vbon = source.suffix in (".json", ".jsonl")
     with writing(output_dir, "curve") as folder:
         folder.refuse_foreign(["curve.json", "curve.png"])
-        groups, lacking = (read_vbon(source), "") if is_vbon else read_available(source)
+        groups, lacking = read_available(source)
         curve = best_of_n_report(groups, options.max_n, seed=options.seed)
         path = write_curve(curve, output_dir)
     result = {"report": curve, "curve": str(path), "picture": str(output_dir / "curve.png")}

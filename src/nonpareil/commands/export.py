@@ -25,7 +25,6 @@ def run(options: ExportOptions) -> dict[str, Any]:
     from nonpareil.rollouts.manifest import read_manifest
     from nonpareil.rollouts.reading import read_groups
     from nonpareil.rollouts.resume import tell_old_texts
-    from nonpareil.rollouts.vbon_lines import read_vbon
 
     source, output = Path(options.groups or ""), Path(options.output or "")
     _check_output(options, source, output)
@@ -35,7 +34,7 @@ def run(options: ExportOptions) -> dict[str, Any]:
         if options.overwrite:
             folder.refuse_foreign([output.name])
         report = export(
-            read_vbon(source) if source.suffix in (".json", ".jsonl") else read_groups(source),
+            read_groups(source),
             output,
             options.format,  # type: ignore[arg-type]
             n=options.n,

@@ -1,21 +1,20 @@
-"""What every command begins with: its prompts, its rewards, and what nothing would read refused."""
+"""What every command begins with: the policy's prompts, then the rewards, each checked before anything is drawn.
+
+A command makes its policy (`policies`), and then calls `load_prompts` for each of its sets of prompts,
+`load_reward`, and `check_reward` with the prompts whose completions are to be scored.
+"""
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nonpareil.errors import ConfigError, DataError
-from nonpareil.options.rewards import (
-    CACHE,
-    RemoteRewardOptions,
-    RewardInputOptions,
-    RewardOptions,
-    check_remote,
-    specs_of,
-)
+from nonpareil.commands.policies.base import Policy
+from nonpareil.errors import ConfigError, DataError, ModelError
+from nonpareil.options.rewards import CACHE, RewardOptions, check_remote, model_options, specs_of
 from nonpareil.options.shared import PromptOptions
-from nonpareil.records import Prompt
+from nonpareil.records import Prompt, SamplingParams
 from nonpareil.text_files import read_text
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
     from nonpareil.rewards.combine import CombinedReward
     from nonpareil.rewards.judge.judge_reward import JudgeReward
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
 def require_all(options: Any, *, prompts_from_groups: bool = False) -> None:
@@ -44,37 +41,49 @@ def require_all(options: Any, *, prompts_from_groups: bool = False) -> None:
         )
 
 
-def load_prompt_records(
+def load_prompts(
     options: PromptOptions,
-    tokenizer: "Tokenizer | None",
+    policy: Policy,
+    sampling: SamplingParams,
     *,
-    source: str,
+    source: str | None,
     split: str,
     limit: int | None,
-    seed: int | None = None,
     now: datetime | None = None,
 ) -> list[Prompt]:
-    """Prompts, checked and tokenised as the policy sees them; without a tokenizer, as text alone.
+    """One set of prompts, checked, and tokenised as the policy sees them (as text, where it has no tokenizer).
 
-    `now` is what a chat template that writes the date takes for now.
+    Args:
+        options: how any set of prompts is read.
+        policy: what draws from them.
+        sampling: with which settings.
+        source: a file, folder or dataset; the value of `dataset_name` or `eval_dataset_name`.
+        split: of a dataset that has splits.
+        limit: the first ones only.
+        now: what a chat template that writes the date takes for now.
+
+    Raises:
+        DataError: no such source, no such column, or a prompt that cannot be drawn from.
+        ConfigError: settings that cannot be, or that the policy does not take.
     """
-    from nonpareil.rollouts.prompts import load_prompts, tokenize_prompts
+    from nonpareil.rollouts import prompts
 
     try:
-        rows = load_prompts(
-            source,
+        rows = prompts.load_prompts(
+            source or "",
             split=split,
             prompt_column=options.prompt_column,
             dataset_config=options.dataset_config,
             limit=limit,
-            seed=seed,
         )
     except DataError as error:
         given, message = "eval_dataset_name", str(error)
         if source != getattr(options, given, None) or not message.startswith("dataset_name="):
             raise
         raise DataError(given + message.removeprefix("dataset_name")) from error
-    return tokenize_prompts(rows, tokenizer, template_kwargs(options), now=now)
+    found = prompts.tokenize_prompts(rows, policy.tokenizer, template_kwargs(options), now=now)
+    policy.check(found, sampling)
+    return found
 
 
 def template_kwargs(options: PromptOptions) -> dict[str, Any]:
@@ -98,7 +107,89 @@ def template_kwargs(options: PromptOptions) -> dict[str, Any]:
     return value
 
 
-def load_judge(options: RemoteRewardOptions, timeout: float | None) -> "list[JudgeReward]":
+def load_reward(options: RewardOptions, tokenizer: "Tokenizer | None") -> "CombinedReward":
+    """The rewards of the options: the model first, then functions, endpoints and the judge.
+
+    `tokenizer` is the policy's; None where it is only known to a server.
+
+    Raises:
+        ConfigError: one that cannot be loaded, or special tokens to skip of a policy without a tokenizer here.
+        ModelError: a model that is no reward model.
+    """
+    from nonpareil.rewards.skipped_tokens import special_tokens
+    from nonpareil.rewards.specs import load_rewards
+
+    skips = options.reward_skip_special_tokens
+    if skips and tokenizer is None:
+        raise ConfigError(
+            "reward_skip_special_tokens=true: which tokens are special is the served model's tokenizer's to say; "
+            "give tokenizer_name_or_path"
+        )
+    return load_rewards(
+        [*specs_of(options), *_judge(options)],
+        weights=options.reward_weights,
+        timeout=options.reward_timeout,
+        api_key_env=options.reward_api_key_env,
+        skipped_tokens=special_tokens(tokenizer) if skips else (),
+        **model_options(options),
+    )
+
+
+def load_second_reward(
+    option: str, spec: str, options: RewardOptions, first: "CombinedReward"
+) -> "CombinedReward":
+    """The reward that an option names beside the `first`: policies are measured by it, and not trained on it.
+
+    Raises:
+        ConfigError, ModelError: naming the option; it cannot be loaded, or has the first reward's name.
+    """
+    from nonpareil.rewards.specs import load_rewards
+
+    try:
+        second = load_rewards(
+            spec,
+            timeout=options.reward_timeout,
+            api_key_env=options.reward_api_key_env,
+            skipped_tokens=first.skipped_tokens,
+            **model_options(options, second=True),
+        )
+    except (ConfigError, ModelError) as error:  # which know the value alone
+        raise type(error)(f"{option}={spec!r}: {error}") from error
+    for name in second.names:
+        if name in first.names:
+            raise ConfigError(
+                f"{option}={spec!r}: its name {name!r} is also the reward's, and one column would hold both; "
+                "rename the function or the folder"
+            )
+    return second
+
+
+def check_reward(
+    reward: "CombinedReward",
+    prompts: Sequence[Prompt],
+    max_completion_length: int,
+    tokenizer: "Tokenizer | None",
+    errors_in: str | Path | None = None,
+) -> None:
+    """Refuse a reward that cannot score completions of the prompts; then let it go, until it is asked to score.
+
+    Args:
+        reward: loaded.
+        prompts: whose completions it will score.
+        max_completion_length: their most tokens.
+        tokenizer: the policy's; None where it is only known to a server.
+        errors_in: the folder that keeps the details of its failures.
+
+    Raises:
+        NonpareilError: naming what does not fit.
+    """
+    reward.check_prompts(prompts, max_completion_length, tokenizer)
+    if errors_in is not None:
+        reward.log_errors_to(Path(errors_in))
+    reward.release()  # so that it is in memory while it scores, and never beside the policy's model
+
+
+def _judge(options: RewardOptions) -> "list[JudgeReward]":
     """The judge, where one is named.
 
     Raises:
@@ -123,54 +214,6 @@ def load_judge(options: RemoteRewardOptions, timeout: float | None) -> "list[Jud
             max_calls=options.judge_max_calls,
             cache=options.judge_cache or CACHE,
             api_key_env=options.judge_api_key_env or DEFAULT_KEY,
-            timeout=timeout,
+            timeout=options.reward_timeout,
         )
     ]
-
-
-def load_reward(
-    options: RewardInputOptions,
-    weights: list[float] | None,
-    timeout: float | None,
-    *,
-    trust_remote_code: bool,
-    tokenizer: "Tokenizer | None",
-) -> "CombinedReward":
-    """The rewards of the options: the model first, then functions, endpoints and the judge.
-
-    Raises:
-        ConfigError: one that cannot be loaded, or special tokens to skip of a policy without a tokenizer here.
-    """
-    from nonpareil.rewards.skipped_tokens import special_tokens
-    from nonpareil.rewards.specs import load_rewards
-
-    skips = options.reward_skip_special_tokens
-    if skips and tokenizer is None:
-        raise ConfigError(
-            "reward_skip_special_tokens=true: which tokens are special is the served model's tokenizer's to say; "
-            "give tokenizer_name_or_path"
-        )
-    return load_rewards(
-        [*specs_of(options), *load_judge(options, timeout)],
-        weights=weights,
-        timeout=timeout,
-        api_key_env=options.reward_api_key_env,
-        dtype=options.reward_dtype,
-        append_eos=options.reward_append_eos,
-        prepend_bos=options.reward_prepend_bos,
-        overlong=options.reward_overlong,
-        engine=options.reward_engine,
-        skipped_tokens=special_tokens(tokenizer) if skips else (),
-        trust_remote_code=trust_remote_code,
-    )
-
-
-def load_reward_of(options: RewardOptions, tokenizer: "Tokenizer | None") -> "CombinedReward":
-    """The same of options that hold weights, timeout and trust themselves; the tokenizer is the policy's."""
-    return load_reward(
-        options,
-        options.reward_weights,
-        options.reward_timeout,
-        trust_remote_code=options.trust_remote_code,
-        tokenizer=tokenizer,
-    )

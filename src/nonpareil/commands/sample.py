@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from nonpareil.commands.command import Command
-from nonpareil.commands.inputs import load_prompt_records, load_reward_of, require_all
+from nonpareil.commands.inputs import check_reward, load_prompts, load_reward, require_all
 from nonpareil.commands.places import check_output, inputs_of
-from nonpareil.commands.policies.choose import engine_or_workers, policy_of
+from nonpareil.commands.policies.choose import policy_of
 from nonpareil.console import console
 from nonpareil.constant_rewards import tell_constant
 from nonpareil.options.commands import SampleOptions
@@ -36,27 +36,27 @@ def run(options: SampleOptions) -> dict[str, Any]:
 
     check_folder(options.output_dir, overwrite=options.overwrite)
 
-    policy = policy_of(options)
-    prompts = load_prompt_records(
+    policy, sampling = policy_of(options), options.sampling()
+    prompts = load_prompts(
         options,
-        policy.tokenizer,
-        source=options.dataset_name or "",
+        policy,
+        sampling,
+        source=options.dataset_name,
         split=options.dataset_split,
         limit=options.max_prompts,
     )
-    policy.check(prompts, options.sampling())
-    reward = load_reward_of(options, policy.tokenizer)
+    reward = load_reward(options, policy.tokenizer)
     most_calls = reward.check_group_size(options.num_generations)
-    reward.check_prompts(prompts, options.max_completion_length, policy.tokenizer)
-    reward.log_errors_to(Path(options.output_dir))
-    reward.release()  # checked before drawing, in memory only after it
+    check_reward(
+        reward, prompts, options.max_completion_length, policy.tokenizer, errors_in=options.output_dir
+    )
     _tell_calls(most_calls, len(prompts))
     with ProgressBar() as progress:
         result = draw_and_score(
             prompts,
-            engine_or_workers(policy, options),
+            policy.drawn_by(options.max_tokens_per_batch),
             reward,
-            options.sampling(),
+            sampling,
             options.num_generations,
             options.output_dir,
             model_info=policy.info(),

@@ -1,11 +1,12 @@
 """The hub's libraries on a machine that cannot reach it: its cache at once, in place of a minute of tries."""
 
-import difflib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+
+from nonpareil.setting_types import nearest_name
 
 TIMEOUT = 3.0
 """Seconds for the hub to answer anything at all."""
@@ -66,5 +67,5 @@ def nearest_path(name: str) -> str:
     path = Path(name).expanduser()
     others = path.parent.iterdir() if path.parent.is_dir() else ()
     beside = {other.name: str(other) for other in others if other.name != path.name}
-    near = difflib.get_close_matches(path.name, beside, n=1)
-    return f"; did you mean {beside[near[0]]!r}?" if near else ""
+    near = nearest_name(path.name, beside)
+    return "" if near is None else f"; did you mean {beside[near]!r}?"

@@ -1,6 +1,7 @@
 """The options of each command. Plain dataclasses, read without importing torch."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from nonpareil.options.engines import EngineOptions
 from nonpareil.options.rewards import RewardInputOptions, RewardOptions
@@ -25,11 +26,19 @@ AT_THE_TOP = "set it at the top, for all"
 class SampleOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions, EngineOptions, FileOptions):
     """Options of `nonpareil sample`."""
 
+    HEADING: ClassVar = "Output"
+
     output_dir: str = option("nonpareil-groups", "Where the groups go; run again to go on.", path=True)
-    dataset_split: str = option("train", "Of a dataset that has splits.", reader=WITH_SPLITS)
-    max_prompts: int | None = option(None, "The first ones only.", at_least=1)
+    dataset_split: str = option(
+        "train", "Of a dataset that has splits.", reader=WITH_SPLITS, heading="Prompts"
+    )
+    max_prompts: int | None = option(None, "The first ones only.", at_least=1, heading="Prompts")
     num_generations: int = option(
-        8, "Completions a prompt, m.", at_least=2, why="best-of-N compares draws of one prompt"
+        8,
+        "Completions a prompt, m.",
+        at_least=2,
+        why="best-of-N compares draws of one prompt",
+        heading="Drawing",
     )
     shard_size: int = option(64, "Prompts a file: what a kill can cost.", at_least=1)
     overwrite: bool = option(False, "Delete groups of an earlier run first.")
@@ -40,10 +49,16 @@ class SampleOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions,
 class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions, FileOptions):
     """Options of `nonpareil evaluate`."""
 
-    reference_model_name_or_path: str | None = option(None, "What the policy was before.", names="input")
-    reference_model_revision: str | None = option(None, "Branch, tag or commit.")
-    dataset_split: str = option("test", "Of a dataset that has splits.", reader=WITH_SPLITS)
-    max_prompts: int | None = option(None, "The first ones only.", at_least=1)
+    HEADING: ClassVar = "Evaluation"
+
+    reference_model_name_or_path: str | None = option(
+        None, "What the policy was before.", names="input", heading="Policy"
+    )
+    reference_model_revision: str | None = option(None, "Branch, tag or commit.", heading="Policy")
+    dataset_split: str = option(
+        "test", "Of a dataset that has splits.", reader=WITH_SPLITS, heading="Prompts"
+    )
+    max_prompts: int | None = option(None, "The first ones only.", at_least=1, heading="Prompts")
     temperature: float | None = option(  # type: ignore[assignment]  # a number once the policy is known
         None,
         "Divides the logits of both models. Default: what the policy was trained at, as its folder says, else 1.",
@@ -53,8 +68,10 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
     top_p: float = option(1.0, "Refused below 1.", above=0, at_most=1, refused=CUT)
     top_k: int = option(0, "Refused above 0.", at_least=0, refused=CUT)
     min_p: float = option(0.0, "Refused above 0.", at_least=0, below=1, refused=CUT)
-    num_generations: int = option(8, "Completions of the policy a prompt.", at_least=2)
-    num_reference_samples: int = option(16, "Completions of the reference a prompt, M.", at_least=2)
+    num_generations: int = option(8, "Completions of the policy a prompt.", at_least=2, heading="Drawing")
+    num_reference_samples: int = option(
+        16, "Completions of the reference a prompt, M.", at_least=2, heading="Drawing"
+    )
     n: list[int] | None = option(
         None,
         "The N whose best-of-N is compared with. Default: those of 2, 4, 8 and 16 up to num_reference_samples.",
@@ -65,6 +82,7 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
         None,
         "A second reward, not trained on: a model, read by its own tokenizer as is, or a function.",
         names="reward",
+        heading="Rewards",
     )
     kl_dtype: str = option(
         "float32",
@@ -72,33 +90,45 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
         "halves memory and adds noise.",
         choices=DTYPES,
     )
-    output_dir: str = option("nonpareil-evaluation", "Where groups and report go.", path=True)
-    reference_dir: str | None = option(
-        None, "The reference's groups, shared by evaluations. Default: <output_dir>/reference.", path=True
+    output_dir: str = option(
+        "nonpareil-evaluation", "Where groups and report go.", path=True, heading="Output"
     )
-    title: str = option("How near to best-of-N?", "The report's heading.")
-    overwrite: bool = option(False, "Delete the groups that an earlier evaluation wrote in output_dir first.")
+    reference_dir: str | None = option(
+        None,
+        "The reference's groups, shared by evaluations. Default: <output_dir>/reference.",
+        path=True,
+        heading="Output",
+    )
+    title: str = option("How near to best-of-N?", "The report's heading.", heading="Output")
+    overwrite: bool = option(
+        False, "Delete the groups that an earlier evaluation wrote in output_dir first.", heading="Output"
+    )
 
 
 @dataclass
 class DistillOptions(PromptOptions, RewardInputOptions, FileOptions):
     """Options of `nonpareil distill`, besides those of `DistillationConfig`."""
 
+    HEADING: ClassVar = "Evaluation"
+
     model_name_or_path: str | None = option(
         None,
         "The policy to train, also the reference. Default: the embedded demo.",
         names="input",
         replaces_demo=True,
+        heading="Policy",
     )
-    model_revision: str | None = option(None, "Branch, tag or commit of a hub model.")
-    dataset_train_split: str = option("train", "Prompts to train on.", reader=TRAINING_SPLITS)
+    model_revision: str | None = option(None, "Branch, tag or commit of a hub model.", heading="Policy")
+    dataset_train_split: str = option(
+        "train", "Prompts to train on.", reader=TRAINING_SPLITS, heading="Prompts"
+    )
     dataset_test_split: str = option(
         "test", "Held-out prompts to evaluate on.", reader=HELD_OUT_SPLITS, compare=AT_THE_TOP
     )
     eval_dataset_name: str | None = option(
         None, "Held-out prompts, where dataset_name has no test split.", names="input", compare=AT_THE_TOP
     )
-    max_train_prompts: int | None = option(None, "The first ones only.", at_least=1)
+    max_train_prompts: int | None = option(None, "The first ones only.", at_least=1, heading="Prompts")
     max_eval_prompts: int | None = option(256, "The first ones only.", at_least=1, compare=AT_THE_TOP)
     evaluate_after: bool = option(
         True, "Measure win rate and KL against the reference after training.", compare="remove it"
@@ -134,21 +164,32 @@ class DistillOptions(PromptOptions, RewardInputOptions, FileOptions):
         "rewards. The training prompts are then theirs.",
         names="input",
         compare="say stored: true to learn from the shared groups",
+        heading="Prompts",
     )
     merge: bool = option(
-        False, "With use_peft: also write the base with the adapter merged in, to output_dir/merged."
+        False,
+        "With use_peft: also write the base with the adapter merged in, to output_dir/merged.",
+        heading="Output",
     )
     dry_run: bool = option(
-        False, "Resolve settings, model class, prompts and memory; train nothing.", compare="remove it"
+        False,
+        "Resolve settings, model class, prompts and memory; train nothing.",
+        compare="remove it",
+        heading="Output",
     )
     overwrite: bool = option(
-        False, "Delete what an earlier run wrote in output_dir first, and nothing else.", compare="remove it"
+        False,
+        "Delete what an earlier run wrote in output_dir first, and nothing else.",
+        compare="remove it",
+        heading="Output",
     )
 
 
 @dataclass
 class CurveOptions(FileOptions):
     """Options of `nonpareil curve`."""
+
+    HEADING: ClassVar = "Options"
 
     groups: str | None = option(
         None,
@@ -165,6 +206,8 @@ class CurveOptions(FileOptions):
 @dataclass
 class ExportOptions(FileOptions):
     """Options of `nonpareil export`."""
+
+    HEADING: ClassVar = "Options"
 
     groups: str | None = option(
         None,

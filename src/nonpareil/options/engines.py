@@ -1,6 +1,7 @@
 """Which engine draws, and the settings of each."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from nonpareil.settings import CheckedOptions, option
 
@@ -9,6 +10,8 @@ from nonpareil.settings import CheckedOptions, option
 class EngineOptions(CheckedOptions):
     """Which engine draws. A setting of another engine than the one chosen is refused by name."""
 
+    HEADING: ClassVar = "Engine"
+
     engine: str = option(
         "transformers",
         "transformers, vllm, ray (many workers), or openai (a server).",
@@ -16,7 +19,7 @@ class EngineOptions(CheckedOptions):
     )
     base_url: str | None = option(
         None,
-        "Of engine openai: the server, such as http://127.0.0.1:8000/v1.",
+        "The server, such as http://127.0.0.1:8000/v1.",
         of="engine=openai",
         replaces_demo=True,
     )
@@ -59,14 +62,14 @@ class EngineOptions(CheckedOptions):
         of="engine=vllm",
     )
     num_workers: int | None = option(
-        None, "ray: worker processes. Default: as many as there is room for.", at_least=1, of="engine=ray"
+        None, "Worker processes. Default: as many as there is room for.", at_least=1, of="engine=ray"
     )
     cpus_per_worker: int | None = option(
-        None, "ray: CPUs, and so threads, of a worker. Default: 1.", at_least=1, of="engine=ray"
+        None, "CPUs, and so threads, of a worker. Default: 1.", at_least=1, of="engine=ray"
     )
     gpus_per_worker: float | None = option(
-        None, "ray: GPUs of a worker. Default: 1 where this machine has one.", at_least=0, of="engine=ray"
+        None, "GPUs of a worker. Default: 1 where this machine has one.", at_least=0, of="engine=ray"
     )
     ray_address: str | None = option(
-        None, "ray: auto, or host:port of a cluster's head. Default: one on this machine.", of="engine=ray"
+        None, "auto, or host:port of a cluster's head. Default: one on this machine.", of="engine=ray"
     )

@@ -1,8 +1,8 @@
-"""The options of rewards that a server computes: endpoints, and a chat model as a pairwise judge."""
+"""The options of rewards: models and functions, endpoints, and a chat model as a pairwise judge."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from nonpareil.errors import ConfigError
 from nonpareil.options.shared import CodeOptions
@@ -20,6 +20,8 @@ FIRST_MODEL = "a reward model, served or not, that is no second reward"
 @dataclass
 class RemoteRewardOptions(CheckedOptions):
     """Which servers score."""
+
+    HEADING: ClassVar = "Rewards"
 
     reward_endpoints: list[str] | None = option(
         None,
@@ -144,9 +146,25 @@ def rewards_of(options: Any) -> list[str]:
     return [spec for value in named if value for spec in (value if isinstance(value, list) else [value])]
 
 
+def model_options(options: Any, *, second: bool = False) -> dict[str, Any]:
+    """What `load_rewards` hands to reward models: `reward_dtype` as `dtype`, and so on, by the options' readers.
+
+    `second`: for a reward that is measured and not trained on. How the first one was trained is not said of it.
+    """
+    readers = {LOADED_MODEL, ANY_MODEL} if second else {LOADED_MODEL, ANY_MODEL, FIRST_MODEL}
+    taken = {
+        name.removeprefix("reward_"): getattr(options, name)
+        for name, setting in settings_of(type(options)).items()
+        if setting.limits.reader in readers
+    }
+    return {**taken, "trust_remote_code": options.trust_remote_code}
+
+
 @dataclass
 class RewardInputOptions(RemoteRewardOptions):
     """Which rewards, and how reward models read their input."""
+
+    HEADING: ClassVar = "Rewards"
 
     reward_model_name_or_path: str | None = option(
         None,
@@ -191,6 +209,8 @@ class RewardInputOptions(RemoteRewardOptions):
 @dataclass
 class RewardOptions(RewardInputOptions, CodeOptions):
     """The same with weights, timeout and trust, which `DistillationConfig` holds for `nonpareil distill`."""
+
+    HEADING: ClassVar = "Rewards"
 
     reward_weights: list[float] | None = option(
         None, "One a reward: the model's, then functions, endpoints, judge. Default: 1 each."

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from nonpareil.errors import ConfigError
 from nonpareil.records import SamplingParams
@@ -31,6 +31,8 @@ class FileOptions(CheckedOptions):
 class CodeOptions(CheckedOptions):
     """Whose code may run."""
 
+    HEADING: ClassVar = "Policy"
+
     trust_remote_code: bool = option(
         False, "Run the code that a model, tokenizer or reward model brings along (auto_map)."
     )
@@ -39,6 +41,8 @@ class CodeOptions(CheckedOptions):
 @dataclass
 class ModelOptions(CodeOptions):
     """Which policy."""
+
+    HEADING: ClassVar = "Policy"
 
     model_name_or_path: str | None = option(
         None,
@@ -59,6 +63,8 @@ class ModelOptions(CodeOptions):
 class PromptOptions(CheckedOptions):
     """Which prompts."""
 
+    HEADING: ClassVar = "Prompts"
+
     dataset_name: str | None = option(
         None,
         "Prompts: a .parquet, .json, .jsonl, .csv or .txt file, a directory, or a hub dataset.",
@@ -78,6 +84,8 @@ class PromptOptions(CheckedOptions):
 @dataclass
 class SamplingOptions(CheckedOptions):
     """How completions are drawn."""
+
+    HEADING: ClassVar = "Drawing"
 
     max_completion_length: int = option(256, "Most tokens drawn a completion.", at_least=1)
     temperature: float = option(1.0, "Divides the logits.", above=0, why="best-of-N needs draws that differ")

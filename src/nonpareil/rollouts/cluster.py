@@ -18,6 +18,7 @@ from nonpareil.rewards.combine import CombinedReward
 from nonpareil.rollouts.checksum import sealed_parquet
 from nonpareil.rollouts.scoring import reward_settings, score_table
 from nonpareil.rollouts.store import ShardNotes, to_table
+from nonpareil.settings import differing
 
 
 @dataclass(frozen=True)
@@ -159,11 +160,11 @@ def check_alike(what: str, here: Mapping[str, Any], there: Mapping[str, Any]) ->
     Raises:
         ConfigError: naming every setting that differs, here (in the worker) and there (where the run began).
     """
-    differing = [key for key in dict.fromkeys((*there, *here)) if here.get(key) != there.get(key)]
-    if differing:
-        lines = [
-            f"  {key}: {there.get(key)!r} where the run began, {here.get(key)!r} here" for key in differing
-        ]
+    lines = [
+        f"  {key}: {begun!r} where the run began, {now!r} here"
+        for key, (begun, now) in differing(there, here).items()
+    ]
+    if lines:
         raise ConfigError(
             f"a worker on {socket.gethostname()} has another {what} than the run:\n" + "\n".join(lines) + "\n"
             "Put the same files and packages on every node; where a dtype differs, the machines do: name it "

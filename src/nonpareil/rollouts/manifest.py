@@ -21,6 +21,7 @@ from nonpareil.records import Prompt, SamplingParams, prompt_identity
 from nonpareil.rollouts.folder import MANIFEST
 from nonpareil.rollouts.rendering import token_ids_sha256
 from nonpareil.rollouts.store import REWARD_PREFIX, notes_of
+from nonpareil.settings import differing, flat
 from nonpareil.terminal import printable
 
 FORMAT = 2
@@ -72,7 +73,7 @@ def check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], folder: Path
     Raises:
         ConfigError: naming every setting that differs, with the stored and the asked value.
     """
-    old, new = _flat(renewed(stored, asked)), _flat(asked)
+    old, new = flat(renewed(stored, asked)), flat(asked)
     others = old.get("prompts.sha256") != new.get("prompts.sha256")
     if others or any(key.startswith("prompts.rendering") for key in (*old, *new)):
         # Other texts have other ids; those of a conversation follow from what stands beside them, and the clock.
@@ -84,12 +85,11 @@ def check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], folder: Path
     if ENDS not in old or ENDS not in new:  # of a version that did not keep them
         old.pop(ENDS, None)
         new.pop(ENDS, None)
-    differing = [key for key in dict.fromkeys((*old, *new)) if old.get(key) != new.get(key)]
-    if differing:
-        lines = [
-            f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now{_IN_WORDS.get(key, '')}"
-            for key in differing
-        ]
+    lines = [
+        f"  {key}: {there!r} there, {now!r} now{_IN_WORDS.get(key, '')}"
+        for key, (there, now) in differing(old, new).items()
+    ]
+    if lines:
         raise ConfigError(
             f"output_dir={str(folder)!r} holds groups drawn with other settings:\n" + "\n".join(lines) + "\n"
             "Give another output_dir, or overwrite to delete them and draw anew (--overwrite)."
@@ -209,10 +209,3 @@ class GroupCounts:
             "failed_rewards": failed,
             **({"constant_rewards": constant} if constant else {}),
         }
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -1,4 +1,4 @@
-"""A folder of groups read whole: held against its manifest, so that no shard is missing, foreign or there twice."""
+"""Groups read whole, a folder's held against its manifest: no shard is missing, foreign or there twice."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,12 +19,15 @@ from nonpareil.rollouts.store import (
     shard_path,
     to_groups,
 )
+from nonpareil.rollouts.vbon_lines import is_vbon, read_vbon
 
 ONLY_THAT = "delete it and rerun: only that shard is drawn anew"
 
 
 def read_groups(path: str | Path) -> list[Group]:
-    """The groups of a finished run's folder, of its `data` folder, or of one Parquet file; in the order drawn.
+    """The groups of a finished run's folder, of its `data` folder, or of one file; in the order drawn.
+
+    The file is a shard or any Parquet file of groups, or vBoN's JSON lines (.json, .jsonl; see `read_vbon`).
 
     Raises:
         ConfigError: no path.
@@ -51,7 +54,7 @@ def read_available(path: str | Path) -> tuple[list[Group], str]:
         raise ConfigError(f"path is a {type(path).__name__}; give a folder of groups or a file")
     path = Path(path)
     if not path.is_dir():
-        return read_shard(path), ""
+        return (read_vbon(path) if is_vbon(path) else read_shard(path)), ""
     folder = path.parent if path.name == DATA_FOLDER and (path.parent / MANIFEST).is_file() else path
     data = folder / DATA_FOLDER
     manifest = read_manifest(folder)

@@ -10,6 +10,11 @@ from nonpareil.records import Group, prompt_id_of
 from nonpareil.text_files import check_characters, parse_json, read_lines
 
 
+def is_vbon(path: Path) -> bool:
+    """Whether a file of groups is of this kind, by its name; the others are Parquet."""
+    return path.suffix in (".json", ".jsonl")
+
+
 def read_vbon(path: str | Path) -> list[Group]:
     """The groups of a file of `{prompt, text, reward}` or `{prompt, responses, rewards}` lines.
 

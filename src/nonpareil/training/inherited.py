@@ -19,12 +19,8 @@ _POSITIVE = Limits(above=0)
 _NOT_NEGATIVE = Limits(at_least=0)
 
 RANGES = {
-    "output_dir": Limits(path=True, compare="remove it"),
-    "num_train_epochs": _POSITIVE,
-    "max_steps": Limits(at_least=1, also=(-1,), why="leave it out to train for num_train_epochs"),
     "warmup_steps": Limits(at_least=0, why="below 1 a share of all steps"),
     "warmup_ratio": Limits(at_least=0, at_most=1),  # of older transformers
-    "gradient_accumulation_steps": _COUNT,
     "weight_decay": _NOT_NEGATIVE,
     "adam_beta1": _SHARE,
     "adam_beta2": _SHARE,
@@ -32,7 +28,6 @@ RANGES = {
     "max_grad_norm": Limits(at_least=0, why="0 clips nothing"),
     "neftune_noise_alpha": _POSITIVE,
     "torch_empty_cache_steps": _COUNT,
-    "seed": Limits(at_least=0, at_most=SEED, compare="seeds at the top has one for each run"),
     "data_seed": Limits(at_least=0, at_most=SEED),
     "ddp_timeout": _COUNT,
     "local_rank": Limits(at_least=-1),
@@ -44,16 +39,8 @@ RANGES = {
     "train_sampling_strategy": Limits(
         choices=("random", "sequential"), why="prompts are not grouped by their length"
     ),
-    "resume_from_checkpoint": Limits(also=(True, False), compare="remove it"),
     "eval_steps": Limits(above=0, of="eval_strategy=steps", why="below 1 a share of all steps"),
     "eval_delay": Limits(at_least=0, of="eval_strategy"),
-    "save_steps": Limits(above=0, of="save_strategy=steps", why="below 1 a share of all steps"),
-    "save_total_limit": Limits(
-        at_least=1,
-        of="save_strategy",
-        why="leave it out to keep all",
-        compare="checkpoints at the top says how many are kept to be evaluated",
-    ),
 }
 """By name; what is not here has its type alone."""
 

@@ -66,12 +66,12 @@ class Evaluator:
         Raises:
             ConfigError: naming what differs.
         """
-        from nonpareil.commands.compare.results import differing
+        from nonpareil.commands.compare.results import other_settings
 
         file = self.root / SETTINGS
         if not file.exists() and not (self.root / REFERENCE).exists():
             return False  # nothing was drawn: the file comes first
-        if not (differences := differing(self.settings, read_json(file) or {})):
+        if not (differences := other_settings(self.settings, read_json(file) or {})):
             return False
         if not overwrite:
             raise ConfigError(

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.compare.spec import ComparisonSpec, MethodEntry
-from nonpareil.commands.evaluate.rewards import load_unseen_reward
-from nonpareil.commands.inputs import load_prompt_records, load_reward_of
+from nonpareil.commands.inputs import check_reward, load_prompts, load_reward, load_second_reward
 from nonpareil.errors import ConfigError
 from nonpareil.user_code.load import is_function_path, load_function
 
@@ -46,11 +45,10 @@ def read_inputs(spec: ComparisonSpec) -> Inputs:
     sampling = SamplingParams(options.max_completion_length, options.temperature)
     hashes, all_prompts = [], []
     for source, split, limit in (
-        (options.dataset_name or "", options.dataset_train_split, None),
+        (options.dataset_name, options.dataset_train_split, None),
         (spec.eval_source, options.dataset_test_split, options.max_eval_prompts),
     ):
-        prompts = load_prompt_records(options, policy.tokenizer, source=source, split=split, limit=limit)
-        policy.check(prompts, sampling)
+        prompts = load_prompts(options, policy, sampling, source=source, split=split, limit=limit)
         hashes.append(prompt_identity(prompts))
         all_prompts += prompts
     training, held_out = hashes
@@ -59,14 +57,12 @@ def read_inputs(spec: ComparisonSpec) -> Inputs:
             f"groups.max_prompts={pool.max_prompts}, but {options.dataset_name!r} has {training['count']} "
             "training prompts; lower it"
         )
-    reward = load_reward_of(options, policy.tokenizer)
-    reward.check_prompts(all_prompts, options.max_completion_length, policy.tokenizer)
-    reward.release()
+    reward = load_reward(options, policy.tokenizer)
+    check_reward(reward, all_prompts, options.max_completion_length, policy.tokenizer)
     gold = None
     if options.gold_reward:
-        gold = load_unseen_reward("gold_reward", options.gold_reward, options, reward)
-        gold.check_prompts(prompts, options.max_completion_length, policy.tokenizer)
-        gold.release()
+        gold = load_second_reward("gold_reward", options.gold_reward, options, reward)
+        check_reward(gold, prompts, options.max_completion_length, policy.tokenizer)
     return Inputs(
         model=policy.fingerprint,
         training=training,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.commands.compare.budget import refuse_pool_over_budget, schedule
 from nonpareil.commands.compare.inputs import Inputs, files_of
 from nonpareil.commands.compare.spec import CompareOptions, ComparisonSpec, MethodEntry
-from nonpareil.commands.distill.run import check
+from nonpareil.commands.distill.checks import check_options
 from nonpareil.errors import ConfigError
 from nonpareil.files import jsonable
 from nonpareil.options.commands import DistillOptions
@@ -125,7 +125,7 @@ def changed(made: Mapping[Path, dict[str, Any]], *, overwrite: bool, file: str) 
     Raises:
         ConfigError: naming every setting that differs, in every folder.
     """
-    from nonpareil.commands.compare.results import differing
+    from nonpareil.commands.compare.results import other_settings
 
     lines: list[str] = []
     stale: list[Path] = []
@@ -133,7 +133,7 @@ def changed(made: Mapping[Path, dict[str, Any]], *, overwrite: bool, file: str) 
         if not (folder / file).is_file():
             continue
         stored = json.loads((folder / file).read_text(encoding="utf-8"))
-        if not (differences := differing(identity, stored)):
+        if not (differences := other_settings(identity, stored)):
             continue
         stale.append(folder)
         lines += [f"  {folder}: {difference}" for difference in differences]
@@ -260,7 +260,7 @@ def _typed(
         given = {k: v for k, v in given.items() if k not in UNREAD_WITH_GROUPS} | {"groups": "groups"}
     options = typed(DistillOptions, {**given, "evaluate_after": False}, where)
     try:
-        check(options, config)
+        check_options(options, config)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     return config, options.max_train_prompts

@@ -13,6 +13,7 @@ from nonpareil.evaluation.evaluation import Evaluation
 from nonpareil.evaluation.rows import summary_rows
 from nonpareil.evaluation.worth import BestOfNPoint, PlanePoint
 from nonpareil.files import jsonable
+from nonpareil.settings import differing, flat
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,9 @@ def refuse_mixed(protocols: Mapping[str, Mapping[str, Any]]) -> None:
     """
     (first, expected), *others = protocols.items()
     lines = [
-        f"  {name}: {difference}" for name, protocol in others for difference in differing(expected, protocol)
+        f"  {name}: {difference}"
+        for name, protocol in others
+        for difference in other_settings(expected, protocol)
     ]
     if lines:
         raise DataError(
@@ -230,21 +233,10 @@ def refuse_mixed(protocols: Mapping[str, Mapping[str, Any]]) -> None:
         )
 
 
-def differing(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+def other_settings(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """Every setting that differs, by dotted name, as `key: <found> instead of <expected>`."""
-    old, new = _flat(expected), _flat(found)
-    return [
-        f"{key}: {new.get(key)!r} instead of {old.get(key)!r}"
-        for key in dict.fromkeys((*old, *new))
-        if old.get(key) != new.get(key)
-    ]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+    both = differing(flat(expected), flat(found))
+    return [f"{key}: {there!r} instead of {here!r}" for key, (here, there) in both.items()]
 
 
 def _path(runs: Sequence[RunRecord]) -> tuple[PathPoint, ...]:

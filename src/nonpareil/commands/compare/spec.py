@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, ClassVar
 
 from nonpareil.commands.inputs import require_all
 from nonpareil.errors import ConfigError
@@ -23,17 +23,28 @@ _SECTIONS = ("budget", "groups", "evaluation", "training", "methods")
 class CompareOptions(ModelOptions, PromptOptions, RewardOptions):
     """What all runs have in common: policy, prompts, reward, drawing, evaluation."""
 
-    dataset_train_split: str = option("train", "Prompts to train on.", reader=TRAINING_SPLITS)
-    dataset_test_split: str = option("test", "Held-out prompts to evaluate on.", reader=HELD_OUT_SPLITS)
+    HEADING: ClassVar = "Comparison"
+
+    dataset_train_split: str = option(
+        "train", "Prompts to train on.", reader=TRAINING_SPLITS, heading="Prompts"
+    )
+    dataset_test_split: str = option(
+        "test", "Held-out prompts to evaluate on.", reader=HELD_OUT_SPLITS, heading="Prompts"
+    )
     eval_dataset_name: str | None = option(
-        None, "Held-out prompts, where dataset_name has no test split.", names="input"
+        None, "Held-out prompts, where dataset_name has no test split.", names="input", heading="Prompts"
     )
-    max_eval_prompts: int | None = option(256, "The first ones only.", at_least=1)
+    max_eval_prompts: int | None = option(256, "The first ones only.", at_least=1, heading="Prompts")
     gold_reward: str | None = option(
-        None, "A second reward that is not trained on: a model or a function.", names="reward"
+        None,
+        "A second reward that is not trained on: a model or a function.",
+        names="reward",
+        heading="Rewards",
     )
-    max_completion_length: int = option(256, "Most tokens drawn a completion.", at_least=1)
-    temperature: float = option(1.0, "Divides the logits.", above=0, why="best-of-N needs draws that differ")
+    max_completion_length: int = option(256, "Most tokens drawn a completion.", at_least=1, heading="Drawing")
+    temperature: float = option(
+        1.0, "Divides the logits.", above=0, why="best-of-N needs draws that differ", heading="Drawing"
+    )
     n: list[int] | None = option(
         None,
         "The N whose best-of-N is compared with. Default: those of 2, 4, 8 and 16 up to "
@@ -51,6 +62,8 @@ class CompareOptions(ModelOptions, PromptOptions, RewardOptions):
 class BudgetOptions(CheckedOptions):
     """What each run may spend; exactly one is given."""
 
+    HEADING: ClassVar = "Comparison"
+
     completions: int | None = option(None, "Drawn by each run, its share of the pool counted.", at_least=1)
     seconds: float | None = option(None, "Of training, drawing its share of the pool counted.", at_least=1)
 
@@ -58,6 +71,8 @@ class BudgetOptions(CheckedOptions):
 @dataclass
 class PoolOptions(CheckedOptions):
     """The stored groups that methods with `stored: true` share."""
+
+    HEADING: ClassVar = "Comparison"
 
     num_generations: int = option(16, "Completions a prompt, m.", at_least=2)
     max_prompts: int | None = option(None, "The first training prompts only.", at_least=1)
@@ -72,6 +87,8 @@ class PoolOptions(CheckedOptions):
 @dataclass
 class EvaluationOptions(CheckedOptions):
     """How every policy is measured."""
+
+    HEADING: ClassVar = "Comparison"
 
     num_generations: int = option(8, "Completions of the policy a prompt.", at_least=2)
     num_reference_samples: int = option(16, "Completions of the reference a prompt, M.", at_least=2)

@@ -3,14 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nonpareil.commands.distill.data import trained_policy, training_data, training_reward
+from nonpareil.commands.distill.inputs import trained_policy, training_data, training_reward
 from nonpareil.files import jsonable
 from nonpareil.options.commands import DistillOptions
 from nonpareil.records import Prompt
-
-if TYPE_CHECKING:
-    from nonpareil.methods.base import Method
-    from nonpareil.training.config import DistillationConfig
 
 if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
@@ -22,7 +18,20 @@ OPTIMIZER_BYTES = {"sgd": 0, "rmsprop": 4, "adagrad": 4, "adafactor": 0}
 """Of state a trained parameter; what is not named here is taken for Adam's two moments in float32."""
 
 
-def plan(
+def dry_run(options: DistillOptions, config: "DistillationConfig", method: "Method") -> dict[str, Any]:
+    """What would be trained on what; checks all that a training would, save rewards and held-out prompts.
+
+    Raises:
+        NonpareilError: as a training, before it loads a model.
+    """
+    policy = trained_policy(options, config, "float32")
+    groups, prompts = training_data(options, config, method, policy)
+    if groups is not None:
+        training_reward(options, config, policy, stored=True)
+    return _plan(policy, config, method, prompts)
+
+
+def _plan(
     policy: "LocalPolicy", config: "DistillationConfig", method: "Method", prompts: Sequence[Prompt]
 ) -> dict[str, Any]:
     """What would be trained on what, and the memory it needs; raises as `memory_estimate`."""
@@ -101,15 +110,3 @@ def _on_paper(policy: "LocalPolicy", config: "DistillationConfig") -> tuple[str,
         with torch.device("meta"):
             model = add_policy_adapter(model, lora)
     return name, parameters, sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def dry_run(options: DistillOptions, config: "DistillationConfig", method: "Method") -> dict[str, Any]:
-    """What would be trained on what; checks all that a training would, save rewards and held-out prompts."""
-    from nonpareil.commands.distill.data import check_reward
-    from nonpareil.commands.distill.dry_run import plan
-
-    policy = trained_policy(options, config, "float32")
-    groups, prompts = training_data(options, config, method, policy)
-    if groups is not None:
-        check_reward(options.groups or "", training_reward(options, config, policy))
-    return plan(policy, config, method, prompts)

@@ -8,28 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.command import Command
 from nonpareil.commands.distill.card import write_model_card
-from nonpareil.commands.distill.data import (
-    _prompts,
-    eval_source_of,
+from nonpareil.commands.distill.checks import check_options
+from nonpareil.commands.distill.dry_run import dry_run
+from nonpareil.commands.distill.evaluation import evaluation_options
+from nonpareil.commands.distill.folder import distillation_folder, start_anew
+from nonpareil.commands.distill.inputs import (
+    check_evaluable,
+    held_out_prompts,
     trained_policy,
     training_data,
     training_reward,
 )
-from nonpareil.commands.distill.dry_run import dry_run
-from nonpareil.commands.distill.folder import distillation_folder, start_anew
 from nonpareil.commands.distill.show import show, status
 from nonpareil.commands.evaluate import run as evaluate
-from nonpareil.commands.evaluate.dtypes import training_dtype
-from nonpareil.commands.evaluate.rewards import check_rewards
 from nonpareil.commands.evaluate.show import as_json
-from nonpareil.commands.inputs import require_all
-from nonpareil.errors import ConfigError
 from nonpareil.folders import held_folder
 from nonpareil.options.commands import DistillOptions, EvaluateOptions
 from nonpareil.options.demo import demo_training, uses_demo
-from nonpareil.options.rewards import RewardInputOptions, refuse_judge
-from nonpareil.options.shared import PromptOptions
-from nonpareil.options.unread import refuse_unread_of_distill
 
 if TYPE_CHECKING:
     from nonpareil.methods.base import Method
@@ -52,31 +47,28 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
 
     keep_freed_memory()
     method = method_of(config, stored=options.groups is not None)
-    check(options, config)
-    eval_source = eval_source_of(options)
+    check_options(options, config)
     if options.dry_run:
         return dry_run(options, config, method)
-    evaluation = _evaluation(options, config, eval_source) if options.evaluate_after else None
+    evaluation = evaluation_options(options, config) if options.evaluate_after else None
     with distillation_folder(options, config, evaluation):
-        return _distill(options, config, method, eval_source, evaluation)
+        return _distill(options, config, method, evaluation)
 
 
 def _distill(
     options: DistillOptions,
     config: "DistillationConfig",
     method: "Method",
-    eval_source: str,
     evaluation: EvaluateOptions | None,
 ) -> dict[str, Any]:
     """What follows once the folder is ours."""
     from nonpareil.models.distributed import end_processes, first_process_first
     from nonpareil.models.memory import free_memory
-    from nonpareil.models.merged_folder import save_merged
     from nonpareil.training.resume import checkpoint_to_resume
 
     output_dir = Path(str(config.output_dir))
     checkpoint = checkpoint_to_resume(config.resume_from_checkpoint, output_dir)
-    trainer = _trainer(options, config, method, eval_source, checkpoint)
+    trainer = _trainer(options, config, method, evaluation, checkpoint)
     if checkpoint is None:
         first_process_first(partial(start_anew, output_dir))  # all that can be refused was
     try:
@@ -94,44 +86,36 @@ def _distill(
     if interrupted:
         return {**result, "interrupted": True}
     if options.merge:
-        target = output_dir / "merged"
-        folder = held_folder(target)
-        with folder.staged("merged") if folder else nullcontext(target) as staging:
-            save_merged(output_dir, staging, trust_remote_code=config.trust_remote_code)
-        result["merged"] = str(target)
-    evaluated = None
+        result["merged"] = str(_merge(output_dir, trust_remote_code=config.trust_remote_code))
     if evaluation is not None:
-        evaluated = evaluate.evaluate_in_place(evaluation)
-        result |= evaluated
-    write_model_card(
-        output_dir, options, config, method, result["steps"], evaluated["evaluation"] if evaluated else None
-    )
+        result |= evaluate.evaluate_in_place(evaluation)
+    write_model_card(output_dir, options, config, method, result["steps"], result.get("evaluation"))
     return {**result, "interrupted": False}
 
 
-def check(options: DistillOptions, config: "DistillationConfig") -> None:
-    """What can be refused before anything is read.
+def _merge(output_dir: Path, *, trust_remote_code: bool) -> Path:
+    """Write the base with the trained adapter merged in, into a folder of its own."""
+    from nonpareil.models.merged_folder import save_merged
 
-    Raises:
-        ConfigError: an option that is missing, that nothing would read, or that goes with no other.
-    """
-    require_all(options, prompts_from_groups=options.groups is not None)
-    if options.evaluate_after:
-        refuse_judge(options, "distill evaluates the policy against its reference; give evaluate_after=false")
-    if options.merge and not config.use_peft:
-        raise ConfigError("merge=true without use_peft: there is no adapter to merge; remove it")
-    held_out = options.evaluate_after or config.eval_strategy != "no"
-    refuse_unread_of_distill(options, config, eval_source_of(options) if held_out else None)
+    target = output_dir / "merged"
+    folder = held_folder(target)
+    with folder.staged("merged") if folder else nullcontext(target) as staging:
+        save_merged(output_dir, staging, trust_remote_code=trust_remote_code)
+    return target
 
 
 def _trainer(
     options: DistillOptions,
     config: "DistillationConfig",
     method: "Method",
-    eval_source: str,
+    evaluation: EvaluateOptions | None,
     checkpoint: Path | None,
 ) -> "DistillationTrainer":
-    from nonpareil.commands.distill.data import check_reward
+    """The trainer, with its models loaded, once all that can be refused without them was.
+
+    Raises:
+        NonpareilError: prompts, rewards or a policy that cannot work, or a checkpoint of another run.
+    """
     from nonpareil.training.adapter_checks import refuse_adapter_on_adapter
     from nonpareil.training.arguments import check_scorable
     from nonpareil.training.identity import run_identity
@@ -144,21 +128,16 @@ def _trainer(
     if config.use_peft:
         refuse_adapter_on_adapter(policy.name_or_path)
     groups, prompts = training_data(options, config, method, policy)
-    reward = training_reward(options, config, policy)
+    reward = training_reward(options, config, policy, stored=groups is not None)
     check_group_rewards(reward, method, config, stored=groups is not None)
-    if groups is not None:
-        check_reward(options.groups or "", reward)
-    held_out = None
-    if options.evaluate_after or config.eval_strategy != "no":
-        held_out = _prompts(options, policy, eval_source, options.dataset_test_split, held_out=True)
-        policy.check(held_out, config.sampling(config.seed))
-    if options.evaluate_after or options.unseen_reward:  # which would fail only after training
-        check_rewards(_evaluation(options, config, eval_source), reward, held_out or [], policy.tokenizer)
+    held_out = held_out_prompts(options, config, policy)
+    if evaluation is not None:
+        check_evaluable(evaluation, reward, held_out or [], policy)
     check_scorable(reward, method, config, prompts, held_out or [], policy.tokenizer)
     model = policy.info()["fingerprint"]
-    planned = planned_steps(config, method, len(prompts))
     if checkpoint is not None:  # before any weight is read
         identity = run_identity(config, method, prompts, reward, model, groups)
+        planned = planned_steps(config, method, len(prompts))
         refuse_another_run(checkpoint, identity | policy.ends_of_run(), planned)
     trainer = DistillationTrainer(
         policy.local_path() if config.shard_weights else policy.load(),
@@ -173,37 +152,16 @@ def _trainer(
     return trainer
 
 
-def _evaluation(options: DistillOptions, config: "DistillationConfig", eval_source: str) -> EvaluateOptions:
-    shared = {name: getattr(options, name) for name in PromptOptions.__dataclass_fields__}
-    shared |= {name: getattr(options, name) for name in RewardInputOptions.__dataclass_fields__}
-    return EvaluateOptions(
-        **{**shared, "dataset_name": eval_source},
-        reward_weights=config.reward_weights,
-        reward_timeout=config.reward_timeout,
-        trust_remote_code=config.trust_remote_code,
-        model_name_or_path=str(config.output_dir),
-        reference_model_name_or_path=options.model_name_or_path,
-        reference_model_revision=options.model_revision,
-        dataset_split=options.dataset_test_split,
-        max_prompts=options.max_eval_prompts,
-        num_generations=options.num_generations_eval,
-        num_reference_samples=options.num_reference_samples_eval,
-        unseen_reward=options.unseen_reward,
-        dtype=training_dtype(config, options.kl_dtype),
-        kl_dtype=options.kl_dtype,
-        max_completion_length=config.max_completion_length,
-        temperature=config.temperature,
-        seed=config.seed,
-        output_dir=str(Path(str(config.output_dir)) / "evaluation"),
-        title=f"{Path(str(config.output_dir)).name}: trained with {Path(config.method).name}",
-        overwrite=True,
-    )
-
-
 def _option_classes() -> list[type]:
     from nonpareil.training.config import DistillationConfig
 
     return [DistillOptions, DistillationConfig]
+
+
+def _listed_classes() -> list[type]:
+    from nonpareil.training.settings import DistillationSettings
+
+    return [DistillOptions, DistillationSettings]
 
 
 def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,6 +177,7 @@ COMMAND = Command(
         "      --reward_model_name_or_path ./my-reward-model --output_dir distilled --max_steps 500"
     ),
     options=_option_classes,
+    listed=_listed_classes,
     run=run,
     show=show,
     defaults=_defaults,

@@ -2,19 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.command import Command
 from nonpareil.commands.evaluate.context import report_context
 from nonpareil.commands.evaluate.divergence import divergence
 from nonpareil.commands.evaluate.dtypes import dtypes_of, products_dtype
-from nonpareil.commands.evaluate.folders import check_loadable, check_places, evaluation_folder, group_folders
-from nonpareil.commands.evaluate.rewards import load_rewards
+from nonpareil.commands.evaluate.folders import check_loadable, check_places, evaluation_folder
 from nonpareil.commands.evaluate.show import as_json, show
+from nonpareil.commands.evaluate.sides import Side, scored_groups, sides_of
 from nonpareil.commands.evaluate.temperature import measured_temperature
-from nonpareil.commands.inputs import load_prompt_records, require_all
+from nonpareil.commands.inputs import check_reward, load_reward, load_second_reward, require_all
 from nonpareil.constant_rewards import RewardSpread
 from nonpareil.errors import ConfigError
 from nonpareil.folders import is_vacant
@@ -52,30 +50,22 @@ def evaluate_in_place(options: EvaluateOptions) -> dict[str, Any]:
 
 
 def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
-    from nonpareil.commands.policies.local import local_policy
+    from nonpareil.commands.evaluate.prompts import prompts_of_both
+    from nonpareil.commands.policies.local import local_policy, reference_policy
     from nonpareil.evaluation import best_of_n_report, evaluate_groups
     from nonpareil.evaluation.report import write_report
 
     products = products_dtype(options.dtype, options.kl_dtype)
-    policy = local_policy(options)
-    reference = local_policy(options, "reference_")
+    policy, reference = local_policy(options), reference_policy(options)
     temperature = measured_temperature(options.temperature, policy, reference)
     options = replace(options, temperature=temperature["measured"])
-    prompts = _checked_prompts(options, reference, policy)
+    prompts = prompts_of_both(options, policy, reference)
     dtypes = dtypes_of(policy, reference, products)
-    own, shared = group_folders(options)
-    if options.overwrite and not (is_vacant(own) and is_vacant(shared)):
+    sides = sides_of(options, policy, reference)
+    if options.overwrite and not all(is_vacant(side.folder) for side in sides):
         check_loadable(policy, reference)
-    # The reference first: a shared folder of another evaluation is refused before anything is drawn.
-    m, k = options.num_reference_samples, options.num_generations
-    rewards = load_rewards(options, prompts, reference.tokenizer)
-    theirs = _groups(options, prompts, rewards, reference, shared, m, is_reference=True)
-    spread = RewardSpread()
-    spread.add_all(group.rewards_by_name for group in theirs)
-    spread.tell([name for reward in rewards for name in reward.names], str(shared))
-    # As the reference read them, which may have been on another day, in a template that writes the date.
-    read = [replace(p, token_ids=group.prompt_token_ids) for p, group in zip(prompts, theirs, strict=True)]
-    ours = _groups(options, read, rewards, policy, own, k)
+    rewards = _rewards(options, prompts, reference)
+    ours, theirs = _groups_of_both(sides, prompts, rewards, options.max_tokens_per_batch)
     kl, log_ratio, reference_log_ratio = divergence(options, (policy, reference), products, ours, theirs)
     evaluation = evaluate_groups(
         ours,
@@ -83,16 +73,15 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
         policy_kl=kl,
         policy_log_ratio=log_ratio,
         reference_log_ratio=reference_log_ratio,
-        n=targets_of(options.n, m, "num_reference_samples"),
+        n=targets_of(options.n, options.num_reference_samples, "num_reference_samples"),
         unseen_reward=rewards[0].names[0] if options.unseen_reward else None,
         seed=options.seed,
     )
     evaluation = replace(evaluation, dtype=dtypes["measured"])
-    curve = best_of_n_report(theirs, seed=options.seed)
     context = report_context(options, policy, reference, len(prompts))
     report = write_report(
         evaluation,
-        curve,
+        best_of_n_report(theirs, seed=options.seed),
         ours,
         theirs,
         options.output_dir,
@@ -116,85 +105,36 @@ def _check(options: EvaluateOptions) -> None:
     refuse_unread(options, absent_rewards(options, options.unseen_reward) | splits)
 
 
-def _checked_prompts(
-    options: EvaluateOptions, reference: "LocalPolicy", policy: "LocalPolicy"
-) -> list[Prompt]:
-    """The prompts of both sides; what cannot be drawn or compared is refused."""
-    from nonpareil.commands.policies.local import check_same_endings
-
-    for side in (policy, reference):
-        side.check_drawable()
-    prompts = _prompts_of_both(options, reference, policy)
-    for side in (policy, reference):
-        side.check(prompts, options.sampling())
-    check_same_endings(policy, reference)
-    return prompts
-
-
-def _prompts_of_both(
-    options: EvaluateOptions, reference: "LocalPolicy", policy: "LocalPolicy"
-) -> list[Prompt]:
-    """The prompts as the reference reads them. The KL compares token by token, so the policy must read the same."""
-    now = datetime.now()  # for both: a chat template may write it
-    prompts, theirs = (
-        load_prompt_records(
-            options,
-            side.tokenizer,
-            source=options.dataset_name or "",
-            split=options.dataset_split,
-            limit=options.max_prompts,
-            now=now,
+def _rewards(
+    options: EvaluateOptions, prompts: Sequence[Prompt], reference: "LocalPolicy"
+) -> "list[CombinedReward]":
+    """The unseen reward, where there is one, then the reward; both can score the prompts, and none is in memory."""
+    rewards = [load_reward(options, reference.tokenizer)]
+    if options.unseen_reward:
+        rewards.insert(0, load_second_reward("unseen_reward", options.unseen_reward, options, rewards[0]))
+    for reward in rewards:
+        check_reward(
+            reward, prompts, options.max_completion_length, reference.tokenizer, errors_in=options.output_dir
         )
-        for side in (reference, policy)
-    )
-    for mine, other in zip(prompts, theirs, strict=True):
-        if mine.token_ids != other.token_ids:
-            raise ConfigError(
-                f"model_name_or_path={options.model_name_or_path!r} and reference_model_name_or_path="
-                f"{options.reference_model_name_or_path!r} tokenise prompt {mine.prompt_id} differently; "
-                "a KL between them needs one tokenizer"
-            )
-    return prompts
+    return rewards
 
 
-def _groups(
-    options: EvaluateOptions,
+def _groups_of_both(
+    sides: tuple[Side, Side],
     prompts: Sequence[Prompt],
     rewards: "Sequence[CombinedReward]",
-    source: "LocalPolicy",
-    folder: Path,
-    m: int,
-    is_reference: bool = False,
-) -> list[Group]:
-    """Scored groups of one side, kept in a folder and taken up from there. A shared folder is never deleted."""
-    from nonpareil.engines.decoding import TEXT
-    from nonpareil.rollouts.manifest import check_same
-    from nonpareil.rollouts.progress import ProgressBar
-    from nonpareil.rollouts.run import draw_and_score
-
-    # Reference and policy must not share their random numbers, or a policy near the reference would look paired.
-    sampling = replace(options.sampling(), seed=options.seed * 2 + is_reference)
-    with ProgressBar() as progress:
-        for position, reward in enumerate(rewards):
-            result = draw_and_score(
-                prompts,
-                lambda: source.engine(options.max_tokens_per_batch),
-                reward,
-                sampling,
-                m,
-                folder,
-                model_info=source.info(),
-                progress=progress,
-                overwrite=options.overwrite
-                and position == 0
-                and not (is_reference and options.reference_dir is not None),
-            )
-    # Of an earlier version, and whole, it would be scored and compared though its texts are other ones.
-    stored = result.manifest["draw"]["engine"]
-    check_same({"engine": stored}, {"engine": {**stored, **TEXT}}, folder)
-    for reward in rewards:
-        reward.release()  # in memory while it scores, never beside the models that draw or are compared
-    return result.groups()
+    max_tokens_per_batch: int,
+) -> tuple[list[Group], list[Group]]:
+    """The policy's groups and the reference's."""
+    policy, reference = sides
+    # The reference first: a shared folder of another evaluation is refused before anything is drawn.
+    theirs = scored_groups(reference, prompts, rewards, max_tokens_per_batch)
+    spread = RewardSpread()
+    spread.add_all(group.rewards_by_name for group in theirs)
+    spread.tell([name for reward in rewards for name in reward.names], str(reference.folder))
+    # As the reference read them, which may have been on another day, in a template that writes the date.
+    read = [replace(p, token_ids=group.prompt_token_ids) for p, group in zip(prompts, theirs, strict=True)]
+    return scored_groups(policy, read, rewards, max_tokens_per_batch), theirs
 
 
 COMMAND = Command(

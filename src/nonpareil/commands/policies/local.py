@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from nonpareil.commands.policies.base import Policy
 from nonpareil.engines.cache import check_architecture
 from nonpareil.engines.checks import check_prompts, check_sampling, check_token_ids
 from nonpareil.engines.transformers import TransformersEngine
@@ -20,10 +21,12 @@ from nonpareil.models.fingerprint import fingerprint
 from nonpareil.models.loading import load_policy, load_tokenizer, stated_limits, widened
 from nonpareil.models.merging import adapter_vocabulary
 from nonpareil.models.pretrained import read_config
+from nonpareil.options.commands import EvaluateOptions
+from nonpareil.options.shared import ModelOptions
 from nonpareil.records import Prompt, SamplingParams
 
 
-class LocalPolicy:
+class LocalPolicy(Policy):
     """Model, tokenizer and identity of one policy; checks what can be checked before any weight is read."""
 
     def __init__(
@@ -156,29 +159,22 @@ class LocalPolicy:
         }
 
 
-def check_same_endings(policy: LocalPolicy, reference: LocalPolicy) -> None:
-    """Refuse a policy whose completions end elsewhere than its reference's, once the prompts of both are checked.
-
-    Raises:
-        ConfigError: naming both sets of ids.
-    """
-    ours, theirs = (side.endings.ids if side.endings else frozenset() for side in (policy, reference))
-    if ours != theirs:
-        one, other = shown(ours, policy.tokenizer), shown(theirs, reference.tokenizer)
-        raise ConfigError(
-            f"model_name_or_path={policy.name_or_path!r} ends a completion with {one}, and "
-            f"reference_model_name_or_path={reference.name_or_path!r} with {other}: lengths, rewards and KL would "
-            "compare two tasks; give both the same eos_token_id in generation_config.json"
-        )
-
-
-def local_policy(options: Any, which: str = "") -> LocalPolicy:
-    """The policy that `ModelOptions` name; `which` is "reference_" for the one it is compared with."""
-    field = f"{which}model_name_or_path"
+def local_policy(options: ModelOptions) -> LocalPolicy:
+    """The policy of a command's options, on this machine."""
     return LocalPolicy(
-        getattr(options, field) or "",
-        getattr(options, f"{which}model_revision"),
+        options.model_name_or_path or "",
+        options.model_revision,
         options.dtype,
-        field=field,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def reference_policy(options: EvaluateOptions) -> LocalPolicy:
+    """The policy that it is compared with: what it was before it was trained."""
+    return LocalPolicy(
+        options.reference_model_name_or_path or "",
+        options.reference_model_revision,
+        options.dtype,
+        field="reference_model_name_or_path",
         trust_remote_code=options.trust_remote_code,
     )

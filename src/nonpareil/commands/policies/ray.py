@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nonpareil.commands.inputs import load_reward_of
+from nonpareil.commands.inputs import load_reward
 from nonpareil.commands.policies.local import LocalPolicy, local_policy
 from nonpareil.engines.decoding import TEXT
 from nonpareil.engines.transformers import TransformersEngine
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class RayPolicy(LocalPolicy):
-    """A policy that this process checks and its workers draw from."""
+    """A policy that this process checks and the workers of a cluster draw from."""
 
     def __init__(self, options: "SampleOptions"):
         """Refuses numbers of workers that cannot work.
@@ -42,7 +42,7 @@ class RayPolicy(LocalPolicy):
         self.check_drawable()
         self._options = options
 
-    def workers(self) -> ShardWorkers:
+    def drawn_by(self, max_tokens_per_batch: int) -> ShardWorkers:
         """What draws and scores, a shard at a time; nothing is started before there is something to do."""
         info = self.info()
         return ShardWorkers(
@@ -61,10 +61,10 @@ class _EngineOfWorker:
 
     def __call__(self) -> TransformersEngine:
         options = self.options
-        source = local_policy(options)
-        source.endings = self.endings  # decided from all prompts, where the run began
-        check_alike("policy", source.info(), self.info)
-        return source.engine(options.max_tokens_per_batch)
+        policy = local_policy(options)
+        policy.endings = self.endings  # decided from all prompts, where the run began
+        check_alike("policy", policy.info(), self.info)
+        return policy.engine(options.max_tokens_per_batch)
 
 
 @dataclass(frozen=True)
@@ -74,4 +74,4 @@ class _RewardOfWorker:
     def __call__(self) -> "CombinedReward":
         options = self.options
         skips = options.reward_skip_special_tokens
-        return load_reward_of(options, local_policy(options).tokenizer if skips else None)
+        return load_reward(options, local_policy(options).tokenizer if skips else None)

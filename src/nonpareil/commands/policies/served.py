@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.commands.policies.base import Policy
 from nonpareil.engines.checks import check_prompts, check_sampling
 from nonpareil.engines.openai import OpenAIEngine
 from nonpareil.errors import ConfigError, DataError
@@ -18,7 +19,7 @@ MAX_CONCURRENCY = 16
 MAX_RETRIES = 6
 
 
-class ServedPolicy:
+class ServedPolicy(Policy):
     """The served model of the options; no weights are read here."""
 
     def __init__(self, options: "SampleOptions") -> None:

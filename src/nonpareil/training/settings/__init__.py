@@ -8,22 +8,12 @@ from dataclasses import dataclass
 
 from nonpareil.training.settings.drawing import DrawingSettings
 from nonpareil.training.settings.hardware import HardwareSettings
+from nonpareil.training.settings.length import LengthSettings
 from nonpareil.training.settings.lora import LoraSettings
 from nonpareil.training.settings.method import MethodSettings
 from nonpareil.training.settings.optimization import OptimizationSettings
 from nonpareil.training.settings.rewards import RewardSettings
 from nonpareil.training.settings.vllm import VLLMSettings
-
-GROUPS = (
-    MethodSettings,
-    DrawingSettings,
-    RewardSettings,
-    OptimizationSettings,
-    LoraSettings,
-    HardwareSettings,
-    VLLMSettings,
-)
-"""In the order in which they are listed."""
 
 
 @dataclass
@@ -32,6 +22,7 @@ class DistillationSettings(
     HardwareSettings,
     LoraSettings,
     OptimizationSettings,
+    LengthSettings,
     RewardSettings,
     DrawingSettings,
     MethodSettings,

@@ -1,6 +1,7 @@
 """How completions are drawn from policy and anchor."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from nonpareil.records import SamplingParams
 from nonpareil.settings import option
@@ -15,6 +16,8 @@ CUT = (
 @dataclass
 class DrawingSettings:
     """Under TRL's names. What would cut off a part of the vocabulary is refused."""
+
+    HEADING: ClassVar = "Drawing"
 
     max_completion_length: int = option(256, "Most tokens drawn a completion.", at_least=1)
     temperature: float = option(

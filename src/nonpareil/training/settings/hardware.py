@@ -1,6 +1,7 @@
 """How a training fits its devices; what it learns does not depend on these, but for rounding."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from nonpareil.settings import option
 
@@ -8,6 +9,8 @@ from nonpareil.settings import option
 @dataclass
 class HardwareSettings:
     """The compute type, the memory of a pass, and how the weights are held."""
+
+    HEADING: ClassVar = "Hardware"
 
     bf16: bool | None = option(None, "Compute in bfloat16. Default: where this machine gains from it.")
     max_tokens_per_batch: int = option(

@@ -1,7 +1,7 @@
 """A LoRA adapter in place of all weights."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nonpareil.settings import option
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 @dataclass
 class LoraSettings:
     """What the adapter is; `lora_` settings are read with `use_peft`."""
+
+    HEADING: ClassVar = "LoRA"
 
     use_peft: bool = option(False, "Train a LoRA adapter; the anchor is a second one on the same base model.")
     lora_r: int = option(16, "Rank of the adapter.", at_least=1, of="use_peft")

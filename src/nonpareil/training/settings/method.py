@@ -1,6 +1,7 @@
 """Which method is trained, and how its anchor moves."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from nonpareil.errors import ConfigError
 from nonpareil.settings import option
@@ -10,6 +11,8 @@ from nonpareil.settings import option
 class MethodSettings:
     """The method's name, and the anchor's motion; what else it reads are the fields of its own class."""
 
+    HEADING: ClassVar = "Method"
+
     method: str = option(
         "jbond",
         "jbond, bond, vbon, bonbon, sft_bon, regression, rloo, or path/to/file.py:Class.",
@@ -17,7 +20,7 @@ class MethodSettings:
     )
     anchor_ema_rate: float | None = option(
         None,
-        "Share of the policy that the anchor takes on after each step. jbond: 0.02.",
+        "Share of the policy that the anchor takes on after each step. Default: 0.02 for jbond, 0 for bond.",
         above=0,
         at_most=1,
         why="1 makes the anchor the last policy",

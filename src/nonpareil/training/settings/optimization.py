@@ -1,6 +1,7 @@
 """Size, length and log of a training; the first three have other defaults in transformers."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from nonpareil.settings import option
 
@@ -8,6 +9,8 @@ from nonpareil.settings import option
 @dataclass
 class OptimizationSettings:
     """A step has `per_device_train_batch_size` x `gradient_accumulation_steps` prompts a process."""
+
+    HEADING: ClassVar = "Training"
 
     learning_rate: float = option(3e-6, "Peak learning rate of AdamW.", above=0, at_most=1000)
     per_device_train_batch_size: int = option(

@@ -1,6 +1,7 @@
 """How the rewards of a training are put together."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from nonpareil.settings import option
 
@@ -9,7 +10,9 @@ from nonpareil.settings import option
 class RewardSettings:
     """Of the rewards that the trainer is given."""
 
-    reward_weights: list[float] | None = option(None, "One weight a reward; default 1 each.")
+    HEADING: ClassVar = "Rewards"
+
+    reward_weights: list[float] | None = option(None, "One weight per reward. Default: 1 each.")
     reward_timeout: float | None = option(
         None,
         "Seconds a Python reward may take; then its rewards are null.",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import ClassVar
 
 from nonpareil.errors import ConfigError
 from nonpareil.settings import option
@@ -10,6 +11,8 @@ from nonpareil.settings import option
 @dataclass
 class VLLMSettings:
     """Under TRL's names; none is read without `use_vllm`."""
+
+    HEADING: ClassVar = "vLLM"
 
     use_vllm: bool = option(False, "Draw with vLLM, which gets policy and anchor whenever they have moved.")
     vllm_mode: str = option(

@@ -1,0 +1,131 @@
+"""The text of `nonpareil <command> --help`: each setting once, under a heading, with its default."""
+
+import shutil
+import textwrap
+from collections.abc import Collection, Iterable, Sequence
+from enum import Enum
+from typing import Any, Literal, get_args, get_origin
+
+from nonpareil.cli.method_help import Row, method_section
+from nonpareil.commands.command import Command
+from nonpareil.settings import Setting, settings_of
+
+HELP = ("-h", "--help", "--help-all")
+"""Flags that ask for it."""
+HEADINGS = (
+    *("Policy", "Prompts", "Rewards", "Method", "Drawing", "Engine", "Training", "LoRA", "Hardware", "vLLM"),
+    *("Evaluation", "Comparison", "Output", "Options"),
+)
+"""In the order in which they are listed."""
+INHERITED = "transformers.TrainingArguments"
+"""The heading of settings that are declared in no class of ours."""
+_COLUMN = 34
+"""Where texts begin."""
+
+
+def help_text(name: str, command: Command, argv: Sequence[str]) -> str:
+    """The help of a command for the flags that were given; after `--help-all`, with the settings it inherits.
+
+    A setting is left out of which its default alone is taken.
+    """
+    everything = command.listed is None or "--help-all" in argv
+    classes = command.options() if command.listed is None or everything else command.listed()
+    known = {name for cls in classes for name in settings_of(cls)}
+    parts = [
+        f"usage: nonpareil {name} [--config FILE.yaml] [--flag value ...] [--json]",
+        command.description.strip(),
+    ]
+    for heading, settings in by_heading(classes).items():
+        parts.append(_section(heading, [_row(setting, known) for setting in settings]))
+        if heading == "Method":
+            parts.append(_section(*method_section(argv)))
+    for key, cls in command.keys().items():
+        parts.append(
+            _section(f"{key}:" if key else "Keys of the file", [_row(one, "") for one in listed(cls)])
+        )
+    parts.append(_section("Besides", [("--config FILE.yaml", command.config), *_BESIDES]))
+    if not everything:
+        parts.append(f"The other settings of {INHERITED} are flags too: nonpareil {name} --help-all")
+    return "\n\n".join([*parts, f"example:\n  {command.example}\n"])
+
+
+_BESIDES = (("--json", "Print one JSON object as the last line of stdout."),)
+
+
+def by_heading(classes: Iterable[type]) -> dict[str, list[Setting]]:
+    """The settings that may be given, by the heading that they are listed under."""
+    found: dict[str, list[Setting]] = {heading: [] for heading in (*HEADINGS, INHERITED)}
+    for cls in classes:
+        for setting in listed(cls):
+            found[setting.heading or INHERITED].append(setting)
+    return {heading: settings for heading, settings in found.items() if settings}
+
+
+def listed(cls: type) -> list[Setting]:
+    """The settings of a class that may have another value than their default."""
+    return [
+        one for one in settings_of(cls).values() if one.limits.unread is None and one.limits.refused is None
+    ]
+
+
+def _row(setting: Setting, known: Collection[str], dashes: str = "--") -> Row:
+    flag = f"{dashes}{setting.name}"
+    if dashes and setting.default is True:
+        flag = f"--no_{setting.name}, {flag}"
+    text = " ".join(setting.help.split())
+    if "Default:" not in text:
+        text += f" Default: {_said(setting.default)}."
+    of = setting.limits.of or ""
+    if of.partition("=")[0] in known:
+        text += f" With {of.replace('|', ' or ')}."
+    return f"{flag} {_stands_for(setting)}".strip(), text.strip()
+
+
+def _said(value: Any) -> str:
+    """A default as a flag would have it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return " ".join(map(_said, value)) or "none"
+    return str(value.value if isinstance(value, Enum) else value)
+
+
+def _stands_for(setting: Setting) -> str:
+    """What stands for the value: its choices, or a word for its type."""
+    kinds = setting.kinds
+    words = [word for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum) for word in kind]
+    if not words and str not in kinds:
+        words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    choices = setting.limits.choices or words
+    if choices:
+        return f"{{{','.join(map(_said, choices))}}}"
+    if setting.is_list:
+        inner = next(get_args(kind)[0] for kind in kinds if get_origin(kind) is list)
+        return f"{_WORDS.get(inner, 'TEXT')} ..."
+    if bool in kinds:
+        return ""
+    if setting.limits.path or setting.limits.names == "input":
+        return "PATH"
+    if any(kind is dict or get_origin(kind) is dict for kind in kinds):
+        return "JSON"
+    return next((_WORDS[kind] for kind in kinds if kind in _WORDS), "TEXT")
+
+
+_WORDS = {int: "N", float: "X"}
+
+
+def _section(heading: str, rows: Iterable[Row]) -> str:
+    width = min(max(shutil.get_terminal_size((110, 24)).columns, 60), 120)
+    lines = [heading]
+    for flag, text in rows:
+        wrapped = textwrap.wrap(text, width - _COLUMN, break_on_hyphens=False)
+        if len(flag) > _COLUMN - 4:
+            lines.append(f"  {flag}")
+        else:
+            lines.append(f"  {flag:<{_COLUMN - 2}}{wrapped.pop(0) if wrapped else ''}".rstrip())
+        lines += [" " * _COLUMN + line for line in wrapped]
+    return "\n".join(lines)

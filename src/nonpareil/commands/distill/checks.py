@@ -1,0 +1,53 @@
+"""What of a distillation's options can be refused before anything is read."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nonpareil.commands.inputs import require_all
+from nonpareil.errors import ConfigError
+from nonpareil.options.commands import DistillOptions
+from nonpareil.options.rewards import refuse_judge
+from nonpareil.options.unread import refuse_unread_of_distill
+
+if TYPE_CHECKING:
+    from nonpareil.training.config import DistillationConfig
+
+
+def check_options(options: DistillOptions, config: "DistillationConfig") -> None:
+    """Refuse options that cannot work together, before anything is read.
+
+    Raises:
+        ConfigError: an option that is missing, that nothing would read, or that goes with no other.
+    """
+    require_all(options, prompts_from_groups=options.groups is not None)
+    if options.evaluate_after:
+        refuse_judge(options, "distill evaluates the policy against its reference; give evaluate_after=false")
+    if options.merge and not config.use_peft:
+        raise ConfigError("merge=true without use_peft: there is no adapter to merge; remove it")
+    reads_held_out = needs_held_out(options, config)
+    refuse_unread_of_distill(options, config, held_out_source(options) if reads_held_out else None)
+
+
+def needs_held_out(options: DistillOptions, config: "DistillationConfig") -> bool:
+    """Whether held-out prompts are read at all: after training, or in it."""
+    return options.evaluate_after or config.eval_strategy != "no"
+
+
+def held_out_source(options: DistillOptions) -> str:
+    """Where held-out prompts come from; never the training prompts by default.
+
+    Raises:
+        ConfigError: the policy is evaluated after training, and nothing says on which prompts.
+    """
+    train = options.dataset_name or ""
+    if not train and options.eval_dataset_name is None and options.evaluate_after:
+        raise ConfigError(
+            "eval_dataset_name is missing: groups hold training prompts only; give held-out prompts, or "
+            "evaluate_after=false"
+        )
+    if options.eval_dataset_name is None and options.evaluate_after and Path(train).is_file():
+        raise ConfigError(
+            f"dataset_name={train!r} is one file, without a test split, and evaluation needs held-out prompts; "
+            "give eval_dataset_name, or evaluate_after=false"
+        )
+    return options.eval_dataset_name or train

@@ -1,0 +1,45 @@
+"""The evaluation that follows a training: its options, from those of the distillation."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nonpareil.commands.distill.checks import held_out_source
+from nonpareil.commands.distill.inputs import reward_options
+from nonpareil.commands.evaluate.dtypes import training_dtype
+from nonpareil.options.commands import DistillOptions, EvaluateOptions
+from nonpareil.options.rewards import RewardOptions
+from nonpareil.options.shared import PromptOptions
+from nonpareil.settings import values_of
+
+if TYPE_CHECKING:
+    from nonpareil.training.config import DistillationConfig
+
+
+def evaluation_options(options: DistillOptions, config: "DistillationConfig") -> EvaluateOptions:
+    """The trained policy against what it was before, on held-out prompts, at the settings it was trained at.
+
+    Raises:
+        ConfigError: as `held_out_source` and `training_dtype`.
+    """
+    output_dir = Path(str(config.output_dir))
+    prompts = {**values_of(options, PromptOptions), "dataset_name": held_out_source(options)}
+    return EvaluateOptions(
+        **prompts,
+        **values_of(reward_options(options, config), RewardOptions),
+        model_name_or_path=str(output_dir),
+        reference_model_name_or_path=options.model_name_or_path,
+        reference_model_revision=options.model_revision,
+        dataset_split=options.dataset_test_split,
+        max_prompts=options.max_eval_prompts,
+        num_generations=options.num_generations_eval,
+        num_reference_samples=options.num_reference_samples_eval,
+        unseen_reward=options.unseen_reward,
+        dtype=training_dtype(config, options.kl_dtype),
+        kl_dtype=options.kl_dtype,
+        max_completion_length=config.max_completion_length,
+        temperature=config.temperature,
+        seed=config.seed,
+        output_dir=str(output_dir / "evaluation"),
+        title=f"{output_dir.name}: trained with {Path(config.method).name}",
+        overwrite=True,
+    )

@@ -1,0 +1,123 @@
+"""What a distillation reads: the policy, prompts or stored groups to train on, held-out prompts, the rewards."""
+
+from typing import TYPE_CHECKING
+
+from nonpareil.commands.distill.checks import held_out_source, needs_held_out
+from nonpareil.commands.distill.groups import check_stored_rewards, load_groups
+from nonpareil.commands.inputs import (
+    check_reward,
+    load_prompts,
+    load_reward,
+    load_second_reward,
+    template_kwargs,
+)
+from nonpareil.options.commands import DistillOptions, EvaluateOptions
+from nonpareil.options.rewards import RewardInputOptions, RewardOptions
+from nonpareil.records import Group, Prompt, prompt_of
+from nonpareil.settings import values_of
+
+if TYPE_CHECKING:
+    from nonpareil.commands.policies.local import LocalPolicy
+    from nonpareil.methods.base import Method
+    from nonpareil.rewards.combine import CombinedReward
+    from nonpareil.training.config import DistillationConfig
+
+
+def trained_policy(options: DistillOptions, config: "DistillationConfig", dtype: str) -> "LocalPolicy":
+    """The policy to train, by its path; checked for being drawable where it is drawn from in this process.
+
+    Raises:
+        ModelError: no such model, no tokenizer, or an architecture that cannot be drawn from.
+    """
+    from nonpareil.commands.policies.local import LocalPolicy
+
+    name, revision = options.model_name_or_path or "", options.model_revision
+    policy = LocalPolicy(name, revision, dtype, trust_remote_code=config.trust_remote_code)
+    if options.evaluate_after or not (options.groups or config.use_vllm):
+        policy.check_drawable()
+    return policy
+
+
+def training_data(
+    options: DistillOptions, config: "DistillationConfig", method: "Method", policy: "LocalPolicy"
+) -> "tuple[list[Group] | None, list[Prompt]]":
+    """The stored groups, where there are some, and the prompts.
+
+    Raises:
+        NonpareilError: no such prompts or groups, or some that this policy or method cannot be trained on.
+    """
+    sampling = config.sampling(config.seed)
+    if options.groups is None:
+        return None, load_prompts(
+            options,
+            policy,
+            sampling,
+            source=options.dataset_name,
+            split=options.dataset_train_split,
+            limit=options.max_train_prompts,
+        )
+    groups = load_groups(
+        options.groups, policy, config, method, options.max_train_prompts, template_kwargs(options)
+    )
+    prompts = [prompt_of(group) for group in groups]
+    policy.check(prompts, sampling)
+    return groups, prompts
+
+
+def held_out_prompts(
+    options: DistillOptions, config: "DistillationConfig", policy: "LocalPolicy"
+) -> list[Prompt] | None:
+    """The prompts to evaluate on, in training or after it; None where there is neither.
+
+    Raises:
+        NonpareilError: as `load_prompts`.
+    """
+    if not needs_held_out(options, config):
+        return None
+    return load_prompts(
+        options,
+        policy,
+        config.sampling(config.seed),
+        source=held_out_source(options),
+        split=options.dataset_test_split,
+        limit=options.max_eval_prompts,
+    )
+
+
+def reward_options(options: DistillOptions, config: "DistillationConfig") -> RewardOptions:
+    """All that is said of the rewards, part of which is the trainer's."""
+    return RewardOptions(
+        **values_of(options, RewardInputOptions),
+        reward_weights=config.reward_weights,
+        reward_timeout=config.reward_timeout,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def training_reward(
+    options: DistillOptions, config: "DistillationConfig", policy: "LocalPolicy", *, stored: bool
+) -> "CombinedReward":
+    """The rewards to train on, loaded; those of stored groups must be the ones that scored them.
+
+    Raises:
+        NonpareilError: a reward that cannot be loaded, or another than the stored one.
+    """
+    reward = load_reward(reward_options(options, config), policy.tokenizer)
+    if stored:
+        check_stored_rewards(options.groups or "", reward)
+    return reward
+
+
+def check_evaluable(
+    evaluation: EvaluateOptions, reward: "CombinedReward", held_out: list[Prompt], policy: "LocalPolicy"
+) -> None:
+    """Refuse rewards that could not score the held-out prompts, which would fail only after training.
+
+    Raises:
+        NonpareilError: the unseen reward cannot be loaded, or one of them cannot score the prompts.
+    """
+    length, tokenizer = evaluation.max_completion_length, policy.tokenizer
+    reward.check_prompts(held_out, length, tokenizer)
+    if evaluation.unseen_reward:
+        unseen = load_second_reward("unseen_reward", evaluation.unseen_reward, evaluation, reward)
+        check_reward(unseen, held_out, length, tokenizer, errors_in=evaluation.output_dir)
