@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "nonpareil"
 PAGE = ROOT / "docs" / "architecture.md"
-HIGHEST_OF_GROUND = "protocols"
+HIGHEST_OF_GROUND = "records"
 """This floor and those beneath it hold small modules that all others use; the picture has one box for them."""
 
 Arrows = dict[str, set[str]]

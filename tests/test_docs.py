@@ -18,11 +18,12 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 FOLDERS = ("src", "tests", "docs", "recipes", "benchmarks")
 EXAMPLES = {"path/to/file.py"}
 """Paths that a reader puts an own one in the place of."""
-GENERATED = ("data/", "evaluation/", "recipes/imdb/prompts/", "nonpareil-")
+GENERATED = ("data/", "checkpoints/", "evaluation/", "recipes/imdb/prompts/", "nonpareil-")
 """What commands and recipes write."""
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(r"(?<![\w/.:-])(?:[\w.-]+/)+[\w.-]+\.(?:py|md|yaml|toml|sh|j2|parquet)\b")
+FOLDER = re.compile(r"(?:[\w.-]+/)+")
 CODE = re.compile(r"`([^`\n]+)`")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
@@ -64,7 +65,9 @@ def test_files_that_are_named_are_there(name):
     """From the repository's root, the package, the tests, or the page's own folder."""
     page = ROOT / name
     places = (ROOT, PACKAGE, PACKAGE.parent, ROOT / "tests", page.parent)
-    named = {path for path in FILE.findall(page.read_text()) if not path.startswith(GENERATED)} - EXAMPLES
+    text = page.read_text()
+    named = {*FILE.findall(text), *(code for code in CODE.findall(text) if FOLDER.fullmatch(code))} - EXAMPLES
+    named = {path for path in named if not path.startswith(GENERATED)}
     assert not [path for path in sorted(named) if not any((place / path).exists() for place in places)]
 
 
