@@ -338,7 +338,7 @@ def test_an_own_method_is_known_by_its_file(comparison, files):
 def test_a_kill_in_the_first_evaluation_can_be_repaired(comparison, files, monkeypatch):
     """What was drawn before it, with other settings, is refused; --overwrite deletes it and keeps the model."""
     with monkeypatch.context() as patch:
-        patch.setattr("nonpareil.commands.evaluate.divergence._divergence", killed)
+        patch.setattr("nonpareil.commands.evaluate.run.divergence", killed)
         with pytest.raises(Killed):
             comparison(seeds=[0])
     assert (files / "out/reference/manifest.json").is_file()

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.answers import answer_bytes, is_text
+from nonpareil.engines.checks import check_sampling
 from nonpareil.engines.choices import ServedChoice, read_choices
 from nonpareil.engines.decoding import TEXT
 from nonpareil.engines.sampling import sample_keys
-from nonpareil.engines.transformers import check_sampling
 from nonpareil.errors import RemoteError
 from nonpareil.records import Draws, Prompt, SamplingParams
 from nonpareil.remote import JsonClient, all_of, run_coroutine
@@ -86,7 +86,7 @@ class OpenAIEngine:
         sampling: SamplingParams,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Draws]:
-        """Draw `num_generations` completions a prompt; see `protocols.Engine`.
+        """Draw `num_generations` completions a prompt; see `engines.base.Engine`.
 
         Raises:
             ConfigError: sampling parameters out of their range.
