@@ -121,3 +121,16 @@ def test_a_dead_link_is_found(tmp_path):
     assert leads_somewhere(page, "page.md", "the-first-heading")
     assert not leads_somewhere(page, "", "the-second-heading")
     assert not leads_somewhere(page, "other.md", "")
+
+
+def test_files_that_pages_name_are_there():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "recipes").glob("*/README.md")]
+    named = {
+        (page.relative_to(ROOT), name)
+        for page in pages
+        for name in re.findall(r"`(?:python )?([\w./-]+/[\w.-]+\.(?:py|ya?ml|txt|sh))\b", page.read_text())
+        if not name.startswith("path/to/")
+    }
+    assert len(named) > 50
+    bases = (ROOT, ROOT / "src", ROOT / "src" / "nonpareil")
+    assert not {(page, name) for page, name in named if not any((base / name).exists() for base in bases)}
