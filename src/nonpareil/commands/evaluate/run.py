@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def run(options: EvaluateOptions) -> dict[str, Any]:
-    """Write report.json, report.html and PNGs; returns the figures and the report's path.
+    """Write report.json, report.html and PNGs; returns the `Evaluation` and the report's path.
 
     Raises:
         NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
@@ -64,13 +64,13 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
         check_loadable(policy, reference)
     rewards = _rewards(options, prompts, reference)
     ours, theirs = _groups_of_both(sides, prompts, rewards, options.max_tokens_per_batch)
-    kl, log_ratio, reference_log_ratio = divergence(options, (policy, reference), products, ours, theirs)
+    measured = divergence(options, (policy, reference), products, ours, theirs)
     evaluation = evaluate_groups(
         ours,
         theirs,
-        policy_kl=kl,
-        policy_log_ratio=log_ratio,
-        reference_log_ratio=reference_log_ratio,
+        policy_kl=measured.kl,
+        policy_log_ratio=measured.log_ratio,
+        reference_log_ratio=measured.reference_log_ratio,
         n=targets_of(options.n, options.num_reference_samples, "num_reference_samples"),
         unseen_reward=rewards[0].names[0] if options.unseen_reward else None,
         seed=options.seed,
