@@ -1,4 +1,4 @@
-"""Floor 3: one file per method; numbers only, no models."""
+"""The methods: one file each; numbers only, no models."""
 
 import difflib
 import inspect
