@@ -117,7 +117,7 @@ def alone(size: str, lora: bool, bf16: bool) -> dict[str, Any]:
     from nonpareil.models.adapters import add_policy_adapter, plain_model
     from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs, output_head_is_plain
     from nonpareil.training import DistillationConfig
-    from nonpareil.training.accumulate import adapters_take_what_comes
+    from nonpareil.training.step.accumulate import adapters_take_what_comes
 
     warmed_up(lora, bf16)
     with tempfile.TemporaryDirectory() as folder:

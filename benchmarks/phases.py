@@ -26,26 +26,27 @@ import nonpareil
 from nonpareil import DistillationConfig, DistillationTrainer, load_prompts, tokenize_prompts
 from nonpareil.assets import demo_path
 from nonpareil.engines.transformers import TransformersEngine
+from nonpareil.methods import BOND, JBOND, RLOO, VBON, BoNBoN, Regression, SFTBoN
 from nonpareil.models.loading import load_policy
 from nonpareil.models.memory import keep_freed_memory
 from nonpareil.records import Group, SamplingParams
 from nonpareil.rewards import RewardModel, load_rewards
-from nonpareil.training.batch import score_groups
+from nonpareil.training.step.batch import score_groups
 
 LENGTH, STORED = 40, 8
 FRESH: dict[str, dict[str, Any]] = {
-    "jbond": {"method": "jbond"},
-    "bond": {"method": "bond", "n": 4, "num_generations": 4, "num_reference_samples": 16},
-    "vbon": {"method": "vbon", "n": 4, "num_generations": 4, "num_reference_samples": 16},
-    "rloo": {"method": "rloo", "num_generations": 4},
+    "jbond": {"method": JBOND()},
+    "bond": {"method": BOND(n=4, num_generations=4, num_reference_samples=16)},
+    "vbon": {"method": VBON(n=4, num_generations=4, num_reference_samples=16)},
+    "rloo": {"method": RLOO(num_generations=4)},
 }
 FROM_DISK: dict[str, dict[str, Any]] = {
-    "vbon, cached": {"method": "vbon", "n": 4, "num_generations": 4},
-    "regression": {"method": "regression", "n": 4},
-    "sft_bon": {"method": "sft_bon", "n": 8},
-    "bonbon": {"method": "bonbon", "n": 8},
+    "vbon, cached": {"method": VBON(n=4, num_generations=4, stored=True)},
+    "regression": {"method": Regression(n=4, stored=True)},
+    "sft_bon": {"method": SFTBoN(n=8)},
+    "bonbon": {"method": BoNBoN(n=8)},
 }
-LORA = {"jbond, LoRA": {"method": "jbond", "use_peft": True, "lora_target_modules": ["all-linear"]}}
+LORA = {"jbond, LoRA": {"method": JBOND(), "use_peft": True, "lora_target_modules": ["all-linear"]}}
 PHASES = ("draw", "score", "anchor_logprobs", "train")
 
 
@@ -96,9 +97,9 @@ def measure(settings: dict[str, Any], args: argparse.Namespace, groups: Any = No
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(settings, Path(folder), args, groups)
         if trainer.method.policy_draws + trainer.method.anchor_draws:
-            drawing = trainer.step_sampler.actors
-            drawing.draw = clock.timed("draw", drawing.draw)
-            drawing.token_logprobs = clock.timed("anchor_logprobs", drawing.token_logprobs)
+            actors = trainer.step_sampler.actors
+            actors.draw = clock.timed("draw", actors.draw)
+            actors.token_logprobs = clock.timed("anchor_logprobs", actors.token_logprobs)
             trainer.reward.score_each = clock.timed("score", trainer.reward.score_each)
         trainer.accumulator.step = clock.timed("train", trainer.accumulator.step)
         trainer.training_step = clock.timed("step", trainer.training_step)

@@ -23,6 +23,7 @@ from transformers import (
     TrainerCallback,
 )
 
+from nonpareil.methods.jbond import JBOND
 from nonpareil.models.loading import cast_weights
 from nonpareil.records import Prompt
 from nonpareil.training import DistillationConfig, DistillationTrainer
@@ -112,7 +113,7 @@ def make_trainer(
         per_device_train_batch_size=prompts,
         max_completion_length=completion_tokens,
         max_tokens_per_batch=max_tokens_per_batch,
-        kl_coef=0.1,
+        method=JBOND(kl_coef=0.1),
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -152,9 +153,9 @@ class Phases(TrainerCallback):
         self.seconds: list[dict[str, float]] = []
         self.peaks: dict[str, int] = defaultdict(int)
         self.completions = trainer.method.policy_draws + trainer.method.anchor_draws
-        drawing = trainer.step_sampler.actors
-        self._wrap(drawing, "draw", "draw")
-        self._wrap(drawing, "token_logprobs", "anchor_logprobs")
+        actors = trainer.step_sampler.actors
+        self._wrap(actors, "draw", "draw")
+        self._wrap(actors, "token_logprobs", "anchor_logprobs")
         self._wrap(trainer.reward, "score_each", "score")
         self._wrap(trainer.accumulator, "step", "forward_backward")
         trainer.add_callback(self)  # behind the anchor's, whose average is then in the last phase

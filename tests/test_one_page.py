@@ -11,10 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from nonpareil.assets import demo_path
+from nonpareil.methods.jbond import JBOND
 from nonpareil.records import Prompt
-from nonpareil.rewards.models.transformers import RewardModel
+from nonpareil.rewards import RewardModel
 from nonpareil.training import DistillationConfig, DistillationTrainer
-from nonpareil.training.batch import StepBatch
+from nonpareil.training.step.batch import StepBatch
 
 PAGE = Path(__file__).parents[1] / "recipes" / "one_page.py"
 TEXTS = ["This film", "I gave it", "A dull, dull", "Almost missed", "Wow, there are no", "The best"]
@@ -39,8 +40,6 @@ def demo_trainer(output_dir: Path, page: ModuleType, **changes: Any) -> Distilla
     """The trainer with the page's settings, on few short draws."""
     tokenizer = AutoTokenizer.from_pretrained(demo_path("policy"))
     settings: dict[str, Any] = {
-        "jeffreys_weight": page.W,
-        "kl_coef": page.GAMMA,
         "anchor_ema_rate": page.ETA,
         "learning_rate": page.LEARNING_RATE,
         "lr_scheduler_type": "constant",
@@ -59,6 +58,7 @@ def demo_trainer(output_dir: Path, page: ModuleType, **changes: Any) -> Distilla
         DistillationConfig(output_dir=str(output_dir), **{**settings, **changes}),
         [Prompt(text, text, tokenizer(text)["input_ids"]) for text in TEXTS],
         processing_class=tokenizer,
+        method=JBOND(jeffreys_weight=page.W, kl_coef=page.GAMMA),
     )
 
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from nonpareil.errors import DataError
@@ -160,6 +160,26 @@ class Group:
 
     def __len__(self) -> int:
         return len(self.completions)
+
+    def joined(self, more: "Group") -> "Group":
+        """With another group of the same prompt behind this one's completions; a reward that one lacks is None."""
+        names = dict.fromkeys((*self.rewards_by_name, *more.rewards_by_name))
+        rewards = None
+        if self.rewards is not None or more.rewards is not None:
+            rewards = [*(self.rewards or [None] * len(self)), *(more.rewards or [None] * len(more))]
+        return replace(
+            self,
+            completions=self.completions + more.completions,
+            completion_token_ids=self.completion_token_ids + more.completion_token_ids,
+            finish_reasons=self.finish_reasons + more.finish_reasons,
+            logprobs=self.logprobs + more.logprobs,
+            rewards_by_name={
+                name: self.rewards_by_name.get(name, [None] * len(self))
+                + more.rewards_by_name.get(name, [None] * len(more))
+                for name in names
+            },
+            rewards=rewards,
+        )
 
 
 def prompt_of(group: Group) -> Prompt:

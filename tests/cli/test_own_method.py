@@ -1,17 +1,21 @@
 """docs/own-method.md: its example runs as it is written, and says what it does."""
 
+import ast
 import importlib.util
 import json
 import re
 import shlex
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from transformers import AutoTokenizer
 
-from nonpareil.training.config import METHOD_SETTINGS, DistillationConfig
+from nonpareil import DistillationConfig, DistillationTrainer, load_prompts, tokenize_prompts
+from nonpareil.methods.base import Method
+from nonpareil.user_code.load import load_function
 from tests.methods.tabular import draws_of
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "own-method.md").read_text()
@@ -79,10 +83,66 @@ def test_the_example_weighs_reference_draws_by_their_quantile(here):
     assert targets.train_anchor.tolist() == [[True, True, True, False]]
 
 
-def test_the_page_names_every_setting():
-    text = PAGE.split("## Settings")[1]
-    assert set(METHOD_SETTINGS) <= {field.name for field in fields(DistillationConfig)}
-    assert set(METHOD_SETTINGS) <= set(re.findall(r"`(\w+)`", text))
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["loss"], line["tilt/largest_weight"]) for line in lines if "loss" in line]
+
+
+def test_a_setting_of_a_new_name_is_given_by_flag_by_yaml_and_from_python(nonpareil, here):
+    """One file is all that a new method needs, here with settings of new names: an `option`, and a plain field."""
+    new = EXAMPLE.replace("kl_coef", "reach").replace("num_reference_samples", "rivals")
+    assert (new.count("reach"), new.count("rivals")) == (3, 2)
+    (here / "tilt.py").write_text(new)
+    words = shlex.split(COMMAND)[1:]
+    command = [word for word in words[: words.index("--max_steps")] if word not in ("--kl_coef", "0.5")]
+    for name, given, settings in (
+        ("flags", ["--reach", "0.125", "--rivals", "4"], {}),
+        ("yaml", [], {"reach": 0.125, "rivals": 4}),
+        ("both", ["--reach=0.125"], {"reach": 3.0, "rivals": 4}),  # a flag replaces YAML
+    ):
+        (here / "small.yaml").write_text(yaml.safe_dump({**SMALL, **settings}))
+        status, _, err = nonpareil(*command, "--config", "small.yaml", *given, "--output_dir", name)
+        assert status == 0, err
+        assert "tilt.py:Tilt: rivals=4, reach=0.125" in (here / name / "README.md").read_text()
+    trained = losses(here / "flags")
+    assert len(trained) == 2
+    assert trained == losses(here / "yaml") == losses(here / "both")
+
+    tilt = load_function("tilt.py:Tilt")
+    config = DistillationConfig(
+        output_dir="python",
+        method=tilt(rivals=4, reach=0.125),
+        **{name: value for name, value in SMALL.items() if name != "evaluate_after"},
+    )
+    tokenizer = AutoTokenizer.from_pretrained("my-org/my-model")
+    DistillationTrainer(
+        "my-org/my-model",
+        "my-org/my-reward-model",
+        config,
+        tokenize_prompts(load_prompts("prompts.jsonl"), tokenizer),
+        processing_class=tokenizer,
+    ).train()
+    assert losses(here / "python") == trained
+
+
+def test_the_page_names_every_part_of_a_method_with_its_default():
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \|", PAGE.split("## What each part is for")[1], re.MULTILINE)
+    told = {name: default.strip("`") for names, default in rows for name in re.findall(r"`(\w+)", names)}
+    parts = {name for name in {**vars(Method), **Method.__annotations__} if not name.startswith("_")}
+    assert parts - {"stored"} == set(told), "`stored` is told of with stored_groups"
+
+    @dataclass(frozen=True)
+    class Bare(Method):
+        def targets(self, draws):
+            raise NotImplementedError
+
+        def loss(self, policy_logprobs, anchor_logprobs, targets):
+            raise NotImplementedError
+
+    for name, default in told.items():
+        if name not in ("targets", "loss", "metrics"):
+            assert getattr(Bare(), name) == ast.literal_eval(default), name
+    assert Bare().metrics(None) == ast.literal_eval(told["metrics"])
 
 
 @pytest.mark.parametrize(
@@ -92,12 +152,24 @@ def test_the_page_names_every_setting():
         (("", ""), ["--anchor_ema_rate", "0.1"], ["anchor_ema_rate=0.1", "reference is fixed"]),
         (("", ""), ["--groups", "g"], ["groups is not read by method=Tilt"]),
         (("", ""), ["--kl_coef", "0"], ["kl_coef=0.0 must be above 0"]),
+        (("", ""), ["--num_reference_samples", "x"], ["num_reference_samples='x' must be a whole number"]),
+        (("", ""), ["--kl_coeff", "1"], ["unknown flag --kl_coeff; did you mean --kl_coef?"]),
         (("", ""), ["--method", "tilt.py:Tlit"], ["Tlit", "did you mean 'Tilt'"]),
         (("", ""), ["--method", "tlit.py:Tilt"], ["no such file", "tlit.py"]),
-        (("def metrics", "def figures"), [], ["tilt.py:Tilt", "has no metrics", "docs/own-method.md"]),
-        (("@dataclass(frozen=True)\nclass Tilt:", "class Tilt:"), [], ["must be a dataclass"]),
+        (("def loss", "def cost"), [], ["tilt.py:Tilt", "has no loss", "docs/own-method.md"]),
+        (("@dataclass(frozen=True)\nclass Tilt(", "class Tilt("), [], ["must be a dataclass"]),
+        (("Tilt(Method)", "Tilt"), [], ["'tilt.py:Tilt' must be a subclass of", "class Tilt(Method)"]),
         (("samples: int = 8", "samples: int"), [], ["'num_reference_samples' has no default"]),
-        (("ClassVar = 0  # k", "ClassVar = int('x')"), [], ["importing", "failed", "invalid literal"]),
+        (("option(0.25", "option(float('x')"), [], ["importing", "failed", "could not convert"]),
+        (("samples: int = 8", "samples: 'Int' = 8"), [], ["types of its fields cannot be read", "'Int'"]),
+        (("samples: int = 8", "samples: int = 8\n    seed: int = 1"), [], ["setting 'seed' has the name of"]),
+        (("samples: int = 8", "samples: int = 8\n    json: int = 1"), [], ["setting 'json' has the name of"]),
+        (("samples: int = 8", "samples: int = 8\n    no_use_vllm: int = 1"), [], ["'no_use_vllm'", "rename"]),
+        (
+            ("samples: int = 8", 'samples: int = 8\n    stored_groups = "optional"'),
+            [],
+            ["stored_groups='optional'", "no field `stored: bool = False`"],
+        ),
     ],
 )
 def test_what_cannot_be_a_method_is_refused(nonpareil, here, change, more, says):

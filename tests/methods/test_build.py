@@ -7,6 +7,7 @@ import pytest
 
 from nonpareil.errors import ConfigError
 from nonpareil.methods import METHODS, build, method_class
+from nonpareil.methods.base import Method, Targets, no_draw
 from nonpareil.methods.bond import BOND
 from nonpareil.setting_types import check_value
 
@@ -146,13 +147,17 @@ def test_fewer_references_than_n_where_winners_are_imitated():
 
 
 @dataclass(frozen=True)
-class Own:
+class Own(Method):
     """A user's own method."""
 
     strength: float = 1.0
     policy_draws: ClassVar = 2
-    anchor_draws: ClassVar = 0
-    anchor_ema_rate: ClassVar = None
+
+    def targets(self, draws):
+        return Targets(~draws.policy_rewards.isnan(), no_draw(draws.anchor_rewards))
+
+    def loss(self, policy_logprobs, anchor_logprobs, targets):
+        return self.strength * policy_logprobs.sum((-1, -2))
 
 
 @dataclass(frozen=True)

@@ -165,8 +165,8 @@ def test_failed_rewards_take_no_part():
 
     whole = method.targets(batch([]))
     extra = method.targets(batch([[nan, 1.0, 2.0], [1.0, nan, 2.0], [1.0, 2.0, nan]]))
-    torch.testing.assert_close(extra.advantages, torch.cat([whole.advantages, torch.zeros(3)]))
-    torch.testing.assert_close(extra.kl_advantages, torch.cat([whole.kl_advantages, torch.zeros(3)]))
+    torch.testing.assert_close(extra.advantages, torch.cat([whole.advantages, torch.zeros(3, 1)]))
+    torch.testing.assert_close(extra.kl_advantages, torch.cat([whole.kl_advantages, torch.zeros(3, 1)]))
     assert not extra.train_policy[2:].any()
     assert not extra.train_anchor[2:].any()
     logprobs = torch.full((5, 3), -3.0, requires_grad=True)

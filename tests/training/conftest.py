@@ -11,11 +11,13 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from nonpareil.engines.transformers import TransformersEngine
+from nonpareil.methods import build
 from nonpareil.methods.base import Method
 from nonpareil.records import Group, Prompt, SamplingParams
 from nonpareil.rewards import load_rewards
+from nonpareil.settings import settings_of
 from nonpareil.training import DistillationConfig, DistillationTrainer
-from nonpareil.training.batch import score_groups
+from nonpareil.training.step.batch import score_groups
 from tests.tiny import GOOD, favour, make_model, make_tokenizer, prompts_of
 
 PROMPTS = prompts_of([1, 7, 8], [1, 7], [1, 9, 8, 7, 12], [1, 17], [1, 16, 6], [1, 8, 8, 8])
@@ -56,7 +58,6 @@ def make_trainer(
     callbacks: list[TrainerCallback] | None = None,
     eval_dataset: list[Prompt] | None = None,
     groups: list[Group] | None = None,
-    made: Method | None = None,
     peft_config: Any = None,
     **changes: Any,
 ) -> DistillationTrainer:
@@ -76,17 +77,21 @@ def make_trainer(
     }
     if changes.get("method", "jbond") == "jbond":
         settings |= {"anchor_ema_rate": 0.1, "kl_coef": 0.1}
+    settings |= changes
+    known = settings_of(DistillationConfig)
+    of_method = {name: settings.pop(name) for name in [*settings] if name not in known}
+    if not isinstance(settings.get("method"), Method):
+        settings["method"] = build(settings.get("method", "jbond"), of_method, stored=groups is not None)
     return DistillationTrainer(
         model=model or ending_model(),
         reward_funcs=reward,
-        args=DistillationConfig(**{**settings, **changes}),
+        args=DistillationConfig(**settings),
         train_dataset=None if groups else PROMPTS if prompts is None else prompts,
         eval_dataset=eval_dataset,
         processing_class=tokenizer or make_tokenizer(),
         callbacks=callbacks,
         peft_config=peft_config,
         groups=groups,
-        method=made,
     )
 
 

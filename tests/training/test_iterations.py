@@ -16,7 +16,7 @@ from nonpareil.markers import OutputFolder
 from nonpareil.methods import build
 from nonpareil.models.anchors import Anchor
 from nonpareil.training import DistillationConfig
-from nonpareil.training.checkpoint_files import last_whole_checkpoint
+from nonpareil.training.checkpoints.files import last_whole_checkpoint
 from nonpareil.training.method import check_method
 from nonpareil.training.prompt_order import RepeatedBatches
 from tests.training.conftest import (

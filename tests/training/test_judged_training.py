@@ -8,7 +8,7 @@ from nonpareil.methods.vbon import VBON
 from nonpareil.records import Group
 from nonpareil.rewards import CombinedReward, JudgeReward
 from nonpareil.training.config import DistillationConfig
-from nonpareil.training.step import StepSampler
+from nonpareil.training.step.sampler import StepSampler
 
 STORED = {"p": Group("p", "p", [1], ["a"], [[1]], ["stop"], [[0.0]])}
 

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from nonpareil.errors import DataError, RewardError
 from nonpareil.folders import is_bookkeeping
 from nonpareil.rewards import Reward
-from nonpareil.training.checkpoint_files import checkpoints_in, last_whole_checkpoint
+from nonpareil.training.checkpoints.files import checkpoints_in, last_whole_checkpoint
 from tests.training.conftest import assert_same, goodness, make_trainer, metrics, weights
 from tests.training.test_spent import spent
 

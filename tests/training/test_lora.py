@@ -72,11 +72,11 @@ def test_policy_and_anchor_start_as_the_reference(tmp_path: Path) -> None:
 def test_one_pass_draws_what_two_merged_models_draw(tmp_path: Path) -> None:
     trainer = moved(lora_trainer(tmp_path))
     models = {"policy": merged_copy(trainer, POLICY), "anchor": merged_copy(trainer, ANCHOR)}
-    drawing = trainer.step_sampler.actors
+    actors = trainer.step_sampler.actors
     passes: list[int] = []
     hook = plain_model(trainer.model).register_forward_hook(lambda *_: passes.append(1))
     sampling = {role: trainer.step_sampler._sampling(3, role) for role in models}
-    both = drawing.draw(PROMPTS, 3, 2, sampling["policy"], sampling["anchor"])
+    both = actors.draw(PROMPTS, 3, 2, sampling["policy"], sampling["anchor"])
     ours, theirs = both.policy, both.anchor
     hook.remove()
     assert len(passes) <= 6, "one prefill and at most five tokens: both adapters in the same passes"

@@ -40,10 +40,10 @@ def held(trainer: DistillationTrainer) -> dict[str, int]:
     trainer.train()
     anchor = () if trainer.anchor is None else trainer.anchor.weights().values()
     moments = [v for state in trainer.optimizer.state.values() for v in state.values() if v.dim()]
-    drawing = (
+    actors = (
         trainer.step_sampler.actors if trainer.method.policy_draws + trainer.method.anchor_draws else None
     )
-    copied = drawing.working.model.parameters() if hasattr(drawing, "working") else ()
+    copied = actors.working.model.parameters() if hasattr(actors, "working") else ()
     others = {id(weight) for weight in anchor}
     figures = {
         "weights": size(p for p in trainer.model.parameters() if id(p) not in others),

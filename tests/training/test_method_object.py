@@ -9,27 +9,28 @@ from nonpareil.errors import ConfigError
 from nonpareil.methods.bond import BOND
 from nonpareil.methods.sft_bon import SFTBoN
 from nonpareil.methods.vbon import VBON
+from nonpareil.training import DistillationConfig
 from tests.training.conftest import make_trainer, stored_groups, weights
 
-PLAIN: dict[str, Any] = {"kl_coef": None, "anchor_ema_rate": None}
 
-
-def test_settings_beside_a_method_object_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"n=8 is not read beside a method object; set it where"):
-        make_trainer(tmp_path, made=BOND(n=2), n=8, **PLAIN)
+def test_a_setting_of_a_method_is_set_where_the_object_is_made(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"output_dir": str(tmp_path), "n": 8}
+    for method in ("bond", BOND(n=2)):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'n'"):
+            DistillationConfig(method=method, **settings)
 
 
 def test_a_method_object_that_needs_groups_is_refused_without(tmp_path: Path) -> None:
     for made in (SFTBoN(), VBON(stored=True)):
         with pytest.raises(ConfigError, match=f"groups is missing: {type(made).__name__} learns from stored"):
-            make_trainer(tmp_path, made=made, **PLAIN)
+            make_trainer(tmp_path, method=made)
 
 
 def test_a_method_object_that_draws_its_own_is_refused_with_groups(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"groups: VBON draws 16 fresh reference completions .* stored=True"
     ):
-        make_trainer(tmp_path, made=VBON(), groups=stored_groups(3), **PLAIN)
+        make_trainer(tmp_path, method=VBON(), groups=stored_groups(3))
 
 
 def test_a_run_taken_up_at_its_end_takes_no_further_step(tmp_path: Path) -> None:

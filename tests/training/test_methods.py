@@ -10,7 +10,7 @@ from torch import Tensor
 from nonpareil.methods import METHODS
 from nonpareil.methods.base import ScoredDraws, Targets
 from nonpareil.records import Group
-from nonpareil.training.batch import StepBatch
+from nonpareil.training.step.batch import StepBatch
 from nonpareil.training.trainer import DistillationTrainer
 from tests.tiny import END, make_tokenizer
 from tests.training.conftest import (
@@ -218,7 +218,7 @@ def test_on_stored_groups(
     )
     assert_by_hand(trainer, reward)
     draws = trainer.method.policy_draws > 0
-    assert ("actors" in vars(trainer.step_sampler)) == draws, "no second model where nothing is drawn"
+    assert (trainer.step_sampler.actors is not None) == draws, "no second model where nothing is drawn"
 
 
 @pytest.mark.parametrize("case", ["vbon", "sft_bon, all", "bonbon", "regression"])
@@ -230,7 +230,7 @@ def test_on_stored_groups_of_different_sizes(case: str, tmp_path: Path) -> None:
         group.rewards_by_name = {name: values[:size] for name, values in group.rewards_by_name.items()}
     trainer = trainer_of(tmp_path, case, STORED[case], groups)
     assert_by_hand(trainer, goodness)
-    assert trainer._figures["rewards/failed_ratio"] == [0], "a draw that was never made has not failed"
+    assert trainer._metrics["rewards/failed_ratio"] == [0], "a draw that was never made has not failed"
 
 
 def test_the_second_step_on_the_same_draws_is_clipped_by_the_ratio_to_the_first(tmp_path: Path) -> None:

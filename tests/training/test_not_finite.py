@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from nonpareil.errors import DataError, NotFiniteError, RewardError
 from nonpareil.models.loading import load_policy
-from nonpareil.training.batch import reward_tensor
-from nonpareil.training.checkpoint_files import checkpoints_in
-from nonpareil.training.not_finite import PATIENCE
+from nonpareil.training.checkpoints.files import checkpoints_in
+from nonpareil.training.step.batch import reward_tensor
+from nonpareil.training.step.not_finite import PATIENCE
 from nonpareil.training.stored import check_stored
 from tests.tiny import GOOD, make_tokenizer, prompts_of
 from tests.training.conftest import (
@@ -53,7 +53,7 @@ def gradient_of(trainer: Any, prompts: list[Any]) -> tuple[float, dict[str, torc
 
 
 def logged(trainer: Any, name: str) -> float:
-    (value,) = trainer._figures[name]
+    (value,) = trainer._metrics[name]
     return value
 
 

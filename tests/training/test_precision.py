@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nonpareil.models.adapters import plain_model
 from nonpareil.models.loading import cast_weights
 from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs
-from nonpareil.training.accumulate import adapters_take_what_comes
+from nonpareil.training.step.accumulate import adapters_take_what_comes
 from tests.tiny import make_model
 from tests.training.conftest import PROMPTS, make_trainer
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from nonpareil.errors import DataError
-from nonpareil.training.checkpoint_files import last_whole_checkpoint
+from nonpareil.training.checkpoints.files import last_whole_checkpoint
 from nonpareil.training.trainer import DistillationTrainer
 from tests.training.conftest import (
     StopAfter,

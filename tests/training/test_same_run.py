@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from nonpareil.errors import ConfigError
 from nonpareil.training import DistillationConfig
-from nonpareil.training.identity import MAY_CHANGE
+from nonpareil.training.checkpoints.identity import MAY_CHANGE
 from tests.tiny import GOOD, make_model, prompts_of
 from tests.training.conftest import (
     PROMPTS,
@@ -106,7 +106,7 @@ def test_a_checkpoint_of_another_way_of_training_is_refused_in_one_line(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever else differs: what is there cannot be gone on from with any setting."""
-    monkeypatch.setattr("nonpareil.training.identity.TRAINING_VERSION", 3)
+    monkeypatch.setattr("nonpareil.training.checkpoints.identity.TRAINING_VERSION", 3)
     with pytest.raises(
         ConfigError, match=r"checkpoint-2 is of an earlier version of Nonpareil.*begin anew"
     ) as e:

@@ -15,7 +15,7 @@ from nonpareil.methods.jbond import JBOND
 from nonpareil.models.loading import cast_weights
 from nonpareil.training.callbacks import LastWholeStep, StopCleanly
 from nonpareil.training.costs import Spent
-from nonpareil.training.signal import Signal, resting_scaler
+from nonpareil.training.step.signal import Signal, resting_scaler
 from tests.tiny import END
 from tests.training.conftest import (
     PROMPTS,

@@ -14,7 +14,7 @@ from nonpareil.errors import RewardError
 from nonpareil.maths.quantiles import two_sample_log_quantile
 from nonpareil.models.loading import disable_dropout
 from nonpareil.models.logprobs import TokenSequences, completion_logprobs
-from nonpareil.training.batch import StepBatch
+from nonpareil.training.step.batch import StepBatch
 from nonpareil.training.trainer import DistillationTrainer
 from tests.tiny import END, make_model, make_tokenizer
 from tests.training.conftest import PROMPTS, assert_same, ending_model, goodness, make_trainer, weights

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from nonpareil.errors import ConfigError, SyncError
 from nonpareil.models.logprobs import TokenSequences
 from nonpareil.training import DistillationTrainer
-from nonpareil.training.accumulate import weighted_gradient
+from nonpareil.training.step.accumulate import weighted_gradient
 from tests.tiny import forced_logprobs
 from tests.training.conftest import make_trainer, metrics, stored_groups
 
@@ -43,8 +43,7 @@ def vllm_trainer(tmp_path: Path) -> Iterator[Any]:
 
     yield make
     for trainer in made:
-        if "actors" in vars(trainer.step_sampler):
-            trainer.step_sampler.actors.engine.release()
+        trainer.step_sampler.release()
 
 
 @pytest.mark.vllm
@@ -58,9 +57,9 @@ def test_every_steps_draws_are_the_policys(vllm_trainer: Any, tmp_path: Path, lo
         assert line["sampling/sampling_logp_difference/max"] < 2e-3
         assert line["sampling/importance_sampling_ratio/mean"] == pytest.approx(1.0, abs=5e-3)
     # What moved: without pushes the engine's log-probs would be those of the start.
-    drawing = trainer.step_sampler.actors
-    drawing.begin_step()
-    drawn = drawing.draw(trainer.train_dataset, 2, 2, *[trainer.args.sampling(s) for s in (1, 2)])
+    actors = trainer.step_sampler.start()
+    actors.begin_step()
+    drawn = actors.draw(trainer.train_dataset, 2, 2, *[trainer.args.sampling(s) for s in (1, 2)])
     before = type(trainer.step_sampler.actors.inner.model if lora else trainer.model).from_pretrained(
         tmp_path / "model", dtype=torch.float32
     )
@@ -74,29 +73,29 @@ def test_every_steps_draws_are_the_policys(vllm_trainer: Any, tmp_path: Path, lo
 @pytest.mark.vllm
 def test_a_fixed_reference_is_pushed_once_where_nothing_else_is_drawn(vllm_trainer: Any) -> None:
     trainer = vllm_trainer(**BOND)
-    drawing = trainer.step_sampler.actors
+    actors = trainer.step_sampler.start()
     pushes: list[str] = []
-    push = drawing.inner.hand_over
-    drawing.inner.hand_over = lambda role, engine: (pushes.append(role), push(role, engine))
+    push = actors.inner.hand_over
+    actors.inner.hand_over = lambda role, engine: (pushes.append(role), push(role, engine))
     sampling = [trainer.args.sampling(1)] * 2
     for k in (0, 0, 1, 1):
-        drawing.begin_step()
-        drawing.draw(trainer.train_dataset, k, 2, *sampling)
+        actors.begin_step()
+        actors.draw(trainer.train_dataset, k, 2, *sampling)
     assert pushes == ["anchor", "policy", "anchor", "policy", "anchor"]
 
 
 @pytest.mark.vllm
 def test_a_push_that_never_arrives_stops_the_run(vllm_trainer: Any) -> None:
     trainer = vllm_trainer()
-    drawing = trainer.step_sampler.actors
-    drawing.draw(trainer.train_dataset, 1, 0, *[trainer.args.sampling(1)] * 2)
-    drawing.inner.hand_over = lambda role, engine: None
+    actors = trainer.step_sampler.start()
+    actors.draw(trainer.train_dataset, 1, 0, *[trainer.args.sampling(1)] * 2)
+    actors.inner.hand_over = lambda role, engine: None
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter.mul_(1.5)
-    drawing.begin_step()
+    actors.begin_step()
     with pytest.raises(SyncError, match="never arrived"):
-        drawing.draw(trainer.train_dataset, 1, 0, *[trainer.args.sampling(1)] * 2)
+        actors.draw(trainer.train_dataset, 1, 0, *[trainer.args.sampling(1)] * 2)
 
 
 @pytest.mark.vllm
@@ -105,10 +104,10 @@ def test_a_stale_tied_head_stops_the_run(vllm_trainer: Any, monkeypatch: pytest.
 
     trainer = vllm_trainer()
     monkeypatch.setattr(WeightPush, "_repack_tied_head", lambda self: True)
-    drawing = (
-        trainer.step_sampler.actors.inner
+    actors = (
+        trainer.step_sampler.start().inner
     )  # as files and named_parameters hold weights: without the tied head
-    drawing.hand_over = lambda role, engine: engine.push_weights(drawing.take(role).named_parameters())
+    actors.hand_over = lambda role, engine: engine.push_weights(actors.take(role).named_parameters())
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter.mul_(1.5)
@@ -119,16 +118,16 @@ def test_a_stale_tied_head_stops_the_run(vllm_trainer: Any, monkeypatch: pytest.
 @pytest.mark.vllm
 def test_adapters_that_are_mixed_up_stop_the_run(vllm_trainer: Any) -> None:
     trainer = vllm_trainer(**LORA)
-    drawing = trainer.step_sampler.actors
+    actors = trainer.step_sampler.start()
     with torch.no_grad():
         for name, parameter in trainer.model.named_parameters():
             if "lora_B" in name:
                 parameter.copy_(torch.randn_like(parameter) * (0.5 if ".anchor." in name else 0.2))
-    score = drawing.engine.completion_logprobs
+    score = actors.engine.completion_logprobs
     # vLLM's trap: rows asked of one adapter get the other, which was loaded last.
-    drawing.engine.completion_logprobs = lambda sequences, adapter=None: score(sequences, "default")
+    actors.engine.completion_logprobs = lambda sequences, adapter=None: score(sequences, "default")
     with pytest.raises(SyncError, match="those of the policy"):
-        drawing.draw(trainer.train_dataset, 1, 1, *[trainer.args.sampling(1)] * 2)
+        actors.draw(trainer.train_dataset, 1, 1, *[trainer.args.sampling(1)] * 2)
 
 
 def test_importance_weights_scale_each_draws_gradient() -> None:
@@ -182,7 +181,7 @@ def test_settings_that_nothing_reads_are_refused(tmp_path: Path, change: dict[st
 
 def test_token_sequences_of_draws_keep_their_order(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
-    drawn = trainer.step_sampler.actors.draw(trainer.train_dataset, 2, 1, *[trainer.args.sampling(1)] * 2)
+    drawn = trainer.step_sampler.start().draw(trainer.train_dataset, 2, 1, *[trainer.args.sampling(1)] * 2)
     sequences = TokenSequences.of(trainer.train_dataset, drawn.policy)
     assert sequences.completion_ids == [ids for d in drawn.policy for ids in d.completion_token_ids]
     assert sequences.prompt_ids[3] == trainer.train_dataset[1].token_ids
@@ -203,7 +202,7 @@ def test_a_server_draws_for_training(tmp_path: Path) -> None:
             vllm_importance_sampling_correction=True,
         )
         trainer.train()
-        trainer.step_sampler.actors.engine.release()
+        trainer.release()
     lines = metrics(tmp_path / "out")
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(line["sampling/sampling_logp_difference/max"] < 2e-3 for line in lines)

@@ -11,13 +11,13 @@ import pytest
 from safetensors.torch import load_file
 
 from nonpareil.errors import ConfigError, DataError
-from nonpareil.training.checkpoint_files import (
+from nonpareil.training.checkpoints.files import (
     discard,
     fault_of,
     last_whole_checkpoint,
     read_list,
 )
-from nonpareil.training.resume import resume_setting
+from nonpareil.training.checkpoints.resume import resume_setting
 from tests.tiny import prompts_of
 from tests.training.conftest import StopAfter, assert_same, make_trainer, metrics, weights
 

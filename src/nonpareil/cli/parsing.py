@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nonpareil.errors import ConfigError
+from nonpareil.options.methods import read_method, settings_of_methods
 from nonpareil.options.yaml import load_yaml, meant, refuse_unknown, typed
+from nonpareil.setting_types import check_value
 from nonpareil.settings import Setting, settings_of
 
 
@@ -21,6 +23,9 @@ def parse(
 ) -> tuple[list[Any], dict[str, Any], bool]:
     """The dataclass instances, what the user gave (YAML and flags), and whether `--json` was among the flags.
 
+    Where a class has a setting `method`, the settings of the method that is named are taken too; the method itself
+    then stands in the name's place.
+
     `defaults`, a function of what was given, replace the dataclasses' own; YAML replaces them, and flags YAML.
     A file that holds no options is only named, in the instances' `config_file`.
 
@@ -29,6 +34,10 @@ def parse(
             cannot be.
     """
     settings = {name: one for cls in dataclasses for name, one in settings_of(cls).items()}
+    of_method: dict[str, Setting] = {}
+    if "method" in settings:  # its class says which other settings there are
+        of_method = settings_of_methods(_method_named(argv, settings["method"]), *dataclasses)
+        settings |= of_method
     parser = CommandParser(prog=f"nonpareil {command}", add_help=False, allow_abbrev=False)
     for setting in settings.values():
         _add_flag(parser, setting)
@@ -47,8 +56,32 @@ def parse(
     for instance in instances:
         if hasattr(instance, "config_file"):
             instance.config_file = config_file
+    if of_method:
+        groups = any(getattr(instance, "groups", None) is not None for instance in instances)
+        config: Any = next(instance for instance in instances if hasattr(instance, "method"))
+        own = {name: given[name] for name in of_method if name in given}
+        config.method = read_method(config.method, own, stored=groups)
     _quiet()
     return instances, given, as_json
+
+
+def _method_named(argv: Sequence[str], setting: Setting) -> str:
+    """By flags, or else by YAML, or else the default.
+
+    Raises:
+        ConfigError: a file that cannot be read, or a name that is no text.
+    """
+    parser = CommandParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--method", nargs="?")
+    parser.add_argument("--config", nargs="?")
+    flags, _ = parser.parse_known_args(list(argv))
+    named = flags.method
+    if named is None and flags.config is not None:
+        named = load_yaml(Path(flags.config)).get("method")
+    if named is None:
+        return setting.default
+    check_value("method", named, str)
+    return named
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -1,8 +1,10 @@
 """Where a command may write: never over what it reads; and where nothing may be deleted."""
 
+import inspect
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +81,10 @@ def _local(value: Any) -> Iterator[Path]:
 
 
 def _of_spec(spec: Any, *, of_files_only: bool) -> Iterator[Path]:
-    """Of a folder, of a file with `:name` behind it, or of a server with `#folder` behind it."""
+    """Of a folder, of a file with `:name` behind it, or of a server with `#folder` behind it; an object's."""
     if not isinstance(spec, str):
+        with suppress(TypeError, OSError):  # nothing was given, or the class was made at a prompt
+            yield from _local(inspect.getfile(type(spec)))
         return
     file, _, _ = spec.rpartition(":")
     if file.endswith(".py"):

@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from nonpareil.errors import ConfigError, SyncError
 from nonpareil.models.logprobs import TokenSequences
+from nonpareil.records import Prompt
+
+CANARIES, CANARY_TOKENS = 3, 8
 
 TOLERANCE = {"float32": 2e-3, "bfloat16": 0.05, "float16": 0.02}
 """Nats a token, averaged over a sequence: what two right implementations of one model differ by at most."""
@@ -99,3 +102,14 @@ class Canary:
             gaps.append(gap if gap == gap else float("inf"))
         worst = max(gaps)
         return worst, gaps.index(worst)
+
+
+def canary_sequences(prompts: Sequence[Prompt], max_completion_length: int) -> TokenSequences:
+    """A few short prompts, each followed by the beginning of another: any tokens will do.
+
+    One token of the window stays free, which vLLM needs for scoring.
+    """
+    length = min(CANARY_TOKENS, max_completion_length - 1)  # at least 1: `check_vllm` refuses less
+    shortest = sorted(prompts, key=lambda prompt: len(prompt.token_ids))[:CANARIES]
+    ids = [prompt.token_ids for prompt in shortest]
+    return TokenSequences(ids, [other[:length] for other in reversed(ids)])

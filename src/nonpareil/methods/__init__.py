@@ -1,8 +1,10 @@
-"""Floor 3: one file a method; numbers only, no models."""
+"""Floor 3: one file per method; numbers only, no models."""
 
 import difflib
+import inspect
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from nonpareil.errors import ConfigError
@@ -14,8 +16,10 @@ from nonpareil.methods.regression import Regression
 from nonpareil.methods.rloo import RLOO
 from nonpareil.methods.sft_bon import SFTBoN
 from nonpareil.methods.vbon import VBON
+from nonpareil.settings import Setting, settings_of
+from nonpareil.user_code.load import is_function_path, load_function
 
-METHODS: dict[str, type] = {
+METHODS: dict[str, type[Method]] = {
     "jbond": JBOND,
     "bond": BOND,
     "vbon": VBON,
@@ -26,20 +30,42 @@ METHODS: dict[str, type] = {
 }
 
 
-def method_class(name: str) -> type:
-    """The class of one of our methods.
+def method_class(name: str) -> type[Method]:
+    """The class of one of our methods, or a user's own by `path/to/file.py:Class` (docs/own-method.md).
 
     Raises:
-        ConfigError: no method of this name; names the nearest.
+        ConfigError: no method of this name, naming the nearest; or a class that cannot be a method.
     """
-    if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METHODS)}."
-        raise ConfigError(f"method={name!r} is unknown; {hint} Your own: path/to/file.py:Class")
-    return METHODS[name]
+    if name in METHODS:
+        return METHODS[name]
+    if is_function_path(name):
+        return _own_class(name)
+    near = difflib.get_close_matches(name, METHODS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METHODS)}."
+    raise ConfigError(f"method={name!r} is unknown; {hint} Your own: path/to/file.py:Class")
 
 
-def build(method: str | type, settings: Mapping[str, Any], *, stored: bool = False) -> Method:
+def name_of(cls: type[Method]) -> str:
+    """One of ours by its name, a user's own by its class."""
+    return next((name for name, ours in METHODS.items() if ours is cls), cls.__name__)
+
+
+def spec_of(cls: type[Method]) -> str:
+    """As a user names it, without folders: `bond`, or `tilt.py:Tilt`."""
+    if cls in METHODS.values():
+        return name_of(cls)
+    try:
+        return f"{Path(inspect.getfile(cls)).name}:{cls.__name__}"
+    except (OSError, TypeError):  # made at a prompt
+        return cls.__name__
+
+
+def method_settings(cls: type[Method]) -> dict[str, Setting]:
+    """The settings of a method by name: its fields, but for `stored`, which says whether groups are given."""
+    return {name: setting for name, setting in settings_of(cls).items() if name != "stored"}
+
+
+def build(method: str | type[Method], settings: Mapping[str, Any], *, stored: bool = False) -> Method:
     """A method from its name (or class) and the settings that were given; the others keep its defaults.
 
     `stored`: whether groups on disk take the place of fresh reference draws.
@@ -49,27 +75,60 @@ def build(method: str | type, settings: Mapping[str, Any], *, stored: bool = Fal
             the method needs and has not, or has and does not use.
     """
     cls = method_class(method) if isinstance(method, str) else method
-    label = method if isinstance(method, str) else cls.__name__
-    groups = getattr(cls, "stored_groups", "refused")
-    unread = getattr(cls, "unread_with_groups", ()) if stored else ()
-    known = {field.name for field in fields(cls)} - {"stored", *unread}
+    label = name_of(cls)
+    unread = cls.unread_with_groups if stored else ()
+    known = {*method_settings(cls)} - {*unread}
     for name, value in settings.items():
         if name not in known:
             where = f"{label} with groups" if name in unread else label
-            raise ConfigError(
-                f"{name}={value!r} is not read by method={where}, which reads {', '.join(sorted(known))}; "
-                f"remove {name}"
-            )
-    if stored and groups == "refused":
+            reads = f"which reads {', '.join(sorted(known))}" if known else "which has no settings"
+            raise ConfigError(f"{name}={value!r} is not read by method={where}, {reads}; remove {name}")
+    if stored and cls.stored_groups == "refused":
         raise ConfigError(f"groups is not read by method={label}, which draws its own; remove groups")
-    if not stored and groups == "required":
+    if not stored and cls.stored_groups == "required":
         raise ConfigError(
             f"groups is missing: method={label} trains on stored groups; draw them with `nonpareil sample`"
         )
-    made = cls(**settings, **({"stored": stored} if groups == "optional" else {}))
-    for name, reason in getattr(made, "inert_settings", {}).items():
+    made = cls(**settings, **({"stored": stored} if cls.stored_groups == "optional" else {}))
+    for name, reason in made.inert_settings.items():
         if name in settings:
             raise ConfigError(
                 f"{name}={settings[name]!r} is not read by method={label} with {reason}; remove {name}"
             )
     return made
+
+
+def check_class(cls: Any, name: str) -> None:
+    """Refuse what is no method; `name` is how the user named it.
+
+    Raises:
+        ConfigError: no dataclass, not a subclass of `Method`, or one that cannot hold what it says of groups.
+    """
+    if not isinstance(cls, type) or not is_dataclass(cls):
+        raise ConfigError(f"method={name!r} must be a dataclass, whose fields are its settings")
+    if not issubclass(cls, Method):
+        raise ConfigError(
+            f"method={name!r} must be a subclass of nonpareil.methods.base.Method, which holds what a class does "
+            f"not say: class {cls.__name__}(Method); see docs/own-method.md"
+        )
+    try:
+        known = settings_of(cls)
+    except (NameError, AttributeError, TypeError, SyntaxError) as error:
+        raise ConfigError(f"method={name!r}: the types of its fields cannot be read: {error}") from error
+    if cls.stored_groups == "optional" and "stored" not in known:
+        raise ConfigError(
+            f"method={name!r} has stored_groups='optional' and no field `stored: bool = False`, which says whether "
+            "groups are given; add it"
+        )
+
+
+def _own_class(name: str) -> type[Method]:
+    """A user's class from a file or module, once it can be a method of these settings."""
+    cls: Any = load_function(name)
+    check_class(cls, name)
+    bare = [f.name for f in fields(cls) if f.init and f.default is MISSING and f.default_factory is MISSING]
+    if bare:
+        raise ConfigError(f"method={name!r}: the setting {bare[0]!r} has no default; give it one")
+    if missing := sorted(cls.__abstractmethods__):
+        raise ConfigError(f"method={name!r} has no {', '.join(missing)}; see docs/own-method.md")
+    return cls

@@ -1,12 +1,18 @@
 """What a method is: which draws it needs, what it makes of their rewards, and its loss. Numbers only, no models."""
 
-from collections.abc import Callable
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Protocol, Self
+from operator import attrgetter
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from nonpareil.errors import ConfigError
+from nonpareil.settings import check_settings
 
 BEST_OF_1 = "best-of-1 is the reference itself"
 """Why no method's n is below 2."""
@@ -80,35 +86,95 @@ class Targets:
         return type(self)(**made)
 
 
-class Method(Protocol):
-    """A way to move the policy towards best-of-N of the anchor. Its settings are its dataclass fields."""
+@dataclass(frozen=True)
+class PolicyGradientTargets(Targets):
+    """Those of a method that weighs the policy's own draws; the table of completions shows what each was worth."""
 
-    anchor_ema_rate: ClassVar[float | None]
+    advantages: Float[Tensor, "b k"]
+    """What a draw is worth, less a baseline: nats, but for RLOO, which has units of the reward."""
+
+
+class Method(ABC):
+    """A way to move the policy towards best-of-N of the anchor; a frozen dataclass, whose fields are its settings.
+
+    Every setting has a default. What a class does not say is as it stands here; class variables and fields may take
+    the place of properties (`policy_draws: ClassVar = 1`).
+    """
+
+    anchor_ema_rate: ClassVar[float | None] = None
     """The anchor's default EMA rate; None: the anchor is the fixed reference, and may not be set to move."""
+    stored_groups: ClassVar[Literal["refused", "optional", "required"]] = "refused"
+    """Whether stored groups may be the anchor's draws; where they are optional, `stored` must be a field."""
+    unread_with_groups: ClassVar[tuple[str, ...]] = ()
+    """Settings that nothing reads where groups are stored; they are refused by name."""
+    stored: bool = False
+    """Whether stored groups are the anchor's draws; no setting, but set for methods that have it as a field."""
+    num_iterations: int = 1
+    """Optimizer steps on one batch of draws."""
+
+    def __post_init__(self) -> None:
+        """Check every setting by its type and limits (`settings.option`); what checks more calls this first.
+
+        Raises:
+            ConfigError: a setting that cannot be.
+        """
+        check_settings(self)
 
     @property
     def policy_draws(self) -> int:
         """k, completions drawn of the policy for each prompt and step."""
-        ...
+        return 0
 
     @property
     def anchor_draws(self) -> int:
         """m, completions drawn of the anchor; 0 where stored groups take their place."""
-        ...
+        return 0
 
+    @property
+    def smallest_group(self) -> int:
+        """Fewest completions of a stored group."""
+        return 1
+
+    @property
+    def inert_settings(self) -> Mapping[str, str]:
+        """Settings that nothing reads beside the others' values, and why; refused by name where they are given."""
+        return {}
+
+    @property
+    def hint_for_two_rewards(self) -> str | None:
+        """What to say once, where the rewards turn out to have two values only."""
+        return None
+
+    @abstractmethod
     def targets(self, draws: ScoredDraws) -> Any:
-        """The `Targets` (of a subclass of the method's own) of one batch."""
-        ...
+        """The `Targets` (of a subclass of the method's own) of one batch, without gradients."""
 
+    @abstractmethod
     def loss(
         self, policy_logprobs: Float[Tensor, "b k t"], anchor_logprobs: Float[Tensor, "b m t"], targets: Any
     ) -> Float[Tensor, " b"]:
-        """One number a prompt. Log-probs are nats of each token; 0 behind the end and where not trained on."""
-        ...
+        """One number per prompt. Log-probs are nats of each token; 0 behind the end and where not trained on."""
 
     def metrics(self, draws: ScoredDraws) -> dict[str, float]:
-        """Figures of the batch that tell whether the method does what its paper says."""
-        ...
+        """Figures of the batch that tell whether the method does what its paper says, besides the common ones."""
+        return {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it is saved beside weights: who reads it without the user's own class gets its name and settings."""
+        cls, settings = type(self), {f.name: getattr(self, f.name) for f in fields(self) if f.init}  # type: ignore[arg-type]
+        return _saved, (cls.__module__, cls.__qualname__, settings, repr(self))
+
+
+def _saved(module: str, name: str, settings: dict[str, Any], shown: str) -> "Method | str":
+    try:
+        return attrgetter(name)(importlib.import_module(module))(**settings)
+    except (ImportError, AttributeError, TypeError, ConfigError):
+        return shown
+
+
+def no_draw(rewards: Float[Tensor, "*b m"]) -> Bool[Tensor, "*b m"]:
+    """False throughout: which of the draws with these rewards are trained on, where none is."""
+    return torch.zeros_like(rewards, dtype=torch.bool)
 
 
 def best_draw(rewards: Float[Tensor, "*b m"], tie_breaker: Float[Tensor, "*b m"]) -> Bool[Tensor, "*b m"]:

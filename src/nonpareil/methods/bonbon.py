@@ -6,11 +6,12 @@ from typing import ClassVar, Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from nonpareil.maths.losses import imitation_loss, pairwise_logistic_loss, pairwise_margin_loss
-from nonpareil.methods.base import BEST_OF_1, ScoredDraws, Targets, best_draw
+from nonpareil.methods.base import BEST_OF_1, Method, ScoredDraws, Targets, best_draw, no_draw
 from nonpareil.methods.imitation import of_trained
-from nonpareil.settings import check_settings, option
+from nonpareil.settings import option
 
 Contrast = Literal["ipo", "dpo"]
 
@@ -28,7 +29,7 @@ class BoNBoNTargets(Targets):
 
 
 @dataclass(frozen=True)
-class BoNBoN:
+class BoNBoN(Method):
     """Stored groups of m >= n reference draws: each n of them give one pair of best and worst.
 
     So one sampling pass serves several n, and groups of 16 give two pairs at n = 8. `contrast`: `ipo` is the
@@ -52,13 +53,7 @@ class BoNBoN:
         0.005, "Weight of the SFT term; the contrast has the rest.", at_least=0, at_most=1
     )
 
-    policy_draws: ClassVar = 0
-    anchor_draws: ClassVar = 0
-    anchor_ema_rate: ClassVar = None
     stored_groups: ClassVar = "required"
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     @property
     def smallest_group(self) -> int:
@@ -83,7 +78,7 @@ class BoNBoN:
         control = self._in_group(best_draw(torch.zeros_like(rewards), ties) & used & (self.sft_weight > 0), m)
         trained = (best | worst | control).any(1)
         return BoNBoNTargets(
-            train_policy=draws.policy_rewards.bool(),  # [b, 0]
+            train_policy=no_draw(draws.policy_rewards),
             train_anchor=trained,
             signal=pair.any((-1, -2)),
             best=best,
@@ -99,11 +94,10 @@ class BoNBoN:
         return values[:, : c * self.n].reshape(b, c, self.n)
 
     def _in_group(self, chosen: Bool[Tensor, "b c n"], m: int) -> Bool[Tensor, "b c m"]:
-        """A subgroup's mask as one over its whole group."""
-        whole = torch.zeros(*chosen.shape[:2], m, dtype=torch.bool, device=chosen.device)
-        for index in range(chosen.shape[1]):
-            whole[:, index, index * self.n : (index + 1) * self.n] = chosen[:, index]
-        return whole
+        """A subgroup's mask as one over its whole group: the i-th stands in the i-th n of it."""
+        own = torch.eye(chosen.shape[1], dtype=torch.bool, device=chosen.device)  # [c, c]
+        places = (chosen[:, :, None] & own[..., None]).flatten(2)  # [b, c, c n]
+        return pad(places, (0, m - places.shape[2]))
 
     def loss(
         self,

@@ -17,27 +17,34 @@ from nonpareil.methods.advantages import (
     signal_advantages,
     tells,
 )
-from nonpareil.methods.base import BEST_OF_1, ScoredDraws, Targets
+from nonpareil.methods.base import BEST_OF_1, Method, PolicyGradientTargets, ScoredDraws
 from nonpareil.methods.imitation import Imitate, Imitation, imitation, of_trained
-from nonpareil.settings import check_settings, option
+from nonpareil.settings import option
 
 
 @dataclass(frozen=True)
-class BONDTargets(Targets):
-    """How much each draw is imitated, and what each of the policy's own draws is worth."""
+class BONDTargets(PolicyGradientTargets):
+    """How much each draw is imitated, and what each of the policy's own draws is worth.
+
+    `advantages`, of the backward KL: log pi_n - log pi, less a baseline, nats.
+    """
 
     contrast: Float[Tensor, "b m"]
     """Of the forward KL: the chance that an anchor draw is the best of n, less the mean one."""
     pull: Float[Tensor, "b m"]
     """Of the forward KL: how much an anchor draw holds the policy at the anchor."""
     anchor_token_logprobs: Float[Tensor, "b m t"]
-    advantages: Float[Tensor, "b k"]
-    """Of the backward KL: log pi_n - log pi, less a baseline, nats."""
 
 
 @dataclass(frozen=True)
-class BOND:
-    """k policy draws and m anchor draws a prompt; the anchor is the reference, or is refreshed, or follows.
+class BOND(Method):
+    """k policy draws and m anchor draws per prompt; the anchor is the reference, or is refreshed, or follows.
+
+    The paper's iterative BOND: anchor = reference; repeat: distil best-of-n of the anchor, then anchor = policy.
+    After M rounds that is best-of-n^M of the reference, with an n that is cheap to draw. This class is the inner
+    loop, and sees the anchor by its draws alone. The outer loop is the trainer's: `anchor_refresh_steps` moves the
+    anchor, as in the paper (n of 2 or 4, every 1,000 steps), or `anchor_ema_rate`, little by little, as in J-BOND.
+    With neither the anchor stays the reference.
 
     `n`: the target. `num_generations`: k. `num_reference_samples`: m, from which quantiles are estimated and
     best-of-n samples are taken. `jeffreys_weight` w: (1 - w) weighs the forward KL, w the backward KL.
@@ -76,7 +83,7 @@ class BOND:
     anchor_ema_rate: ClassVar = 0.0
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         check_estimator(self.quantile_estimator, self.num_reference_samples)
         check_baseline(self.baseline, self.num_generations)
         if self.jeffreys_weight < 1 and self.num_reference_samples < self.n:

@@ -9,30 +9,31 @@ from torch import Tensor
 from nonpareil.maths.losses import imitation_loss, jeffreys, policy_gradient_loss
 from nonpareil.maths.quantiles import two_sample_log_quantile, two_sample_log_tilt
 from nonpareil.methods.advantages import advantages, signal_advantages, tells
-from nonpareil.methods.base import ScoredDraws, Targets
+from nonpareil.methods.base import Method, PolicyGradientTargets, ScoredDraws
 from nonpareil.methods.imitation import Imitation, imitation, of_trained
-from nonpareil.settings import check_settings, option
+from nonpareil.settings import option
 
 TwoSampleEstimator = Literal["two_sample", "tie_aware"]
 
 
 @dataclass(frozen=True)
-class JBONDTargets(Targets):
-    """Per prompt: which anchor draw to imitate, and how much the policy's own draw is worth."""
+class JBONDTargets(PolicyGradientTargets):
+    """Per prompt: which anchor draw to imitate, and how much the policy's own draw is worth.
+
+    `advantages`, of the backward KL: reward and log-ratio, each less its own mean over other prompts, nats.
+    """
 
     contrast: Float[Tensor, "b 2"]
     """Of the forward KL: 1/2 at the better anchor draw, -1/2 at the other; 0 where they tie."""
     pull: Float[Tensor, "b 2"]
     """Of the forward KL: 1/2 each, of KL(anchor || pi); 0 where that KL weighs nothing."""
     anchor_token_logprobs: Float[Tensor, "b 2 t"]
-    advantages: Float[Tensor, " b"]
-    """Of the backward KL: reward and log-ratio, each less its own mean over other prompts, nats."""
-    kl_advantages: Float[Tensor, " b"]
+    kl_advantages: Float[Tensor, "b 1"]
     """Of KL(pi || anchor): log-ratio minus that of the other prompts, nats."""
 
 
 @dataclass(frozen=True)
-class JBOND:
+class JBOND(Method):
     """One policy draw and two anchor draws a prompt.
 
     `jeffreys_weight` w: (1 - w) weighs the forward KL (imitate the better anchor draw), w the backward KL
@@ -66,9 +67,6 @@ class JBOND:
     anchor_draws: ClassVar = 2
     anchor_ema_rate: ClassVar = 0.02
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
     @property
     def hint_for_two_rewards(self) -> str | None:
         """What to say once, where the rewards turn out to have two values only."""
@@ -86,7 +84,7 @@ class JBOND:
 
     def targets(self, draws: ScoredDraws) -> JBONDTargets:
         """Steps 1 to 3 of Algorithm 2, without gradients. A prompt with a failed reward takes no part."""
-        rewards, log_ratio, valid = draws.policy_rewards[:, 0], draws.log_ratio[:, 0], usable(draws)
+        valid = usable(draws)
 
         # Forward KL: imitate the better of the anchor's two draws, less their mean.
         better = Imitation.none(draws.anchor_rewards)
@@ -94,9 +92,9 @@ class JBOND:
             better = imitation(draws.anchor_rewards, 2, "winner").where(valid)
 
         # Backward KL: is the policy's own draw where best-of-2 would put it?
-        worth = _ESTIMATORS[self.quantile_estimator](rewards, draws.anchor_rewards)
+        worth = _ESTIMATORS[self.quantile_estimator](draws.policy_rewards[:, 0], draws.anchor_rewards)
         gains = signal_advantages(worth[:, None], 0.0, draws.anchor_rewards, valid[:, None], "batch")
-        kl_advantages = advantages(log_ratio[:, None], valid[:, None], "batch")[:, 0]
+        kl_advantages = advantages(draws.log_ratio, valid[:, None], "batch")
 
         return JBONDTargets(
             train_policy=valid[:, None],
@@ -105,7 +103,7 @@ class JBOND:
             contrast=better.contrast,
             pull=better.pull,
             anchor_token_logprobs=of_trained(draws, better.trained),
-            advantages=gains[:, 0] - kl_advantages,
+            advantages=gains - kl_advantages,
             kl_advantages=kl_advantages,
         )
 
@@ -120,8 +118,8 @@ class JBOND:
         forward = imitation_loss(
             anchor_logprobs, targets.anchor_token_logprobs, targets.contrast, targets.pull
         ).sum(-1)
-        backward = policy_gradient_loss(own, targets.advantages)
-        kl_to_anchor = policy_gradient_loss(own, -targets.kl_advantages)
+        backward = policy_gradient_loss(own, targets.advantages[:, 0])
+        kl_to_anchor = policy_gradient_loss(own, -targets.kl_advantages[:, 0])
         return jeffreys(forward, backward, self.jeffreys_weight) + self.kl_coef * kl_to_anchor
 
     def metrics(self, draws: ScoredDraws) -> dict[str, float]:

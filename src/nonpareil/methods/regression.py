@@ -4,16 +4,15 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nonpareil.maths.losses import log_ratio_regression_loss
 from nonpareil.maths.quantiles import QuantileEstimator, group_log_tilt, log_tilt_estimate
 from nonpareil.methods.advantages import mean_over
-from nonpareil.methods.base import BEST_OF_1, ScoredDraws, Targets
+from nonpareil.methods.base import BEST_OF_1, Method, ScoredDraws, Targets, no_draw
 from nonpareil.methods.bond import check_estimator, quantile_metrics
-from nonpareil.settings import check_settings, option
+from nonpareil.settings import option
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class RegressionTargets(Targets):
 
 
 @dataclass(frozen=True)
-class Regression:
+class Regression(Method):
     """Fits log pi - log pi_ref to log(pi_n / pi_ref), which needs no partition function: it is 1.
 
     With stored groups of m reference draws it trains on those, each ranked in its own group; otherwise on k fresh
@@ -53,13 +52,12 @@ class Regression:
     )
     stored: bool = False
 
-    anchor_ema_rate: ClassVar = None
     stored_groups: ClassVar = "optional"
     unread_with_groups: ClassVar = ("num_generations", "num_reference_samples", "quantile_estimator")
     smallest_group: ClassVar = 2
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         check_estimator(self.quantile_estimator, self.num_reference_samples)
 
     @property
@@ -81,7 +79,7 @@ class Regression:
         )
         return RegressionTargets(
             train_policy=~own.isnan(),
-            train_anchor=~group.isnan() if self.stored else torch.zeros_like(group, dtype=torch.bool),
+            train_anchor=~group.isnan() if self.stored else no_draw(draws.anchor_rewards),
             signal=draws.rewards_differ & ~(group if self.stored else own).isnan().all(-1),
             policy_target=policy_target,
             anchor_target=anchor_target,

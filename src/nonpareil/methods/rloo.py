@@ -1,27 +1,18 @@
 """RLOO (arXiv:2402.14740), a baseline: KL-regularised REINFORCE, leave-one-out, on the raw reward."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from nonpareil.maths.losses import policy_gradient_loss
 from nonpareil.methods.advantages import advantages, mean_over
-from nonpareil.methods.base import ScoredDraws, Targets
-from nonpareil.settings import check_settings, option
+from nonpareil.methods.base import Method, PolicyGradientTargets, ScoredDraws, no_draw
+from nonpareil.settings import option
 
 
 @dataclass(frozen=True)
-class RLOOTargets(Targets):
-    """What each of the policy's own draws is worth."""
-
-    advantages: Float[Tensor, "b k"]
-    """In units of the reward."""
-
-
-@dataclass(frozen=True)
-class RLOO:
+class RLOO(Method):
     """k policy draws a prompt; the return is reward - kl_coef * (log pi - log pi_ref), the KL in nats.
 
     Where all k rewards tie, what is left is the KL's pull. Knows nothing of best-of-n: its optimum is
@@ -36,26 +27,20 @@ class RLOO:
     )
     kl_coef: float = option(0.05, "Weight of KL(policy || anchor).", at_least=0)
 
-    anchor_draws: ClassVar = 0
-    anchor_ema_rate: ClassVar = None
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-
     @property
     def policy_draws(self) -> int:
         """k."""
         return self.num_generations
 
-    def targets(self, draws: ScoredDraws) -> RLOOTargets:
+    def targets(self, draws: ScoredDraws) -> PolicyGradientTargets:
         """Without gradients. Failed rewards take no part."""
         valid = ~(draws.policy_rewards - draws.log_ratio).isnan()
         valid &= valid.sum(-1, keepdim=True) > 1
         gains = advantages(draws.policy_rewards, valid, "prompt")
         kl_advantages = advantages(draws.log_ratio, valid, "prompt")
-        return RLOOTargets(
+        return PolicyGradientTargets(
             train_policy=valid,
-            train_anchor=draws.anchor_rewards.bool(),  # [b, 0]
+            train_anchor=no_draw(draws.anchor_rewards),
             signal=draws.rewards_differ & valid.any(-1),
             advantages=gains - self.kl_coef * kl_advantages,
         )
@@ -64,12 +49,8 @@ class RLOO:
         self,
         policy_logprobs: Float[Tensor, "b k t"],
         anchor_logprobs: Float[Tensor, "b 0 t"],
-        targets: RLOOTargets,
+        targets: PolicyGradientTargets,
     ) -> Float[Tensor, " b"]:
         """REINFORCE, a mean over the prompt's draws."""
         own = policy_gradient_loss(policy_logprobs.sum(-1), targets.advantages)
         return mean_over(own, targets.train_policy)
-
-    def metrics(self, draws: ScoredDraws) -> dict[str, float]:
-        """Nothing besides the common figures."""
-        return {}

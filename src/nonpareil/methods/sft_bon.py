@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nonpareil.maths.losses import imitation_loss
-from nonpareil.methods.base import BEST_OF_1, ScoredDraws, Targets
+from nonpareil.methods.base import BEST_OF_1, Method, ScoredDraws, Targets, no_draw
 from nonpareil.methods.imitation import Imitate, imitation, of_trained
-from nonpareil.settings import check_settings, option
+from nonpareil.settings import option
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SFTBoNTargets(Targets):
 
 
 @dataclass(frozen=True)
-class SFTBoN:
+class SFTBoN(Method):
     """Stored groups of m >= n reference draws; recovers best-of-n where model and data allow (docs/papers.md).
 
     `imitate`: the `winner` of n draws, or `all` m with their rank weights, which is the same in the mean and less
@@ -37,13 +37,7 @@ class SFTBoN:
     n: int = option(8, "The target is best-of-n.", at_least=2, why=BEST_OF_1)
     imitate: Imitate = option("winner", "The winner of n draws, or all draws with their rank weights.")
 
-    policy_draws: ClassVar = 0
-    anchor_draws: ClassVar = 0
-    anchor_ema_rate: ClassVar = None
     stored_groups: ClassVar = "required"
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     @property
     def smallest_group(self) -> int:
@@ -54,7 +48,7 @@ class SFTBoN:
         """A group with fewer than n valid rewards takes no part."""
         weights = imitation(draws.anchor_rewards, self.n, self.imitate)
         return SFTBoNTargets(
-            train_policy=draws.policy_rewards.bool(),  # [b, 0]
+            train_policy=no_draw(draws.policy_rewards),
             train_anchor=weights.trained,
             signal=weights.contrast.any(-1),
             contrast=weights.contrast,
@@ -73,7 +67,3 @@ class SFTBoN:
             anchor_logprobs, targets.reference_token_logprobs, targets.contrast, targets.pull
         )
         return by_draw.sum(-1)
-
-    def metrics(self, draws: ScoredDraws) -> dict[str, float]:
-        """Nothing besides the common figures."""
-        return {}

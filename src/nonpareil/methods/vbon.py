@@ -19,25 +19,26 @@ from nonpareil.methods.advantages import (
     signal_advantages,
     tells,
 )
-from nonpareil.methods.base import BEST_OF_1, ScoredDraws, Targets
-from nonpareil.settings import check_settings, option
+from nonpareil.methods.base import BEST_OF_1, Method, PolicyGradientTargets, ScoredDraws, no_draw
+from nonpareil.settings import option
 
 Bound = Literal["l1", "exact"]
 StrictEstimator = Literal["plug_in", "harmonic"]
 
 
 @dataclass(frozen=True)
-class VBONTargets(Targets):
-    """What each of the policy's own draws is worth, and how it was drawn."""
+class VBONTargets(PolicyGradientTargets):
+    """What each of the policy's own draws is worth, and how it was drawn.
 
-    advantages: Float[Tensor, "b k"]
-    """Reward of the bound less the log-ratio to the reference, less a baseline, nats."""
+    `advantages`: reward of the bound less the log-ratio to the reference, less a baseline, nats.
+    """
+
     sampled_token_logprobs: Float[Tensor, "b k t"]
     completion_mask: Bool[Tensor, "b k t"]
 
 
 @dataclass(frozen=True)
-class VBON:
+class VBON(Method):
     """k policy draws a prompt; quantiles from cached reference rewards (stored groups) or m fresh draws.
 
     `bound`: `exact` is log(p<=^n - p<^n) - log pi_ref, with p<= = p< + pi_ref(y), or both counted where reference
@@ -69,13 +70,11 @@ class VBON:
     epsilon: float = option(0.2, "Clip range of the per-token ratios.", above=0, below=1)
     stored: bool = False
 
-    anchor_ema_rate: ClassVar = None
     stored_groups: ClassVar = "optional"
     unread_with_groups: ClassVar = ("num_reference_samples",)
-    smallest_group: ClassVar = 1
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         check_baseline(self.baseline, self.num_generations)
 
     @property
@@ -102,7 +101,7 @@ class VBON:
         )
         return VBONTargets(
             train_policy=valid,
-            train_anchor=torch.zeros_like(draws.anchor_rewards, dtype=torch.bool),
+            train_anchor=no_draw(draws.anchor_rewards),
             signal=tells(gains, draws, valid),
             advantages=gains - advantages(draws.log_ratio, valid, self.baseline),
             sampled_token_logprobs=draws.policy_token_logprobs,

@@ -9,12 +9,11 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from nonpareil.engines.checks import check_prompts, check_token_ids
 from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.methods.base import Method
-from nonpareil.models.empty import empty_policy
-from nonpareil.models.loading import load_policy, load_tokenizer
-from nonpareil.models.zero import zero_requested
-from nonpareil.records import Group, Prompt
+from nonpareil.models.loading import stated_limits
+from nonpareil.records import Group, Prompt, refuse_repeated
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.config import DistillationConfig
 
@@ -58,21 +57,18 @@ def check_arguments(
     _check_optimizers(optimizers)
 
 
-def read_policy(path: str, args: DistillationConfig) -> tuple[PreTrainedModel, Path | None, Tokenizer]:
-    """The model at a path and its tokenizer; to be read shard by shard, without its weights and with their folder.
+def check_fit(
+    name: str, prompts: Sequence[Prompt], model: PreTrainedModel, config: DistillationConfig
+) -> None:
+    """Refuse prompts that the model cannot complete; `name` is the argument that they came by.
 
     Raises:
-        ModelError, ConfigError: as `load_policy`.
+        DataError: a prompt id twice, no room for a completion, or token ids that the model has not.
     """
-    trust = args.trust_remote_code
-    in_shards = args.shard_weights and not zero_requested()
-    empty = empty_policy(path, trust_remote_code=trust) if in_shards else None
-    if empty is not None:
-        return *empty, load_tokenizer(path, trust_remote_code=trust)
-    model, tokenizer = load_policy(
-        path, dtype=args.policy_dtype(), device=args.device, trust_remote_code=trust
-    )
-    return model, None, tokenizer
+    refuse_repeated((prompt.prompt_id for prompt in prompts), name)
+    window, vocabulary = stated_limits(model.config)
+    check_prompts(prompts, config.max_completion_length, window)
+    check_token_ids(prompts, vocabulary, "the model")
 
 
 def check_scorable(

@@ -72,7 +72,7 @@ class MetricsFile(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """One JSON object a line; what is not a finite number is null."""
+        """One JSON object per line; what is not a finite number is null."""
         if not state.is_world_process_zero:
             return
         logs = {k: v for k, v in kwargs["logs"].items() if k != "total_flos"}
@@ -92,14 +92,14 @@ def _step_of(line: str) -> int | None:
 
 
 class CompactProgress(ProgressCallback):
-    """transformers' progress bar, with the figures that matter beside it in place of a dictionary above it."""
+    """transformers' progress bar, with the metrics that matter beside it in place of a dictionary above it."""
 
     SHOWN = ("reward", "kl_to_anchor", "entropy", "step_time")
 
     def on_log(  # type: ignore[override]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """All figures are in `metrics.jsonl`."""
+        """All metrics are in `metrics.jsonl`."""
         if self.training_bar is not None:
             logs = kwargs["logs"]
             self.training_bar.set_postfix({k: f"{logs[k]:.3g}" for k in self.SHOWN if k in logs})

@@ -9,10 +9,13 @@ import torch
 from transformers import TrainingArguments
 
 from nonpareil.errors import ConfigError
+from nonpareil.files import jsonable
+from nonpareil.methods import spec_of
+from nonpareil.methods.base import Method
 from nonpareil.models.devices import best_device, fast_dtype
 from nonpareil.models.distributed import check_launch
 from nonpareil.models.zero import check_zero_settings, zero_requested
-from nonpareil.setting_types import Limits
+from nonpareil.setting_types import Limits, check_value
 from nonpareil.settings import check_settings, option
 from nonpareil.training.adapter_checks import check_adapter
 from nonpareil.training.inherited import LIMITS
@@ -21,35 +24,14 @@ from nonpareil.training.settings import DistillationSettings
 from nonpareil.training.settings.method import check_anchor
 from nonpareil.training.settings.vllm import check_vllm
 
-METHOD_SETTINGS = (
-    "n",
-    "num_generations",
-    "num_reference_samples",
-    "quantile_estimator",
-    "jeffreys_weight",
-    "kl_coef",
-    "imitate",
-    "bound",
-    "contrast",
-    "sft_weight",
-    "target_floor",
-    "baseline",
-    "num_iterations",
-    "epsilon",
-)
-
-
-def _setting(text: str) -> Any:
-    """A setting of the method; None is the method's own default."""
-    return option(None, text)
-
 
 @dataclass
 class DistillationConfig(DistillationSettings, TrainingArguments):  # type: ignore[misc]  # bf16=None: see there
     """`transformers.TrainingArguments`, and what distilling best-of-N needs besides.
 
-    A step has `per_device_train_batch_size` x `gradient_accumulation_steps` prompts a process. They set its
-    statistics, in whatever split, never its memory, which `max_tokens_per_batch` bounds.
+    A step has `per_device_train_batch_size` x `gradient_accumulation_steps` prompts per process. They set its
+    statistics, in whatever split, never its memory, which `max_tokens_per_batch` bounds. `method` is a name, whose
+    settings keep their defaults, or an object that holds them: `method=BOND(n=4)`.
 
     Raises:
         ConfigError: a setting under which the method would be another one.
@@ -63,28 +45,10 @@ class DistillationConfig(DistillationSettings, TrainingArguments):  # type: igno
         unread="rewards are given all columns",
     )
 
-    n: int | None = _setting("The N whose best-of-N is the target (all but jbond and rloo).")
-    num_generations: int | None = _setting("Completions of the policy a prompt and step.")
-    num_reference_samples: int | None = _setting("Fresh completions of the anchor a prompt and step.")
-    quantile_estimator: str | None = _setting(
-        "harmonic, plug_in, inclusive_plug_in or two_sample; jbond: two_sample, or tie_aware (0/1 rewards)."
-    )
-    jeffreys_weight: float | None = _setting("Weight of the backward KL; the forward KL has the rest.")
-    kl_coef: float | None = _setting("Weight of KL(policy || anchor): J-BOND's gamma; RLOO's penalty.")
-    imitate: str | None = _setting("winner of n draws, or all draws with their rank weights.")
-    bound: str | None = _setting("vBoN's: exact or l1.")
-    contrast: str | None = _setting("BoNBoN's: ipo (the paper's) or dpo (its code's).")
-    sft_weight: float | None = _setting("BoNBoN's weight of the SFT term.")
-    target_floor: float | None = _setting("Regression's: no target log-ratio is lower, nats.")
-    baseline: str | None = _setting(
-        "Mean return of the other draws of the batch (of the reward's part, over prompts whose anchor rewards "
-        "differ), or of the prompt."
-    )
-    num_iterations: int | None = _setting("vBoN's PPO: optimizer steps on one batch of draws.")
-    epsilon: float | None = _setting("vBoN's PPO: clip range of the per-token ratios.")
-
     def __post_init__(self) -> None:
         """Refuse what cannot work, resolve `bf16`, then let transformers do the same."""
+        if not isinstance(self.method, Method):
+            check_value("method", self.method, str, why="or an object of a subclass of methods.base.Method")
         check_settings(self)
         device = torch.device("cpu") if self.use_cpu else best_device()
         if device.type == "cpu":
@@ -162,6 +126,18 @@ class DistillationConfig(DistillationSettings, TrainingArguments):  # type: igno
         """What matrices are multiplied in; `default` where neither bf16 nor fp16 is on."""
         return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else default
 
-    def method_settings(self) -> dict[str, Any]:
-        """The settings of the method that were given."""
-        return {name: value for name in METHOD_SETTINGS if (value := getattr(self, name)) is not None}
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it, for loggers and files: a method by its name, and its settings."""
+        plain = super().to_dict()
+        if isinstance(self.method, Method):
+            settings = {name: _plain(value) for name, value in vars(self.method).items()}
+            plain |= {"method": spec_of(type(self.method)), "method_settings": settings}
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it; text where it has no form for it."""
+    try:
+        return jsonable(value, keep_infinities=True)
+    except TypeError:
+        return str(value)

@@ -20,7 +20,7 @@ SPENT_FILE = "spent.json"
 class Spent(TrainerCallback, ExportableState):
     """Counts what each step spends, keeps the sums in checkpoints, and stops at a limit of seconds.
 
-    `completions_drawn` and `tokens_drawn` (prompts included, once a completion) are the run's own, not those of
+    `completions_drawn` and `tokens_drawn` (prompts included, once per completion) are the run's own, not those of
     stored groups; `tokens_trained` went through a forward and backward pass; `seconds` are those of steps. The
     losses are summed beside them, since transformers forgets those before a resume.
     """
@@ -32,6 +32,11 @@ class Spent(TrainerCallback, ExportableState):
         self.losses = 0
         self._begun = 0.0
         self._first_step = 0
+
+    def add_draws(self, completions: int, tokens: int) -> None:
+        """Drawn in a step."""
+        self.completions_drawn += completions
+        self.tokens_drawn += tokens
 
     def add_loss(self, loss: float) -> None:
         """Of a step; one on nothing has none, NaN."""
@@ -45,7 +50,7 @@ class Spent(TrainerCallback, ExportableState):
         return self.loss_sum / self.losses if self.losses else math.nan
 
     def summary(self, logs: dict[str, float], state: TrainerState) -> dict[str, float]:
-        """transformers' last figures, put right after a resume or an early end.
+        """transformers' last metrics, put right after a resume or an early end.
 
         Its loss is that of the steps since the resume over the number of all. Its rates are over the seconds since
         then, and before 5.24 of all planned steps. `train_loss` becomes the whole run's, rates those of the steps

@@ -1,39 +1,21 @@
 """From settings to the method that runs and the anchor it is given."""
 
-from dataclasses import MISSING, fields, is_dataclass
-from typing import Any
-
 from nonpareil.errors import ConfigError
-from nonpareil.methods import build
+from nonpareil.methods import build, check_class, name_of
 from nonpareil.methods.base import Method
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.config import DistillationConfig
-from nonpareil.user_code.load import is_function_path, load_function
-
-METHOD_PARTS = ("policy_draws", "anchor_draws", "anchor_ema_rate", "targets", "loss", "metrics")
 
 
 def method_of(args: DistillationConfig, *, stored: bool) -> Method:
-    """The method named by the settings, one of ours or a user's own class; `stored`: groups are given.
+    """The method of the settings: the object itself, or the one they name, with its defaults.
+
+    `stored`: groups are given.
 
     Raises:
-        ConfigError: an unknown method, or a setting that it does not read or that is out of its range.
+        ConfigError: an unknown method, or as `check_method`.
     """
-    cls = _own_class(args.method) if is_function_path(args.method) else args.method
-    return check_method(args, build(cls, args.method_settings(), stored=stored), stored=stored)
-
-
-def given_method(args: DistillationConfig, method: Method, *, stored: bool) -> Method:
-    """A method that was made by the caller: the settings may not describe another one.
-
-    Raises:
-        ConfigError: settings of the method beside it, or as `check_method`.
-    """
-    if settings := args.method_settings():
-        name = next(iter(settings))
-        raise ConfigError(
-            f"{name}={settings[name]!r} is not read beside a method object; set it where the object is made"
-        )
+    method = build(args.method, {}, stored=stored) if isinstance(args.method, str) else args.method
     return check_method(args, method, stored=stored)
 
 
@@ -41,21 +23,20 @@ def check_method(args: DistillationConfig, method: Method, *, stored: bool) -> M
     """The method itself, where the other settings let it run.
 
     Raises:
-        ConfigError: groups beside fresh anchor draws, or none where they are needed; an anchor that would move
-            against the method, or steps on the same draws that could not be resumed.
+        ConfigError: no dataclass; groups beside fresh anchor draws, or none where they are needed; an anchor that
+            would move against the method, or steps on the same draws that could not be resumed.
     """
     label = type(method).__name__
+    check_class(type(method), label)
     if stored and method.anchor_draws:
         raise ConfigError(
             f"groups: {label} draws {method.anchor_draws} fresh reference completions a prompt, and groups would "
             "be counted beside them; make it with stored=True, or leave groups out"
         )
-    needs = getattr(method, "stored", False) or getattr(method, "stored_groups", "refused") == "required"
-    if needs and not stored:
+    if (method.stored or method.stored_groups == "required") and not stored:
         raise ConfigError(f"groups is missing: {label} learns from stored groups; give them")
-    iterations = getattr(method, "num_iterations", 1)
-    if iterations > 1:
-        _check_iterations(args, iterations)
+    if method.num_iterations > 1:
+        _check_iterations(args, method.num_iterations)
     anchor_motion(args, method)
     return method
 
@@ -87,20 +68,6 @@ def check_group_rewards(
         reward.check_group_size(size)
 
 
-def _own_class(spec: str) -> type:
-    """A user's class, once it has the parts of a `Method`; docs/own-method.md describes them."""
-    cls: Any = load_function(spec)
-    if not isinstance(cls, type) or not is_dataclass(cls):
-        raise ConfigError(f"method={spec!r} must be a dataclass, whose fields are its settings")
-    bare = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
-    if bare:
-        raise ConfigError(f"method={spec!r}: the setting {bare[0]!r} has no default; give it one")
-    missing = [name for name in METHOD_PARTS if not hasattr(cls, name)]
-    if missing:
-        raise ConfigError(f"method={spec!r} has no {', '.join(missing)}; see docs/own-method.md")
-    return cls
-
-
 def _check_iterations(args: DistillationConfig, iterations: int) -> None:
     if args.save_strategy == "steps" and args.save_steps % iterations:
         raise ConfigError(
@@ -120,7 +87,8 @@ def anchor_motion(args: DistillationConfig, method: Method) -> tuple[float, int]
     for name, value in given.items():
         if default is None and value is not None:
             raise ConfigError(
-                f"{name}={value} is not read by method={args.method}, whose reference is fixed; remove {name}"
+                f"{name}={value} is not read by method={name_of(type(method))}, whose reference is fixed; "
+                f"remove {name}"
             )
     if args.anchor_refresh_steps is not None:
         return 0.0, args.anchor_refresh_steps

@@ -52,7 +52,7 @@ def planned_steps(args: DistillationConfig, method: Method, prompts: int) -> int
     Raises:
         ConfigError: not a single one.
     """
-    repeats, size = getattr(method, "num_iterations", 1), args.prompts_per_step
+    repeats, size = method.num_iterations, args.prompts_per_step
     only_full = args.dataloader_drop_last or repeats > 1
     steps = prompts // size * repeats if only_full else math.ceil(prompts / size)
     if not steps:

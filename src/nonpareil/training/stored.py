@@ -11,7 +11,7 @@ from nonpareil.methods.base import Method, ScoredDraws, rewards_differ
 from nonpareil.models.distributed import process_index
 from nonpareil.records import Group, Prompt, prompt_of
 from nonpareil.terminal import tell
-from nonpareil.training.batch import reward_tensor
+from nonpareil.training.step.batch import reward_tensor
 
 
 def prompts_of_stored(groups: Sequence[Group], method: Method) -> list[Prompt]:
@@ -39,7 +39,7 @@ def check_stored(groups: Sequence[Group], method: Method) -> int:
     twice, count = Counter(group.prompt_id for group in groups).most_common(1)[0]
     if count > 1:
         raise DataError(f"groups: {count} of them have the prompt id {twice!r}; ids must differ")
-    least = getattr(method, "smallest_group", 1)
+    least = method.smallest_group
     for group in groups:
         if len(group) < least:
             raise DataError(

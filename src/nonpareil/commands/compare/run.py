@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.commands import export, sample
 from nonpareil.commands.compare.budget import over_budget
 from nonpareil.commands.compare.evaluator import Evaluator, read_json
-from nonpareil.commands.compare.folders import check_places, clear_command, delete_pool, delete_run, listing
+from nonpareil.commands.compare.folders import (
+    changed,
+    check_places,
+    clear_command,
+    delete_pool,
+    delete_run,
+    listing,
+)
 from nonpareil.commands.compare.inputs import read_inputs
-from nonpareil.commands.compare.plan import RunPlan, changed, command_words, plan_runs
+from nonpareil.commands.compare.plan import RunPlan, command_words, plan_runs
 from nonpareil.commands.compare.processes import last_lines, locked, run_logged
 from nonpareil.commands.compare.spec import CompareOptions, ComparisonSpec, PoolOptions, read_spec
 from nonpareil.console import console
@@ -23,6 +30,7 @@ from nonpareil.options.rewards import RewardOptions, without_addresses
 from nonpareil.options.shared import ModelOptions, PromptOptions
 from nonpareil.options.yaml import dump_yaml
 from nonpareil.setting_types import check_value
+from nonpareil.settings import settings_of, values_of
 
 if TYPE_CHECKING:
     from nonpareil.commands.compare.results import RunRecord
@@ -128,7 +136,7 @@ class _Comparison:
 
     def _pool_options(self, pool: PoolOptions, folder: Path) -> sample.SampleOptions:
         return sample.SampleOptions(
-            **_values(self.options, ModelOptions, PromptOptions, RewardOptions),
+            **values_of(self.options, ModelOptions, PromptOptions, RewardOptions),
             dataset_split=self.options.dataset_train_split,
             max_prompts=pool.max_prompts,
             num_generations=pool.num_generations,
@@ -231,10 +239,9 @@ class _Comparison:
     def _context(self) -> dict[str, Any]:
         from nonpareil.rollouts.manifest import versions
 
+        shared = settings_of(CompareOptions)
         settings = {
-            plan.entry.name: {
-                k: v for k, v in plan.settings.items() if k not in CompareOptions.__dataclass_fields__
-            }
+            plan.entry.name: {name: value for name, value in plan.settings.items() if name not in shared}
             for plan in self.plans
         }
         return {
@@ -247,11 +254,6 @@ class _Comparison:
             "methods": settings,
             "versions": versions(),
         }
-
-
-def _values(options: Any, *classes: type) -> dict[str, Any]:
-    """Of an options object, the fields it shares with these."""
-    return {name: getattr(options, name) for cls in classes for name in cls.__dataclass_fields__}  # type: ignore[attr-defined]
 
 
 def _first_line(error: Exception) -> str:

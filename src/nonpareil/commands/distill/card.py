@@ -10,6 +10,7 @@ from nonpareil import __version__
 from nonpareil.files import write_bytes
 from nonpareil.folders import held_folder
 from nonpareil.markdown import code, plain
+from nonpareil.methods import spec_of
 from nonpareil.options.rewards import reward_labels
 from nonpareil.terminal import printable, tell
 
@@ -79,9 +80,9 @@ def write_model_card(
         steps=steps,
         batch=config.train_batch_size * config.gradient_accumulation_steps * config.world_size,
         figures=figures,
-        tag=_tag(Path(config.method).name),
-        method=code(Path(config.method).name),
-        method_name=plain(Path(config.method).name),
+        tag=_tag(spec_of(type(method))),
+        method=code(spec_of(type(method))),
+        method_name=plain(spec_of(type(method))),
         about=_about(method),
         settings=plain(", ".join(f"{name}={value}" for name, value in vars(method).items()) or "no settings"),
         anchor=_anchor(config, method),

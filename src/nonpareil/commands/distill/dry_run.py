@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.distill.inputs import trained_policy, training_data, training_reward
 from nonpareil.files import jsonable
+from nonpareil.methods import spec_of
 from nonpareil.options.commands import DistillOptions
 from nonpareil.records import Prompt
 
@@ -37,7 +38,7 @@ def _plan(
     """What would be trained on what, and the memory it needs; raises as `memory_estimate`."""
     return {
         "dry_run": True,
-        "method": config.method,
+        "method": spec_of(type(method)),
         "settings": jsonable(vars(method)),
         **memory_estimate(policy, config, method),
         "prompts": len(prompts),

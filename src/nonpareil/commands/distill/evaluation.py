@@ -12,15 +12,20 @@ from nonpareil.options.shared import PromptOptions
 from nonpareil.settings import values_of
 
 if TYPE_CHECKING:
+    from nonpareil.methods.base import Method
     from nonpareil.training.config import DistillationConfig
 
 
-def evaluation_options(options: DistillOptions, config: "DistillationConfig") -> EvaluateOptions:
+def evaluation_options(
+    options: DistillOptions, config: "DistillationConfig", method: "Method"
+) -> EvaluateOptions:
     """The trained policy against what it was before, on held-out prompts, at the settings it was trained at.
 
     Raises:
         ConfigError: as `held_out_source` and `training_dtype`.
     """
+    from nonpareil.methods import spec_of
+
     output_dir = Path(str(config.output_dir))
     prompts = {**values_of(options, PromptOptions), "dataset_name": held_out_source(options)}
     return EvaluateOptions(
@@ -40,6 +45,6 @@ def evaluation_options(options: DistillOptions, config: "DistillationConfig") ->
         temperature=config.temperature,
         seed=config.seed,
         output_dir=str(output_dir / "evaluation"),
-        title=f"{output_dir.name}: trained with {Path(config.method).name}",
+        title=f"{output_dir.name}: trained with {spec_of(type(method))}",
         overwrite=True,
     )

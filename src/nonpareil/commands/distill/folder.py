@@ -45,8 +45,8 @@ def distillation_folder(
             earlier run (and neither `overwrite` nor `resume_from_checkpoint`) or what is not ours to replace.
     """
     from nonpareil.models.distributed import process_index, wait_for_all
-    from nonpareil.training.output import COMMAND
-    from nonpareil.training.resume import resume_setting
+    from nonpareil.training.checkpoints.output_folder import COMMAND
+    from nonpareil.training.checkpoints.resume import resume_setting
 
     resume, output_dir = bool(resume_setting(config.resume_from_checkpoint)), str(config.output_dir)
     if process_index() > 0:
@@ -67,7 +67,7 @@ def distillation_folder(
 
 def start_anew(output_dir: Path) -> None:
     """Delete what an earlier run wrote, its evaluation included; what else is in the folder stays."""
-    from nonpareil.training.checkpoint_files import leftovers, remove_empty, sweep
+    from nonpareil.training.checkpoints.files import leftovers, remove_empty, sweep
 
     folder = held_folder(output_dir / MARKER)
     assert folder is not None
@@ -95,7 +95,7 @@ def _check(folder: OutputFolder, *, overwrite: bool, resume: bool, max_steps: in
 
 def _is_worth_keeping(folder: OutputFolder) -> bool:
     """Whether there is a checkpoint or a result; a run that was killed before either is simply begun anew."""
-    from nonpareil.training.checkpoint_files import STATE_FILE, checkpoint_step
+    from nonpareil.training.checkpoints.files import STATE_FILE, checkpoint_step
 
     names = folder.entries()
     return STATE_FILE in names or any(checkpoint_step(name) is not None for name in names)
@@ -106,7 +106,7 @@ def _reached(folder: OutputFolder, max_steps: int, resume: bool) -> list[str]:
 
     A checkpoint of ours that was cut short or changed is none: a run that goes on says so, and goes back behind it.
     """
-    from nonpareil.training.checkpoint_files import PARTIAL, checkpoint_step
+    from nonpareil.training.checkpoints.files import PARTIAL, checkpoint_step
 
     def in_the_way(file: str) -> bool:
         step = checkpoint_step(file.split("/", 1)[0].removesuffix(PARTIAL))

@@ -50,7 +50,7 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     check_options(options, config)
     if options.dry_run:
         return dry_run(options, config, method)
-    evaluation = evaluation_options(options, config) if options.evaluate_after else None
+    evaluation = evaluation_options(options, config, method) if options.evaluate_after else None
     with distillation_folder(options, config, evaluation):
         return _distill(options, config, method, evaluation)
 
@@ -64,7 +64,7 @@ def _distill(
     """What follows once the folder is ours."""
     from nonpareil.models.distributed import end_processes, first_process_first
     from nonpareil.models.memory import free_memory
-    from nonpareil.training.resume import checkpoint_to_resume
+    from nonpareil.training.checkpoints.resume import checkpoint_to_resume
 
     output_dir = Path(str(config.output_dir))
     checkpoint = checkpoint_to_resume(config.resume_from_checkpoint, output_dir)
@@ -118,10 +118,10 @@ def _trainer(
     """
     from nonpareil.training.adapter_checks import refuse_adapter_on_adapter
     from nonpareil.training.arguments import check_scorable
-    from nonpareil.training.identity import run_identity
+    from nonpareil.training.checkpoints.identity import run_identity
+    from nonpareil.training.checkpoints.resume import refuse_another_run
     from nonpareil.training.method import check_group_rewards
     from nonpareil.training.prompt_order import planned_steps
-    from nonpareil.training.resume import refuse_another_run
     from nonpareil.training.trainer import DistillationTrainer
 
     policy = trained_policy(options, config, config.policy_dtype())

@@ -58,6 +58,9 @@ class AdapterActors:
             drawn["policy"] = scored(self, "policy", prompts, drawn["policy"], policy.temperature)
         return ActorDraws(drawn.get("policy", no_draws(prompts)), drawn.get("anchor", no_draws(prompts)))
 
+    def release(self) -> None:
+        """See `Actors`; what draws is in the trainer's own process, and goes with it."""
+
     def token_logprobs(self, role: str, sequences: TokenSequences, temperature: float) -> list[Tensor]:
         """See `Actors`."""
         training, budget = self.model.training, self.config.max_tokens_per_batch

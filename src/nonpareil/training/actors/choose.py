@@ -1,4 +1,4 @@
-"""Which drawing a run has: by its adapters, its shards, and the engine that draws."""
+"""Which actors a run has: by its adapters, its shards, and the engine that draws."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,9 +35,9 @@ def make_actors(
             config_of, names = saved_adapter(policy)
             check_vllm_holds(config_of, names, "use_vllm with LoRA")
         sharded = ShardedScorers(policy, anchor, config) if config.shard_weights else None
-        scoring: Scorers = sharded or _own(policy, anchor, tokenizer, config)
+        scorers: Scorers = sharded or _own(policy, anchor, tokenizer, config)
         engine = vllm_engine(plain_model(policy), tokenizer, config, trained_rank(policy))
-        return VLLMActors(scoring, engine, config, prompts, shared=config.vllm_mode == "server")
+        return VLLMActors(scorers, engine, config, prompts, shared=config.vllm_mode == "server")
     return _own(policy, anchor, tokenizer, config)
 
 

@@ -11,9 +11,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from nonpareil.engines.transformers import TransformersEngine
 from nonpareil.models.anchors import Anchor, WorkingCopy
 from nonpareil.models.distributed import process_index
-from nonpareil.models.logprobs import (
-    TokenSequences,
-)
+from nonpareil.models.logprobs import TokenSequences
 from nonpareil.models.sharding import is_empty
 from nonpareil.records import Draws, Prompt, SamplingParams
 from nonpareil.training.actors.base import ActorDraws, no_draws, scored, token_logprobs
@@ -59,6 +57,9 @@ class CopiedActors:
         if k and self.working.model.dtype != torch.float32:
             ours = scored(self, "policy", prompts, ours, policy.temperature)
         return ActorDraws(ours, self._draw("anchor", prompts, m, anchor))
+
+    def release(self) -> None:
+        """See `Actors`; what draws is in the trainer's own process, and goes with it."""
 
     def token_logprobs(self, role: str, sequences: TokenSequences, temperature: float) -> list[Tensor]:
         """See `Actors`."""

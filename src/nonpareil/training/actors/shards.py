@@ -25,7 +25,7 @@ FILE_BYTES = 4 * 2**30
 
 
 class ShardedScorers:
-    """What scores beside a vLLM server that draws; see `drawing.Scorers`."""
+    """What scores beside a vLLM server that draws; see `base.Scorers`."""
 
     adapters = {"policy": "", "anchor": ""}  # noqa: RUF012  (as `Scorers` has it)
 

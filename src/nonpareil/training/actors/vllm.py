@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from nonpareil.engines.canary import Canary
+from nonpareil.engines.canary import Canary, canary_sequences
 from nonpareil.errors import ConfigError
 from nonpareil.models.adapters import REFERENCE
 from nonpareil.models.distributed import of_first_process, wait_for_all
@@ -17,7 +17,6 @@ from nonpareil.models.loading import end_token_ids
 from nonpareil.models.logprobs import TokenSequences
 from nonpareil.records import Draws, Prompt, SamplingParams
 from nonpareil.training.actors.base import ActorDraws, Scorers, no_draws, scored
-from nonpareil.training.actors.canary import canary_sequences
 from nonpareil.training.config import DistillationConfig
 
 if TYPE_CHECKING:
@@ -70,6 +69,10 @@ class VLLMActors:
         """See `Actors`."""
         return self.inner.token_logprobs(role, sequences, temperature)
 
+    def release(self) -> None:
+        """See `Actors`."""
+        self.engine.release()
+
     def _draw(
         self, role: str, prompts: Sequence[Prompt], count: int, sampling: SamplingParams
     ) -> list[Draws]:
@@ -83,30 +86,28 @@ class VLLMActors:
 
     def _bring(self, role: str) -> dict[str, Any]:
         """Let the engine hold a role's model as it is now; returns the options to draw from it with."""
-        name = self.inner.adapters[role]
+        name, now = self.inner.adapters[role], (role, self._versions[role])
         if name == REFERENCE:
             return {}  # the base, which never moves
         options: dict[str, Any] = {"adapter": name} if name else {}
-        if self._held.get(name) != (role, self._versions[role]):
-            mine = self._sums(role)
-            self.inner.hand_over(role, self.engine)
-            if self.shared:
-                wait_for_all()
-            self._held[name] = (role, self._versions[role])
-            other = "anchor" if role == "policy" else "policy"
-            # One process asks for all, so that all find the same.
-            said = of_first_process(
-                partial(self.engine.completion_logprobs, self.canary.sequences, **options)
-            )
-            self.canary.check(
-                said,
-                mine,
-                pushed=f"the {role}",
-                others={f"the {other}": partial(self._sums, other)},
-            )
+        if self._held.get(name) != now:
+            self._push(role, options)
+            self._held[name] = now
         return options
 
-    def _sums(self, role: str) -> list[float]:
+    def _push(self, role: str, options: dict[str, Any]) -> None:
+        """Hand a role's weights over, and see by the canaries that the engine draws from them."""
+        ours = self._canary_logprobs(role)
+        self.inner.hand_over(role, self.engine)
+        if self.shared:
+            wait_for_all()
+        # One process asks for all, so that all find the same.
+        theirs = of_first_process(partial(self.engine.completion_logprobs, self.canary.sequences, **options))
+        other = "anchor" if role == "policy" else "policy"
+        others = {f"the {other}": partial(self._canary_logprobs, other)}
+        self.canary.check(theirs, ours, pushed=f"the {role}", others=others)
+
+    def _canary_logprobs(self, role: str) -> list[float]:
         values = self.inner.token_logprobs(role, self.canary.sequences, 1.0)
         return [float(each.sum()) for each in values]
 

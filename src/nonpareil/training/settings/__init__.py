@@ -1,4 +1,4 @@
-"""The trainer's own settings, a class a group: all that transformers' `TrainingArguments` has not, or otherwise.
+"""The trainer's own settings, one class per group: what transformers' `TrainingArguments` lacks or sets otherwise.
 
 Neither torch nor transformers is imported here, so that a help text can list them at once.
 `training.config.DistillationConfig` puts them before transformers' own.

@@ -19,7 +19,7 @@ class DrawingSettings:
 
     HEADING: ClassVar = "Drawing"
 
-    max_completion_length: int = option(256, "Most tokens drawn a completion.", at_least=1)
+    max_completion_length: int = option(256, "Most tokens drawn per completion.", at_least=1)
     temperature: float = option(
         1.0,
         "Of the policy: drawing, log-probs and loss all apply it.",

@@ -1,22 +1,30 @@
 """Which method is trained, and how its anchor moves."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from nonpareil.errors import ConfigError
 from nonpareil.settings import option
 
+if TYPE_CHECKING:
+    from nonpareil.methods.base import Method
+
+    NameOrMethod = str | Method
+else:
+    NameOrMethod = str  # transformers' HfArgumentParser would call the other with a flag's text
+
 
 @dataclass
 class MethodSettings:
-    """The method's name, and the anchor's motion; what else it reads are the fields of its own class."""
+    """The method, by name or as an object, and the anchor's motion; its settings are the fields of its class."""
 
     HEADING: ClassVar = "Method"
 
-    method: str = option(
+    method: NameOrMethod = option(
         "jbond",
         "jbond, bond, vbon, bonbon, sft_bon, regression, rloo, or path/to/file.py:Class.",
         names="code",
+        also=(object,),  # DistillationConfig, which knows `Method`, looks at it
     )
     anchor_ema_rate: float | None = option(
         None,

@@ -8,13 +8,13 @@ from nonpareil.settings import option
 
 @dataclass
 class OptimizationSettings:
-    """A step has `per_device_train_batch_size` x `gradient_accumulation_steps` prompts a process."""
+    """A step has `per_device_train_batch_size` x `gradient_accumulation_steps` prompts per process."""
 
     HEADING: ClassVar = "Training"
 
     learning_rate: float = option(3e-6, "Peak learning rate of AdamW.", above=0, at_most=1000)
     per_device_train_batch_size: int = option(
-        128, "Prompts a step, of each process; times gradient_accumulation_steps.", at_least=1
+        128, "Prompts per step and process; times gradient_accumulation_steps.", at_least=1
     )
     logging_steps: float = option(
         10, "Steps between logged metrics.", above=0, why="below 1 a share of all steps"

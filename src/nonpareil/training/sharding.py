@@ -1,4 +1,4 @@
-"""Where weights live: whole on a device, or in shards over the processes."""
+"""A Trainer whose weights may lie in shards over the processes."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,7 @@ from transformers import PreTrainedModel, Trainer
 
 from nonpareil.engines.load_check import check_scoring
 from nonpareil.errors import ModelError
-from nonpareil.models.adapters import plain_model
 from nonpareil.models.anchors import Anchor
-from nonpareil.models.distributed import make_equal
 from nonpareil.models.loading import stored_state
 from nonpareil.models.logprobs import output_head_is_plain
 from nonpareil.models.sharding import is_empty, load_whole_state_dict, make_room
@@ -20,20 +18,7 @@ from nonpareil.models.zero import ZeroOptimizer, engine_of, zero_requested
 from nonpareil.training.config import DistillationConfig
 
 
-def place(policy: Any, device: torch.device) -> None:
-    """Put a whole policy on its device, equal in all processes, and see that it can be trained.
-
-    One that is still to be read in shards is asked once it is (`PlacingTrainer.shard`).
-
-    Raises:
-        ModelError: as `check_scoring`.
-    """
-    if not is_empty(policy):
-        make_equal(policy.to(device))
-        check_scoring(plain_model(policy), trained=True)
-
-
-class PlacingTrainer(Trainer):
+class ShardingTrainer(Trainer):
     """A Trainer that shards its policy and anchor where `args.shard_weights` says so."""
 
     args: DistillationConfig

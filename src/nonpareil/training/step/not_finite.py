@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from nonpareil.engines.finite import not_finite
 from nonpareil.errors import DivergedError, NotFiniteError
@@ -41,7 +42,7 @@ def logprob_at(prompt_id: str, whose: str, completion: int, token: int) -> NotFi
     return NotFinite(prompt_id, place, of_model=True)
 
 
-def refuse_all_bad(step: int, dropped: Sequence[NotFinite]) -> None:
+def refuse_all_bad(step: int, dropped: Sequence[NotFinite]) -> NoReturn:
     """End a training whose model gives no numbers for any prompt of a step.
 
     Raises:

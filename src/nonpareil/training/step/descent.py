@@ -14,10 +14,12 @@ from nonpareil.models.distributed import any_process
 from nonpareil.models.modes import training_mode
 from nonpareil.models.sharding import local
 from nonpareil.models.zero import engine_of
-from nonpareil.training.accumulate import Accumulator
-from nonpareil.training.batch import StepBatch
-from nonpareil.training.not_finite import METRIC, Dropped, NotFinite
-from nonpareil.training.signal import Signal
+from nonpareil.training.config import DistillationConfig
+from nonpareil.training.costs import Spent
+from nonpareil.training.step.accumulate import Accumulator
+from nonpareil.training.step.batch import StepBatch
+from nonpareil.training.step.not_finite import METRIC, Dropped, NotFinite
+from nonpareil.training.step.signal import Signal, resting_scaler
 
 LARGE_LOSS = 1e12
 """Nats; a larger one comes of rewards, whose gradient float32 may not hold though the model is sound."""
@@ -29,12 +31,12 @@ class Descended:
 
     loss: float
     """The mean over the prompts trained on, nats, also of a step that is not taken; NaN where there was none."""
-    drawn: StepBatch
+    batch: StepBatch
     targets: Targets
     dropped: Sequence[NotFinite]
 
     @property
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What is logged of it."""
         return {"loss": self.loss, METRIC: float(len(self.dropped))}
 
@@ -50,7 +52,15 @@ class Descent:
     """fp16's: it looks at the gradient itself, and skips a step whose is infinite."""
     dropped: Dropped = field(default_factory=Dropped)
 
-    def step(self, model: nn.Module, drawn: StepBatch, step: int) -> Descended:
+    @classmethod
+    def of(
+        cls, method: Method, config: DistillationConfig, accelerator: Any, spent: Spent, signal: Signal
+    ) -> "Descent":
+        """The descent of a training."""
+        accumulator = Accumulator.of(method, config, accelerator, spent)
+        return cls(method, accumulator, signal, resting_scaler(accelerator, signal))
+
+    def step(self, model: nn.Module, batch: StepBatch, step: int) -> Descended:
         """The step's gradient, without the prompts whose log-probs, loss or gradient are no numbers; see `Dropped`.
 
         Leaving out is drawing nothing for them: baselines and means are those of the others alone. There is no
@@ -64,39 +74,39 @@ class Descent:
                 f"step {step}: the gradient is infinite in float16 at every scale; give bf16=true"
             )
         training_mode(model)
-        dropped = list(drawn.dropped)
+        dropped = list(batch.dropped)
         while True:
-            targets = self.method.targets(drawn.draws)
-            outcome = self.accumulator.step(model, drawn, targets)
-            bad = outcome.bad or self._bad_gradients(model, drawn, targets, step)
+            targets = self.method.targets(batch.draws)
+            outcome = self.accumulator.step(model, batch, targets)
+            bad = outcome.bad or self._bad_gradients(model, batch, targets, step)
             dropped += bad.values()
             kept = outcome.used - len(bad)
             if not bad or not kept:
                 break
-            drawn = drawn.without(bad)
+            batch = batch.without(bad)
         self.dropped.note(step, dropped, kept)
-        if not self.signal.note(step, drawn.draws, targets, kept, len(dropped)):
+        if not self.signal.note(step, batch.draws, targets, kept, len(dropped)):
             self.accumulator.forget_gradients(model)
         loss = outcome.loss if kept else float("nan")
         self.accumulator.spent.add_loss(loss)
-        return Descended(loss, drawn, targets, dropped)
+        return Descended(loss, batch, targets, dropped)
 
     def _bad_gradients(
-        self, model: nn.Module, drawn: StepBatch, targets: Targets, step: int
+        self, model: nn.Module, batch: StepBatch, targets: Targets, step: int
     ) -> dict[int, NotFinite]:
         """The prompts, by row, whose own gradient is not finite; asked one by one where the step's is not."""
         if self.scaler is not None or _is_finite(model):
             return {}
         whose = _first_of(model)
         bad = {}
-        rows = range(len(drawn.groups))
+        rows = range(len(batch.groups))
         for row in rows:
             self.accumulator.forget_gradients(model)
-            alone = drawn.without({*rows} - {row})
+            alone = batch.without({*rows} - {row})
             loss = self.accumulator.step(model, alone, targets.select([row])).loss
             if not _is_finite(model):
                 what = f"the gradient{whose}, of a loss of {loss:g},"
-                bad[row] = NotFinite(drawn.groups[row].prompt_id, what, of_model=abs(loss) < LARGE_LOSS)
+                bad[row] = NotFinite(batch.groups[row].prompt_id, what, of_model=abs(loss) < LARGE_LOSS)
         self.accumulator.forget_gradients(model)
         if not bad:
             raise NotFiniteError(

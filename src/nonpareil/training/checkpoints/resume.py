@@ -7,14 +7,14 @@ from typing import Any
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.models.distributed import of_first_process
 from nonpareil.terminal import tell
-from nonpareil.training.checkpoint_files import (
+from nonpareil.training.checkpoints.files import (
     LIST,
     checkpoints_in,
     fault_of,
     last_whole_checkpoint,
     read_list,
 )
-from nonpareil.training.identity import MAY_CHANGE
+from nonpareil.training.checkpoints.identity import MAY_CHANGE
 
 SCHEDULE = ("max_steps", "num_train_epochs")
 _WORDS: dict[str, bool] = {"true": True, "false": False, "none": False, "null": False, "": False}

@@ -6,7 +6,7 @@ import json
 from array import array
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from nonpareil.methods.base import Method
 from nonpareil.models.fingerprint import fingerprint, module_fingerprint
 from nonpareil.records import Group, Prompt, prompt_identity
 from nonpareil.rewards.combine import CombinedReward
-from nonpareil.training.config import METHOD_SETTINGS, DistillationConfig
+from nonpareil.training.config import DistillationConfig
 from nonpareil.training.inherited import UNREAD
 from nonpareil.training.method import anchor_motion
 
@@ -60,7 +60,7 @@ _LABELS = frozenset(
 )
 """Where things lie, and secrets: not kept."""
 _TOLD_OTHERWISE = frozenset(
-    {*METHOD_SETTINGS, "method", "anchor_ema_rate", "anchor_refresh_steps", "reward_weights"}
+    {"method", "method_settings", "anchor_ema_rate", "anchor_refresh_steps", "reward_weights"}
     | {"per_device_train_batch_size"}
 )
 
@@ -87,7 +87,6 @@ def run_identity(
         "prompts a step (per_device_train_batch_size x processes)": args.per_device_train_batch_size
         * args.world_size,
         "method": _name(method),
-        **_method_settings(method),
         "anchor_ema_rate": rate,
         "anchor_refresh_steps": refresh_steps,
         "model": model,
@@ -96,6 +95,9 @@ def run_identity(
         "reward": _reward(reward),
         "peft_config": None if peft_config is None else _adapter(peft_config),
     }
+    for field in fields(method):  # type: ignore[arg-type]  # check_method asks for a dataclass
+        key = f"{field.name} of the method" if field.name in described else field.name
+        described[key] = getattr(method, field.name)
     return json.loads(json.dumps(described, default=str))
 
 
@@ -118,12 +120,6 @@ def _name(method: Method) -> str:
     except (OSError, TypeError):  # made at a prompt
         source = "no file"
     return f"{cls.__qualname__} ({source})"
-
-
-def _method_settings(method: Method) -> dict[str, Any]:
-    if not is_dataclass(method):
-        return {}
-    return {field.name: getattr(method, field.name) for field in fields(method)}
 
 
 def _reward(reward: CombinedReward) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +15,23 @@ from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs,
 from nonpareil.models.sharding import is_sharded
 from nonpareil.models.zero import engine_of
 from nonpareil.records import Group
-from nonpareil.training.batch import StepBatch
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.costs import Spent
-from nonpareil.training.not_finite import NotFinite, logprob_at
+from nonpareil.training.step.batch import StepBatch
+from nonpareil.training.step.not_finite import NotFinite, logprob_at
+
+Pass = dict[int, list[int]]
+"""One forward and backward pass: rows of the batch, and of each the completions that are trained on."""
 
 
-@dataclass(frozen=True)
-class Pass:
-    """One forward and backward pass: rows of the batch, and the completions of each that are trained on."""
+class PromptLoss(NamedTuple):
+    """What a pass gave for one prompt."""
 
-    rows: list[int]
-    slots: list[list[int]]
+    row: int
+    loss: float
+    """Nats."""
+    bad_place: float
+    """Where its first log-prob that is no number is, counted in tokens, `StepBatch.width` per completion; or -1."""
 
 
 @dataclass(frozen=True)
@@ -69,41 +74,43 @@ class Accumulator:
             config.importance_cap,
         )
 
-    def step(self, model: nn.Module, drawn: StepBatch, targets: Targets) -> Outcome:
+    def step(self, model: nn.Module, batch: StepBatch, targets: Targets) -> Outcome:
         """The gradient of an optimizer step, the same on every process as the outcome that is returned."""
-        used, passes = self._plan(drawn, targets)
-        total = torch.zeros((), device=next(model.parameters()).device)
-        sharded = is_sharded(model)
-        zero = engine_of(model)
-        backward = zero.backward if zero else self.backward
-        mine = passes[process_index()]
-        seen: list[Tensor] = []
-        # Every pass gathers shards from all processes: one that has no rows left takes part with none.
-        count = max(map(len, passes)) if sharded else len(mine)
+        plan = self._plan(batch, targets)
+        slots = {row: places for passes in plan for part in passes for row, places in part.items()}
+        self.spent.tokens_trained += sum(batch.tokens(row, places) for row, places in slots.items())
         with adapters_take_what_comes(model, self.autocast):
-            for index in range(count):
-                here = mine[index] if index < len(mine) else None
-                if here:
-                    losses, places = self._losses(model, drawn, targets, here)
-                    seen.append(torch.stack([losses.detach().float(), places.float()]))
-                loss = (losses.sum() if here else self._no_loss(model)) / max(used, 1)
-                # FSDP2 and DeepSpeed take the mean over processes where the sum is meant.
-                backward(loss * (num_processes() if sharded else 1))
-                total += loss.detach()
-        rows = [row for part in mine for row in part.rows]
-        parts = of_each_process((total.item(), rows, torch.cat(seen, dim=1).tolist() if seen else [[], []]))
-        outcome = self._outcome(drawn, used, parts)
+            mine = self._descend(model, batch, targets, plan)
+        outcome = self._outcome(batch, [each for share in of_each_process(mine) for each in share])
         if outcome.bad:
             self.forget_gradients(model)
-        elif not sharded:
+        elif not is_sharded(model):  # else each pass has summed them
             sum_gradients(model.parameters())
-        trained = (at for each in passes for part in each for at in zip(part.rows, part.slots, strict=True))
-        for row, slots in trained:
-            if row not in outcome.bad:
-                group = drawn.groups[row]
-                self._probe = TokenSequences([group.prompt_token_ids], [group.completion_token_ids[slots[0]]])
-                break
+        if good := [row for row in slots if row not in outcome.bad]:
+            group, first = batch.groups[good[0]], slots[good[0]][0]
+            self._probe = TokenSequences([group.prompt_token_ids], [group.completion_token_ids[first]])
         return outcome
+
+    def _descend(
+        self, model: nn.Module, batch: StepBatch, targets: Targets, plan: list[list[Pass]]
+    ) -> list[PromptLoss]:
+        """This process's passes, whose gradients add up in the weights."""
+        mine, used = plan[process_index()], sum(len(part) for passes in plan for part in passes)
+        sharded, zero = is_sharded(model), engine_of(model)
+        backward = zero.backward if zero else self.backward
+        # FSDP2 and DeepSpeed take the mean over processes where the sum is meant.
+        scale = num_processes() if sharded else 1
+        seen: list[Tensor] = []
+        for part in mine:
+            losses, bad_places = self._losses(model, batch, targets, part)
+            backward(losses.sum() / used * scale)
+            seen.append(torch.stack([losses.detach().float(), bad_places.float()]))
+        # Every pass gathers shards from all processes: one that has no rows left takes part with none.
+        for _ in range(max(map(len, plan)) - len(mine) if sharded else 0):
+            backward(self._no_loss(model))
+        values = torch.cat(seen, dim=1).tolist() if seen else [[], []]
+        rows = [row for part in mine for row in part]
+        return [PromptLoss(*each) for each in zip(rows, *values, strict=True)]
 
     def forget_gradients(self, model: nn.Module) -> None:
         """As if no pass had been made since the last step."""
@@ -119,50 +126,38 @@ class Accumulator:
         with self.autocast():
             return completion_token_logprobs(model, self._probe, self.temperature)  # type: ignore[arg-type]
 
-    def _outcome(
-        self, drawn: StepBatch, used: int, parts: list[tuple[float, list[int], list[list[float]]]]
-    ) -> Outcome:
-        """`parts`: of each process its share of the loss, its rows, and each row's loss and bad place."""
-        losses = {row: loss for _, rows, (values, _) in parts for row, loss in zip(rows, values, strict=True)}
-        places = {
-            row: place for _, rows, (_, values) in parts for row, place in zip(rows, values, strict=True)
-        }
+    def _outcome(self, batch: StepBatch, losses: list[PromptLoss]) -> Outcome:
         bad = {}
-        for row, loss in sorted(losses.items()):
-            group = drawn.groups[row]
-            prompt_id = group.prompt_id
-            if places[row] >= 0:
-                bad[row] = logprob_at(prompt_id, "of the policy", *divmod(int(places[row]), drawn.width))
+        for row, loss, place in sorted(losses):
+            group = batch.groups[row]
+            if place >= 0:
+                completion, token = divmod(int(place), batch.width)
+                bad[row] = logprob_at(group.prompt_id, "of the policy", completion, token)
             elif not math.isfinite(loss):
-                bad[row] = NotFinite(prompt_id, f"the loss{_of(group)}", of_model=False)
-        return Outcome(sum(part[0] for part in parts), used, bad)
+                bad[row] = NotFinite(group.prompt_id, f"the loss{_of(group)}", of_model=False)
+        total = sum(each.loss for each in sorted(losses))  # in one order, however many processes there are
+        return Outcome(total / max(len(losses), 1), len(losses), bad)
 
-    def _plan(self, drawn: StepBatch, targets: Targets) -> tuple[int, list[list[Pass]]]:
-        """How many prompts can be used, and each process's passes: alike in number and length of rows."""
+    def _plan(self, batch: StepBatch, targets: Targets) -> list[list[Pass]]:
+        """Each process's passes over the usable rows, dealt out so that all have about as many tokens."""
         wanted = torch.cat([targets.train_policy, targets.train_anchor], dim=1)
-        used = wanted.any(-1).nonzero()[:, 0].tolist()
-        slots = {row: wanted[row].nonzero()[:, 0].tolist() for row in used}
-        costs = {row: drawn.padded_tokens(row, slots[row]) for row in used}
-        self.spent.tokens_trained += sum(drawn.tokens(row, slots[row]) for row in used)
-        by_cost = sorted(used, key=lambda row: (-costs[row], row))
-        plans = []
+        slots = {row: wanted[row].nonzero()[:, 0].tolist() for row in wanted.any(-1).nonzero()[:, 0].tolist()}
+        costs = {row: batch.padded_tokens(row, places) for row, places in slots.items()}
+        by_cost = sorted(slots, key=lambda row: (-costs[row], row))
+        plan = []
         for process in range(num_processes()):
             rows = sorted(by_cost[process :: num_processes()])
             batches = token_budget_batches([costs[row] for row in rows], self.max_tokens_per_batch)
-            plans.append(
-                [Pass([rows[i] for i in batch], [slots[rows[i]] for i in batch]) for batch in batches]
-            )
-        return len(used), plans
+            plan.append([{rows[i]: slots[rows[i]] for i in one} for one in batches])
+        return plan
 
     def _losses(
-        self, model: nn.Module, drawn: StepBatch, targets: Targets, mine: Pass
+        self, model: nn.Module, batch: StepBatch, targets: Targets, part: Pass
     ) -> tuple[Tensor, Tensor]:
-        """The loss of each of a pass's prompts, and where its first log-prob that is no number is; -1 for nowhere.
-
-        The place counts tokens, `drawn.width` a completion.
-        """
-        places = [(i, j) for i, slots in enumerate(mine.slots) for j in slots]
-        groups = [drawn.groups[row] for row in mine.rows]
+        """The loss of each of a pass's prompts, and its bad place; see `PromptLoss`."""
+        rows = list(part)
+        places = [(i, j) for i, slots in enumerate(part.values()) for j in slots]
+        groups = [batch.groups[row] for row in rows]
         sequences = TokenSequences(
             [groups[i].prompt_token_ids for i, _ in places],
             [groups[i].completion_token_ids[j] for i, j in places],
@@ -170,16 +165,16 @@ class Accumulator:
         with self.autocast():
             values = completion_token_logprobs(model, sequences, self.temperature)  # type: ignore[arg-type]
         index = tuple(torch.tensor(places, device=values.device).T)
-        values = nn.functional.pad(values, (0, drawn.width - values.shape[1]))
-        slots = targets.train_policy.shape[1] + targets.train_anchor.shape[1]
-        logprobs = values.new_zeros(len(groups), slots, drawn.width).index_put(index, values)
-        here = targets.select(mine.rows).to(values.device)
-        ours, theirs = logprobs[:, : drawn.num_policy], logprobs[:, drawn.num_policy :]
+        values = nn.functional.pad(values, (0, batch.width - values.shape[1]))
+        completions = targets.train_policy.shape[1] + targets.train_anchor.shape[1]
+        logprobs = values.new_zeros(len(rows), completions, batch.width).index_put(index, values)
+        ours, theirs = logprobs[:, : batch.num_policy], logprobs[:, batch.num_policy :]
         if self.importance_cap is not None:
-            weights = drawn.importance_weights(self.importance_cap)[mine.rows].to(values.device)
+            weights = batch.importance_weights(self.importance_cap)[rows].to(values.device)
             ours = weighted_gradient(ours, weights[..., None])
+        losses = self.method.loss(ours, theirs, targets.select(rows).to(values.device))
         bad = ~logprobs.detach().isfinite().flatten(1)
-        return self.method.loss(ours, theirs, here), torch.where(bad.any(1), bad.int().argmax(1), -1)
+        return losses, torch.where(bad.any(1), bad.int().argmax(1), -1)
 
     def _no_loss(self, model: nn.Module) -> Tensor:
         """Zero, by way of every weight."""

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from nonpareil.methods.base import ScoredDraws
-from nonpareil.records import Draws, Group, ScoreRequest
+from nonpareil.records import Group, ScoreRequest
 from nonpareil.rewards.combine import CombinedReward
-from nonpareil.training.not_finite import NotFinite
+from nonpareil.training.step.not_finite import NotFinite
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,33 @@ class StepBatch:
     """Of the policy's tokens by prompt, where another engine than the trainer drew them; nats."""
     dropped: Sequence[NotFinite] = ()
     """Prompts of the step that are none of these groups: drawing or scoring them gave no numbers."""
+
+    @classmethod
+    def of(
+        cls,
+        groups: list[Group],
+        num_policy: int,
+        anchor_logprobs_of_policy: Tensor,
+        tie_breaker: Tensor,
+        sampler_logprobs: list[list[list[float]]] | None = None,
+        dropped: Sequence[NotFinite] = (),
+    ) -> "StepBatch":
+        """Scored groups as tensors; see `ScoredDraws` for those that groups do not hold."""
+        k = num_policy
+        width = max(len(ids) for group in groups for ids in group.completion_token_ids)
+        policy_tokens, mask = _padded([group.logprobs[:k] for group in groups], width)
+        anchor_tokens, _ = _padded([group.logprobs[k:] for group in groups], width)
+        rewards = reward_tensor(groups)
+        draws = ScoredDraws(
+            policy_rewards=rewards[:, :k],
+            anchor_rewards=rewards[:, k:],
+            policy_token_logprobs=policy_tokens,
+            completion_mask=mask,
+            anchor_logprobs_of_policy=anchor_logprobs_of_policy,
+            anchor_token_logprobs=anchor_tokens,
+            tie_breaker=tie_breaker,
+        )
+        return cls(groups, draws, k, sampler_logprobs, dropped)
 
     def without(self, rows: Container[int]) -> "StepBatch":
         """The step as it would have been drawn without some of its prompts."""
@@ -55,13 +82,13 @@ class StepBatch:
         sums = torch.stack([torch.stack([tokens.sum() for tokens in row]) for row in ratios])
         return sums.exp().clamp(max=cap)
 
-    def padded_tokens(self, row: int, places: list[int]) -> int:
+    def padded_tokens(self, row: int, places: Sequence[int]) -> int:
         """What these completions of a group cost in one forward pass, prompts and padding included."""
         group = self.groups[row]
         longest = max(len(group.completion_token_ids[place]) for place in places)
         return len(places) * (len(group.prompt_token_ids) + longest)
 
-    def tokens(self, row: int, places: list[int]) -> int:
+    def tokens(self, row: int, places: Sequence[int]) -> int:
         """Tokens of these completions of a group with their prompts, without padding."""
         group = self.groups[row]
         return sum(len(group.prompt_token_ids) + len(group.completion_token_ids[place]) for place in places)
@@ -91,14 +118,9 @@ def reward_tensor(groups: Sequence[Group]) -> Tensor:
     float64, in which they are compared and averaged: rewards such as 1e8 + 0.1 would tie in float32.
     """
     rows = [[float("nan") if r is None else r for r in group.rewards or ()] for group in groups]
-    return _rectangular(rows, torch.float64)
-
-
-def _rectangular(rows: list[list[float]], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Rows of numbers as one tensor, NaN behind the end of the shorter ones."""
     width = max(map(len, rows))
     filled = [row + [float("nan")] * (width - len(row)) for row in rows]
-    return torch.tensor(filled, dtype=dtype).view(len(rows), width)
+    return torch.tensor(filled, dtype=torch.float64).view(len(rows), width)
 
 
 def _padded(logprobs: list[list[list[float]]], width: int) -> tuple[Tensor, Tensor]:
@@ -110,37 +132,3 @@ def _padded(logprobs: list[list[list[float]]], width: int) -> tuple[Tensor, Tens
             padded[row, index, : len(values)] = torch.tensor(values)
             mask[row, index, : len(values)] = True
     return padded, mask
-
-
-def _with_stored(group: Group, stored: Group) -> Group:
-    """A step's group with the stored completions behind its own."""
-    joined = _join(
-        Draws(group.completions, group.completion_token_ids, group.finish_reasons, group.logprobs),
-        Draws(stored.completions, stored.completion_token_ids, stored.finish_reasons, stored.logprobs),
-    )
-    names = dict.fromkeys((*group.rewards_by_name, *stored.rewards_by_name))
-    return Group(
-        group.prompt_id,
-        group.prompt,
-        group.prompt_token_ids,
-        joined.completions,
-        joined.completion_token_ids,
-        joined.finish_reasons,
-        joined.logprobs,
-        rewards_by_name={
-            name: group.rewards_by_name.get(name, [None] * len(group))
-            + stored.rewards_by_name.get(name, [None] * len(stored))
-            for name in names
-        },
-        rewards=[*(group.rewards or []), *(stored.rewards or [])],
-        columns=group.columns,
-    )
-
-
-def _join(first: Draws, second: Draws) -> Draws:
-    return Draws(
-        first.completions + second.completions,
-        first.completion_token_ids + second.completion_token_ids,
-        first.finish_reasons + second.finish_reasons,
-        first.logprobs + second.logprobs,
-    )

@@ -29,9 +29,8 @@ from nonpareil.models.sharding import (
 )
 from nonpareil.models.trained import keep_temperature
 from nonpareil.terminal import reason_of, tell
-from nonpareil.training.accumulate import Accumulator
 from nonpareil.training.callbacks import EndsAsDecided, LastWholeStep, StepsAsAsked, StopCleanly
-from nonpareil.training.checkpoint_files import (
+from nonpareil.training.checkpoints.files import (
     PARTIAL,
     STATE_FILE,
     begin,
@@ -41,18 +40,19 @@ from nonpareil.training.checkpoint_files import (
     read_list,
     write_list,
 )
+from nonpareil.training.checkpoints.identity import MAY_CHANGE
+from nonpareil.training.checkpoints.resume import checkpoint_to_resume, refuse_another_run
 from nonpareil.training.costs import Spent
-from nonpareil.training.descent import check_policy
-from nonpareil.training.identity import MAY_CHANGE
-from nonpareil.training.placement import PlacingTrainer
-from nonpareil.training.resume import checkpoint_to_resume, refuse_another_run
+from nonpareil.training.sharding import ShardingTrainer
+from nonpareil.training.step.accumulate import Accumulator
+from nonpareil.training.step.descent import check_policy
 
 
 class NotSaved(DataError):
     """A checkpoint or a result that could not be written; those written before are as they were."""
 
 
-class CheckpointingTrainer(PlacingTrainer):
+class CheckpointingTrainer(ShardingTrainer):
     """A Trainer that also saves and restores the anchor, and saves shards as whole weights."""
 
     optimizer: torch.optim.Optimizer

@@ -14,9 +14,9 @@ from nonpareil.folders import held_folder, writing
 from nonpareil.markers import OutputFolder
 from nonpareil.models.distributed import process_index, wait_for_all
 from nonpareil.training.callbacks import METRICS_FILE
-from nonpareil.training.checkpoint_files import PARTIAL, STATE_FILE, checkpoint_step, leftovers, remove_empty
-from nonpareil.training.checkpoints import CheckpointingTrainer
-from nonpareil.training.signal import Signal
+from nonpareil.training.checkpoints.files import PARTIAL, STATE_FILE, checkpoint_step, leftovers, remove_empty
+from nonpareil.training.checkpoints.saving import CheckpointingTrainer
+from nonpareil.training.step.signal import Signal
 
 COMMAND = "distill"
 

@@ -28,15 +28,15 @@ class Signal(TrainerCallback, ExportableState):
     `moves`: whether the last step moved the policy. Where it does not, the optimizer has no gradient (so that
     neither rounding, momentum nor weight decay moves a weight), and a moving average of the policy stays too.
 
-    Such a step's prompts lose their pull to the anchor, so that with few prompts a step, of which often none tells
-    anything, training ends beyond best-of-n; with many, hardly any step is lost.
+    Such a step's prompts lose their pull to the anchor, so that with few prompts per step, of which often none
+    tells anything, training ends beyond best-of-n; with many, hardly any step is lost.
     """
 
     def __init__(self, method: Method, stopper: StopCleanly):
         self.stopper = stopper
         self.moves = True
         self.moved = self.still = self.lost = self._in_a_row = 0
-        self._hint: str | None = getattr(method, "hint_for_two_rewards", None)
+        self._hint: str | None = method.hint_for_two_rewards
         self._values: set[float] = set()
         self._seen = 0
 
@@ -75,7 +75,7 @@ class Signal(TrainerCallback, ExportableState):
             self._hint = None
 
     @property
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Of the last step; logged as a mean over steps."""
         return {"frac_steps_without_signal": float(not self.moves)}
 

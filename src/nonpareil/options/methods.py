@@ -1,0 +1,51 @@
+"""The settings of a method among the options of a training: the fields of its class, and no others."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from nonpareil.errors import ConfigError
+from nonpareil.setting_types import read_value
+from nonpareil.settings import Setting, settings_of
+
+if TYPE_CHECKING:
+    from nonpareil.methods.base import Method
+
+_OF_EVERY_COMMAND = ("config", "json", "help")
+
+
+def settings_of_methods(name: str, *beside: type) -> dict[str, Setting]:
+    """The settings of the method that is named, and those of our others, which `read_method` refuses by name.
+
+    `beside`: the classes of options that are read together with them.
+
+    Raises:
+        ConfigError: no such method, or one whose setting has the name of an option.
+    """
+    from nonpareil.methods import METHODS, method_class, method_settings
+
+    own = method_settings(method_class(name))
+    taken = {*_OF_EVERY_COMMAND, *(option for cls in beside for option in settings_of(cls))}
+    for setting in own:
+        if setting.removeprefix("no_") in taken:
+            raise ConfigError(
+                f"method={name!r}: its setting {setting!r} has the name of an option of the command; rename the "
+                "field"
+            )
+    others = {key: one for cls in METHODS.values() for key, one in method_settings(cls).items()}
+    return {**others, **own}
+
+
+def read_method(name: str, given: Mapping[str, Any], *, stored: bool) -> "Method":
+    """A method as flags or YAML describe it; `given`: some of `settings_of_methods`. `stored`: groups are given.
+
+    Raises:
+        ConfigError: as `methods.build`.
+    """
+    from nonpareil.methods import build, method_class, method_settings
+
+    cls, known = method_class(name), settings_of_methods(name)
+    values = {key: read_value(value, known[key].hint) for key, value in given.items()}
+    for key, setting in method_settings(cls).items():
+        if key in values:
+            setting.check(values[key])
+    return build(cls, values, stored=stored)

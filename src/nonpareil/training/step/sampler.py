@@ -1,0 +1,172 @@
+"""One step: drawing, scoring, and the comparison with the anchor; of several processes each does its share."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nonpareil.constant_rewards import FEWEST_GROUPS, RewardSpread
+from nonpareil.engines.sampling import sample_keys
+from nonpareil.errors import DivergedError, RewardError
+from nonpareil.methods.base import Method
+from nonpareil.models.distributed import gather_shares, my_share, process_index
+from nonpareil.models.logprobs import TokenSequences
+from nonpareil.records import Draws, Group, Prompt, SamplingParams
+from nonpareil.rewards.combine import CombinedReward
+from nonpareil.training.actors.base import Actors, no_draws
+from nonpareil.training.config import DistillationConfig
+from nonpareil.training.method import check_group_rewards
+from nonpareil.training.step.batch import StepBatch, reward_tensor, score_groups
+from nonpareil.training.step.not_finite import NotFinite, of_logprobs, refuse_all_bad
+
+
+class StepSampler:
+    """Draws and scores for one step after another; of several processes, each does its share of the prompts.
+
+    `stored`: groups by prompt id that take the place of fresh anchor draws. Every random number follows from
+    (seed, step, prompt, sample), so a resumed run draws the same, on any number of processes.
+    """
+
+    def __init__(
+        self,
+        make_actors: Callable[[], Actors],
+        method: Method,
+        reward: CombinedReward,
+        config: DistillationConfig,
+        stored: Mapping[str, Group] | None = None,
+    ):
+        self._make_actors = make_actors
+        self.actors: Actors | None = None
+        self.method, self.reward, self.config = method, reward, config
+        self.stored = stored or {}
+        self._spread = RewardSpread()
+        check_group_rewards(reward, method, config, stored=bool(self.stored))
+
+    def start(self) -> Actors:
+        """Make what draws, unless it is there: for most trainings a second model, for some an engine beside it."""
+        if self.actors is None:
+            self.actors = self._make_actors()
+        return self.actors
+
+    def release(self) -> None:
+        """End what draws beside the trainer, and holds memory for it; nothing can be drawn afterwards."""
+        if self.actors is not None:
+            self.actors.release()
+
+    def draw(self, prompts: Sequence[Prompt], step: int) -> StepBatch:
+        """Draw, score and compare with the anchor, for all prompts; every process returns all. See `ScoredDraws`.
+
+        Raises:
+            RewardError: every reward of the step failed; training on nothing would look like training.
+            DivergedError: no prompt's log-probs are numbers.
+        """
+        k = self.method.policy_draws
+        drawn, dropped = self._draw_in_all_processes(prompts, step)
+        groups = [one.group for one in drawn]
+        if self.stored:
+            groups = [group.joined(self.stored[group.prompt_id]) for group in groups]
+        self._tell_of_constant_rewards(groups)
+        sampler_logprobs = [one.sampler_logprobs for one in drawn if one.sampler_logprobs is not None]
+        return StepBatch.of(
+            groups,
+            k,
+            torch.tensor([one.anchor_logprobs_of_policy for one in drawn]).view(len(groups), k),
+            self._tie_breaker(groups, step, max(map(len, groups)) - k),
+            sampler_logprobs or None,
+            dropped,
+        )
+
+    def _draw_in_all_processes(
+        self, prompts: Sequence[Prompt], step: int
+    ) -> "tuple[list[_DrawnPrompt], list[NotFinite]]":
+        """What was drawn for each prompt, and the prompts left out since their log-probs are no numbers."""
+        if not self.method.policy_draws + self.method.anchor_draws:  # training on stored groups alone
+            return [_DrawnPrompt(Group.of(p, d)) for p, d in zip(prompts, no_draws(prompts), strict=True)], []
+        every = gather_shares(self._draw_share(my_share(prompts), step))
+        dropped = [one.not_finite for one in every if one.not_finite]
+        drawn = [one for one in every if not one.not_finite]
+        if not drawn:
+            refuse_all_bad(step + 1, dropped)
+        if reward_tensor([one.group for one in drawn]).isnan().all():
+            reasons = (one.failure for one in drawn if one.failure)
+            reason = next(reasons, "their weighted sum is no number (reward_weights)")
+            raise RewardError(f"every reward of step {step + 1} failed; the first reason: {reason}")
+        return drawn, dropped
+
+    def _draw_share(self, prompts: Sequence[Prompt], step: int) -> "list[_DrawnPrompt]":
+        """One process's prompts: drawn, compared with the anchor, and scored."""
+        k, m = self.method.policy_draws, self.method.anchor_draws
+        actors = self.start()
+        actors.begin_step()
+        drawn = actors.draw(prompts, k, m, self._sampling(step, "policy"), self._sampling(step, "anchor"))
+        sequences = TokenSequences.of(prompts, drawn.policy)
+        by_anchor = iter(actors.token_logprobs("anchor", sequences, self.config.temperature))
+        sampled: Iterable[Any] = drawn.sampler_logprobs or [None] * len(prompts)
+        found = []
+        for prompt, ours, theirs, sampler in zip(prompts, drawn.policy, drawn.anchor, sampled, strict=True):
+            tokens = [next(by_anchor) for _ in range(k)]
+            group = Group.of(prompt, ours).joined(Group.of(prompt, theirs))
+            bad = _not_finite(prompt, ours, theirs, tokens)
+            found.append(_DrawnPrompt(group, [each.sum().item() for each in tokens], sampler, bad))
+        groups = [one.group for one in found if not one.not_finite]
+        failures = score_groups(groups, self.reward) if groups else {}
+        reason = next((reason for reasons in failures.values() for reason in reasons if reason), None)
+        return [replace(one, failure=reason) for one in found]
+
+    def draw_policy(self, prompts: Sequence[Prompt], seed: int) -> list[Group]:
+        """One scored completion of the policy per prompt, for evaluation during training."""
+        mine = my_share(prompts)
+        actors = self.start()
+        actors.begin_step()
+        sampling = self.config.sampling(seed)
+        draws = actors.draw(mine, 1, 0, sampling, sampling).policy
+        groups = [Group.of(prompt, drawn) for prompt, drawn in zip(mine, draws, strict=True)]
+        if groups:
+            score_groups(groups, self.reward)
+        every = gather_shares(groups)
+        for group in every:
+            if (bad := of_logprobs(group.prompt_id, {"of the policy's draws": group.logprobs})) is not None:
+                raise DivergedError(f"evaluation: {bad}")
+        return every
+
+    def _tell_of_constant_rewards(self, groups: Sequence[Group]) -> None:
+        if len(self.reward.names) > 1 and process_index() == 0:
+            self._spread.add_all(group.rewards_by_name for group in groups)
+            self._spread.tell(self.reward.names, str(self.config.output_dir), FEWEST_GROUPS)
+
+    def _sampling(self, step: int, role: str) -> SamplingParams:
+        digest = hashlib.blake2b(f"{self.config.seed}/{step}/{role}".encode(), digest_size=6).digest()
+        return self.config.sampling(seed=int.from_bytes(digest, "little"))
+
+    def _tie_breaker(self, groups: Sequence[Group], step: int, m: int) -> Tensor:
+        keys = [sample_keys(f"{g.prompt_id}/tie/{step}", range(m), self.config.seed) for g in groups]
+        return torch.tensor([[float(key) / 2**64 for key in row] for row in keys])
+
+
+@dataclass(frozen=True)
+class _DrawnPrompt:
+    """What one process found out about one prompt."""
+
+    group: Group
+    """The policy's draws, then the anchor's."""
+    anchor_logprobs_of_policy: list[float] = field(default_factory=list)
+    """Summed over each completion, nats."""
+    sampler_logprobs: list[list[float]] | None = None
+    """As in `StepBatch`."""
+    not_finite: NotFinite | None = None
+    failure: str | None = None
+    """A reason why a reward of the same share failed."""
+
+
+def _not_finite(prompt: Prompt, ours: Draws, theirs: Draws, by_anchor: Sequence[Tensor]) -> NotFinite | None:
+    return of_logprobs(
+        prompt.prompt_id,
+        {
+            "of the policy's draws": ours.logprobs,
+            "of the anchor's draws": theirs.logprobs,
+            "that the anchor gives the policy's draws": [tokens.tolist() for tokens in by_anchor],
+        },
+    )
