@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from nonpareil.rewards import RewardModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from nonpareil.assets import demo_path
 from nonpareil.records import Prompt
+from nonpareil.rewards import RewardModel
 from nonpareil.training import DistillationConfig, DistillationTrainer
 from nonpareil.training.step.batch import StepBatch
 
