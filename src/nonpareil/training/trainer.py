@@ -19,7 +19,8 @@ from nonpareil.methods import name_of
 from nonpareil.models.adapters import plain_model
 from nonpareil.models.saving import prepare_saving
 from nonpareil.records import Group, Prompt
-from nonpareil.rewards import CombinedReward, load_rewards
+from nonpareil.rewards.combine import CombinedReward
+from nonpareil.rewards.specs import load_rewards
 from nonpareil.training.actors.choose import make_actors
 from nonpareil.training.adapter_checks import check_adapter
 from nonpareil.training.arguments import check_arguments, check_fit, check_scorable
