@@ -1,4 +1,4 @@
-"""How the figures of an evaluation came about, as its report's last table says."""
+"""How the metrics of an evaluation came about, as its report's last table says."""
 
 from typing import TYPE_CHECKING, Any
 
