@@ -1,4 +1,4 @@
-"""Draw m completions a prompt, score them, and keep the groups."""
+"""Draw m completions per prompt, score them, and keep the groups."""
 
 from collections.abc import Mapping
 from pathlib import Path
