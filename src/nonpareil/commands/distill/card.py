@@ -10,7 +10,6 @@ from nonpareil import __version__
 from nonpareil.files import write_bytes
 from nonpareil.folders import held_folder
 from nonpareil.markdown import code, plain
-from nonpareil.methods import spec_of
 from nonpareil.options.rewards import reward_labels
 from nonpareil.terminal import printable, tell
 
@@ -57,7 +56,9 @@ def write_model_card(
     output_dir: Path, options: Any, config: Any, method: Any, steps: int, evaluation: "Evaluation | None"
 ) -> Path:
     """Write README.md beside the weights, unless one that is not ours has come there meanwhile."""
-    path = output_dir / "README.md"
+    from nonpareil.methods import spec_of
+
+    path, spec = output_dir / "README.md", spec_of(type(method))
     if (folder := held_folder(path)) is not None and path.exists() and not folder.is_ours(path):
         tell(f"{path} is not ours, so no model card was written")
         return path
@@ -80,9 +81,9 @@ def write_model_card(
         steps=steps,
         batch=config.train_batch_size * config.gradient_accumulation_steps * config.world_size,
         figures=figures,
-        tag=_tag(spec_of(type(method))),
-        method=code(spec_of(type(method))),
-        method_name=plain(spec_of(type(method))),
+        tag=_tag(spec),
+        method=code(spec),
+        method_name=plain(spec),
         about=_about(method),
         settings=plain(", ".join(f"{name}={value}" for name, value in vars(method).items()) or "no settings"),
         anchor=_anchor(config, method),
