@@ -18,7 +18,7 @@ from nonpareil.errors import EngineError, NonpareilError, RemoteError, RewardErr
 from nonpareil.records import Group, Prompt, SamplingParams, ScoreRequest
 from nonpareil.remote import JsonClient, run_coroutine
 from nonpareil.rewards import RemoteReward
-from nonpareil.rewards.judge.judge import JudgeReward
+from nonpareil.rewards.judge.judge_reward import JudgeReward
 from tests.hostile_server import Reply, answering, begin, body
 from tests.tiny import make_tokenizer
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from nonpareil.rewards.models.local import RewardModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from nonpareil.assets import demo_path
+from nonpareil.methods.jbond import JBOND
 from nonpareil.records import Prompt
+from nonpareil.rewards import RewardModel
 from nonpareil.training import DistillationConfig, DistillationTrainer
 from nonpareil.training.step.batch import StepBatch
 
@@ -39,8 +40,6 @@ def demo_trainer(output_dir: Path, page: ModuleType, **changes: Any) -> Distilla
     """The trainer with the page's settings, on few short draws."""
     tokenizer = AutoTokenizer.from_pretrained(demo_path("policy"))
     settings: dict[str, Any] = {
-        "jeffreys_weight": page.W,
-        "kl_coef": page.GAMMA,
         "anchor_ema_rate": page.ETA,
         "learning_rate": page.LEARNING_RATE,
         "lr_scheduler_type": "constant",
@@ -59,6 +58,7 @@ def demo_trainer(output_dir: Path, page: ModuleType, **changes: Any) -> Distilla
         DistillationConfig(output_dir=str(output_dir), **{**settings, **changes}),
         [Prompt(text, text, tokenizer(text)["input_ids"]) for text in TEXTS],
         processing_class=tokenizer,
+        method=JBOND(jeffreys_weight=page.W, kl_coef=page.GAMMA),
     )
 
 

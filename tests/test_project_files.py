@@ -91,13 +91,46 @@ def test_the_citation_is_of_this_version(project):
     assert papers == {"2407.14622", "2406.00832", "2407.06057"}
 
 
-def test_the_readmes_links_to_files_lead_somewhere():
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+def test_links_lead_to_files_and_headings():
+    pages = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
     assert len(pages) > 10
+    links = [(page, target) for page in pages for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text())]
     dead = [
         f"{page.relative_to(ROOT)}: {target}"
-        for page in pages
-        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
-        if "://" not in target and not (page.parent / target).exists()
+        for page, target in links
+        if "://" not in target and not leads_somewhere(page, *target.partition("#")[::2])
     ]
+    assert len(links) > 50
     assert not dead
+
+
+def leads_somewhere(page: Path, file: str, heading: str) -> bool:
+    target = page.parent / file if file else page
+    return target.exists() and (not heading or heading in headings(target))
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_a_dead_link_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# The `first`: heading\n")
+    assert leads_somewhere(page, "page.md", "the-first-heading")
+    assert not leads_somewhere(page, "", "the-second-heading")
+    assert not leads_somewhere(page, "other.md", "")
+
+
+def test_files_that_pages_name_are_there():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "recipes").glob("*/README.md")]
+    named = {
+        (page.relative_to(ROOT), name)
+        for page in pages
+        for name in re.findall(r"`(?:python )?([\w./-]+/[\w.-]+\.(?:py|ya?ml|txt|sh))\b", page.read_text())
+        if not name.startswith("path/to/")
+    }
+    assert len(named) > 50
+    bases = (ROOT, ROOT / "src", ROOT / "src" / "nonpareil")
+    assert not {(page, name) for page, name in named if not any((base / name).exists() for base in bases)}

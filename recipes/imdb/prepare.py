@@ -4,13 +4,13 @@
     python recipes/imdb/prepare.py --tokenizer models/imdb-lm
 
 `--reviews` writes `--data` (columns split, label, text) from the large film review data set of Maas et al. (ACL
-2011): the archive that its authors publish (ai.stanford.edu/~amaas/data/sentiment), the folder in it, or a name that
-`datasets.load_dataset` downloads, such as stanfordnlp/imdb.
+2011): the archive that its authors publish (ai.stanford.edu/~amaas/data/sentiment), the folder in it, or a name
+that `datasets.load_dataset` downloads, such as stanfordnlp/imdb.
 
 `--tokenizer` writes the prompts, the first 2-8 tokens of reviews: `train.parquet` (5,000) and `tune.parquet` (512,
 for choosing settings) come from different train reviews, `test.parquet` (1,024, for results and nothing else) from
-test reviews. No text stands in two files or twice in one. Test is drawn first: as many reviews begin alike, the files
-drawn later have fewer of the commonest openings.
+test reviews. No text stands in two files or twice in one. Test is drawn first: as many reviews begin alike, the
+files drawn later have fewer of the commonest openings.
 """
 
 import argparse

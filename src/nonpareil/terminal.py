@@ -6,6 +6,7 @@ import unicodedata
 from contextlib import suppress
 
 _LONGEST_REASON = 400
+_KEPT_REASON = 200
 _JOINERS = "\u200c\u200d"  # within words of some scripts, and within emoji; they move nothing
 
 
@@ -40,6 +41,11 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, OSError | ValueError) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def kept_reason(text: str) -> str:
+    """A reason that others worded, as it is kept and counted in manifests: one line of at most 200 characters."""
+    return printable(text[:_KEPT_REASON])[:_KEPT_REASON]
 
 
 class PrintableRecord(logging.LogRecord):

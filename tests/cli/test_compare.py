@@ -19,9 +19,11 @@ from nonpareil.commands.compare.inputs import files_of
 from nonpareil.commands.compare.plan import plan_runs
 from nonpareil.commands.compare.processes import Finished, last_lines, locked, run_logged
 from nonpareil.commands.compare.results import Cost, RunRecord
-from nonpareil.commands.compare.spec import read_spec
+from nonpareil.commands.compare.spec import EvaluationOptions, read_spec
 from nonpareil.errors import ConfigError
+from nonpareil.options.commands import EvaluateOptions
 from nonpareil.options.yaml import load_yaml
+from nonpareil.settings import settings_of
 from tests.rewards.servers import serve
 
 COPY = """
@@ -486,9 +488,7 @@ def test_files_that_cannot_be_read(files, capsys):
 
 
 def test_help_lists_the_keys_and_an_example(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["compare", "--help"])
-    assert ended.value.code == 0
+    assert main(["compare", "--help"]) == 0
     text = capsys.readouterr().out
     assert "nonpareil compare" in text.split("example:")[1]
     assert "{output_dir}" in text
@@ -539,6 +539,12 @@ def test_only_a_command_can_be_over_the_clock(planned, files):
     ]
     over = over_budget(read_spec(files / "c.yaml"), records)
     assert over == [{"run": "copy, seed 0", "reason": "12 seconds, more than budget.seconds=9"}]
+
+
+def test_what_the_file_says_of_evaluation_reaches_every_evaluation():
+    """By name: what `nonpareil evaluate` does not have is the checkpoints' alone."""
+    own = set(settings_of(EvaluationOptions)) - set(settings_of(EvaluateOptions))
+    assert own == {"checkpoint_prompts", "checkpoint_num_generations"}
 
 
 @pytest.fixture

@@ -142,7 +142,10 @@ def test_settings_that_cannot_work_are_refused_before_any_request(nonpareil, fil
 
 def test_a_prompt_without_a_token_is_refused(files):
     options = SampleOptions(
-        base_url="http://127.0.0.1:9", model_name_or_path=MODEL, tokenizer_name_or_path=str(files / "policy")
+        engine="openai",
+        base_url="http://127.0.0.1:9",
+        model_name_or_path=MODEL,
+        tokenizer_name_or_path=str(files / "policy"),
     )
     with pytest.raises(DataError, match="prompt p is empty"):
         ServedPolicy(options).check([Prompt("p", "", [])], options.sampling())

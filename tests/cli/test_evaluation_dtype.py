@@ -103,7 +103,7 @@ def test_every_figure_is_of_the_models_that_drew(dtype: str, nonpareil: Command,
     assert report["evaluation"]["dtype"] == stated
     assert f"both models in {stated}" in " ".join(said.split())
     assert ("a small training may vanish" in said) == (stated != "float32")
-    assert f"All figures are of both models in {stated}" in (moved.parent / "out" / "report.html").read_text()
+    assert f"All metrics are of both models in {stated}" in (moved.parent / "out" / "report.html").read_text()
     policy, reference = Plain(moved, stated), Plain(moved.parent / "policy", stated)
     ours = measured(policy, reference, moved.parent / "out" / "policy")
     figures = report["evaluation"]

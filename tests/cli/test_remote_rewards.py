@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.rewards.servers import Server, chat, first_seat, longer, serve
+from tests.rewards.servers import Server, chat, longer, prefers_the_first, serve
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +113,7 @@ def test_training_with_a_judge(nonpareil, files):
 
 
 def test_a_judge_is_refused_where_groups_are_compared(nonpareil, files):
-    with serve(first_seat) as server:
+    with serve(prefers_the_first) as server:
         flags = judged(files, server)
         status, _, err = nonpareil("evaluate", **flags)
         assert status == 2
@@ -182,7 +182,7 @@ def test_fresh_draws_are_not_compared_with_groups_judged_apart(nonpareil, files)
         ),
         (
             {"judge_model": "m", "judge_base_url": "http://127.0.0.1:9/v1", "judge_max_calls": 7},
-            "judge_max_calls=7 is too few for 4 completions a prompt",
+            "judge_max_calls=7 is too few for 4 completions per prompt",
         ),
     ],
 )
@@ -204,7 +204,7 @@ def test_an_endpoint_that_is_not_there_is_told_before_drawing(nonpareil, files):
     assert not (files / "out").exists()
 
 
-def test_unreadable_verdicts_are_counted(nonpareil, files):
+def test_unparseable_verdicts_are_counted(nonpareil, files):
     def of_one_prompt(request: dict[str, Any]) -> dict[str, Any]:
         is_great = request["messages"][0]["content"].startswith("the film was great|")
         return chat("I cannot say") if is_great else longer(request)
@@ -212,7 +212,7 @@ def test_unreadable_verdicts_are_counted(nonpareil, files):
     with serve(of_one_prompt) as server:
         status, out, err = nonpareil("sample", "--json", **judged(files, server))
     assert status == 0, err
-    assert json.loads(out.splitlines()[-1])["judge"]["unreadable"] > 0
+    assert json.loads(out.splitlines()[-1])["judge"]["unparseable"] > 0
     reasons = json.loads((files / "out" / "manifest.json").read_text())["counts"]
     assert "the judge's verdict could not be read" in json.dumps(reasons)
     assert "rewards of judge-judge are null: 4 times the judge's verdict could not be read" in err

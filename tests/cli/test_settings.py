@@ -16,6 +16,7 @@ import yaml
 
 import nonpareil
 from nonpareil.cli.parsing import parse
+from nonpareil.commands.compare.command import ComparisonFlags
 from nonpareil.commands.compare.plan import plan_runs
 from nonpareil.commands.compare.spec import (
     BudgetOptions,
@@ -33,13 +34,25 @@ from nonpareil.options.commands import (
     ExportOptions,
     SampleOptions,
 )
+from nonpareil.options.rewards import ANY_MODEL, ENDPOINTS, FIRST_MODEL, LIMITED, LOADED_MODEL
+from nonpareil.options.shared import (
+    HELD_OUT_SPLITS,
+    HUB_DATASETS,
+    OWN_PROMPTS,
+    TRAINING_SPLITS,
+    WITH_SPLITS,
+)
+from nonpareil.options.unread import absent_rewards
 from nonpareil.options.yaml import dump_yaml, load_yaml
 from nonpareil.records import SamplingParams
 from nonpareil.rollouts.prompts import load_prompts, tokenize_prompts
-from nonpareil.settings import CheckedOptions, Setting, check_settings, settings_of
+from nonpareil.settings import CheckedOptions, Setting, check_settings, refuse_unread, settings_of
 from nonpareil.training.config import DistillationConfig
 
-COMMANDS = (SampleOptions, CurveOptions, DistillOptions, DistillationConfig, EvaluateOptions, ExportOptions)
+COMMANDS = (
+    *(SampleOptions, CurveOptions, DistillOptions, DistillationConfig, EvaluateOptions, ExportOptions),
+    ComparisonFlags,
+)
 SECTIONS = {
     "": CompareOptions,
     "budget": BudgetOptions,
@@ -200,6 +213,89 @@ def test_every_number_has_a_range():
         if {int, float} & {*element_kinds(setting)} and not limits.range() and not limits.unread:
             bare.add(setting.name)
     assert bare == UNBOUNDED
+
+
+def test_what_reads_a_setting_is_there():
+    """An owner is another setting, with a value that it can have; a reader is one that may be absent."""
+    everything = all_settings(*COMMANDS, *SECTIONS.values())
+    owners: dict[str, list[Setting]] = {}
+    for _, setting in everything:
+        owners.setdefault(setting.name, []).append(setting)
+    readers = {ANY_MODEL, ENDPOINTS, FIRST_MODEL, HELD_OUT_SPLITS, HUB_DATASETS, LIMITED, LOADED_MODEL}
+    readers |= {OWN_PROMPTS, TRAINING_SPLITS, WITH_SPLITS}
+    for _, setting in everything:
+        owner, _, wanted = (setting.limits.of or "").partition("=")
+        assert not owner or owner in owners, setting
+        for word in filter(None, wanted.split("|")):
+            for one in owners[owner]:
+                one.check(word)
+        assert setting.limits.reader in {None, *readers}, setting
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            {"base_url": "x"},
+            "base_url='x' is not read with engine=transformers; give engine=openai, or remove",
+        ),
+        (
+            {"engine": "openai", "dtype": "float16"},
+            "dtype='float16' is not read with engine=openai; give engine=transformers or vllm or ray, or",
+        ),
+        (
+            {"judge_cache": "x"},
+            "judge_cache='x' is not read without judge_model; give that, or remove judge_cache",
+        ),
+        (
+            {"engine": "ray", "num_workers": 2, "dtype": "float16", "judge_model": "m", "judge_cache": "x"},
+            None,
+        ),
+    ],
+    ids=["another value", "a server", "without", "read"],
+)
+def test_a_setting_without_what_it_belongs_to_is_refused(settings, says):
+    if says is None:
+        SampleOptions(**settings)
+        return
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        SampleOptions(**settings)
+
+
+def test_what_belongs_to_an_unread_setting_is_refused_with_it(tmp_path):
+    for settings, says in (
+        ({"vllm_mode": "server"}, "vllm_mode='server' is not read without use_vllm"),
+        ({"vllm_gpu_memory_utilization": 0.5}, "without use_vllm"),
+        ({"vllm_importance_sampling_cap": 3.0}, "without use_vllm"),
+        (
+            {"use_vllm": True, "vllm_importance_sampling_cap": 3.0},
+            "vllm_importance_sampling_cap=3.0 is not read without vllm_importance_sampling_correction",
+        ),
+        (
+            {"use_vllm": True, "vllm_server_base_url": "http://127.0.0.1:1"},
+            "is not read with vllm_mode=colocate; give vllm_mode=server, or remove vllm_server_base_url",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            DistillationConfig(output_dir=str(tmp_path), **settings)
+
+
+def test_absent_readers_are_said_with_their_reason():
+    options = SampleOptions(reward_funcs=["a.py:f"], reward_dtype="float16", dataset_config="main")
+    absent = absent_rewards(options, None)
+    assert set(absent) == {LOADED_MODEL, ANY_MODEL, FIRST_MODEL}
+    with pytest.raises(
+        ConfigError, match=r"reward_dtype='float16' is read by a reward model only, and none is"
+    ):
+        refuse_unread(options, absent)
+    assert set(absent_rewards(options, "vllm+http://127.0.0.1:1#m")) == {LOADED_MODEL, FIRST_MODEL}
+    assert absent_rewards(SampleOptions(reward_model_name_or_path="org/m"), None) == {
+        LIMITED: "none is named"
+    }
+    with pytest.raises(
+        ConfigError, match=r"dataset_config='main' is read by hub datasets only, and 'x' is one"
+    ):
+        refuse_unread(options, {HUB_DATASETS: "'x' is one file"})
 
 
 def test_defaults_are_taken():

@@ -89,7 +89,7 @@ def test_a_cache_of_another_kind_is_known_before_any_weight_is_read(kind: str) -
 
 
 def test_the_documentation_names_what_is_drawn_and_what_is_refused() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "architectures.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "supported-models.md").read_text()
     named = [set(re.findall(r"`([\w-]+)`[,. |]", part)) for part in text.split("\n## ")[1:]]
     assert named[0] >= set(DRAWN)
     assert not named[0] & set(REFUSED)

@@ -46,7 +46,7 @@ probabilities = st.lists(st.integers(1, 20), min_size=1, max_size=8).map(
 @pytest.mark.parametrize(
     ("n", "beta"), [(2, 0.5), (4, 0.0909090909), (8, 0.0275482094), (16, 0.0100455193), (32, 0.0040049790)]
 )
-def test_ipo_beta_is_the_paper_notes_constant(n, beta):
+def test_ipo_beta_worked_by_hand(n, beta):
     assert best_of_n.ipo_beta(n) == pytest.approx(beta, abs=5e-11)
     exact = 1 / (2 * (n - 1) * harmonic(n - 1))
     assert best_of_n.ipo_beta(n) == pytest.approx(float(exact), rel=1e-14, abs=0)
@@ -82,7 +82,7 @@ def test_continuous_win_rate_and_kl_are_limits_of_a_fine_discrete_reference():
     assert best_of_n.kl_upper_bound(1) == 0
 
 
-def test_paper_notes_constants_of_small_references():
+def test_small_references_worked_by_hand():
     best = best_of_n.distribution(torch.tensor([0.5, 0.3, 0.2], dtype=F64), torch.tensor([1.0, 2, 3]), 2)
     torch.testing.assert_close(best, torch.tensor([0.25, 0.39, 0.36], dtype=F64))
     assert kl(best, torch.tensor([0.5, 0.3, 0.2], dtype=F64)) == pytest.approx(0.1406, abs=5e-5)
@@ -210,7 +210,7 @@ def test_log_tilt_upcasts_half_precision():
 
 
 def frontier(c: float) -> tuple[float, float]:
-    """Win rate and KL of pi_ref * exp(c u), as printed in the paper notes, in 28 digits."""
+    """Win rate and KL of pi_ref * exp(c u) in 28 digits, by the formulas of docs/papers.md#the-frontier."""
     c = Decimal(c)
     win = ((c - 1) * c.exp() + 1) / (c * (c.exp() - 1))
     return float(win), float(c * win - ((c.exp() - 1) / c).ln())

@@ -68,7 +68,7 @@ def test_an_unbiased_oracle_ends_at_best_of_n(script, n):
     assert (oracle.backward, oracle.forward) == pytest.approx((0.0, 0.0), abs=1e-9)
 
 
-def test_two_sample_ends_where_the_paper_notes_say(script):
+def test_two_sample_ends_a_little_beyond_best_of_2(script):
     end = script.fixed_point("two_sample", 2, 2)
     assert (end.win, end.kl) == pytest.approx((0.6763, 0.2092), abs=5e-5)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from nonpareil.maths import best_of_n, group_frontier
-from nonpareil.maths.group_best_of_n import equivalent_n, group_kl, group_win_rate, largest_n, n_nodes
-from nonpareil.maths.group_frontier import TiltTable, highest_win_rate, least_kl, tilt_table
+from nonpareil.maths.group_best_of_n import group_equivalent_n, group_kl, group_win_rate, largest_n, n_nodes
+from nonpareil.maths.group_frontier import TiltTable, group_least_kl, highest_win_rate, tilt_table
 
 F64 = torch.float64
 SUCCESS = (0.05, 0.1, 0.3, 0.5, 0.7)
@@ -37,7 +37,7 @@ def zero_one_best(q, n):
 
 def equivalent(win_rate, groups, probs):
     nodes = n_nodes(largest_n(groups))
-    return equivalent_n(column(win_rate), expected(group_win_rate(groups, nodes), probs), nodes).item()
+    return group_equivalent_n(column(win_rate), expected(group_win_rate(groups, nodes), probs), nodes).item()
 
 
 def mean_table(groups, probs):
@@ -116,10 +116,12 @@ def test_without_ties_every_value_is_the_continuous_formula():
         torch.testing.assert_close(group_kl(groups, n), best_of_n.kl_upper_bound(n).expand(7, -1))
     nodes, w = n_nodes(31), torch.linspace(0.02, 0.965, 200, dtype=F64)
     table = group_win_rate(groups, nodes).mean(0, keepdim=True).expand(200, -1)
-    torch.testing.assert_close(equivalent_n(w, table, nodes), best_of_n.equivalent_n(w), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        group_equivalent_n(w, table, nodes), best_of_n.equivalent_n(w), rtol=1e-9, atol=1e-9
+    )
     table = mean_table(groups, torch.full((7,), 1 / 7))
     same = TiltTable(table.win_rate.expand(200, -1), table.log_partition.expand(200, -1))
-    torch.testing.assert_close(least_kl(w, same), best_of_n.least_kl(w), rtol=5e-5, atol=1e-9)
+    torch.testing.assert_close(group_least_kl(w, same), best_of_n.least_kl(w), rtol=5e-5, atol=1e-9)
     kl = torch.linspace(0, 4, 200, dtype=F64)
     torch.testing.assert_close(highest_win_rate(kl, same), best_of_n.optimal_win_rate(kl), rtol=0, atol=5e-6)
 
@@ -173,7 +175,7 @@ def test_exact_best_of_n_is_efficient_under_zero_one_rewards(q):
         table = mean_table(groups, probs)
         for n in range(2, 9):
             win, kl = zero_one_best(q, n)
-            assert least_kl(column(win), table).item() / kl == pytest.approx(1, abs=tolerance)
+            assert group_least_kl(column(win), table).item() / kl == pytest.approx(1, abs=tolerance)
 
 
 def test_no_tilt_of_a_rubric_beats_the_frontier_and_the_exponential_one_is_on_it():
@@ -186,7 +188,7 @@ def test_no_tilt_of_a_rubric_beats_the_frontier_and_the_exponential_one_is_on_it
     for c in (0.5, 2.0, 6.0):
         best = torch.softmax(reference.log() + c * mid, 0)
         win, kl = exact_win_rate(best, reference, levels), (best * (best / reference).log()).sum().item()
-        assert least_kl(column(win), table).item() == pytest.approx(kl, rel=0.002)
+        assert group_least_kl(column(win), table).item() == pytest.approx(kl, rel=0.002)
         assert highest_win_rate(column(kl), table).item() == pytest.approx(win, abs=5e-4)
         for _ in range(20):
             other = torch.softmax(best.log() + 0.3 * torch.randn(5, generator=generator, dtype=F64), 0)
@@ -194,7 +196,7 @@ def test_no_tilt_of_a_rubric_beats_the_frontier_and_the_exponential_one_is_on_it
                 exact_win_rate(other, reference, levels),
                 (other * (other / reference).log()).sum().item(),
             )
-            assert least_kl(column(rate), table).item() <= spent * 1.002 + 1e-6
+            assert group_least_kl(column(rate), table).item() <= spent * 1.002 + 1e-6
 
 
 def test_one_tilt_serves_all_prompts():
@@ -208,20 +210,20 @@ def test_one_tilt_serves_all_prompts():
     mean_kl, mean_win = (spent[0][:, None] + spent[1]) / 2, (win[0][:, None] + win[1]) / 2
     for wanted in (0.55, 0.62, 0.7):
         least = mean_kl[mean_win >= wanted].min().item()
-        assert least_kl(column(wanted), table).item() == pytest.approx(least, rel=0.01)
+        assert group_least_kl(column(wanted), table).item() == pytest.approx(least, rel=0.01)
 
 
 def test_win_rates_at_the_ends_of_the_frontier():
     groups, probs = zero_one_groups(16, 0.5)
     table = mean_table(groups, probs)
-    ends = least_kl(
+    ends = group_least_kl(
         column(0.0, 0.3, 0.5, 0.9, 1.0),
         TiltTable(*(x.expand(5, -1) for x in (table.win_rate, table.log_partition))),
     )
     assert ends[:3].tolist() == [0, 0, 0]
     # Success in every answer is all that there is: log 2 nats, and no more for a win rate that only noise can show.
     assert ends[3] == ends[4] == pytest.approx(math.log(2), rel=0.02)
-    assert least_kl(column(math.nan), table).isnan().all()
+    assert group_least_kl(column(math.nan), table).isnan().all()
     assert highest_win_rate(column(0.0), table).item() == pytest.approx(0.5, abs=1e-6)
     assert highest_win_rate(column(50.0), table).item() == pytest.approx(0.75, abs=5e-4)
     assert group_frontier.TILTS[0] == 0

@@ -94,7 +94,7 @@ def test_two_sample_penalty_fires_one_time_in_three_and_means_log_p_at_one_half(
     assert given_half.mean().item() == pytest.approx(math.log(0.5), abs=0.02)
 
 
-def test_fixed_anchor_backward_alone_ends_where_the_paper_notes_say():
+def test_fixed_anchor_backward_alone_ends_a_little_beyond_best_of_2():
     # Mean penalty -log 16 (1 - u)^2 at kl_coef 1: the fixed point is pi_ref * exp(that), on a grid of u.
     size = 400
     u = (torch.arange(size, dtype=F64) + 0.5) / size

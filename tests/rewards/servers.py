@@ -1,6 +1,7 @@
 """Real HTTP servers on loopback, each answering by a function of the request."""
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,6 +85,12 @@ def longer(request: dict[str, Any]) -> dict[str, Any]:
     return chat("A" if a > b else "B" if b > a else "tie")
 
 
-def first_seat(request: dict[str, Any]) -> dict[str, Any]:
+def prefers_the_first(request: dict[str, Any]) -> dict[str, Any]:
     """A judge that prefers whatever it reads first."""
     return chat("A")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,1 +1,1 @@
-"""Floor 6: the command line. Parse, run a command, show what came of it."""
+"""The command line: flags and YAML read, a command run, its result shown."""

@@ -39,10 +39,11 @@ def help_text(name: str, command: Command, argv: Sequence[str]) -> str:
         parts.append(_section(heading, [_row(setting, known) for setting in settings]))
         if heading == "Method":
             parts.append(_section(*method_section(argv)))
-    for key, cls in command.keys().items():
-        parts.append(
-            _section(f"{key}:" if key else "Keys of the file", [_row(one, "") for one in listed(cls)])
-        )
+    for title, cls in command.keys().items():
+        sections = by_heading([cls])
+        for heading, settings in sections.items():
+            rows = [_row(setting, settings_of(cls), "") for setting in settings]
+            parts.append(_section(f"{title}: {heading.lower()}" if len(sections) > 1 else title, rows))
     parts.append(_section("Besides", [("--config FILE.yaml", command.config), *_BESIDES]))
     if not everything:
         parts.append(f"The other settings of {INHERITED} are flags too: nonpareil {name} --help-all")

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import nonpareil
 
-METHODS = "nonpareil.methods"
 WORDS = {"int": "N", "float": "X", "bool": "[true]", "str": "TEXT"}
 """What stands for a value of a type."""
 
@@ -41,7 +40,7 @@ def method_section(argv: Sequence[str]) -> tuple[str, list[Row]]:
 
 def settings_by_method() -> dict[str, list[MethodSetting]]:
     """The settings of our methods, by the methods' names."""
-    tree = _parsed(METHODS)
+    tree = _parsed("nonpareil.methods")
     classes = next(
         node.value
         for node in tree.body

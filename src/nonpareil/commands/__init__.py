@@ -1,1 +1,1 @@
-"""A room a command: its steps, callable from Python too."""
+"""A room per command: its steps, callable from Python too."""

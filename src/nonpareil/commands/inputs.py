@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.policies.base import Policy
 from nonpareil.errors import ConfigError, DataError, ModelError
-from nonpareil.options.rewards import CACHE, RewardOptions, check_remote, specs_of
+from nonpareil.options.rewards import CACHE, RewardOptions, check_remote, model_options, specs_of
 from nonpareil.options.shared import PromptOptions
 from nonpareil.records import Prompt, SamplingParams
 from nonpareil.text_files import read_text
@@ -20,7 +20,8 @@ from nonpareil.text_files import read_text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-    from nonpareil.rewards import CombinedReward, JudgeReward
+    from nonpareil.rewards.combine import CombinedReward
+    from nonpareil.rewards.judge.judge_reward import JudgeReward
 
 
 def require_all(options: Any, *, prompts_from_groups: bool = False) -> None:
@@ -115,7 +116,8 @@ def load_reward(options: RewardOptions, tokenizer: "Tokenizer | None") -> "Combi
         ConfigError: one that cannot be loaded, or special tokens to skip of a policy without a tokenizer here.
         ModelError: a model that is no reward model.
     """
-    from nonpareil.rewards import load_rewards, special_tokens
+    from nonpareil.rewards.skipped_tokens import special_tokens
+    from nonpareil.rewards.specs import load_rewards
 
     skips = options.reward_skip_special_tokens
     if skips and tokenizer is None:
@@ -128,13 +130,8 @@ def load_reward(options: RewardOptions, tokenizer: "Tokenizer | None") -> "Combi
         weights=options.reward_weights,
         timeout=options.reward_timeout,
         api_key_env=options.reward_api_key_env,
-        dtype=options.reward_dtype,
-        append_eos=options.reward_append_eos,
-        prepend_bos=options.reward_prepend_bos,
-        overlong=options.reward_overlong,
-        engine=options.reward_engine,
         skipped_tokens=special_tokens(tokenizer) if skips else (),
-        trust_remote_code=options.trust_remote_code,
+        **model_options(options),
     )
 
 
@@ -146,18 +143,15 @@ def load_second_reward(
     Raises:
         ConfigError, ModelError: naming the option; it cannot be loaded, or has the first reward's name.
     """
-    from nonpareil.rewards import load_rewards
+    from nonpareil.rewards.specs import load_rewards
 
     try:
         second = load_rewards(
             spec,
             timeout=options.reward_timeout,
             api_key_env=options.reward_api_key_env,
-            dtype=options.reward_dtype,
-            overlong=options.reward_overlong,
-            engine=options.reward_engine,
             skipped_tokens=first.skipped_tokens,
-            trust_remote_code=options.trust_remote_code,
+            **model_options(options, second=True),
         )
     except (ConfigError, ModelError) as error:  # which know the value alone
         raise type(error)(f"{option}={spec!r}: {error}") from error
@@ -204,7 +198,7 @@ def _judge(options: RewardOptions) -> "list[JudgeReward]":
     if options.judge_model is None:
         return []
     from nonpareil.remote import DEFAULT_KEY
-    from nonpareil.rewards.judge.judge import TEMPLATE, JudgeReward
+    from nonpareil.rewards.judge.judge_reward import TEMPLATE, JudgeReward
 
     template = TEMPLATE
     if options.judge_template is not None:

@@ -1,1 +1,1 @@
-"""Floor 3: where completions are drawn."""
+"""Where completions are drawn: transformers in this process, vLLM, or a server with the OpenAI protocol."""

@@ -58,9 +58,9 @@ class CurveReport:
     frac_reward_zero_std: float
     """Share of scored prompts whose rewards are all equal: there is nothing to choose between."""
     mean_unique_completions: float
-    """Different completions a prompt, by token ids."""
+    """Different completions per prompt, by token ids."""
     mean_length: float
-    """Tokens a completion, the end token included."""
+    """Tokens per completion, the end token included."""
     zero_one: bool
     """Whether every reward is 0 or 1: a success rate."""
     rewards_tie: bool
@@ -93,7 +93,7 @@ class CurveReport:
         n, last = self.recommended_n(), self.points[-1]
         gain = last.reward.estimate - self.points[0].reward.estimate
         if last.n == 1:
-            return "One draw is no choice: draw more completions a prompt."
+            return "One draw is no choice: draw more completions per prompt."
         if n == 1:
             return f"Best-of-{last.n} gains nothing over one draw: the rewards do not tell completions apart."
         if self.still_rising():
@@ -167,7 +167,7 @@ def best_of_n_report(groups: Sequence[Group], max_n: int | None = None, *, seed:
     size = group_size(groups)
     refuse_repeated((group.prompt_id for group in groups), "groups")
     if max_n is not None and not 1 <= max_n <= size:
-        raise ConfigError(f"max_n must lie in 1..{size} (the completions a prompt), got {max_n}.")
+        raise ConfigError(f"max_n must lie in 1..{size} (the completions per prompt), got {max_n}.")
     ordered = sorted(groups, key=lambda group: group.prompt_id)
     rewards, mean_length = rewards_of(ordered), lengths_of(ordered).mean().item()
     valid = (~rewards.isnan()).sum(1)

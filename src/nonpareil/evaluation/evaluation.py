@@ -26,7 +26,7 @@ class RewardComparison:
     ties: Interval
     losses: Interval
     policy_failed: int
-    """Rewards that failed; left out of every figure, never a number."""
+    """Rewards that failed; left out of every metric, never a number."""
     reference_failed: int
     zero_one: bool
     """Whether every reward is 0 or 1: then the means are success rates (pass@1)."""
@@ -87,7 +87,7 @@ class Evaluation:
     num_prompts: int
     comparison: RewardComparison
     kl: Interval
-    """KL(policy || reference), nats a completion."""
+    """KL(policy || reference), nats per completion."""
     kl_estimator: str
     log_ratio: Interval
     """The sampled log pi - log pi_ref on the policy's completions: the same KL, noisier; can be negative."""
@@ -111,7 +111,7 @@ class Evaluation:
     """A reward that was not trained on."""
     by_prompt: ByPrompt
     dtype: str | None = None
-    """Of both models' weights, whatever they are stored in: for these the figures hold."""
+    """Of both models' weights, whatever they are stored in: for these the metrics hold."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; what cannot be computed is null, infinities are the texts "Infinity" and "-Infinity"."""

@@ -23,7 +23,7 @@ class MatchedGroups:
 
 
 def match_groups(policy_groups: Sequence[Group], reference_groups: Sequence[Group]) -> MatchedGroups:
-    """Pair the two sides by prompt id; sorting makes every figure independent of the order given.
+    """Pair the two sides by prompt id; sorting makes every metric independent of the order given.
 
     Raises:
         DataError: a side is empty, repeats a prompt id or is ragged, or the sides hold different prompts.

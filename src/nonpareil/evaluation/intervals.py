@@ -1,4 +1,8 @@
-"""Bootstrap intervals over prompts, with one seed and one budget for all figures of a report."""
+"""The intervals of one report: one seed and one number of resamples for all its metrics.
+
+How an interval comes of numbers per prompt is `maths.bootstrap`'s. Here is decided what of a report's metrics goes
+into it: which of them are shares, and whether a prompt that was not seen takes part.
+"""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +16,7 @@ from nonpareil.maths.bootstrap import Interval, Scale, Statistic, bootstrap_inte
 
 FEWEST_PROMPTS = 30
 _MOST_RESAMPLES, _FEWEST_RESAMPLES = 2000, 200
-_WEIGHTS_A_FIGURE = 2**23  # 2,000 resamples up to 4,000 prompts; beyond, the bounds are steady with fewer
+_WEIGHTS_PER_METRIC = 2**23  # 2,000 resamples up to 4,000 prompts; beyond, the bounds are steady with fewer
 
 PerPrompt = Float[Tensor, " b"] | Float[Tensor, "b g"]
 """A metric of each prompt, or g of them, such as a function of N on a grid."""
@@ -55,7 +59,7 @@ class Bootstrap:
     def _interval(
         self, values: Float[Tensor, "b metrics"], statistic: Statistic, scale: Scale, unseen: Tensor | None
     ) -> Interval:
-        num_resamples = max(_FEWEST_RESAMPLES, min(_MOST_RESAMPLES, _WEIGHTS_A_FIGURE // len(values)))
+        num_resamples = max(_FEWEST_RESAMPLES, min(_MOST_RESAMPLES, _WEIGHTS_PER_METRIC // len(values)))
         return bootstrap_interval(
             values, statistic, num_resamples=num_resamples, seed=self.seed, scale=scale, unseen=unseen
         )
@@ -87,7 +91,7 @@ class Bootstrap:
 
 
 def rising(intervals: Sequence[Interval]) -> list[Interval]:
-    """The intervals of figures of which none is above the next: where a later one may lie as low, so may it.
+    """The intervals of metrics of which none is above the next: where a later one may lie as low, so may it.
 
     Such as the chance that any of n draws succeeds, n in order. Where it is 1 at every prompt the interval allows
     for a prompt that was not seen; where it is a little less, the prompts' spread alone gives a far shorter one.

@@ -42,7 +42,7 @@ def write_report(
 ) -> Path:
     """Write report.json, report.html and the PNGs; returns the path of report.html.
 
-    `context` says how the figures came about (models, data, seed, versions, sampling); its keys become the
+    `context` says how the metrics came about (models, data, seed, versions, sampling); its keys become the
     rows of the report's last table. `seed` chooses the completions shown. Each file appears whole or not at
     all; files of those names are replaced.
 
@@ -75,13 +75,13 @@ def write_report(
 def _pictures(
     evaluation: Evaluation, curve: CurveReport, policy: Sequence[Group], reference: Sequence[Group]
 ) -> dict[str, bytes]:
-    figures = {
+    drawn = {
         "frontier": plots.frontier_figure({"this policy": evaluation}),
         "curve": plots.curve_figure(curve),
         "rewards": plots.reward_figure(rewards_of(policy), rewards_of(reference)),
         "lengths": plots.length_figure(lengths_of(policy), lengths_of(reference)),
     }
-    return {name: plots.png(figure) for name, figure in figures.items()}
+    return {name: plots.png(figure) for name, figure in drawn.items()}
 
 
 def _sections(evaluation: Evaluation) -> dict[str, list[Any]]:

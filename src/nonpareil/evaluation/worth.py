@@ -9,8 +9,8 @@ from torch import Tensor
 
 from nonpareil.evaluation.intervals import Bootstrap, rising
 from nonpareil.maths.bootstrap import Interval
-from nonpareil.maths.group_best_of_n import equivalent_n, group_kl, group_win_rate, largest_n, n_nodes
-from nonpareil.maths.group_frontier import TiltTable, highest_win_rate, least_kl, tilt_table
+from nonpareil.maths.group_best_of_n import group_equivalent_n, group_kl, group_win_rate, largest_n, n_nodes
+from nonpareil.maths.group_frontier import TiltTable, group_least_kl, highest_win_rate, tilt_table
 from nonpareil.maths.order_statistics import best_of_n_curve
 from nonpareil.maths.tie_classes import without_ties
 from nonpareil.maths.win_rate import pairwise
@@ -19,7 +19,7 @@ MARKED_N = (2, 4, 8, 16, 32, 64)
 _FRONTIER_POINTS = 64  # denser near 0, where the win rate rises as the root of the KL
 _NO_KL = 1e-6
 _ROUNDING = 1e-9  # of win rates
-_LEAST_N_UNDER_TIES = 2  # two draws a prompt: the least KL of best-of-2 comes out near twice too high
+_LEAST_N_UNDER_TIES = 2  # two draws per prompt: the least KL of best-of-2 comes out near twice too high
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Worth:
     equivalent_n: Interval | None
     """The real N whose best-of-N of the same groups, ties counted, has this win rate. At most `largest_n`, where it
     means as much or more; None where every N has this win rate, as no two rewards of a prompt differ, or with one
-    reference reward a prompt, which shows no N."""
+    reference reward per prompt, which shows no N."""
     largest_n: int
     """The largest N that the groups can show, M - 1."""
     kl_efficiency: Interval | None
@@ -107,7 +107,7 @@ def _win_metrics(policy: Tensor, reference: Tensor) -> list[Tensor]:
 
     A policy that never falls short of the best reference reward (with 0/1 rewards: that always succeeds) has no win
     rate that could vary, and no resample would show that one failure was only not seen. Then the share at that
-    end, 1 throughout, and the win rate of a policy at the other end stand beside it (`_win_rate`).
+    end, 1 throughout, and the win rate of a policy at the other end stand beside it (`_resampled_win_rate`).
     """
     win = pairwise(policy, reference).win_rate
     scored, valid = ~win.isnan(), (~policy.isnan()).sum(1)
@@ -121,7 +121,7 @@ def _win_metrics(policy: Tensor, reference: Tensor) -> list[Tensor]:
     return [win]
 
 
-def _win_rate(means: Tensor, num_metrics: int) -> Tensor:
+def _resampled_win_rate(means: Tensor, num_metrics: int) -> Tensor:
     """The win rate of resamples, of which the share away from the end is at the other one."""
     if num_metrics == 1:
         return means[:, 0]
@@ -137,7 +137,7 @@ def _equivalent_n(win: list[Tensor], rewards: Tensor, largest: int, bootstrap: B
         return None
 
     def worth(means: Tensor) -> Tensor:
-        return equivalent_n(_win_rate(means, first), means[:, first:], nodes)
+        return group_equivalent_n(_resampled_win_rate(means, first), means[:, first:], nodes)
 
     metrics = [*win, table]
     interval = bootstrap.of_means(metrics, worth, scale="positive", shares=range(1, first)[:1])
@@ -151,7 +151,7 @@ def _kl_efficiency(win: list[Tensor], kl: Tensor, tilts: TiltTable, bootstrap: B
     first = len(win)
 
     def efficiency(means: Tensor) -> Tensor:
-        least = least_kl(_win_rate(means, first), TiltTable.of(means[:, first + 1 :]))
+        least = group_least_kl(_resampled_win_rate(means, first), TiltTable.of(means[:, first + 1 :]))
         return least / means[:, first]
 
     metrics = [*win, kl, tilts.columns()]

@@ -4,8 +4,9 @@ A percentile bootstrap of 2 to 16 prompts is too narrow: it covers the truth .5 
 Three things mend that. Prompts are weighted at random (Rubin's Bayesian bootstrap), so no resample leaves out all
 but one prompt, every resample is a mixture of the prompts (it stays where data can lie), and a long tail of the
 data lengthens the interval on its side. The ends are moved out by Student's t over the normal, as for a mean of
-few numbers. And where a share is 0, or 1, at every prompt, one prompt that was not seen takes part, of the other
-kind: with n prompts the interval of a share of 1 is then [((1 - level) / 2) ** (1 / n), 1], Clopper and Pearson's.
+few numbers. And where a share is 0, or 1, at every prompt, the caller gives one prompt of the other kind that was
+not seen: with n prompts the interval of a share of 1 is then [((1 - level) / 2) ** (1 / n), 1], Clopper and
+Pearson's.
 """
 
 import functools
@@ -25,7 +26,7 @@ Statistic = Callable[[Tensor], Tensor]
 """Means over prompts [s, metrics] of s resamples -> one number each [s]."""
 
 Scale = Literal["real", "positive", "share"]
-"""Where a figure can lie: anywhere, from 0 up, from 0 to 1. Its interval is widened by differences, by ratios, by
+"""Where a metric can lie: anywhere, from 0 up, from 0 to 1. Its interval is widened by differences, by ratios, by
 odds ratios, and so stays there."""
 
 _SCALES: dict[Scale, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
@@ -70,7 +71,7 @@ def bootstrap_interval(
 
     Args:
         scale: where the statistic can lie.
-        unseen: metrics of one more prompt, which takes part in the resamples but not in the estimate.
+        unseen: metrics of a prompt that was not seen, which takes part in the resamples but not in the estimate.
 
     Raises:
         ConfigError: several metrics without a statistic; level outside (0, 1); fewer than 2 resamples.
@@ -128,7 +129,7 @@ def _resampled_means(
     return torch.cat(means)
 
 
-@functools.lru_cache(maxsize=2)  # at most 64 MiB: the figures of a report ask for the same ones
+@functools.lru_cache(maxsize=2)  # at most 64 MiB: the metrics of a report ask for the same ones
 def _exponential(
     num_resamples: int, num_prompts: int, seed: int
 ) -> Float[Tensor, "num_resamples num_prompts"]:

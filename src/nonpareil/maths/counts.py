@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-class Counts(NamedTuple):
+class RankCounts(NamedTuple):
     """Counts among the valid samples of the same row."""
 
     below: Int[Tensor, "b k"]
@@ -16,7 +16,7 @@ class Counts(NamedTuple):
     """How many samples of the row are not NaN."""
 
 
-def count_among(rewards: Float[Tensor, "b k"], samples: Float[Tensor, "b m"]) -> Counts:
+def count_among(rewards: Float[Tensor, "b k"], samples: Float[Tensor, "b m"]) -> RankCounts:
     """Rank each reward among its row's samples, in O((k + m) log m) time and no b x k x m memory.
 
     What is counted for a NaN reward means nothing: callers mask it.
@@ -30,4 +30,4 @@ def count_among(rewards: Float[Tensor, "b k"], samples: Float[Tensor, "b m"]) ->
     values = rewards.to(dtype).contiguous()
     below = torch.searchsorted(ascending, values)
     at_or_below = torch.searchsorted(ascending, values, right=True)
-    return Counts(torch.minimum(below, valid), torch.minimum(at_or_below, valid), valid)
+    return RankCounts(torch.minimum(below, valid), torch.minimum(at_or_below, valid), valid)

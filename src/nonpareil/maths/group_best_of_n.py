@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nonpareil.maths.counts import count_among
 from nonpareil.maths.interpolation import invert_rising
-from nonpareil.maths.tie_classes import group_figures, without_ties
+from nonpareil.maths.tie_classes import group_quantities, without_ties
 
 _NUMBERS_AT_ONCE = 2**22  # 32 MiB of float64
 _NODE_RATIO = 1.1
@@ -27,7 +27,7 @@ def group_win_rate(rewards: Float[Tensor, "b m"], n: Float[Tensor, " g"]) -> Flo
     with replacement (biased, O(1/m)). NaN (failed) rewards are left out; a prompt without any is NaN.
     """
     at_once = max(1, _NUMBERS_AT_ONCE // (rewards.shape[1] * len(n)))
-    return torch.cat([_win_rate(part, n.double()) for part in rewards.double().split(at_once)])
+    return torch.cat([_tied_win_rates(part, n.double()) for part in rewards.double().split(at_once)])
 
 
 def group_kl(rewards: Float[Tensor, "b m"], n: Float[Tensor, " g"]) -> Float[Tensor, "b g"]:
@@ -42,7 +42,7 @@ def group_kl(rewards: Float[Tensor, "b m"], n: Float[Tensor, " g"]) -> Float[Ten
         mass = ((below + size) / valid) ** n - (below / valid) ** n
         return torch.xlogy(mass, mass * valid / size) / size
 
-    return group_figures(rewards, n.log() - (n - 1) / n, of_draw, lambda sums: sums)
+    return group_quantities(rewards, n.log() - (n - 1) / n, of_draw, lambda sums: sums)
 
 
 def largest_n(rewards: Float[Tensor, "b m"]) -> int:
@@ -51,14 +51,14 @@ def largest_n(rewards: Float[Tensor, "b m"]) -> int:
 
 
 def n_nodes(largest: int) -> Float[Tensor, " g"]:
-    """The N at which to tabulate `group_win_rate` for `equivalent_n`: 0 to `largest`, 1 among them."""
+    """The N at which to tabulate `group_win_rate` for `group_equivalent_n`: 0 to `largest`, 1 among them."""
     steps = torch.arange(1, 200).double()
     above = _NODE_RATIO**steps
     below = torch.linspace(0, 1, 11).double()
     return torch.cat([below, above[above < largest - 0.01], torch.tensor([float(largest)])[: largest > 1]])
 
 
-def equivalent_n(
+def group_equivalent_n(
     win_rate: Float[Tensor, " s"], table: Float[Tensor, "s g"], nodes: Float[Tensor, " g"]
 ) -> Float[Tensor, " s"]:
     """The real N whose best-of-N has this mean win rate, by the mean `group_win_rate` at `n_nodes`.
@@ -76,7 +76,7 @@ def equivalent_n(
     return torch.where((win_rate - 0.5).abs() <= _SAME, 1.0, n)  # also where all rewards tie
 
 
-def _win_rate(rewards: Tensor, n: Tensor) -> Tensor:
+def _tied_win_rates(rewards: Tensor, n: Tensor) -> Tensor:
     counts = count_among(rewards, rewards)
     here = ~rewards.isnan()[..., None]
     below, end = counts.below[..., None].double(), counts.at_or_below[..., None].double()

@@ -6,7 +6,7 @@ middle of its quantiles), with one c for all prompts: a nat buys as much win rat
 least KL for a win rate w is the convex conjugate, `max over c of c w - A(c)`. A(c) is tabulated for each prompt,
 so that a resample of prompts needs only means of columns.
 
-Bias in M, the reference draws a prompt: the draws' shares stand for the probabilities in A(c), and a jackknife
+Bias in M, the reference draws per prompt: the draws' shares stand for the probabilities in A(c), and a jackknife
 takes out the bias of order 1/M (`maths.tie_classes`). For success rates of .05 to .7 and the win rates of best-of-2
 to best-of-8 the least KL is then within 1 % at M = 32, 2 % at 16 and 8 % at 8 (the plug-in alone: 8 % too high at
 32). Win rates beyond what the groups can show count as the highest that they can: a lower bound there. Where
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nonpareil.maths.best_of_n import exponential_tilt
 from nonpareil.maths.interpolation import hermite
-from nonpareil.maths.tie_classes import group_figures
+from nonpareil.maths.tie_classes import group_quantities
 
 # From a win rate of .504 to .999 without ties; cubics between nodes are within 1e-5 of the least KL.
 TILTS = torch.cat([torch.zeros(1), torch.logspace(-1.3, 3, 56)]).double()
@@ -57,10 +57,10 @@ def tilt_table(reference_rewards: Float[Tensor, "b m"]) -> TiltTable:
     """The table of each prompt; NaN where every reference reward failed."""
     win, kl = exponential_tilt(TILTS)
     untied = torch.cat([win, TILTS * win - kl])
-    return TiltTable.of(group_figures(reference_rewards, untied, _tilted, _win_and_log_partition))
+    return TiltTable.of(group_quantities(reference_rewards, untied, _tilted, _win_and_log_partition))
 
 
-def least_kl(win_rate: Float[Tensor, " k"], table: TiltTable) -> Float[Tensor, " k"]:
+def group_least_kl(win_rate: Float[Tensor, " k"], table: TiltTable) -> Float[Tensor, " k"]:
     """The least KL, nats, that any policy with this mean win rate spends, by the mean table of the same prompts.
 
     0 at one half and below. A win rate beyond the table's counts as its highest. The table may have one row
@@ -85,7 +85,7 @@ def least_kl(win_rate: Float[Tensor, " k"], table: TiltTable) -> Float[Tensor, "
 
 
 def highest_win_rate(kl: Float[Tensor, " k"], table: TiltTable) -> Float[Tensor, " k"]:
-    """The highest mean win rate that any policy reaches at these KLs, nats: the inverse of `least_kl`.
+    """The highest mean win rate that any policy reaches at these KLs, nats: the inverse of `group_least_kl`.
 
     The table may have one row for all.
     """
@@ -93,7 +93,7 @@ def highest_win_rate(kl: Float[Tensor, " k"], table: TiltTable) -> Float[Tensor,
     low, high = torch.full_like(kl.double(), 0.5), table.win_rate.amax(1)
     for _ in range(50):
         middle = (low + high) / 2
-        affordable = least_kl(middle, table) <= kl
+        affordable = group_least_kl(middle, table) <= kl
         low, high = torch.where(affordable, middle, low), torch.where(affordable, high, middle)
     return torch.where(kl > 0, low, 0.5)
 

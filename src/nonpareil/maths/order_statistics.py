@@ -1,4 +1,4 @@
-"""Best-of-n for every n <= m at once, from m samples a prompt: unbiased, with all samples used."""
+"""Best-of-n for every n <= m at once, from m samples per prompt: unbiased, with all samples used."""
 
 import torch
 from jaxtyping import Float, Shaped

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nonpareil.errors import ConfigError
 from nonpareil.maths.best_of_n import log_tilt
-from nonpareil.maths.counts import Counts, count_among
+from nonpareil.maths.counts import RankCounts, count_among
 from nonpareil.maths.order_statistics import harmonic_log_quantile
 from nonpareil.maths.scalars import Real, at_least_float32
 
@@ -182,7 +182,7 @@ def _two_sample(rewards: Tensor, reference_rewards: Tensor) -> Tensor:
     return two_sample_log_quantile(rewards.flatten(), anchors).view_as(rewards)
 
 
-def _undefined(rewards: Tensor, counts: Counts) -> Bool[Tensor, "b k"]:
+def _undefined(rewards: Tensor, counts: RankCounts) -> Bool[Tensor, "b k"]:
     return rewards.isnan() | (counts.valid == 0)
 
 

@@ -1,4 +1,4 @@
-"""Figures of a law that is known by m draws a prompt, whose rewards tie: the plug-in, and a jackknife of its bias.
+"""Quantities of a law that is known by m draws per prompt, whose rewards tie: the plug-in, and its jackknife.
 
 Equal rewards are one class: no policy that acts on the reward can tell its members apart. A group in which no two
 rewards are equal (`without_ties`) is taken for draws of a continuous reward instead, where its values do not
@@ -16,7 +16,7 @@ from nonpareil.maths.counts import count_among
 OfDraw = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Draws below its class [b, m, 1], size of its class [b, m, 1], draws in all [b, 1, 1] -> its terms [b, m, f]."""
 OfSums = Callable[[Tensor], Tensor]
-"""The terms' sums over the draws [..., f] -> the figures [..., g], elementwise in the leading axes."""
+"""The terms' sums over the draws [..., f] -> the quantities [..., g], elementwise in the leading axes."""
 
 _NUMBERS_AT_ONCE = 2**22  # 32 MiB of float64
 
@@ -27,26 +27,26 @@ def without_ties(rewards: Float[Tensor, "b m"]) -> Bool[Tensor, "b 1"]:
     return ((counts.at_or_below - counts.below <= 1) | rewards.isnan()).all(1, keepdim=True)
 
 
-def group_figures(
+def group_quantities(
     rewards: Float[Tensor, "b m"], untied: Float[Tensor, " g"], of_draw: OfDraw, of_sums: OfSums
 ) -> Float[Tensor, "b g"]:
-    """Figures of each prompt's reference law: `untied` where no rewards tie, else sums over its classes; float64.
+    """Of each prompt's reference law: `untied` where no rewards tie, else sums over its classes; float64.
 
-    The plug-in takes the draws' shares for the probabilities; a figure that is not linear in them is then off by
-    O(1/m). The jackknife, `m * figure - (m - 1) * mean of the figure without one draw`, leaves O(1/m^2). NaN
+    The plug-in takes the draws' shares for the probabilities; a quantity that is not linear in them is then off by
+    O(1/m). The jackknife, `m * quantity - (m - 1) * mean of the quantity without one draw`, leaves O(1/m^2). NaN
     (failed) rewards are left out, so m may differ by prompt; a prompt without any left is NaN.
     """
     rewards = rewards.double()
-    figures = untied.double().repeat(len(rewards), 1)
+    quantities = untied.double().repeat(len(rewards), 1)
     tied = ~without_ties(rewards)[:, 0]
     at_once = max(1, _NUMBERS_AT_ONCE // (rewards.shape[1] * len(untied)))
     for rows in tied.nonzero()[:, 0].split(at_once):
-        figures[rows] = _figures(rewards[rows], of_draw, of_sums)
-    figures[rewards.isnan().all(1)] = torch.nan
-    return figures
+        quantities[rows] = _quantities(rewards[rows], of_draw, of_sums)
+    quantities[rewards.isnan().all(1)] = torch.nan
+    return quantities
 
 
-def _figures(rewards: Tensor, of_draw: OfDraw, of_sums: OfSums) -> Tensor:
+def _quantities(rewards: Tensor, of_draw: OfDraw, of_sums: OfSums) -> Tensor:
     ascending = rewards.sort(-1).values.contiguous()  # NaN last
     counts = count_among(ascending, ascending)
     first, end = counts.below[..., None], counts.at_or_below[..., None]  # of the draw's class, as positions

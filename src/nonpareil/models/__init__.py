@@ -1,1 +1,1 @@
-"""Floor 2: loading, log-probabilities, anchors, devices."""
+"""Language models: loading, log-probabilities, anchors, adapters, shards, devices."""

@@ -1,4 +1,4 @@
-"""The options of rewards that a server computes: endpoints, and a chat model as a pairwise judge."""
+"""The options of rewards: models and functions, endpoints, and a chat model as a pairwise judge."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -144,6 +144,20 @@ def rewards_of(options: Any) -> list[str]:
         if setting.limits.names == "reward"
     ]
     return [spec for value in named if value for spec in (value if isinstance(value, list) else [value])]
+
+
+def model_options(options: Any, *, second: bool = False) -> dict[str, Any]:
+    """What `load_rewards` hands to reward models: `reward_dtype` as `dtype`, and so on, by the options' readers.
+
+    `second`: for a reward that is measured and not trained on. How the first one was trained is not said of it.
+    """
+    readers = {LOADED_MODEL, ANY_MODEL} if second else {LOADED_MODEL, ANY_MODEL, FIRST_MODEL}
+    taken = {
+        name.removeprefix("reward_"): getattr(options, name)
+        for name, setting in settings_of(type(options)).items()
+        if setting.limits.reader in readers
+    }
+    return {**taken, "trust_remote_code": options.trust_remote_code}
 
 
 @dataclass

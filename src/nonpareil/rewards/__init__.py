@@ -8,8 +8,8 @@ from typing import Any
 
 _PUBLIC = {
     "CombinedReward": "nonpareil.rewards.combine",
-    "FunctionReward": "nonpareil.rewards.functions.function",
-    "JudgeReward": "nonpareil.rewards.judge.judge",
+    "FunctionReward": "nonpareil.rewards.functions.function_reward",
+    "JudgeReward": "nonpareil.rewards.judge.judge_reward",
     "RemoteReward": "nonpareil.rewards.endpoints.json_protocol",
     "Reward": "nonpareil.rewards.base",
     "RewardModel": "nonpareil.rewards.models.transformers",

@@ -11,7 +11,7 @@ from nonpareil.errors import ConfigError, RewardError
 from nonpareil.records import MOST_REWARD, Prompt, ScoreRequest, Scores
 from nonpareil.remote import run_coroutine
 from nonpareil.rewards.base import REMEDY, Reward
-from nonpareil.rewards.functions.function import FunctionReward
+from nonpareil.rewards.functions.function_reward import FunctionReward
 from nonpareil.rewards.skipped_tokens import without_tokens
 from nonpareil.user_code.contained import CallFailed, contained
 
@@ -178,7 +178,7 @@ class CombinedReward(Reward):
 
 
 def _checked(name: str, scores: Scores, request: ScoreRequest) -> Scores:
-    """Only numbers and nulls, one a completion."""
+    """Only numbers and nulls, one per completion."""
     if not len(scores.values) == len(scores.failures) == len(request):
         raise RewardError(
             f"reward {name!r} returned {len(scores.values)} scores for {len(request)} completions; one each"

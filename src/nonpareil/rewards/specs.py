@@ -11,7 +11,7 @@ from nonpareil.rewards.base import Reward
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.rewards.endpoints.address import is_endpoint, parse_endpoint
 from nonpareil.rewards.endpoints.json_protocol import RemoteReward
-from nonpareil.rewards.functions.function import FunctionReward
+from nonpareil.rewards.functions.function_reward import FunctionReward
 from nonpareil.rewards.models.text_options import TEXT_OPTIONS
 from nonpareil.setting_types import nearest
 from nonpareil.user_code.load import is_function_path

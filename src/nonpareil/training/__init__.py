@@ -1,4 +1,4 @@
-"""Floor 4: `DistillationTrainer`, its settings, exact resume.
+"""`DistillationTrainer`, its settings, exact resume.
 
 The names below are imported when first used: `training.settings` needs neither torch nor transformers.
 """

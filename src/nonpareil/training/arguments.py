@@ -14,7 +14,7 @@ from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.methods.base import Method
 from nonpareil.models.loading import stated_limits
 from nonpareil.records import Group, Prompt, refuse_repeated
-from nonpareil.rewards import CombinedReward
+from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.config import DistillationConfig
 
 _PROMPTS = (

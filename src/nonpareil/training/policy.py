@@ -1,4 +1,4 @@
-"""The policy of a training: read, frozen in part, given an adapter, and put on its device."""
+"""The policy of a training: read, frozen in part, given an adapter, and put on its device; and its anchor."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,13 +7,16 @@ from transformers import PreTrainedModel, set_seed
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.engines.load_check import check_scoring
-from nonpareil.models.adapters import add_policy_adapter, plain_model
+from nonpareil.methods.base import Method
+from nonpareil.models.adapters import AdapterAnchor, add_policy_adapter, is_adapted, plain_model
+from nonpareil.models.anchors import Anchor
 from nonpareil.models.distributed import make_equal
 from nonpareil.models.empty import empty_policy
 from nonpareil.models.loading import disable_dropout, freeze, load_policy, load_tokenizer
 from nonpareil.models.sharding import is_empty
 from nonpareil.models.zero import zero_requested
 from nonpareil.training.config import DistillationConfig
+from nonpareil.training.method import anchor_motion
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -39,7 +42,7 @@ def read_policy(path: str, args: DistillationConfig) -> tuple[PreTrainedModel, P
 def prepare_policy(model: PreTrainedModel, args: DistillationConfig, lora: "LoraConfig | None") -> Any:
     """The model as it is trained: without dropout, with frozen parts or an adapter, equal in all processes.
 
-    One that is still to be read in shards is put on its devices, and asked, once it is (`PlacingTrainer.shard`).
+    One that is still to be read in shards is put on its devices, and asked, once it is (`ShardingTrainer.shard`).
 
     Raises:
         ConfigError: as `freeze`.
@@ -53,3 +56,11 @@ def prepare_policy(model: PreTrainedModel, args: DistillationConfig, lora: "Lora
         make_equal(policy.to(args.device))
         check_scoring(plain_model(policy), trained=True)
     return policy
+
+
+def make_anchor(policy: Any, args: DistillationConfig, method: Method) -> Anchor | None:
+    """What the policy is compared with; None where nothing is: stored groups hold their reference log-probs."""
+    if not method.policy_draws + method.anchor_draws:
+        return None
+    kind = AdapterAnchor if is_adapted(policy) else Anchor
+    return kind(policy, *anchor_motion(args, method))

@@ -16,11 +16,11 @@ from transformers.trainer_callback import ProgressCallback
 
 from nonpareil.errors import ConfigError
 from nonpareil.methods import name_of
-from nonpareil.models.adapters import AdapterAnchor, is_adapted, plain_model
-from nonpareil.models.anchors import Anchor
+from nonpareil.models.adapters import plain_model
 from nonpareil.models.saving import prepare_saving
 from nonpareil.records import Group, Prompt
-from nonpareil.rewards import CombinedReward, load_rewards
+from nonpareil.rewards.combine import CombinedReward
+from nonpareil.rewards.specs import load_rewards
 from nonpareil.training.actors.choose import make_actors
 from nonpareil.training.adapter_checks import check_adapter
 from nonpareil.training.arguments import check_arguments, check_fit, check_scorable
@@ -29,15 +29,14 @@ from nonpareil.training.checkpoints.identity import model_identity, run_identity
 from nonpareil.training.checkpoints.output_folder import ListingTrainer
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.costs import Spent
-from nonpareil.training.method import anchor_motion, method_of
-from nonpareil.training.policy import prepare_policy, read_policy
+from nonpareil.training.method import method_of
+from nonpareil.training.policy import make_anchor, prepare_policy, read_policy
 from nonpareil.training.prompt_order import RepeatedBatches, planned_steps, whole_batches
-from nonpareil.training.step.accumulate import Accumulator
 from nonpareil.training.step.batch import StepBatch, reward_tensor
 from nonpareil.training.step.descent import Descended, Descent
-from nonpareil.training.step.metrics import completion_rows, known_mean, step_metrics, write_completions
+from nonpareil.training.step.metrics import known_mean, step_metrics, write_completions
 from nonpareil.training.step.sampler import StepSampler
-from nonpareil.training.step.signal import Signal, resting_scaler
+from nonpareil.training.step.signal import Signal
 from nonpareil.training.stored import prompts_of_stored
 
 if TYPE_CHECKING:
@@ -54,6 +53,9 @@ class DistillationTrainer(ListingTrainer):
     `rollouts.prompts.tokenize_prompts`). `reward_funcs` is a reward, or a list of model paths, functions and
     reward objects. The policy should be in float32: bfloat16 weights lose small updates. `groups`: stored, drawn
     from this policy as it is now at the same temperature; then `train_dataset` follows from them.
+
+    Its bases, from transformers' Trainer up: `ShardingTrainer` (weights in shards), `CheckpointingTrainer` (exact
+    resume), `ListingTrainer` (a folder of its own). A step is `training_step`; see `training.step`.
 
     Raises:
         ConfigError: an empty train_dataset, or settings that nothing reads or that do not go together.
@@ -145,7 +147,9 @@ class DistillationTrainer(ListingTrainer):
         self.model_accepts_loss_kwargs = False
         # Gradients are summed by the accumulator; DDP's wrapper would hold them a second time.
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
-        self.anchor = self._make_anchor(policy)
+        self.anchor = make_anchor(policy, args, self.method)
+        if self.anchor is not None:
+            self.add_callback(AnchorCallback(self.anchor, lambda: self.signal.moves))
         self.watch(self.spent, self.signal)  # behind the anchor's callback
         self.step_sampler = StepSampler(
             partial(make_actors, policy, self.anchor, processing_class, args, train_dataset),
@@ -154,9 +158,8 @@ class DistillationTrainer(ListingTrainer):
             args,
             {group.prompt_id: group for group in groups or ()},
         )
-        self.accumulator = Accumulator.of(self.method, args, self.accelerator, self.spent)
-        scaler = resting_scaler(self.accelerator, self.signal)
-        self.descent = Descent(self.method, self.accumulator, self.signal, scaler)
+        self.descent = Descent.of(self.method, args, self.accelerator, self.spent, self.signal)
+        self.accumulator = self.descent.accumulator
         if needs_draws and not args.use_vllm:
             self.step_sampler.start()  # copies a whole model, and asks whether it can be drawn from
         if args.shard_weights:
@@ -164,15 +167,6 @@ class DistillationTrainer(ListingTrainer):
         self._last_draw: tuple[int, StepBatch] | None = None
         self._metrics: dict[str, list[float]] = defaultdict(list)
         """Of the steps since the last log."""
-
-    def _make_anchor(self, policy: Any) -> Anchor | None:
-        """None where nothing is compared with it: stored groups hold their reference log-probs."""
-        if not self.method.policy_draws + self.method.anchor_draws:
-            return None
-        kind = AdapterAnchor if is_adapted(policy) else Anchor
-        anchor = kind(policy, *anchor_motion(self.args, self.method))
-        self.add_callback(AnchorCallback(anchor, lambda: self.signal.moves))
-        return anchor
 
     def release(self) -> None:
         """End what draws beside the trainer, and holds memory for it; nothing can be drawn afterwards."""
@@ -237,8 +231,7 @@ class DistillationTrainer(ListingTrainer):
             self._metrics[name].append(value)
         logged = self.args.log_completions and step % max(1, int(self.state.logging_steps)) == 0
         if logged and self.args.should_save:
-            rows = completion_rows(batch, descended.targets, step)
-            write_completions(Path(str(self.args.output_dir)), step, rows)
+            write_completions(Path(str(self.args.output_dir)), step, batch, descended.targets)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics gathered since the last log."""

@@ -1,1 +1,1 @@
-"""Code that a user names: loaded, called within limits, and its mess kept away from ours."""
+"""Code that a user names: loaded, run within limits, and what it changes of this process given back."""

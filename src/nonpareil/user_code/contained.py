@@ -1,4 +1,7 @@
-"""One way to run code of a user: whatever it does is held in, and what it raises becomes data."""
+"""`contained()`: a user's code runs within limits. What it raises, `sys.exit` included, becomes a `CallFailed`.
+
+What it changes of this process is given back by `kept_state`, and what it forks never returns into our code.
+"""
 
 import asyncio
 import os
@@ -8,13 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nonpareil.errors import ConfigError, RewardError
-from nonpareil.terminal import printable
+from nonpareil.terminal import kept_reason, printable
 from nonpareil.user_code.kept_state import Keeper, interruption, kept_state
 
 TRACE_CHARACTERS = 20_000
 """Of a traceback, its end: what is kept."""
-
-
 CLIENTS = frozenset(
     (
         *("aiohttp", "anthropic", "botocore", "google", "grpc", "http", "httpcore", "httpx", "litellm"),
@@ -22,8 +23,6 @@ CLIENTS = frozenset(
     )
 )
 """Packages that talk to servers; an exception of theirs is a server's failure."""
-
-
 _NOT_THEIRS = (str(Path(__file__).parents[1]), "<frozen ")
 """Files whose frames are not those of the user's code."""
 
@@ -76,7 +75,7 @@ def failure_of(error: BaseException, costly: bool = False) -> CallFailed:
         ]
         place = printable(f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}") if frames else ""
         trace = "".join(traceback.format_exception(error))[-TRACE_CHARACTERS:]
-    return CallFailed(reason_of(error), place, trace, costly or _is_of_a_server(error))
+    return CallFailed(_reason_of(error), place, trace, costly or _is_of_a_server(error))
 
 
 def _is_of_a_server(error: BaseException | None) -> bool:
@@ -102,20 +101,10 @@ def _is_cancelled(error: BaseException) -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def reason_of(error: BaseException) -> str:
-    """An exception in one line, as counted in the manifest: short, and without what acts on a terminal."""
+def _reason_of(error: BaseException) -> str:
+    """An exception in one line, as it is kept: its type, and the first line of what it says."""
     try:
         said = str(error)
     except Exception:  # noqa: BLE001  (an exception is an object of the user's)
         said = "(its message cannot be read)"
-    first = f"{type(error).__name__}: {said}".split("\n")[0].removesuffix(": ")
-    return shortened(first)
-
-
-def shortened(reason: str) -> str:
-    """A reason that others worded, on one line and at most 200 characters long."""
-    return printable(reason[:REASON_CHARACTERS])[:REASON_CHARACTERS]
-
-
-REASON_CHARACTERS = 200
-"""Most of a reason that is kept: reasons are counted in manifests."""
+    return kept_reason(f"{type(error).__name__}: {said}".split("\n")[0].removesuffix(": "))

@@ -1,4 +1,8 @@
-"""A process kept as it is while a user's code runs in it: its folder, streams, signals, random numbers and more."""
+"""`kept_state()`: a process stays as it is while a user's code runs in it.
+
+One function for each part of it (working directory and umask, environment, modules, limits, signals, random
+generators, torch's modes), which remembers it, and gives it back at the end. The streams are in `streams`.
+"""
 
 import builtins
 import logging

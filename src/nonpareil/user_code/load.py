@@ -1,4 +1,4 @@
-"""Find a Python function by `pkg.mod.fn` or `path/to/file.py:fn`."""
+"""Load what a user names as `pkg.mod.name` or `path/to/file.py:name`: a reward function, a class of a method."""
 
 import hashlib
 import importlib

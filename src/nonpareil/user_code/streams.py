@@ -1,4 +1,4 @@
-"""What a user's code prints goes to stderr, line by line and harmless; stdout is the job's own."""
+"""`streams()`: what a user's code prints goes to stderr, indented and escaped; stdout stays for the command."""
 
 import io
 import os

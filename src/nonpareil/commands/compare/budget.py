@@ -27,10 +27,10 @@ def refuse_pool_over_budget(spec: ComparisonSpec, entry: MethodEntry, used: int)
         )
 
 
-def schedule(
+def budgeted_steps(
     spec: ComparisonSpec, entry: MethodEntry, config: "DistillationConfig", method: "Method", used: int
-) -> dict[str, Any]:
-    """Distill's max_steps, as far as the budget reaches, and where checkpoints are saved.
+) -> int | None:
+    """Distill's max_steps, as far as the budget reaches; None where epochs end the training.
 
     `used` stored completions are spent before the first step.
 
@@ -38,49 +38,62 @@ def schedule(
         ConfigError: not one step, steps over the budget, two ends to the training or none.
     """
     where = f"methods.{entry.name}"
-    a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    a_step *= method.policy_draws + method.anchor_draws
-    iterations = method.num_iterations
-    given = config.max_steps if config.max_steps > 0 else None
+    steps = config.max_steps if config.max_steps > 0 else None
     epochs = {**spec.training, **entry.settings}.get("num_train_epochs")
-    steps = given
-    if spec.budget.completions is not None and a_step:
-        left = spec.budget.completions - used
-        steps = left // a_step * iterations
-        if steps < 1:
+    end = None if steps is None else f"max_steps={steps} ends the training"
+    drawn = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    drawn *= method.policy_draws + method.anchor_draws
+    if spec.budget.completions is not None and drawn:
+        allowed = _allowed_steps(
+            spec.budget.completions, spec.budget.completions - used, drawn, method, where
+        )
+        if steps is not None and steps > allowed:
             raise ConfigError(
-                f"{where}: a step draws {a_step} completions, and budget.completions={spec.budget.completions} "
-                f"leaves {left}; raise the budget or lower per_device_train_batch_size"
+                f"{where}: max_steps={steps} is over the budget, which allows {allowed} steps "
+                f"of {drawn} completions; lower max_steps, or leave it out for all of them"
             )
-        if given is not None and given > steps:
-            raise ConfigError(
-                f"{where}: max_steps={given} is over the budget, which allows {steps} steps "
-                f"of {a_step} completions; lower max_steps, or leave it out for all of them"
-            )
-        steps = given or steps
-    elif given is None and spec.budget.seconds is not None:
+        steps = steps or allowed
+    elif steps is None and spec.budget.seconds is not None:
         raise ConfigError(
             f"{where}: max_steps is missing; under budget.seconds it ends the learning-rate schedule (the "
             "clock may stop the run before)"
         )
-    elif given is None and epochs is None:
+    elif steps is None and epochs is None:
         raise ConfigError(
             f"{where}: draws nothing, so the budget sets no end to it; give max_steps or num_train_epochs"
         )
     if steps is not None and epochs is not None:
-        end = f"the budget allows {steps} steps" if given is None else f"max_steps={given} ends the training"
         at = where if "num_train_epochs" in entry.settings else "training"
         raise ConfigError(
-            f"{at}: num_train_epochs={epochs:g} is not read by {entry.name}: {end}; "
+            f"{at}: num_train_epochs={epochs:g} is not read by {entry.name}: "
+            f"{end or f'the budget allows {steps} steps'}; "
             + ("remove it" if at == where else "give it to methods that end by it alone")
         )
-    schedule: dict[str, Any] = {"max_steps": -1 if steps is None else steps}
+    return steps
+
+
+def _allowed_steps(budget: int, left: int, drawn: int, method: "Method", where: str) -> int:
+    """How many optimizer steps the completions that are left suffice for; each drawing serves several of them."""
+    allowed = left // drawn * method.num_iterations
+    if allowed < 1:
+        raise ConfigError(
+            f"{where}: a step draws {drawn} completions, and budget.completions={budget} "
+            f"leaves {left}; raise the budget or lower per_device_train_batch_size"
+        )
+    return allowed
+
+
+def checkpoint_settings(
+    spec: ComparisonSpec, entry: MethodEntry, method: "Method", steps: int | None
+) -> dict[str, Any]:
+    """Where checkpoints are saved, spread over the steps (None: over the epochs), unless the file says."""
     if {"save_steps", "save_strategy"} & {*entry.settings, *spec.training}:
-        return schedule
+        return {}
     parts = spec.options.checkpoints + 1
     if steps is None:
-        return schedule | ({"save_steps": 1 / parts} if parts > 1 else {"save_strategy": "no"})
-    return schedule | {"save_steps": math.ceil(steps / parts / iterations) * iterations}
+        return {"save_steps": 1 / parts} if parts > 1 else {"save_strategy": "no"}
+    iterations = method.num_iterations  # on the same draws, which a checkpoint may not part
+    return {"save_steps": math.ceil(steps / parts / iterations) * iterations}
 
 
 def over_budget(spec: ComparisonSpec, records: Sequence["RunRecord"]) -> list[dict[str, str]]:

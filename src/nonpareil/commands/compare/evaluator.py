@@ -1,6 +1,7 @@
 """Every policy of a comparison measured alike: the same held-out prompts against the same reference groups."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from nonpareil.files import from_jsonable, jsonable, write_json
 from nonpareil.options.commands import EvaluateOptions
 from nonpareil.options.rewards import RewardOptions, without_addresses
 from nonpareil.options.shared import PromptOptions
-from nonpareil.settings import values_of
+from nonpareil.settings import settings_of, values_of
 
 if TYPE_CHECKING:
     from nonpareil.commands.compare.results import RunRecord
@@ -40,25 +41,19 @@ class Evaluator:
             "reward": inputs.reward,
             "gold": inputs.gold,
         }
-        self.settings: dict[str, Any] = json.loads(
-            json.dumps(
-                jsonable(
-                    {
-                        **vars(spec.evaluation),
-                        **without_addresses(type(self.options), self._shared()),
-                        **content,
-                    }
-                )
-            )
+        self.settings = _as_read(
+            vars(spec.evaluation), without_addresses(EvaluateOptions, self._shared()), content
         )
 
     def drawing(self) -> dict[str, Any]:
         """What the stored pool depends on, besides its own settings."""
-        values = values_of(self.options, PromptOptions, RewardOptions)
-        values |= {"split": self.options.dataset_train_split, "model": self.inputs.model}
-        values |= {"prompts": self.inputs.training, "reward": self.inputs.reward}
-        values |= {name: getattr(self.options, name) for name in ("max_completion_length", "temperature")}
-        return json.loads(json.dumps(jsonable(without_addresses(type(self.options), values))))
+        options, inputs = self.options, self.inputs
+        return _as_read(
+            without_addresses(type(options), values_of(options, PromptOptions, RewardOptions)),
+            {"split": options.dataset_train_split, "model": inputs.model},
+            {"prompts": inputs.training, "reward": inputs.reward},
+            {"max_completion_length": options.max_completion_length, "temperature": options.temperature},
+        )
 
     def changed(self, *, overwrite: bool) -> bool:
         """Whether evaluations of other settings are there, which are refused without `overwrite`.
@@ -163,21 +158,19 @@ class Evaluator:
 
     def _shared(self) -> dict[str, Any]:
         """What every evaluation has in common, as `EvaluateOptions` takes it."""
-        options, evaluation = self.options, self.spec.evaluation
+        options, evaluation = self.options, vars(self.spec.evaluation)
         return {
             **values_of(options, PromptOptions, RewardOptions),
             "dataset_name": self.spec.eval_source,
             "dataset_split": options.dataset_test_split,
             "max_prompts": options.max_eval_prompts,
             "dtype": options.dtype,
-            "num_generations": evaluation.num_generations,
-            "num_reference_samples": evaluation.num_reference_samples,
             "n": options.n,
             "unseen_reward": options.gold_reward,
-            "kl_dtype": evaluation.kl_dtype,
             "max_completion_length": options.max_completion_length,
             "temperature": options.temperature,
-            "seed": evaluation.seed,
+            # Of the section `evaluation` what `nonpareil evaluate` has by the same name.
+            **{name: value for name, value in evaluation.items() if name in settings_of(EvaluateOptions)},
         }
 
     def _options(self, plan: RunPlan, name: str, model: Path, folder: Path) -> EvaluateOptions:
@@ -203,6 +196,13 @@ class Evaluator:
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _as_read(*settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All of them, as a JSON file gives them back."""
+    return json.loads(
+        json.dumps(jsonable({name: value for each in settings for name, value in each.items()}))
+    )
 
 
 def _report_of(folder: Path) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """What of a comparison's folder is deleted to be made anew: what our lists have, and nothing behind a link."""
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.evaluate.folders import delete_evaluation
 from nonpareil.commands.places import check_output, inputs_among, inputs_of
+from nonpareil.errors import ConfigError
 from nonpareil.folders import delete_listed, held_folder
 from nonpareil.markers import OutputFolder
 
@@ -35,6 +37,35 @@ def check_places(spec: "ComparisonSpec", plans: "list[RunPlan]", config: Path, *
         check_output("output_dir", folder, inputs, deletes=overwrite)
     for plan in plans:
         check_output("output_dir", plan.model, inputs, deletes=True)
+
+
+def changed(made: Mapping[Path, dict[str, Any]], *, overwrite: bool, file: str) -> list[Path]:
+    """Hold folders against what they must hold now; `made` has each folder's identity.
+
+    Gives the folders that were made with other settings, which are refused without `overwrite`. A folder without
+    the file was never begun.
+
+    Raises:
+        ConfigError: naming every setting that differs, in every folder.
+    """
+    from nonpareil.commands.compare.results import other_settings
+
+    lines: list[str] = []
+    stale: list[Path] = []
+    for folder, identity in made.items():
+        if not (folder / file).is_file():
+            continue
+        stored = json.loads((folder / file).read_text(encoding="utf-8"))
+        if not (differences := other_settings(identity, stored)):
+            continue
+        stale.append(folder)
+        lines += [f"  {folder}: {difference}" for difference in differences]
+    if lines and not overwrite:
+        raise ConfigError(
+            "these were made with other settings (there instead of now):\n" + "\n".join(lines) + "\n"
+            "Give another output_dir, or --overwrite to make them anew; the rest is kept."
+        )
+    return stale
 
 
 def delete_run(folder: Path, first: str, last: str) -> None:

@@ -12,7 +12,7 @@ from nonpareil.errors import ConfigError
 from nonpareil.user_code.load import is_function_path, load_function
 
 if TYPE_CHECKING:
-    from nonpareil.rewards import CombinedReward
+    from nonpareil.rewards.combine import CombinedReward
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,22 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nonpareil.commands.compare.budget import refuse_pool_over_budget, schedule
+from nonpareil.commands.compare.budget import budgeted_steps, checkpoint_settings, refuse_pool_over_budget
 from nonpareil.commands.compare.inputs import Inputs, files_of
-from nonpareil.commands.compare.spec import CompareOptions, ComparisonSpec, MethodEntry
+from nonpareil.commands.compare.spec import ComparisonSpec, MethodEntry
 from nonpareil.commands.distill.checks import check_options
 from nonpareil.errors import ConfigError
 from nonpareil.files import jsonable
 from nonpareil.options.commands import DistillOptions
 from nonpareil.options.methods import read_method, settings_of_methods
 from nonpareil.options.rewards import RewardOptions, without_addresses
-from nonpareil.options.shared import ModelOptions, PromptOptions
+from nonpareil.options.shared import HUB_DATASETS, OWN_PROMPTS, TRAINING_SPLITS, ModelOptions, PromptOptions
 from nonpareil.options.yaml import refuse_unknown, typed
 from nonpareil.setting_types import read_value
 from nonpareil.settings import Setting, settings_of
@@ -29,37 +29,20 @@ if TYPE_CHECKING:
 
 SHARED = (
     *(
-        f.name
+        name
         for cls in (ModelOptions, PromptOptions, RewardOptions)
-        for f in fields(cls)
-        if f.name != "dtype"
+        for name in settings_of(cls)
+        if name != "dtype"
     ),
     *("dataset_train_split", "max_completion_length", "temperature"),
 )
 """Distill's keys that the comparison's file gives at its top, for all runs."""
-UNREAD_WITH_GROUPS = ("dataset_name", "dataset_train_split", "dataset_config", "prompt_column")
-"""Those of them that a run does not read whose prompts are those of stored groups."""
-_SET_HERE = (
-    *("output_dir", "groups", "seed", "overwrite", "resume_from_checkpoint", "dry_run", "max_train_seconds"),
-    "save_total_limit",
-    *(
-        "evaluate_after",
-        "eval_dataset_name",
-        "dataset_test_split",
-        "max_eval_prompts",
-        "num_generations_eval",
-    ),
-    *("unseen_reward", "kl_dtype", "num_reference_samples_eval"),
+UNREAD_WITH_GROUPS = tuple(
+    name
+    for name, setting in settings_of(DistillOptions).items()
+    if setting.limits.reader in (OWN_PROMPTS, TRAINING_SPLITS, HUB_DATASETS)
 )
-_REMEDY = {
-    "seed": "seeds at the top has one for each run",
-    "groups": "say stored: true to learn from the shared groups",
-    "unseen_reward": "gold_reward at the top is evaluated for all runs",
-    "max_train_seconds": "budget.seconds sets it",
-    "save_total_limit": "checkpoints at the top says how many are kept to be evaluated",
-    "kl_dtype": "evaluation.kl_dtype sets it",
-    "num_generations_eval": "evaluation.num_generations sets it",
-}
+"""Those of them that a run does not read whose prompts are those of stored groups."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +72,8 @@ class RunPlan:
     def identity(self, pool: Mapping[str, Any], inputs: Inputs, seconds: float | None) -> dict[str, Any]:
         """What the folder was made with; a folder of another identity is not this run's."""
         made_with: dict[str, Any] = {
-            "settings": without_addresses(
-                DistillOptions, self.settings
-            ),  # a served reward may move to another port
+            # A served reward may move to another port.
+            "settings": without_addresses(DistillOptions, self.settings),
             "model": inputs.model,
             "prompts": inputs.training,
             "reward": inputs.reward,
@@ -109,47 +91,23 @@ def plan_runs(spec: ComparisonSpec) -> list[RunPlan]:
     Raises:
         ConfigError: settings that a method cannot run with, or that the budget does not allow.
     """
-    known = _known(spec)
-    for where, settings in (
-        ("training", spec.training),
-        *((f"methods.{e.name}", e.settings) for e in spec.methods),
-    ):
-        _refuse_shared(settings, where, known)
+    known = _known_settings(spec)
+    _refuse_shared(spec.training, "training", known)
+    for entry in spec.methods:
+        _refuse_shared(entry.settings, f"methods.{entry.name}", known)
     spec = _with_values(spec, known)
-    planned = [_command(spec, e) if e.command else _distillation(spec, e) for e in spec.methods]
-    return [make(seed) for seed in spec.options.seeds for make in planned]
+    planned = [
+        (entry, *(_command(spec, entry) if entry.command else _distillation(spec, entry)))
+        for entry in spec.methods
+    ]
+    return [
+        _run(spec, entry, settings, used, seed)
+        for seed in spec.options.seeds
+        for entry, settings, used in planned
+    ]
 
 
-def changed(made: Mapping[Path, dict[str, Any]], *, overwrite: bool, file: str) -> list[Path]:
-    """Hold folders against what they must hold now; `made` has each folder's identity.
-
-    Gives the folders that were made with other settings, which are refused without `overwrite`. A folder without
-    the file was never begun.
-
-    Raises:
-        ConfigError: naming every setting that differs, in every folder.
-    """
-    from nonpareil.commands.compare.results import other_settings
-
-    lines: list[str] = []
-    stale: list[Path] = []
-    for folder, identity in made.items():
-        if not (folder / file).is_file():
-            continue
-        stored = json.loads((folder / file).read_text(encoding="utf-8"))
-        if not (differences := other_settings(identity, stored)):
-            continue
-        stale.append(folder)
-        lines += [f"  {folder}: {difference}" for difference in differences]
-    if lines and not overwrite:
-        raise ConfigError(
-            "these were made with other settings (there instead of now):\n" + "\n".join(lines) + "\n"
-            "Give another output_dir, or --overwrite to make them anew; the rest is kept."
-        )
-    return stale
-
-
-def _known(spec: ComparisonSpec) -> dict[str, Setting]:
+def _known_settings(spec: ComparisonSpec) -> dict[str, Setting]:
     """What `training` and `methods` may give: the settings of distill and of all methods that are compared."""
     from nonpareil.training.config import DistillationConfig
 
@@ -161,77 +119,6 @@ def _known(spec: ComparisonSpec) -> dict[str, Setting]:
     return known
 
 
-def _refuse_shared(settings: Mapping[str, Any], where: str, known: Mapping[str, Setting]) -> None:
-    for key, value in settings.items():
-        if key in SHARED:
-            raise ConfigError(
-                f"{where}.{key}={value!r}: runs that differ in it cannot be compared; set {key} at the top, for all"
-            )
-        if key in _SET_HERE or (key == "method" and where == "training"):
-            raise ConfigError(
-                f"{where}.{key}={value!r} is set by the comparison; {_REMEDY.get(key, 'remove it')}"
-            )
-    refuse_unknown(settings, known, where)
-
-
-def _with_values(spec: ComparisonSpec, known: Mapping[str, Setting]) -> ComparisonSpec:
-    """The settings of training and methods as values of their types, which YAML's may not be yet."""
-    from nonpareil.training.config import DistillationConfig
-
-    of_training = settings_of(DistillOptions) | settings_of(DistillationConfig)
-
-    def values(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-        read = {k: one.read(settings[k], f"{where}.") for k, one in of_training.items() if k in settings}
-        # A method's own are checked with the method.
-        return {k: read_value(v, known[k].hint) for k, v in settings.items()} | read
-
-    methods = tuple(replace(e, settings=values(e.settings, f"methods.{e.name}")) for e in spec.methods)
-    return replace(spec, training=values(spec.training, "training"), methods=methods)
-
-
-def _command(spec: ComparisonSpec, entry: MethodEntry) -> Callable[[int], RunPlan]:
-    program = (entry.command or ("",))[0]
-    if program != "{python}" and shutil.which(program) is None:
-        raise ConfigError(
-            f"methods.{entry.name}.command: there is no program {program!r}; {{python}} is this Python"
-        )
-    used = spec.pool.completions if spec.pool and entry.stored else 0
-    refuse_pool_over_budget(spec, entry, used)
-    return _plan(spec, entry, {"command": list(entry.command or ())}, used)
-
-
-def _distillation(spec: ComparisonSpec, entry: MethodEntry) -> Callable[[int], RunPlan]:
-    settings = {name: getattr(spec.options, name) for name in SHARED}
-    settings |= {"disable_tqdm": True, "report_to": "none", **spec.training, **entry.settings}
-    settings["method"] = entry.method
-    where = f"methods.{entry.name}"
-    unsaved = {name: value for name, value in settings.items() if not name.startswith("save_")}
-    method, config, prompts = _typed({**unsaved, "save_strategy": "no"}, where, spec.options, entry)
-    used = 0
-    if entry.stored and spec.pool:
-        pool_prompts = spec.pool.max_prompts or 0
-        if (prompts or 0) > pool_prompts:
-            raise ConfigError(
-                f"{where}: max_train_prompts={prompts}, but groups.max_prompts={pool_prompts}; lower one or raise "
-                "the other"
-            )
-        if (least := method.smallest_group) > spec.pool.num_generations:
-            raise ConfigError(
-                f"{where}: needs {least} stored completions a prompt; raise "
-                f"groups.num_generations={spec.pool.num_generations}, or lower n"
-            )
-        used = (prompts or pool_prompts) * spec.pool.num_generations
-    refuse_pool_over_budget(spec, entry, used)
-    settings |= schedule(spec, entry, config, method, used)
-    _typed(
-        settings, where, spec.options, entry
-    )  # once more: checkpoints may not part steps on the same draws
-    if entry.stored:
-        settings = {k: v for k, v in settings.items() if k not in UNREAD_WITH_GROUPS}
-    kept = {name: value for name, value in settings.items() if value is not None}
-    return _plan(spec, entry, kept, used)
-
-
 @contextmanager
 def _telling(where: str) -> Iterator[None]:
     """What is refused is said with the place in the file."""
@@ -241,44 +128,119 @@ def _telling(where: str) -> Iterator[None]:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _plan(
-    spec: ComparisonSpec, entry: MethodEntry, settings: dict[str, Any], used: int
-) -> Callable[[int], RunPlan]:
-    """A run that lacks only its seed."""
+def _refuse_shared(settings: Mapping[str, Any], where: str, known: Mapping[str, Setting]) -> None:
+    """What all runs have in common is given at the top of the file, and some of it is set by the comparison."""
+    for key, value in settings.items():
+        if key in SHARED:
+            raise ConfigError(
+                f"{where}.{key}={value!r}: runs that differ in it cannot be compared; set {key} at the top, for all"
+            )
+        instead = known[key].limits.compare if key in known else None
+        if key == "method" and where == "training":
+            instead = "remove it"
+        if instead is not None:
+            raise ConfigError(f"{where}.{key}={value!r} is set by the comparison; {instead}")
+    refuse_unknown(settings, known, where)
 
-    def made(seed: int) -> RunPlan:
-        folder = Path(spec.options.output_dir) / "runs" / entry.name / f"seed-{seed}"
-        own = settings if entry.command else {**settings, "seed": seed}
-        share = used / spec.pool.completions if spec.pool and used else 0.0
-        return RunPlan(entry, seed, folder, own, used, share)
 
-    return made
+def _with_values(spec: ComparisonSpec, known: Mapping[str, Setting]) -> ComparisonSpec:
+    """The settings of training and methods as values of their types, which YAML's may not be yet."""
+    from nonpareil.training.config import DistillationConfig
+
+    of_distill = settings_of(DistillOptions) | settings_of(DistillationConfig)
+
+    def values(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+        read = {k: one.read(settings[k], f"{where}.") for k, one in of_distill.items() if k in settings}
+        # A method's own are checked with the method.
+        return {k: read_value(v, known[k].hint) for k, v in settings.items()} | read
+
+    methods = tuple(replace(e, settings=values(e.settings, f"methods.{e.name}")) for e in spec.methods)
+    return replace(spec, training=values(spec.training, "training"), methods=methods)
 
 
-def _typed(
-    settings: Mapping[str, Any], where: str, common: CompareOptions, entry: MethodEntry
-) -> tuple["Method", "DistillationConfig", int | None]:
-    """Settings as `nonpareil distill` will read them: method, config and max_train_prompts."""
+def _run(spec: ComparisonSpec, entry: MethodEntry, settings: dict[str, Any], used: int, seed: int) -> RunPlan:
+    return RunPlan(
+        entry=entry,
+        seed=seed,
+        folder=Path(spec.options.output_dir) / "runs" / entry.name / f"seed-{seed}",
+        settings=settings if entry.command else {**settings, "seed": seed},
+        pool_completions=used,
+        pool_share=used / spec.pool.completions if spec.pool and used else 0.0,
+    )
+
+
+def _command(spec: ComparisonSpec, entry: MethodEntry) -> tuple[dict[str, Any], int]:
+    """A command's words as its settings, and how many completions of the pool it learns from."""
+    program = (entry.command or ("",))[0]
+    if program != "{python}" and shutil.which(program) is None:
+        raise ConfigError(
+            f"methods.{entry.name}.command: there is no program {program!r}; {{python}} is this Python"
+        )
+    used = spec.pool.completions if spec.pool and entry.stored else 0
+    refuse_pool_over_budget(spec, entry, used)
+    return {"command": list(entry.command or ())}, used
+
+
+def _distillation(spec: ComparisonSpec, entry: MethodEntry) -> tuple[dict[str, Any], int]:
+    """Distill's settings but for the seed, and how many completions of the pool it learns from."""
+    settings = {name: getattr(spec.options, name) for name in SHARED}
+    settings |= {"disable_tqdm": True, "report_to": "none", **spec.training, **entry.settings}
+    settings["method"] = entry.method
+    # First without checkpoints: where they lie depends on the steps, and those on budget and method.
+    unsaved = {name: value for name, value in settings.items() if not name.startswith("save_")}
+    options, config, method = _as_distill_reads(spec, entry, {**unsaved, "save_strategy": "no"})
+    used = _stored_completions(spec, entry, method, options.max_train_prompts)
+    refuse_pool_over_budget(spec, entry, used)
+    steps = budgeted_steps(spec, entry, config, method, used)
+    settings |= {"max_steps": -1 if steps is None else steps}
+    settings |= checkpoint_settings(spec, entry, method, steps)
+    _as_distill_reads(spec, entry, settings)  # once more: checkpoints may not part steps on the same draws
+    unread = UNREAD_WITH_GROUPS if entry.stored else ()
+    return {k: v for k, v in settings.items() if v is not None and k not in unread}, used
+
+
+def _stored_completions(
+    spec: ComparisonSpec, entry: MethodEntry, method: "Method", max_prompts: int | None
+) -> int:
+    """Of the pool, those that the method learns from; refused where the pool has too few."""
+    if not entry.stored or spec.pool is None:
+        return 0
+    where, pool = f"methods.{entry.name}", spec.pool
+    pool_prompts = pool.max_prompts or 0
+    if (max_prompts or 0) > pool_prompts:
+        raise ConfigError(
+            f"{where}: max_train_prompts={max_prompts}, but groups.max_prompts={pool_prompts}; lower one or raise "
+            "the other"
+        )
+    if (least := method.smallest_group) > pool.num_generations:
+        raise ConfigError(
+            f"{where}: needs {least} stored completions per prompt; raise "
+            f"groups.num_generations={pool.num_generations}, or lower n"
+        )
+    return (max_prompts or pool_prompts) * pool.num_generations
+
+
+def _as_distill_reads(
+    spec: ComparisonSpec, entry: MethodEntry, settings: Mapping[str, Any]
+) -> "tuple[DistillOptions, DistillationConfig, Method]":
+    """The settings as `nonpareil distill` will read them, refused here as there."""
     from nonpareil.training.config import DistillationConfig
     from nonpareil.training.method import method_of
 
-    names, of_methods = settings_of(DistillationConfig), settings_of_methods(entry.method)
+    where = f"methods.{entry.name}"
+    of_config, of_methods = settings_of(DistillationConfig), settings_of_methods(entry.method)
     given = {name: value for name, value in settings.items() if value is not None}
-    config = typed(
-        DistillationConfig,
-        {"output_dir": common.output_dir, **{k: v for k, v in given.items() if k in names}},
-        where,
-    )
-    of_method = {k: v for k, v in given.items() if k in of_methods}
-    given = {k: v for k, v in given.items() if k not in (*names, *of_methods)}
+    for_config = {name: value for name, value in given.items() if name in of_config}
+    for_method = {name: value for name, value in given.items() if name in of_methods}
+    others = {name: value for name, value in given.items() if name not in (*of_config, *of_methods)}
     if entry.stored:
-        given = {k: v for k, v in given.items() if k not in UNREAD_WITH_GROUPS} | {"groups": "groups"}
-    options = typed(DistillOptions, {**given, "evaluate_after": False}, where)
+        others = {k: v for k, v in others.items() if k not in UNREAD_WITH_GROUPS} | {"groups": "groups"}
+    config = typed(DistillationConfig, {"output_dir": spec.options.output_dir, **for_config}, where)
+    options = typed(DistillOptions, {**others, "evaluate_after": False}, where)
     with _telling(where):
         check_options(options, config)
-        config.method = read_method(entry.method, of_method, stored=entry.stored)
-        method = method_of(config, stored=entry.stored)
-    return method, config, options.max_train_prompts
+        config.method = read_method(entry.method, for_method, stored=entry.stored)
+        return options, config, method_of(config, stored=entry.stored)
 
 
 def command_words(plan: RunPlan, root: Path, model: str) -> list[str]:

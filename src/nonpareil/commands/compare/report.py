@@ -27,7 +27,7 @@ def write_comparison(
 ) -> Path:
     """Write comparison.json, comparison.md, comparison.html, pareto.png and gold.png; returns the page's path.
 
-    `context` says how the numbers came about and becomes the page's last table; `failures` are the runs that are
+    `context` says how the metrics came about and becomes the page's last table; `failures` are the runs that are
     missing, each with `run` and `reason`; `over_budget` those that are there and spent too much. Files of those
     names are replaced, each in one step.
 

@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.commands import export, sample
 from nonpareil.commands.compare.budget import over_budget
 from nonpareil.commands.compare.evaluator import Evaluator, read_json
-from nonpareil.commands.compare.folders import check_places, clear_command, delete_pool, delete_run, listing
+from nonpareil.commands.compare.folders import (
+    changed,
+    check_places,
+    clear_command,
+    delete_pool,
+    delete_run,
+    listing,
+)
 from nonpareil.commands.compare.inputs import read_inputs
-from nonpareil.commands.compare.plan import RunPlan, changed, command_words, plan_runs
+from nonpareil.commands.compare.plan import RunPlan, command_words, plan_runs
 from nonpareil.commands.compare.processes import last_lines, locked, run_logged
 from nonpareil.commands.compare.spec import CompareOptions, ComparisonSpec, PoolOptions, read_spec
 from nonpareil.console import console
@@ -178,7 +185,7 @@ class _Comparison:
         self._say(f"{where}: trained in {_duration(time.monotonic() - begun)}")
 
     def _words(self, plan: RunPlan) -> list[str]:
-        from nonpareil.training.checkpoints.files import last_whole_checkpoint
+        from nonpareil.training.checkpoint_files import last_whole_checkpoint
 
         if plan.entry.command:
             if (aside := clear_command(plan.model)) is not None:  # whether it can go on is not ours to know
@@ -232,8 +239,9 @@ class _Comparison:
     def _context(self) -> dict[str, Any]:
         from nonpareil.rollouts.manifest import versions
 
+        shared = settings_of(CompareOptions)
         settings = {
-            plan.entry.name: {k: v for k, v in plan.settings.items() if k not in settings_of(CompareOptions)}
+            plan.entry.name: {name: value for name, value in plan.settings.items() if name not in shared}
             for plan in self.plans
         }
         return {

@@ -26,7 +26,7 @@ def show(result: dict[str, Any]) -> None:
     terminal.width = max(terminal.width, MIN_WIDTH)  # narrower, cells would be cut to nothing
     if result["comparison"] is not None:
         gain, *others = tables(result["comparison"])
-        terminal.print(_table(gain, f"{gain.title}, all figures in the report"))
+        terminal.print(_table(gain, f"{gain.title}, all metrics in the report"))
         for table in others:
             if table.brief:
                 terminal.print(_table(table, table.title))

@@ -41,7 +41,9 @@ class CompareOptions(ModelOptions, PromptOptions, RewardOptions):
         names="reward",
         heading="Rewards",
     )
-    max_completion_length: int = option(256, "Most tokens drawn a completion.", at_least=1, heading="Drawing")
+    max_completion_length: int = option(
+        256, "Most tokens drawn per completion.", at_least=1, heading="Drawing"
+    )
     temperature: float = option(
         1.0, "Divides the logits.", above=0, why="best-of-N needs draws that differ", heading="Drawing"
     )
@@ -52,7 +54,7 @@ class CompareOptions(ModelOptions, PromptOptions, RewardOptions):
         at_least=2,
         why="best-of-1 is the reference itself",
     )
-    seeds: list[int] = option([0, 1, 2], "One run a method and seed.", at_least=0, at_most=SEED)
+    seeds: list[int] = option([0, 1, 2], "One run per method and seed.", at_least=0, at_most=SEED)
     checkpoints: int = option(3, "Evaluated on the way, spread over the training.", at_least=0)
     title: str = option("Which method, at what cost?", "The report's heading.")
     output_dir: str = option("nonpareil-comparison", "Runs and report.", path=True)
@@ -74,7 +76,7 @@ class PoolOptions(CheckedOptions):
 
     HEADING: ClassVar = "Comparison"
 
-    num_generations: int = option(16, "Completions a prompt, m.", at_least=2)
+    num_generations: int = option(16, "Completions per prompt, m.", at_least=2)
     max_prompts: int | None = option(None, "The first training prompts only.", at_least=1)
     seed: int = option(0, "Of the draws.", at_least=0, at_most=SEED)
 
@@ -90,10 +92,10 @@ class EvaluationOptions(CheckedOptions):
 
     HEADING: ClassVar = "Comparison"
 
-    num_generations: int = option(8, "Completions of the policy a prompt.", at_least=2)
-    num_reference_samples: int = option(16, "Completions of the reference a prompt, M.", at_least=2)
+    num_generations: int = option(8, "Completions of the policy per prompt.", at_least=2)
+    num_reference_samples: int = option(16, "Completions of the reference per prompt, M.", at_least=2)
     checkpoint_prompts: int = option(128, "The first held-out prompts, for checkpoints.", at_least=1)
-    checkpoint_num_generations: int = option(4, "Completions of a checkpoint a prompt.", at_least=2)
+    checkpoint_num_generations: int = option(4, "Completions of a checkpoint per prompt.", at_least=2)
     kl_dtype: str = option("float32", "What the KL's passes multiply in, as evaluate's.", choices=DTYPES)
     seed: int = option(0, "Of the draws.", at_least=0, at_most=SEED)
 

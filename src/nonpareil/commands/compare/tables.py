@@ -92,13 +92,13 @@ def _gain(report: ComparisonReport) -> Table:
         }
         rows.append(_baseline(f"best-of-{best.n}", metrics, columns))
     note = (
-        f"One sample a prompt against the reference on {report.num_prompts} held-out prompts, ties one half; "
+        f"One sample per prompt against the reference on {report.num_prompts} held-out prompts, ties one half; "
         f"mean ± standard deviation over seeds{_SHARED}. KL efficiency: least KL that any policy needs for this "
         "win rate over the KL spent, at most 1 but for noise; worth best-of-: the N whose best-of-N of the "
         f"reference groups has this win rate, told up to {report.largest_n}; both count ties. Length: change from "
         "the reference. "
         "On the front: no other method is shown to win no less at no more KL, one of the two better, by the "
-        "intervals below. Best-of-N draws N an answer"
+        "intervals below. Best-of-N draws N samples per answer"
         f"{'; its success rate is pass@N' if report.zero_one else ''}."
     ) + _one_pool(report)
     header = ["method", *(column.label or "" for column in columns), "on the front"]
@@ -148,7 +148,7 @@ def _difference(pair: Pair, name: str) -> tuple[str, str]:
 def _targets(report: ComparisonReport) -> Table:
     columns = _columns(report, of_targets=True)
     note = (
-        "Backward: KL(policy ‖ best-of-N), low by at most (N-1)/(M+1) nats for M reference completions a prompt. "
+        "Backward: KL(policy ‖ best-of-N), low by at most (N-1)/(M+1) nats for M reference completions per prompt. "
         "Forward: KL(best-of-N ‖ policy), unbiased where rewards do not tie."
     )
     rows = [_cells(row, columns) for row in report.methods]
@@ -173,7 +173,7 @@ def _effort(report: ComparisonReport) -> Table:
         [row.name, *(cell(row.metrics[name], 0, units.get(name, 1)) for name in columns), str(len(row.seeds))]
         for row in report.methods
     ]
-    return Table("What it took, a run", note, ["method", *columns.values(), "seeds"], rows)
+    return Table("What it took, per run", note, ["method", *columns.values(), "seeds"], rows)
 
 
 def _one_pool(report: ComparisonReport) -> str:

@@ -13,7 +13,7 @@ from nonpareil.terminal import printable, tell
 if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
     from nonpareil.methods.base import Method
-    from nonpareil.rewards import CombinedReward
+    from nonpareil.rewards.combine import CombinedReward
     from nonpareil.training.config import DistillationConfig
 
 

@@ -19,7 +19,7 @@ from nonpareil.settings import values_of
 if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
     from nonpareil.methods.base import Method
-    from nonpareil.rewards import CombinedReward
+    from nonpareil.rewards.combine import CombinedReward
     from nonpareil.training.config import DistillationConfig
 
 

@@ -25,7 +25,7 @@ from nonpareil.settings import refuse_unread
 
 if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
-    from nonpareil.rewards import CombinedReward
+    from nonpareil.rewards.combine import CombinedReward
 
 
 def run(options: EvaluateOptions) -> dict[str, Any]:

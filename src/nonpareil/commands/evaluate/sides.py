@@ -11,7 +11,7 @@ from nonpareil.records import Group, Prompt, SamplingParams
 
 if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
-    from nonpareil.rewards import CombinedReward
+    from nonpareil.rewards.combine import CombinedReward
 
 
 @dataclass(frozen=True)

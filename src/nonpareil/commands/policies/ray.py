@@ -14,7 +14,7 @@ from nonpareil.rollouts.ray import RayPool
 
 if TYPE_CHECKING:
     from nonpareil.options.commands import SampleOptions
-    from nonpareil.rewards import CombinedReward
+    from nonpareil.rewards.combine import CombinedReward
 
 
 class RayPolicy(LocalPolicy):

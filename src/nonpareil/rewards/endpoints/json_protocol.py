@@ -12,13 +12,13 @@ from nonpareil.remote import JsonClient, run_coroutine
 from nonpareil.rewards.base import Reward
 from nonpareil.rewards.endpoints.address import Endpoint, parse_endpoint
 from nonpareil.rewards.endpoints.requests import MAX_RETRIES, REQUESTS_AT_ONCE, TIMEOUT, ask_all, is_refusal
-from nonpareil.user_code.contained import shortened
+from nonpareil.terminal import kept_reason
 
 
 class RemoteReward(Reward):
     """Scores that a server computes over our JSON protocol.
 
-    A request is `{"prompts", "completions", "columns"}`, lists of one entry a completion (columns: of each
+    A request is `{"prompts", "completions", "columns"}`, lists of one entry per completion (columns: of each
     further dataset column), and its answer `{"scores": [number or null, ...]}`, with `"reasons"` beside it
     for the nulls where the server has some, and `"version"` where it has one. An empty request is sent when
     the reward is made, so that a server that is not there or speaks otherwise is told before anything is drawn.
@@ -27,9 +27,9 @@ class RemoteReward(Reward):
 
     Args:
         endpoint: `json+http://host:port/path#name`.
-        timeout: seconds a request may take, each try.
+        timeout: seconds per request, for each try.
         api_key_env: the environment variable whose value is sent as a bearer token; None sends none.
-        batch_size: most completions a request.
+        batch_size: most completions per request.
         at_once: most requests under way.
         max_retries: of a request, after 429, 5xx, timeouts and connection errors only.
 
@@ -67,7 +67,7 @@ class RemoteReward(Reward):
         self._served = self._introduced()
 
     def score(self, request: ScoreRequest) -> Scores:
-        """One score a completion; None with its reason where its request failed or the server gave none.
+        """One score per completion; None with its reason where its request failed or the server gave none.
 
         Raises:
             RewardError: answers that break the protocol, a request that is refused, or a server that is down.
@@ -185,5 +185,5 @@ def read_scores(scores: Sequence[Any], reasons: Sequence[str | None]) -> Scores:
             said = (
                 "the server gave no score" if score is None else f"the server's score is {shown(score):.50}"
             )
-            failures.append(shortened(reason or said))
+            failures.append(kept_reason(reason or said))
     return Scores(values, failures)

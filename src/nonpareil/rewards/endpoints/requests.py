@@ -6,7 +6,7 @@ from typing import Any
 
 from nonpareil.errors import RemoteError, RewardError
 from nonpareil.remote import JsonClient
-from nonpareil.user_code.contained import shortened
+from nonpareil.terminal import kept_reason
 
 TIMEOUT = 120.0
 """Seconds that a request may take, where the user gives no other limit."""
@@ -48,7 +48,7 @@ async def ask_all(
             except RemoteError as failure:
                 if is_fatal(failure):
                     raise RewardError(f"reward {name!r}: {failure}") from failure
-                failures[place] = shortened(failure.reason)
+                failures[place] = kept_reason(failure.reason)
                 in_a_row += 1
                 last = failure if _may_be_gone(failure) else last
                 if in_a_row >= FAILED_IN_A_ROW or len(failures) == len(payloads):

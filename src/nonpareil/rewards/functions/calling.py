@@ -1,4 +1,4 @@
-"""One way to run a user's code, here and in a worker: with lists of its own, and whatever it does held in."""
+"""Call a reward function, here or in a worker: on lists of its own, seeded by what is scored, and contained."""
 
 import asyncio
 import hashlib

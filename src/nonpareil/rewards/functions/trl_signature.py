@@ -1,4 +1,4 @@
-"""Call a reward function by TRL's convention and read what it returns. Light, for the worker's sake."""
+"""TRL's signature of a reward function: which arguments it is called with, which values it returns. Light."""
 
 import contextlib
 import functools
@@ -74,14 +74,14 @@ def read_values(returned: Any, expected: int, name: str) -> Scores:
     if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable):
         raise RewardError(
             f"reward function {name!r} returned {_kind(returned)}; it must return a list of "
-            f"{expected} numbers or None, one a completion"
+            f"{expected} numbers or None, one per completion"
         )
     values = list(itertools.islice(values, expected + 1))  # a generator may have no end
     if len(values) != expected:
         count = len(returned) if hasattr(returned, "__len__") else len(values)
         raise RewardError(
             f"reward function {name!r} returned {count} values for {expected} completions; it must "
-            "return one value (a number or None) a completion"
+            "return one value (a number or None) per completion"
         )
     pairs = [_read(value) for value in values]
     return Scores([value for value, _ in pairs], [failure for _, failure in pairs])

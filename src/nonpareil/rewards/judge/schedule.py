@@ -20,10 +20,10 @@ class Schedule:
 
 
 def opponents_for(size: int, max_calls: int | None) -> int:
-    """In how many pairs each of `size` completions is compared, within `max_calls` calls a group.
+    """In how many pairs each of `size` completions is compared, within `max_calls` calls per group.
 
     All others where the budget allows it. Otherwise the most, equally many for each, that it pays for: two
-    calls a pair, `size * opponents / 2` pairs. An odd number of completions cannot each be in an odd number
+    calls per pair, `size * opponents / 2` pairs. An odd number of completions cannot each be in an odd number
     of pairs, so the next lower number is taken.
 
     Raises:
@@ -40,7 +40,7 @@ def opponents_for(size: int, max_calls: int | None) -> int:
     least = min(2, size - 1)
     if opponents < least:
         raise ConfigError(
-            f"judge_max_calls={max_calls} is too few for {size} completions a prompt: each in at least {least} "
+            f"judge_max_calls={max_calls} is too few for {size} completions per prompt: each in at least {least} "
             f"pair{'s' * (least > 1)}, asked in both orders, takes {size * least}, and all pairs "
             f"{size * (size - 1)}; raise it, or draw fewer"
         )

@@ -149,7 +149,7 @@ class ServedRewardModel(ClassifierReward, RemoteReward):
             if not isinstance(row, list) or len(row) != 1:
                 labels = len(row) if isinstance(row, list) else "no"
                 raise ModelError(
-                    f"reward {self.name!r}: the served model answers {labels} labels a text; a reward is one "
+                    f"reward {self.name!r}: the served model answers {labels} labels per text; a reward is one "
                     "number, so num_labels must be 1"
                 )
         return read_scores([row[0] for row in rows], [None] * size)

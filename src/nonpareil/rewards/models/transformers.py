@@ -138,7 +138,7 @@ class RewardModel(ClassifierReward):
         return self._model
 
     def _score_rows(self, rows: list[tuple[int, ...]]) -> list[float]:
-        """One logit a row, in order: longest rows first, so that memory runs out at once or not at all."""
+        """One logit per row, in order: longest rows first, so that memory runs out at once or not at all."""
         if not rows:
             return []
         model = self._loaded()

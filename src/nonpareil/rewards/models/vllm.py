@@ -133,7 +133,7 @@ class VLLMRewardModel(ClassifierReward):
         self._llm = llm
 
     def _score_rows(self, rows: list[tuple[int, ...]]) -> list[float]:
-        """One logit a row, in order."""
+        """One logit per row, in order."""
         if not rows:
             return []
         if self._llm is None:

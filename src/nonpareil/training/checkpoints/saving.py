@@ -43,7 +43,7 @@ from nonpareil.training.checkpoints.files import (
 from nonpareil.training.checkpoints.identity import MAY_CHANGE
 from nonpareil.training.checkpoints.resume import checkpoint_to_resume, refuse_another_run
 from nonpareil.training.costs import Spent
-from nonpareil.training.placement import PlacingTrainer
+from nonpareil.training.sharding import ShardingTrainer
 from nonpareil.training.step.accumulate import Accumulator
 from nonpareil.training.step.descent import check_policy
 
@@ -52,7 +52,7 @@ class NotSaved(DataError):
     """A checkpoint or a result that could not be written; those written before are as they were."""
 
 
-class CheckpointingTrainer(PlacingTrainer):
+class CheckpointingTrainer(ShardingTrainer):
     """A Trainer that also saves and restores the anchor, and saves shards as whole weights."""
 
     optimizer: torch.optim.Optimizer

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,28 +20,18 @@ from nonpareil.training.costs import Spent
 from nonpareil.training.step.batch import StepBatch
 from nonpareil.training.step.not_finite import NotFinite, logprob_at
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What of a batch is trained on, and in which passes; the same on every process."""
-
-    slots: dict[int, list[int]]
-    """By usable row of the batch, those of its completions that are trained on."""
-    passes: list[list[list[int]]]
-    """Of each process its forward and backward passes: the rows of each."""
+Pass = dict[int, list[int]]
+"""One forward and backward pass: rows of the batch, and of each the completions that are trained on."""
 
 
-@dataclass(frozen=True)
-class Share:
-    """What one process's passes gave."""
+class PromptLoss(NamedTuple):
+    """What a pass gave for one prompt."""
 
+    row: int
     loss: float
-    """Its part of the step's mean loss, nats."""
-    rows: list[int]
-    losses: list[float]
-    """Of each of its rows, nats."""
-    bad_places: list[float]
-    """Of each row where its first log-prob that is no number is; see `Accumulator._losses`."""
+    """Nats."""
+    bad_place: float
+    """Where its first log-prob that is no number is, counted in tokens, `StepBatch.width` per completion; or -1."""
 
 
 @dataclass(frozen=True)
@@ -87,39 +77,40 @@ class Accumulator:
     def step(self, model: nn.Module, batch: StepBatch, targets: Targets) -> Outcome:
         """The gradient of an optimizer step, the same on every process as the outcome that is returned."""
         plan = self._plan(batch, targets)
-        self.spent.tokens_trained += sum(batch.tokens(row, slots) for row, slots in plan.slots.items())
+        slots = {row: places for passes in plan for part in passes for row, places in part.items()}
+        self.spent.tokens_trained += sum(batch.tokens(row, places) for row, places in slots.items())
         with adapters_take_what_comes(model, self.autocast):
-            mine = self._passes(model, batch, targets, plan)
-        outcome = self._outcome(batch, len(plan.slots), of_each_process(mine))
+            mine = self._descend(model, batch, targets, plan)
+        outcome = self._outcome(batch, [each for share in of_each_process(mine) for each in share])
         if outcome.bad:
             self.forget_gradients(model)
         elif not is_sharded(model):  # else each pass has summed them
             sum_gradients(model.parameters())
-        if good := [row for row in plan.slots if row not in outcome.bad]:
-            group, first = batch.groups[good[0]], plan.slots[good[0]][0]
+        if good := [row for row in slots if row not in outcome.bad]:
+            group, first = batch.groups[good[0]], slots[good[0]][0]
             self._probe = TokenSequences([group.prompt_token_ids], [group.completion_token_ids[first]])
         return outcome
 
-    def _passes(self, model: nn.Module, batch: StepBatch, targets: Targets, plan: Plan) -> Share:
-        """This process's forward and backward passes, whose gradients add up in the weights."""
-        used, mine = max(len(plan.slots), 1), plan.passes[process_index()]
+    def _descend(
+        self, model: nn.Module, batch: StepBatch, targets: Targets, plan: list[list[Pass]]
+    ) -> list[PromptLoss]:
+        """This process's passes, whose gradients add up in the weights."""
+        mine, used = plan[process_index()], sum(len(part) for passes in plan for part in passes)
         sharded, zero = is_sharded(model), engine_of(model)
         backward = zero.backward if zero else self.backward
         # FSDP2 and DeepSpeed take the mean over processes where the sum is meant.
         scale = num_processes() if sharded else 1
-        total = torch.zeros((), device=next(model.parameters()).device)
         seen: list[Tensor] = []
-        for rows in mine:
-            losses, bad_places = self._losses(model, batch, targets, rows, plan.slots)
+        for part in mine:
+            losses, bad_places = self._losses(model, batch, targets, part)
+            backward(losses.sum() / used * scale)
             seen.append(torch.stack([losses.detach().float(), bad_places.float()]))
-            loss = losses.sum() / used
-            backward(loss * scale)
-            total += loss.detach()
         # Every pass gathers shards from all processes: one that has no rows left takes part with none.
-        for _ in range(max(map(len, plan.passes)) - len(mine) if sharded else 0):
-            backward(self._no_loss(model) * scale)
+        for _ in range(max(map(len, plan)) - len(mine) if sharded else 0):
+            backward(self._no_loss(model))
         values = torch.cat(seen, dim=1).tolist() if seen else [[], []]
-        return Share(total.item(), [row for rows in mine for row in rows], *values)
+        rows = [row for part in mine for row in part]
+        return [PromptLoss(*each) for each in zip(rows, *values, strict=True)]
 
     def forget_gradients(self, model: nn.Module) -> None:
         """As if no pass had been made since the last step."""
@@ -135,45 +126,37 @@ class Accumulator:
         with self.autocast():
             return completion_token_logprobs(model, self._probe, self.temperature)  # type: ignore[arg-type]
 
-    def _outcome(self, batch: StepBatch, used: int, shares: list[Share]) -> Outcome:
-        found = [at for s in shares for at in zip(s.rows, s.losses, s.bad_places, strict=True)]
+    def _outcome(self, batch: StepBatch, losses: list[PromptLoss]) -> Outcome:
         bad = {}
-        for row, loss, place in sorted(found):
+        for row, loss, place in sorted(losses):
             group = batch.groups[row]
             if place >= 0:
                 completion, token = divmod(int(place), batch.width)
                 bad[row] = logprob_at(group.prompt_id, "of the policy", completion, token)
             elif not math.isfinite(loss):
                 bad[row] = NotFinite(group.prompt_id, f"the loss{_of(group)}", of_model=False)
-        return Outcome(sum(share.loss for share in shares), used, bad)
+        total = sum(each.loss for each in sorted(losses))  # in one order, however many processes there are
+        return Outcome(total / max(len(losses), 1), len(losses), bad)
 
-    def _plan(self, batch: StepBatch, targets: Targets) -> Plan:
-        """The usable rows, dealt out so that processes and passes have about as many tokens each."""
+    def _plan(self, batch: StepBatch, targets: Targets) -> list[list[Pass]]:
+        """Each process's passes over the usable rows, dealt out so that all have about as many tokens."""
         wanted = torch.cat([targets.train_policy, targets.train_anchor], dim=1)
-        used = wanted.any(-1).nonzero()[:, 0].tolist()
-        slots = {row: wanted[row].nonzero()[:, 0].tolist() for row in used}
-        costs = {row: batch.padded_tokens(row, slots[row]) for row in used}
-        by_cost = sorted(used, key=lambda row: (-costs[row], row))
-        passes = []
+        slots = {row: wanted[row].nonzero()[:, 0].tolist() for row in wanted.any(-1).nonzero()[:, 0].tolist()}
+        costs = {row: batch.padded_tokens(row, places) for row, places in slots.items()}
+        by_cost = sorted(slots, key=lambda row: (-costs[row], row))
+        plan = []
         for process in range(num_processes()):
             rows = sorted(by_cost[process :: num_processes()])
             batches = token_budget_batches([costs[row] for row in rows], self.max_tokens_per_batch)
-            passes.append([[rows[i] for i in one] for one in batches])
-        return Plan(slots, passes)
+            plan.append([{rows[i]: slots[rows[i]] for i in one} for one in batches])
+        return plan
 
     def _losses(
-        self,
-        model: nn.Module,
-        batch: StepBatch,
-        targets: Targets,
-        rows: list[int],
-        slots: dict[int, list[int]],
+        self, model: nn.Module, batch: StepBatch, targets: Targets, part: Pass
     ) -> tuple[Tensor, Tensor]:
-        """The loss of each of a pass's prompts, and where its first log-prob that is no number is; -1 for nowhere.
-
-        The place counts tokens, `batch.width` per completion.
-        """
-        places = [(i, j) for i, row in enumerate(rows) for j in slots[row]]
+        """The loss of each of a pass's prompts, and its bad place; see `PromptLoss`."""
+        rows = list(part)
+        places = [(i, j) for i, slots in enumerate(part.values()) for j in slots]
         groups = [batch.groups[row] for row in rows]
         sequences = TokenSequences(
             [groups[i].prompt_token_ids for i, _ in places],

@@ -14,10 +14,12 @@ from nonpareil.models.distributed import any_process
 from nonpareil.models.modes import training_mode
 from nonpareil.models.sharding import local
 from nonpareil.models.zero import engine_of
+from nonpareil.training.config import DistillationConfig
+from nonpareil.training.costs import Spent
 from nonpareil.training.step.accumulate import Accumulator
 from nonpareil.training.step.batch import StepBatch
 from nonpareil.training.step.not_finite import METRIC, Dropped, NotFinite
-from nonpareil.training.step.signal import Signal
+from nonpareil.training.step.signal import Signal, resting_scaler
 
 LARGE_LOSS = 1e12
 """Nats; a larger one comes of rewards, whose gradient float32 may not hold though the model is sound."""
@@ -49,6 +51,14 @@ class Descent:
     scaler: Any = None
     """fp16's: it looks at the gradient itself, and skips a step whose is infinite."""
     dropped: Dropped = field(default_factory=Dropped)
+
+    @classmethod
+    def of(
+        cls, method: Method, config: DistillationConfig, accelerator: Any, spent: Spent, signal: Signal
+    ) -> "Descent":
+        """The descent of a training."""
+        accumulator = Accumulator.of(method, config, accelerator, spent)
+        return cls(method, accumulator, signal, resting_scaler(accelerator, signal))
 
     def step(self, model: nn.Module, batch: StepBatch, step: int) -> Descended:
         """The step's gradient, without the prompts whose log-probs, loss or gradient are no numbers; see `Dropped`.

@@ -105,8 +105,8 @@ def completion_rows(batch: StepBatch, targets: Targets, step: int) -> list[dict[
     ]
 
 
-def write_completions(output_dir: Path, step: int, rows: list[dict[str, Any]]) -> None:
-    """`completions/completions_<step>.parquet`, in one step."""
+def write_completions(output_dir: Path, step: int, batch: StepBatch, targets: Any) -> None:
+    """`completions/completions_<step>.parquet`, there whole or not at all; see `completion_rows`."""
     content = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), content)
+    pq.write_table(pa.Table.from_pylist(completion_rows(batch, targets, step)), content)
     write_bytes(output_dir / COMPLETIONS_FOLDER / f"completions_{step:05d}.parquet", content.getvalue())

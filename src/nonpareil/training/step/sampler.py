@@ -1,7 +1,7 @@
 """One step: drawing, scoring, and the comparison with the anchor; of several processes each does its share."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -102,16 +102,15 @@ class StepSampler:
         actors = self.start()
         actors.begin_step()
         drawn = actors.draw(prompts, k, m, self._sampling(step, "policy"), self._sampling(step, "anchor"))
-        by_anchor = iter(
-            actors.token_logprobs("anchor", TokenSequences.of(prompts, drawn.policy), self.config.temperature)
-        )
-        sampled: Sequence[Any] = drawn.sampler_logprobs or [None] * len(prompts)
-        found = [
-            _DrawnPrompt.of(prompt, ours, theirs, [next(by_anchor) for _ in range(k)], logprobs)
-            for prompt, ours, theirs, logprobs in zip(
-                prompts, drawn.policy, drawn.anchor, sampled, strict=True
-            )
-        ]
+        sequences = TokenSequences.of(prompts, drawn.policy)
+        by_anchor = iter(actors.token_logprobs("anchor", sequences, self.config.temperature))
+        sampled: Iterable[Any] = drawn.sampler_logprobs or [None] * len(prompts)
+        found = []
+        for prompt, ours, theirs, sampler in zip(prompts, drawn.policy, drawn.anchor, sampled, strict=True):
+            tokens = [next(by_anchor) for _ in range(k)]
+            group = Group.of(prompt, ours).joined(Group.of(prompt, theirs))
+            bad = _not_finite(prompt, ours, theirs, tokens)
+            found.append(_DrawnPrompt(group, [each.sum().item() for each in tokens], sampler, bad))
         groups = [one.group for one in found if not one.not_finite]
         failures = score_groups(groups, self.reward) if groups else {}
         reason = next((reason for reasons in failures.values() for reason in reasons if reason), None)
@@ -161,24 +160,13 @@ class _DrawnPrompt:
     failure: str | None = None
     """A reason why a reward of the same share failed."""
 
-    @classmethod
-    def of(
-        cls,
-        prompt: Prompt,
-        ours: Draws,
-        theirs: Draws,
-        by_anchor: Sequence[Tensor],
-        sampler_logprobs: list[list[float]] | None,
-    ) -> "_DrawnPrompt":
-        """Before scoring. `ours` is the policy's; `by_anchor`: what the anchor gives each token of it."""
-        logprobs = {
+
+def _not_finite(prompt: Prompt, ours: Draws, theirs: Draws, by_anchor: Sequence[Tensor]) -> NotFinite | None:
+    return of_logprobs(
+        prompt.prompt_id,
+        {
             "of the policy's draws": ours.logprobs,
             "of the anchor's draws": theirs.logprobs,
-            "that the anchor gives the policy's draws": [values.tolist() for values in by_anchor],
-        }
-        return cls(
-            Group.of(prompt, ours).joined(Group.of(prompt, theirs)),
-            [values.sum().item() for values in by_anchor],
-            sampler_logprobs,
-            of_logprobs(prompt.prompt_id, logprobs),
-        )
+            "that the anchor gives the policy's draws": [tokens.tolist() for tokens in by_anchor],
+        },
+    )

@@ -18,7 +18,7 @@ from nonpareil.models.zero import ZeroOptimizer, engine_of, zero_requested
 from nonpareil.training.config import DistillationConfig
 
 
-class PlacingTrainer(Trainer):
+class ShardingTrainer(Trainer):
     """A Trainer that shards its policy and anchor where `args.shard_weights` says so."""
 
     args: DistillationConfig

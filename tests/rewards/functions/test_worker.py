@@ -77,7 +77,7 @@ def test_a_broken_contract_in_the_worker_is_the_same_error(hanging: str) -> None
 
 
 def test_a_function_of_an_imported_module_runs_in_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # pytest imports this module without it
+    monkeypatch.syspath_prepend(Path(__file__).parents[3])  # pytest imports this module without it
     reward = FunctionReward(fragile, timeout=30)
     assert reward.score(DATA.select([0, 2])).values == [-1, 1]
     reward.release()

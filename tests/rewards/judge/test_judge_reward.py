@@ -19,7 +19,7 @@ from nonpareil.rewards import CombinedReward, FunctionReward, JudgeReward
 from nonpareil.rewards.judge.cache import AnswerCache
 from nonpareil.rewards.judge.questions import TEMPLATE, read_verdict
 from nonpareil.rewards.judge.schedule import calls_for, schedule
-from tests.rewards.servers import Server, answers_of, chat, first_seat, longer, serve
+from tests.rewards.servers import Server, answers_of, chat, longer, prefers_the_first, serve
 
 PLAIN = "{prompt}|{a}|{b}"
 
@@ -53,8 +53,8 @@ def test_a_transitive_judge_ranks_a_group_by_its_wins() -> None:
     assert scores.failures == [None] * 4
 
 
-def test_a_judge_that_prefers_a_seat_gives_ties_only() -> None:
-    with serve(first_seat) as server:
+def test_position_bias_gives_ties_only() -> None:
+    with serve(prefers_the_first) as server:
         reward = judge(server)
         assert reward.score(request_of(group("p", "a", "bb", "ccc"))).values == [0.5, 0.5, 0.5]
     assert reward.counts["disagreements"] == reward.counts["pairs"] == 3
@@ -144,7 +144,7 @@ def test_a_verdict_is_one_word_marked_off(answer: str, verdict: float | None) ->
     assert read_verdict(answer) == verdict
 
 
-def test_an_unreadable_verdict_is_no_number() -> None:
+def test_an_unparseable_verdict_is_no_number() -> None:
     def of_b(request: dict[str, Any]) -> dict[str, Any]:
         return chat("Both are fine") if "b" in "".join(answers_of(request)) else longer(request)
 
@@ -154,10 +154,10 @@ def test_an_unreadable_verdict_is_no_number() -> None:
         # The other two keep the share of the pairs that have a verdict.
         assert scores.values == [0.0, 1.0, None]
         assert scores.failures == [None, None, "the judge's verdict could not be read"]
-        assert reward.counts["unreadable"] == reward.counts["pairs without verdict"] == 2
+        assert reward.counts["unparseable"] == reward.counts["pairs without verdict"] == 2
         calls = len(server.requests)
         assert reward.score(request_of(group("p", "a", "aa", "b"))).values == [0.0, 1.0, None]
-        assert len(server.requests) == calls  # what was answered was paid for, readable or not
+        assert len(server.requests) == calls  # what was answered was paid for, parseable or not
 
 
 def test_a_judge_that_never_gives_a_verdict_ends_the_run() -> None:
@@ -201,7 +201,7 @@ def test_a_call_that_fails_costs_its_pair_only(status: int) -> None:
     # It was not kept: when the judge is well again, only these calls are made.
     with serve(longer) as well:
         again = judge(well, cache=None)
-        again._cache = reward._cache
+        again.judge.cache = reward.judge.cache
         assert again.score(request_of(group("p", "a", "aa", "b"))).values == [0.25, 1.0, 0.25]
         assert len(well.requests) == 4
 
@@ -335,7 +335,7 @@ def test_a_second_run_makes_no_call(tmp_path: Path) -> None:
     assert judge(server, cache=tmp_path / "answers" / "judge.jsonl").score(data) == first
 
 
-def test_an_unreadable_verdict_is_asked_for_again(tmp_path: Path) -> None:
+def test_an_unparseable_verdict_is_asked_for_again(tmp_path: Path) -> None:
     """By the next run: a judge that stammered once would otherwise have no verdict for ever."""
     cache, data = tmp_path / "judge.jsonl", request_of(group("p", "a", "bb"), group("q", "c", "dd", number=1))
 
@@ -482,7 +482,7 @@ def test_a_judge_beside_a_function() -> None:
 
 def test_two_policies_are_judged_in_one_group() -> None:
     """As the docs do it."""
-    docs = (Path(__file__).parents[2] / "docs" / "endpoints-rewards.md").read_text()
+    docs = (Path(__file__).parents[3] / "docs" / "endpoints-rewards.md").read_text()
     snippet = docs.split("```python")[2].split("```")[0]
     ours, theirs = group("p", "aaaaa", "aa", "b" * 4), group("p", "a", "aaa", number=1)
     with serve(longer) as server:

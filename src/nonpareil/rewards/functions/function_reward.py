@@ -35,7 +35,7 @@ class FunctionReward(Reward):
     Args:
         function: or its path, as `load_function` takes it.
         name: of the reward's column; by default the function's.
-        timeout: seconds a call may take. A sync function then runs in a process of its own, which is killed
+        timeout: seconds per call. A sync function then runs in a process of its own, which is killed
             when the time is up, so it must be importable there. An async one is cancelled where it awaits.
 
     Raises:
