@@ -80,7 +80,7 @@ def test_a_name_and_an_object_of_its_defaults_are_one_method(tmp_path: Path) -> 
         (3, "method=3 must be text"),
         (
             BOND,
-            "method=<class 'nonpareil.methods.bond.BOND'> must be text .*object of a subclass of .*Method",
+            "method=<class 'nonpareil.methods.bond.BOND'> must be text, or an object of a subclass of .*Method",
         ),
         (None, "method=None must be text"),
         ("bonds", r"method='bonds' is unknown; did you mean bond\?"),
