@@ -40,6 +40,7 @@ def demo_trainer(output_dir: Path, page: ModuleType, **changes: Any) -> Distilla
     """The trainer with the page's settings, on few short draws."""
     tokenizer = AutoTokenizer.from_pretrained(demo_path("policy"))
     settings: dict[str, Any] = {
+        "method": JBOND(jeffreys_weight=page.W, kl_coef=page.GAMMA),
         "anchor_ema_rate": page.ETA,
         "learning_rate": page.LEARNING_RATE,
         "lr_scheduler_type": "constant",
@@ -58,7 +59,6 @@ def demo_trainer(output_dir: Path, page: ModuleType, **changes: Any) -> Distilla
         DistillationConfig(output_dir=str(output_dir), **{**settings, **changes}),
         [Prompt(text, text, tokenizer(text)["input_ids"]) for text in TEXTS],
         processing_class=tokenizer,
-        method=JBOND(jeffreys_weight=page.W, kl_coef=page.GAMMA),
     )
 
 

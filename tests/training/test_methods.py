@@ -12,6 +12,7 @@ from nonpareil.methods.base import ScoredDraws, Targets
 from nonpareil.records import Group
 from nonpareil.training.step.batch import StepBatch
 from nonpareil.training.trainer import DistillationTrainer
+from tests.methods.every_method import SETTINGS
 from tests.tiny import END, make_tokenizer
 from tests.training.conftest import (
     PROMPTS,
@@ -59,6 +60,9 @@ STORED: dict[str, dict[str, Any]] = {
     "sft_bon, all": {"n": 3, "imitate": "all"},
     "regression": {"n": 4},
 }
+for name, settings in SETTINGS.items():  # a method that has no case of its own above
+    if name not in {case.split(",")[0] for case in ("jbond", *FRESH, *STORED)}:
+        (STORED if METHODS[name].stored_groups == "required" else FRESH)[name] = settings
 
 
 def some_fail(completion_ids: list[list[int]], **columns: Any) -> list[float | None]:

@@ -58,7 +58,7 @@ def write_model_card(
     """Write README.md beside the weights, unless one that is not ours has come there meanwhile."""
     from nonpareil.methods import spec_of
 
-    path = output_dir / "README.md"
+    path, spec = output_dir / "README.md", spec_of(type(method))
     if (folder := held_folder(path)) is not None and path.exists() and not folder.is_ours(path):
         tell(f"{path} is not ours, so no model card was written")
         return path
@@ -81,9 +81,9 @@ def write_model_card(
         steps=steps,
         batch=config.train_batch_size * config.gradient_accumulation_steps * config.world_size,
         metrics=metrics,
-        tag=_tag(spec_of(type(method))),
-        method=code(spec_of(type(method))),
-        method_name=plain(spec_of(type(method))),
+        tag=_tag(spec),
+        method=code(spec),
+        method_name=plain(spec),
         about=_about(method),
         settings=plain(", ".join(f"{name}={value}" for name, value in vars(method).items()) or "no settings"),
         anchor=_anchor(config, method),
