@@ -75,7 +75,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def as_json(result: dict[str, Any]) -> dict[str, Any]:
-    """The curve's figures beside where it is."""
+    """The curve's points beside where it is."""
     others = {name: value for name, value in result.items() if name not in ("report", "unfinished")}
     unfinished = {name: result[name] for name in ("unfinished",) if name in result}
     return {**others, **result["report"].to_dict(), **unfinished}

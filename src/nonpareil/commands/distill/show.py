@@ -39,7 +39,7 @@ def status(result: dict[str, Any]) -> int:
 
 
 def before_and_after(evaluation: "Evaluation") -> "Table":
-    """The figures that matter, of the reference and of the distilled policy, with 95% intervals."""
+    """The metrics that matter, of the reference and of the distilled policy, with 95% intervals."""
     from rich.table import Table
 
     from nonpareil.evaluation.intervals import few_prompts
