@@ -23,7 +23,7 @@ class RLOO(Method):
     """
 
     num_generations: int = option(
-        4, "Completions of the policy a prompt and step, k.", at_least=2, why="the others are the baseline"
+        4, "Completions of the policy per prompt and step, k.", at_least=2, why="the others are the baseline"
     )
     kl_coef: float = option(0.05, "Weight of KL(policy || anchor).", at_least=0)
 
