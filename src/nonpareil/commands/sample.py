@@ -1,4 +1,4 @@
-"""Draw m completions a prompt, score them, and keep the groups."""
+"""Draw m completions per prompt, score them, and keep the groups."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,15 +20,14 @@ from nonpareil.terminal import printable, tell
 
 
 def run(options: SampleOptions) -> dict[str, Any]:
-    """Draw and score; returns the figures of the manifest.
+    """Draw and score; returns the counts of the manifest.
 
     Raises:
         NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
     """
     require_all(options)
-    refuse_unread(
-        options, absent_rewards(options, None) | absent_splits({WITH_SPLITS: options.dataset_name or ""})
-    )
+    splits = absent_splits({WITH_SPLITS: options.dataset_name or ""})
+    refuse_unread(options, absent_rewards(options, None) | splits)
     check_output("output_dir", options.output_dir, inputs_of(options), deletes=options.overwrite)
     from nonpareil.rollouts.folder import check_folder
     from nonpareil.rollouts.progress import ProgressBar

@@ -19,8 +19,8 @@ from nonpareil.maths.bootstrap import Interval
 from nonpareil.terminal import printable
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey by lightness.
-REFERENCE, PALE = "#0072B2", "#d5d9de"
-POLICIES = ("#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+REFERENCE_COLOUR, PALE = "#0072B2", "#d5d9de"
+POLICY_COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 INK = "#22262b"
 _NUM_BINS = 40
 _MARK_DISTANCE = 0.035  # of the axis: where a saturated reward puts many N on one point, the first names it
@@ -85,7 +85,7 @@ def frontier_figure(evaluations: Mapping[str, Evaluation]) -> Figure:
         limit_line(axes, first.comparison.frontier, right)
         mark_best_of_n(axes, first.best_of_n, right, "o", (7, -11))
         for index, (label, evaluation) in enumerate(evaluations.items()):
-            _policy_point(axes, label, evaluation, POLICIES[index % len(POLICIES)])
+            _policy_point(axes, label, evaluation, POLICY_COLOURS[index % len(POLICY_COLOURS)])
         axes.set(xlim=(-0.02 * right, right), ylim=(_lowest_win_rate(evaluations) - 0.02, 1.0))
         axes.set(xlabel="KL from the reference, nats", ylabel="win rate against the reference")
         axes.set_title("What was gained, and what it cost")
@@ -110,7 +110,7 @@ def mark_best_of_n(
     if not inside:
         return
     kl, rate = [point.kl for point in inside], [point.win_rate for point in inside]
-    axes.plot(kl, rate, marker, color=REFERENCE, markersize=7, label="best-of-N", zorder=3)
+    axes.plot(kl, rate, marker, color=REFERENCE_COLOUR, markersize=7, label="best-of-N", zorder=3)
     named = -math.inf
     for point in inside:
         if point.kl - named < _MARK_DISTANCE * right:
@@ -118,7 +118,7 @@ def mark_best_of_n(
         named, at = point.kl, (point.kl, point.win_rate)
         side: Any = {"ha": "right", "va": "bottom"} if offset[0] < 0 else {}
         axes.annotate(
-            f"N={point.n}", at, offset, textcoords="offset points", color=REFERENCE, fontsize=8, **side
+            f"N={point.n}", at, offset, textcoords="offset points", color=REFERENCE_COLOUR, fontsize=8, **side
         )
 
 
@@ -173,23 +173,31 @@ def _mark_recommended(axes: Axes, curve: CurveReport) -> None:
     if chosen == 1:
         return
     reward = curve.points[chosen - 1].reward.estimate
-    axes.plot([chosen], [reward], "o", color=POLICIES[0], markersize=7, zorder=4)
+    axes.plot([chosen], [reward], "o", color=POLICY_COLOURS[0], markersize=7, zorder=4)
     # The curve rises: there is room above it in its right half, below it in its left half.
     in_right_half = chosen**2 > curve.points[-1].n
     offset, side = ((-7, 5), "right") if in_right_half else ((7, -13), "left")
     text = "still rising" if curve.still_rising() else f"N={chosen}: 90% of the gain"
     axes.annotate(
-        text, (chosen, reward), offset, textcoords="offset points", ha=side, color=POLICIES[0], fontsize=9
+        text,
+        (chosen, reward),
+        offset,
+        textcoords="offset points",
+        ha=side,
+        color=POLICY_COLOURS[0],
+        fontsize=9,
     )
 
 
 def _band(axes: Axes, n: list[int], intervals: list[Interval], label: str) -> None:
     estimate = [interval.estimate for interval in intervals]
     low, high = [interval.low for interval in intervals], [interval.high for interval in intervals]
-    axes.fill_between(n, low, high, color=REFERENCE, alpha=0.18, linewidth=0)
-    axes.plot(n, estimate, color=REFERENCE, linewidth=1.6, label=label)
+    axes.fill_between(n, low, high, color=REFERENCE_COLOUR, alpha=0.18, linewidth=0)
+    axes.plot(n, estimate, color=REFERENCE_COLOUR, linewidth=1.6, label=label)
     doubled = [i for i, count in enumerate(n) if count.bit_count() == 1]
-    axes.plot([n[i] for i in doubled], [estimate[i] for i in doubled], "o", color=REFERENCE, markersize=4.5)
+    axes.plot(
+        [n[i] for i in doubled], [estimate[i] for i in doubled], "o", color=REFERENCE_COLOUR, markersize=4.5
+    )
 
 
 def _count_axis(axes: Axes, n: list[int]) -> None:
@@ -219,7 +227,10 @@ def length_figure(policy: Tensor, reference: Tensor) -> Figure:
 
 def _histograms(reference: Tensor, policy: Tensor, edges: Tensor, label: str, title: str) -> Figure:
     with new_figure(4.7, 3.5) as (figure, (axes,)):
-        for values, colour, name in (reference, REFERENCE, "reference"), (policy, POLICIES[0], "policy"):
+        for values, colour, name in (
+            (reference, REFERENCE_COLOUR, "reference"),
+            (policy, POLICY_COLOURS[0], "policy"),
+        ):
             share = torch.histogram(values, edges).hist / max(len(values), 1)
             axes.stairs(share, edges, fill=True, color=colour, alpha=0.22)
             axes.stairs(share, edges, color=colour, linewidth=1.5, label=f"{name}, mean {values.mean():.3g}")

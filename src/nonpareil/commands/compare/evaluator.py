@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from nonpareil.commands.compare.results import RunRecord
     from nonpareil.evaluation.curve import CurvePoint
 
-PROTOCOL, REPORT, SETTINGS = "protocol.json", "report.json", "evaluation.json"
-REFERENCE, FEWER = "reference", "reference-checkpoints"
+PROTOCOL, REPORT, SHARED_SETTINGS = "protocol.json", "report.json", "evaluation.json"
+REFERENCE, REFERENCE_OF_CHECKPOINTS = "reference", "reference-checkpoints"
 FINAL = "final"
 
 
@@ -55,7 +55,7 @@ class Evaluator:
             {"max_completion_length": options.max_completion_length, "temperature": options.temperature},
         )
 
-    def changed(self, *, overwrite: bool) -> bool:
+    def is_stale(self, *, overwrite: bool) -> bool:
         """Whether evaluations of other settings are there, which are refused without `overwrite`.
 
         Raises:
@@ -63,7 +63,7 @@ class Evaluator:
         """
         from nonpareil.commands.compare.results import other_settings
 
-        file = self.root / SETTINGS
+        file = self.root / SHARED_SETTINGS
         if not file.exists() and not (self.root / REFERENCE).exists():
             return False  # nothing was drawn: the file comes first
         if not (differences := other_settings(self.settings, read_json(file) or {})):
@@ -78,7 +78,7 @@ class Evaluator:
 
     def delete(self) -> None:
         """Delete all evaluations and the reference's groups, as far as they are ours."""
-        delete_evaluations(self.root, (REFERENCE, FEWER), SETTINGS)
+        delete_evaluations(self.root, (REFERENCE, REFERENCE_OF_CHECKPOINTS), SHARED_SETTINGS)
 
     def evaluate(self, plan: RunPlan) -> str:
         """The final policy on all prompts, then its checkpoints on fewer; the result in words.
@@ -92,7 +92,7 @@ class Evaluator:
             folder = plan.folder / "evaluation" / name
             if (folder / PROTOCOL).is_file():
                 continue
-            write_json(self.root / SETTINGS, self.settings)  # before anything is drawn with them
+            write_json(self.root / SHARED_SETTINGS, self.settings)  # before anything is drawn with them
             options = self._options(plan, name, model, folder)
             evaluate.run(options)
             # Last, so that a folder with a protocol is a whole evaluation.
@@ -180,7 +180,7 @@ class Evaluator:
             fewer = {"num_generations": evaluation.checkpoint_num_generations}
             if limit is None or evaluation.checkpoint_prompts < limit:
                 # The same draws for these prompts: a draw follows from the seed and the prompt's id.
-                reference = FEWER
+                reference = REFERENCE_OF_CHECKPOINTS
                 fewer["max_prompts"] = evaluation.checkpoint_prompts
         return EvaluateOptions(
             **{**self._shared(), **fewer},

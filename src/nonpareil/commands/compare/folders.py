@@ -39,11 +39,11 @@ def check_places(spec: "ComparisonSpec", plans: "list[RunPlan]", config: Path, *
         check_output("output_dir", plan.model, inputs, deletes=True)
 
 
-def changed(made: Mapping[Path, dict[str, Any]], *, overwrite: bool, file: str) -> list[Path]:
-    """Hold folders against what they must hold now; `made` has each folder's identity.
+def stale_folders(made: Mapping[Path, dict[str, Any]], *, overwrite: bool, file: str) -> list[Path]:
+    """The folders that were made with other settings than now, which are refused without `overwrite`.
 
-    Gives the folders that were made with other settings, which are refused without `overwrite`. A folder without
-    the file was never begun.
+    `made` has the identity that each folder must have now, as its `file` tells it; a folder without the file was
+    never begun.
 
     Raises:
         ConfigError: naming every setting that differs, in every folder.
@@ -55,8 +55,8 @@ def changed(made: Mapping[Path, dict[str, Any]], *, overwrite: bool, file: str) 
     for folder, identity in made.items():
         if not (folder / file).is_file():
             continue
-        stored = json.loads((folder / file).read_text(encoding="utf-8"))
-        if not (differences := other_settings(identity, stored)):
+        there = json.loads((folder / file).read_text(encoding="utf-8"))
+        if not (differences := other_settings(identity, there)):
             continue
         stale.append(folder)
         lines += [f"  {folder}: {difference}" for difference in differences]

@@ -43,30 +43,28 @@ def read_inputs(spec: ComparisonSpec) -> Inputs:
     policy = local_policy(options)
     policy.check_drawable()
     sampling = SamplingParams(options.max_completion_length, options.temperature)
-    hashes, all_prompts = [], []
-    for source, split, limit in (
-        (options.dataset_name, options.dataset_train_split, None),
-        (spec.eval_source, options.dataset_test_split, options.max_eval_prompts),
-    ):
-        prompts = load_prompts(options, policy, sampling, source=source, split=split, limit=limit)
-        hashes.append(prompt_identity(prompts))
-        all_prompts += prompts
-    training, held_out = hashes
-    if pool and (pool.max_prompts or 0) > training["count"]:
+    training, held_out = (
+        load_prompts(options, policy, sampling, source=source, split=split, limit=limit)
+        for source, split, limit in (
+            (options.dataset_name, options.dataset_train_split, None),
+            (spec.eval_source, options.dataset_test_split, options.max_eval_prompts),
+        )
+    )
+    if pool and (pool.max_prompts or 0) > len(training):
         raise ConfigError(
-            f"groups.max_prompts={pool.max_prompts}, but {options.dataset_name!r} has {training['count']} "
+            f"groups.max_prompts={pool.max_prompts}, but {options.dataset_name!r} has {len(training)} "
             "training prompts; lower it"
         )
     reward = load_reward(options, policy.tokenizer)
-    check_reward(reward, all_prompts, options.max_completion_length, policy.tokenizer)
+    check_reward(reward, [*training, *held_out], options.max_completion_length, policy.tokenizer)
     gold = None
     if options.gold_reward:
         gold = load_second_reward("gold_reward", options.gold_reward, options, reward)
-        check_reward(gold, prompts, options.max_completion_length, policy.tokenizer)
+        check_reward(gold, held_out, options.max_completion_length, policy.tokenizer)
     return Inputs(
         model=policy.fingerprint,
-        training=training,
-        held_out=held_out,
+        training=prompt_identity(training),
+        held_out=prompt_identity(held_out),
         reward=_described(reward),
         gold=_described(gold) if gold else None,
     )

@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 
 from nonpareil.commands.compare.over_seeds import OverSeeds
 from nonpareil.commands.compare.results import ComparisonReport, MethodRow
-from nonpareil.evaluation.plots import POLICIES, legend_label, limit_line, mark_best_of_n, new_figure
+from nonpareil.evaluation.plots import POLICY_COLOURS, legend_label, limit_line, mark_best_of_n, new_figure
 from nonpareil.terminal import printable
 
 # Okabe and Ito's first, then Tol's muted ones; markers tell methods apart where colours do not.
-COLOURS = (*POLICIES, "#332288", "#882255", "#117733", "#999933", "#661100")
+COLOURS = (*POLICY_COLOURS, "#332288", "#882255", "#117733", "#999933", "#661100")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "h")
 _TICKS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 20, 50, 100)
 _TICK_DISTANCE = 0.06  # of the axis, so that labels do not run together

@@ -7,7 +7,7 @@ from typing import Any
 
 from nonpareil.commands.compare.plots import gold_figure, pareto_figure
 from nonpareil.commands.compare.results import ComparisonReport
-from nonpareil.commands.compare.tables import Table, front, tables
+from nonpareil.commands.compare.tables import TextTable, front, tables
 from nonpareil.evaluation.numbers import number
 from nonpareil.evaluation.pages import context_rows, page_template
 from nonpareil.evaluation.plots import png
@@ -73,7 +73,7 @@ def pareto_sentence(report: ComparisonReport) -> str:
     return f"On the Pareto front: {', '.join(text for _, text in sorted(named)) or 'none'}"
 
 
-def markdown(content_tables: Sequence[Table], over_budget: Sequence[Mapping[str, Any]] = ()) -> str:
+def markdown(content_tables: Sequence[TextTable], over_budget: Sequence[Mapping[str, Any]] = ()) -> str:
     """The tables, as `docs/` includes them."""
     parts = [f"### {table.title}\n\n{table.markdown()}\n\n{table.note}\n" for table in content_tables]
     if over_budget:

@@ -11,12 +11,12 @@ from nonpareil.commands import export, sample
 from nonpareil.commands.compare.budget import over_budget
 from nonpareil.commands.compare.evaluator import Evaluator, read_json
 from nonpareil.commands.compare.folders import (
-    changed,
     check_places,
     clear_command,
     delete_pool,
     delete_run,
     listing,
+    stale_folders,
 )
 from nonpareil.commands.compare.inputs import read_inputs
 from nonpareil.commands.compare.plan import RunPlan, command_words, plan_runs
@@ -62,7 +62,7 @@ def run(
     plans = plan_runs(spec)
     names = [entry.name for entry in spec.methods]
     if only is not None and only not in names:
-        raise ConfigError(f"only={only!r} is no method of the file; there are {', '.join(names)}")
+        raise ConfigError(f"only={only!r} is not among the file's methods; there are {', '.join(names)}")
     check_places(spec, plans, Path(config), overwrite=overwrite)
     with locked(Path(spec.options.output_dir)) as lock:
         return _Comparison(spec, plans, lock, overwrite).run(
@@ -83,9 +83,9 @@ class _Comparison:
         }
         self.overwrite = overwrite
         pool = {self.root / "groups": self.pool_identity}
-        stale_runs = changed(self.identities, overwrite=overwrite, file=SETTINGS)
-        stale_pool = changed(pool, overwrite=overwrite, file=POOL)
-        if self.evaluator.changed(overwrite=overwrite):
+        stale_runs = stale_folders(self.identities, overwrite=overwrite, file=SETTINGS)
+        stale_pool = stale_folders(pool, overwrite=overwrite, file=POOL)
+        if self.evaluator.is_stale(overwrite=overwrite):
             self.evaluator.delete()
         for folder in stale_runs:  # only now that all has been checked
             delete_run(folder, DONE, SETTINGS)
@@ -144,7 +144,7 @@ class _Comparison:
             temperature=self.options.temperature,
             seed=pool.seed,
             output_dir=str(folder),
-            # What a killed run left without saying what it is; `refuse_changed` has seen to the rest.
+            # What a killed run left without saying what it is; `stale_folders` has seen to the rest.
             overwrite=self.overwrite and not (folder / POOL).is_file(),
         )
 

@@ -7,7 +7,7 @@ from rich.table import Table
 from nonpareil.console import console
 
 if TYPE_CHECKING:
-    from nonpareil.commands.compare.tables import Table as Content
+    from nonpareil.commands.compare.tables import TextTable
 
 MIN_WIDTH = 120
 
@@ -39,7 +39,7 @@ def show(result: dict[str, Any]) -> None:
     terminal.print(f"Report: {result['report'] or 'none, no run is finished'}", soft_wrap=True)
 
 
-def _table(content: "Content", title: str) -> Table:
+def _table(content: "TextTable", title: str) -> Table:
     """The columns that there is room for."""
     shown = Table(title=title, title_justify="left")
     for place in content.brief:

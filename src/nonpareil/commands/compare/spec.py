@@ -1,7 +1,7 @@
 """The comparison's YAML: read, typed and checked key by key, before anything is computed."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, ClassVar
@@ -181,6 +181,16 @@ def _entry(name: Any, entry: Any) -> MethodEntry:
     if method is not None or settings:
         unread = ["method"] if method is not None else sorted(settings)
         raise ConfigError(f"{where}: {unread[0]} is not read beside command; put it into the command's words")
+    made = MethodEntry(name, "command", stored, {}, _command_words(command, where))
+    if not made.uses("output_dir"):
+        raise ConfigError(
+            f"{where}.command: {{output_dir}} is missing, the folder where it must leave its model"
+        )
+    return replace(made, stored=stored or made.uses("groups") or made.uses("pairs"))
+
+
+def _command_words(command: Any, where: str) -> tuple[str, ...]:
+    """The words of a program of the user's own; refused where they are no list, or a placeholder is unknown."""
     words_only = isinstance(command, list) and not any(
         isinstance(word, list | dict | NoneType) for word in command
     )
@@ -191,14 +201,7 @@ def _entry(name: Any, entry: Any) -> MethodEntry:
         if used not in PLACEHOLDERS:
             known = ", ".join("{" + each + "}" for each in PLACEHOLDERS)
             raise ConfigError(f"{where}.command: unknown placeholder {{{used}}}; there are {known}")
-    made = MethodEntry(name, "command", stored, {}, words)
-    if not made.uses("output_dir"):
-        raise ConfigError(
-            f"{where}.command: {{output_dir}} is missing, the folder where it must leave its model"
-        )
-    return (
-        made if stored else MethodEntry(name, "command", made.uses("groups") or made.uses("pairs"), {}, words)
-    )
+    return words
 
 
 def _check(spec: ComparisonSpec) -> None:

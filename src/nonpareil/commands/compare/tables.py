@@ -22,7 +22,7 @@ _NONE_SEEN = "no difference seen"
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """A heading, a note below it, and cells of text; the first column is the method's name."""
 
     title: str
@@ -41,7 +41,7 @@ class Table:
         return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def tables(report: ComparisonReport) -> list[Table]:
+def tables(report: ComparisonReport) -> list[TextTable]:
     """What was gained and what it cost; which method is better; how near best-of-N each came; what it took."""
     pairs = [pairs_table(report)] if report.pairs else []
     return [_gain(report), *pairs, _targets(report), _effort(report)]
@@ -79,7 +79,7 @@ def front(row: MethodRow) -> str:
     return "yes" if not row.dominated_by else f"no: {', '.join(row.dominated_by)}"
 
 
-def _gain(report: ComparisonReport) -> Table:
+def _gain(report: ComparisonReport) -> TextTable:
     columns = _columns(report, of_targets=False)
     rows = [[*_cells(row, columns), front(row)] for row in report.methods]
     rows.append(_baseline("reference", {"win_rate": 0.5, "kl": 0.0, **report.reference}, columns))
@@ -103,7 +103,7 @@ def _gain(report: ComparisonReport) -> Table:
     ) + _one_pool(report)
     header = ["method", *(column.label or "" for column in columns), "on the front"]
     brief = (0, *(place for place, column in enumerate(columns, 1) if column.brief), len(header) - 1)
-    return Table("Gain and cost", note, header, rows, 1 + len(report.best_of_n), brief)
+    return TextTable("Gain and cost", note, header, rows, 1 + len(report.best_of_n), brief)
 
 
 def _columns(report: ComparisonReport, *, of_targets: bool) -> list[Column]:
@@ -117,7 +117,7 @@ def _columns(report: ComparisonReport, *, of_targets: bool) -> list[Column]:
     return sorted(columns, key=lambda column: names.index(column.name.removeprefix("gold_")))
 
 
-def pairs_table(report: ComparisonReport) -> Table:
+def pairs_table(report: ComparisonReport) -> TextTable:
     """Every two methods on the same prompts: the difference's interval, and who it shows to be better."""
     labels = {"win_rate": "win rate", "gold_win_rate": "gold win rate", "kl": "KL, nats"}
     if not report.gold:
@@ -135,7 +135,7 @@ def pairs_table(report: ComparisonReport) -> Table:
         "the spread above says."
     )
     brief = (0, 1, 2, len(header) - 2, len(header) - 1)  # without the gold reward
-    return Table("Which is better", f"{note} {few}" if few else note, header, rows, brief=brief)
+    return TextTable("Which is better", f"{note} {few}" if few else note, header, rows, brief=brief)
 
 
 def _difference(pair: Pair, name: str) -> tuple[str, str]:
@@ -145,17 +145,17 @@ def _difference(pair: Pair, name: str) -> tuple[str, str]:
     return f"{number(interval.estimate)} {bracket(interval)}", pair.better(name) or _NONE_SEEN
 
 
-def _targets(report: ComparisonReport) -> Table:
+def _targets(report: ComparisonReport) -> TextTable:
     columns = _columns(report, of_targets=True)
     note = (
         "Backward: KL(policy ‖ best-of-N), low by at most (N-1)/(M+1) nats for M reference completions per prompt. "
         "Forward: KL(best-of-N ‖ policy), unbiased where rewards do not tie."
     )
     rows = [_cells(row, columns) for row in report.methods]
-    return Table(TARGETS, note, ["method", *(column.label or "" for column in columns)], rows)
+    return TextTable(TARGETS, note, ["method", *(column.label or "" for column in columns)], rows)
 
 
-def _effort(report: ComparisonReport) -> Table:
+def _effort(report: ComparisonReport) -> TextTable:
     columns = {
         "completions_drawn": "completions drawn",
         "tokens_trained": "tokens trained",
@@ -173,7 +173,7 @@ def _effort(report: ComparisonReport) -> Table:
         [row.name, *(cell(row.metrics[name], 0, units.get(name, 1)) for name in columns), str(len(row.seeds))]
         for row in report.methods
     ]
-    return Table("What it took, per run", note, ["method", *columns.values(), "seeds"], rows)
+    return TextTable("What it took, per run", note, ["method", *columns.values(), "seeds"], rows)
 
 
 def _one_pool(report: ComparisonReport) -> str:

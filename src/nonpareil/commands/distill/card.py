@@ -39,7 +39,7 @@ model is meant to be as good as the best of several samples of the model it came
 | seed | {seed} |
 
 ## How near to best-of-N
-{figures}
+{metrics}
 
 ## Use
 ```python
@@ -58,15 +58,15 @@ def write_model_card(
     """Write README.md beside the weights, unless one that is not ours has come there meanwhile."""
     from nonpareil.methods import spec_of
 
-    path, spec = output_dir / "README.md", spec_of(type(method))
+    path = output_dir / "README.md"
     if (folder := held_folder(path)) is not None and path.exists() and not folder.is_ours(path):
         tell(f"{path} is not ours, so no model card was written")
         return path
-    figures = "Not evaluated; run `nonpareil evaluate`."
+    metrics = "Not evaluated; run `nonpareil evaluate`."
     if evaluation is not None:
         from nonpareil.evaluation.summary import headline
 
-        figures = (
+        metrics = (
             f"{headline(evaluation)}. Measured on {evaluation.num_prompts} held-out prompts, both models in "
             f"{evaluation.dtype}, 95% intervals over prompts; the whole report is in `evaluation/report.html`."
         )
@@ -80,10 +80,10 @@ def write_model_card(
         reward=", ".join(code(_label(reward)) for reward in reward_labels(options)),
         steps=steps,
         batch=config.train_batch_size * config.gradient_accumulation_steps * config.world_size,
-        figures=figures,
-        tag=_tag(spec),
-        method=code(spec),
-        method_name=plain(spec),
+        metrics=metrics,
+        tag=_tag(spec_of(type(method))),
+        method=code(spec_of(type(method))),
+        method_name=plain(spec_of(type(method))),
         about=_about(method),
         settings=plain(", ".join(f"{name}={value}" for name, value in vars(method).items()) or "no settings"),
         anchor=_anchor(config, method),
