@@ -207,9 +207,15 @@ def assert_fields_are_read(cls: type, package_dir: Path) -> None:
         if dataclasses.is_dataclass(base)
         for field in dataclasses.fields(base)
     }
-    own = {field.name for field in dataclasses.fields(cls)} - inherited
+    own = {read_as(field) for field in dataclasses.fields(cls) if field.name not in inherited}
     unread = sorted(own - all_names_read(package_dir))
     assert not unread, f"{cls.__name__}: nobody reads {unread}"
+
+
+def read_as(field: dataclasses.Field) -> str:
+    """The name a field is read by: what a reward model alone reads, it is handed without `reward_`."""
+    reader = getattr(field.metadata.get("limits"), "reader", None)
+    return field.name.removeprefix("reward_") if (reader or "").startswith("a reward model") else field.name
 
 
 @functools.cache

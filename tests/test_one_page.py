@@ -40,6 +40,7 @@ def demo_trainer(output_dir: Path, page: ModuleType, **changes: Any) -> Distilla
     """The trainer with the page's settings, on few short draws."""
     tokenizer = AutoTokenizer.from_pretrained(demo_path("policy"))
     settings: dict[str, Any] = {
+        "method": JBOND(jeffreys_weight=page.W, kl_coef=page.GAMMA),
         "anchor_ema_rate": page.ETA,
         "learning_rate": page.LEARNING_RATE,
         "lr_scheduler_type": "constant",
@@ -58,15 +59,14 @@ def demo_trainer(output_dir: Path, page: ModuleType, **changes: Any) -> Distilla
         DistillationConfig(output_dir=str(output_dir), **{**settings, **changes}),
         [Prompt(text, text, tokenizer(text)["input_ids"]) for text in TEXTS],
         processing_class=tokenizer,
-        method=JBOND(jeffreys_weight=page.W, kl_coef=page.GAMMA),
     )
 
 
-def as_the_page_takes_them(drawn: StepBatch) -> tuple[list[list[int]], list[list[int]], torch.Tensor]:
+def as_the_page_takes_them(batch: StepBatch) -> tuple[list[list[int]], list[list[int]], torch.Tensor]:
     """A step's prompts, completions (the policy's, the anchor's first and second) and rewards."""
-    prompts = [group.prompt_token_ids for group in drawn.groups]
-    completions = [group.completion_token_ids[place] for place in range(3) for group in drawn.groups]
-    rewards = torch.tensor([group.rewards for group in drawn.groups], dtype=torch.float64)
+    prompts = [group.prompt_token_ids for group in batch.groups]
+    completions = [group.completion_token_ids[place] for place in range(3) for group in batch.groups]
+    rewards = torch.tensor([group.rewards for group in batch.groups], dtype=torch.float64)
     return prompts, completions, rewards
 
 
@@ -88,22 +88,22 @@ def test_loss_and_gradient_are_the_trainers(
     monkeypatch.setattr(page, "W", 0.4)
     trainer = demo_trainer(tmp_path, page)
     trainer.anchor.module.load_state_dict(moved_anchor())
-    drawn = trainer.step_sampler.draw(trainer.train_dataset, 0)
+    batch = trainer.step_sampler.draw(trainer.train_dataset, 0)
     if ties:
-        drawn.draws.policy_rewards.round_()
-        drawn.draws.anchor_rewards.sign_()
+        batch.draws.policy_rewards.round_()
+        batch.draws.anchor_rewards.sign_()
         for group, mine, theirs in zip(
-            drawn.groups, drawn.draws.policy_rewards, drawn.draws.anchor_rewards, strict=True
+            batch.groups, batch.draws.policy_rewards, batch.draws.anchor_rewards, strict=True
         ):
             group.rewards = [*mine.tolist(), *theirs.tolist()]
-        equal = drawn.draws.anchor_rewards[:, 0] == drawn.draws.anchor_rewards[:, 1]
+        equal = batch.draws.anchor_rewards[:, 0] == batch.draws.anchor_rewards[:, 1]
         assert 0 < equal.sum() < len(equal)
-    assert drawn.draws.log_ratio.abs().max() > 0.5
-    descended = trainer.descent.step(trainer.model, drawn, 1)
+    assert batch.draws.log_ratio.abs().max() > 0.5
+    descended = trainer.descent.step(trainer.model, batch, 1)
     gradients = {name: weight.grad.clone() for name, weight in trainer.model.named_parameters()}
 
     trainer.model.zero_grad()
-    value = page.loss(trainer.model, trainer.anchor.module, *as_the_page_takes_them(drawn))
+    value = page.loss(trainer.model, trainer.anchor.module, *as_the_page_takes_them(batch))
     value.backward()
     assert abs(descended.loss) > 0.1
     assert value.item() == pytest.approx(descended.loss, abs=1e-4)
@@ -139,8 +139,8 @@ def test_three_steps_end_where_the_trainers_do(page: ModuleType, tmp_path: Path)
 
 def test_it_reads_and_scores_as_the_trainer_does(page: ModuleType, tmp_path: Path) -> None:
     trainer = demo_trainer(tmp_path, page)
-    drawn = trainer.step_sampler.draw(trainer.train_dataset, 0)
-    prompts, completions, rewards = as_the_page_takes_them(drawn)
+    batch = trainer.step_sampler.draw(trainer.train_dataset, 0)
+    prompts, completions, rewards = as_the_page_takes_them(batch)
     tokenizer, rm_tokenizer = (
         AutoTokenizer.from_pretrained(demo_path(part)) for part in ("policy", "reward")
     )

@@ -45,8 +45,6 @@ def parsed(recipe: str) -> tuple[DistillOptions, DistillationConfig, dict[str, A
         "distill",
         [DistillOptions, DistillationConfig],
         ["--config", str(RECIPES / f"{recipe}.yaml")],
-        description="",
-        example="",
     )
     return options, config, given
 
@@ -112,8 +110,6 @@ def test_an_unknown_key_in_a_recipe_is_refused(tmp_path):
             "distill",
             [DistillOptions, DistillationConfig],
             ["--config", str(copy)],
-            description="",
-            example="",
         )
 
 

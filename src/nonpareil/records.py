@@ -17,6 +17,13 @@ PromptText = str | list[Message]
 FinishReason = Literal["stop", "length"]
 
 
+def text_of(completion: str | list[Message]) -> str:
+    """A completion's own text, of a string or of its messages."""
+    if isinstance(completion, str):
+        return completion
+    return "".join(message["content"] for message in completion)
+
+
 def prompt_id_of(prompt: PromptText, position: int) -> str:
     """A stable id: 16 hex digits of the prompt's hash, then its position, so equal prompts stay apart."""
     text = json.dumps(prompt, sort_keys=True, ensure_ascii=False)

@@ -34,6 +34,11 @@ class Tilt(Method):
 '''
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "110")
+
+
 def is_refused(setting: Setting) -> bool:
     return setting.limits.unread is not None or setting.limits.refused is not None
 

@@ -12,6 +12,9 @@ from nonpareil.methods.bonbon import BoNBoN
 from tests.methods import tabular
 from tests.methods.tabular import F64, LOGITS, REFERENCE, STRICT, TIED
 
+SETTINGS = {"n": 4, "contrast": "dpo", "sft_weight": 0.1}
+CASES = {"bonbon ipo": BoNBoN(3, "ipo"), "bonbon dpo": BoNBoN(3, "dpo", 0.3)}
+
 NOBODY = torch.zeros(1, 0, dtype=torch.long)
 
 

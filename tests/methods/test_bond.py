@@ -12,6 +12,21 @@ from nonpareil.methods.bond import BOND
 from tests.methods import tabular
 from tests.methods.tabular import BINARY, F64, LOGITS, REFERENCE, STRICT, TIED
 
+SETTINGS = {
+    "n": 2,
+    "num_generations": 3,
+    "num_reference_samples": 5,
+    "quantile_estimator": "plug_in",
+    "jeffreys_weight": 0.2,
+    "imitate": "all",
+    "baseline": "prompt",
+}
+CASES = {
+    "bond winner": BOND(3, 2, 6),
+    "bond all, prompt": BOND(3, 3, 6, "inclusive_plug_in", 0.3, "all", "prompt"),
+    "bond backward": BOND(8, 2, 6, "plug_in", 1.0),
+}
+
 FIVE = torch.tensor([0.3, 0.25, 0.2, 0.15, 0.1], dtype=F64)
 
 

@@ -6,37 +6,16 @@ import math
 import pytest
 import torch
 
-from nonpareil.methods import METHODS
+from nonpareil.methods import METHODS, method_settings
 from nonpareil.methods.base import ScoredDraws
 from nonpareil.methods.bonbon import BoNBoN
-from nonpareil.methods.bond import BOND
 from nonpareil.methods.jbond import JBOND
-from nonpareil.methods.regression import Regression
 from nonpareil.methods.rloo import RLOO
-from nonpareil.methods.sft_bon import SFTBoN
-from nonpareil.methods.vbon import VBON
 from tests.methods import tabular
+from tests.methods.every_method import CASES, every
 from tests.methods.tabular import F64, REFERENCE, STRICT
 
-N, M = 3, 6
-CASES = {
-    "jbond": JBOND(0.4, 0.7),
-    "bond winner": BOND(N, 2, M),
-    "bond all, prompt": BOND(N, 3, M, "inclusive_plug_in", 0.3, "all", "prompt"),
-    "bond backward": BOND(8, 2, M, "plug_in", 1.0),
-    "vbon exact": VBON(N, "exact", 2, M),
-    "vbon l1": VBON(N, "l1", 3, quantile_estimator="harmonic", baseline="prompt", stored=True),
-    "vbon clipped": VBON(N, "exact", 2, M, num_iterations=4, epsilon=0.1),
-    "bonbon ipo": BoNBoN(N, "ipo"),
-    "bonbon dpo": BoNBoN(N, "dpo", 0.3),
-    "sft winner": SFTBoN(N),
-    "sft all": SFTBoN(N, "all"),
-    "regression stored": Regression(8, -3.0, stored=True),
-    "regression online": Regression(8, -math.inf, 2, M),
-    "rloo": RLOO(3, 0.2),
-}
-every = pytest.mark.parametrize("method", CASES.values(), ids=CASES)
-"""Of every class of method at least one."""
+M = 6
 
 
 def test_no_method_is_missing():
@@ -44,7 +23,7 @@ def test_no_method_is_missing():
 
 
 def group_size(method):
-    return {JBOND: 2, RLOO: 0}.get(type(method), M)
+    return method.anchor_draws or (0 if method.stored_groups == "refused" else M)
 
 
 def batch(method, b=5, seed=0, equal=False) -> tuple[ScoredDraws, torch.Tensor, torch.Tensor]:
@@ -177,12 +156,12 @@ def test_a_strictly_rising_transform_of_the_reward_changes_nothing(method):
 @every
 def test_a_constant_reward_pulls_nowhere_at_the_reference(method):
     """The expected gradient over all draws at pi = pi_ref; with a reward that tells outcomes apart it is not 0."""
-    if isinstance(method, BOND | VBON | RLOO | Regression) and method.policy_draws:
-        settings = {"num_generations": 2} | ({} if isinstance(method, RLOO) else {"n": 2})
-        method = dataclasses.replace(method, **settings)
-        if isinstance(method, BOND | VBON):  # over one prompt the batch's other draws are the prompt's
-            method = dataclasses.replace(method, baseline="prompt")
-    m = {JBOND: 2, RLOO: 0}.get(type(method), N)
+    known = method_settings(type(method))
+    if "num_generations" in known and method.policy_draws:
+        # Over one prompt the batch's other draws are the prompt's.
+        fewer = {"num_generations": 2, "n": 2, "baseline": "prompt"}
+        method = dataclasses.replace(method, **{k: v for k, v in fewer.items() if k in known})
+    m = min(group_size(method), 3)
 
     def expected(rewards):
         if isinstance(method, JBOND):  # its baseline is over the batch

@@ -12,6 +12,9 @@ from nonpareil.methods.base import ScoredDraws, best_draw
 from nonpareil.methods.jbond import JBOND
 from tests.methods import tabular
 
+SETTINGS = {"jeffreys_weight": 0.3, "kl_coef": 0.1, "quantile_estimator": "tie_aware"}
+CASES = {"jbond": JBOND(0.4, 0.7)}
+
 REFERENCE = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 LOGITS = torch.tensor([0.3, -0.2, 0.4], dtype=torch.float64)
 STRICT = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)

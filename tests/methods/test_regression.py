@@ -12,6 +12,18 @@ from nonpareil.methods.regression import Regression
 from tests.methods import tabular
 from tests.methods.tabular import BINARY, F64, LOGITS, REFERENCE, STRICT, TIED
 
+SETTINGS = {
+    "n": 16,
+    "target_floor": -4.0,
+    "num_generations": 2,
+    "num_reference_samples": 3,
+    "quantile_estimator": "plug_in",
+}
+CASES = {
+    "regression stored": Regression(8, -3.0, stored=True),
+    "regression online": Regression(8, -math.inf, 2, 6),
+}
+
 NO_FLOOR = -math.inf
 
 

@@ -10,6 +10,9 @@ from nonpareil.methods.rloo import RLOO
 from tests.methods import tabular
 from tests.methods.tabular import F64, LOGITS, REFERENCE
 
+SETTINGS = {"num_generations": 2, "kl_coef": 0.2}
+CASES = {"rloo": RLOO(3, 0.2)}
+
 REWARDS = torch.tensor([0.3, -0.4, 1.1], dtype=F64)
 
 

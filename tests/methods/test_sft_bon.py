@@ -13,6 +13,9 @@ from nonpareil.methods.sft_bon import SFTBoN
 from tests.methods import tabular
 from tests.methods.tabular import BINARY, F64, LOGITS, REFERENCE, STRICT, TIED
 
+SETTINGS = {"n": 4, "imitate": "all"}
+CASES = {"sft winner": SFTBoN(3), "sft all": SFTBoN(3, "all")}
+
 
 @pytest.mark.parametrize("rewards", [STRICT, TIED, BINARY], ids=["strict", "tied", "binary"])
 @pytest.mark.parametrize(("n", "m"), [(2, 2), (2, 4), (3, 3), (3, 4)])

@@ -13,8 +13,9 @@ from nonpareil.methods.rloo import RLOO
 from nonpareil.methods.sft_bon import SFTBoN
 from nonpareil.methods.vbon import VBON
 from tests.methods import tabular
+from tests.methods.every_method import CASES, every
 from tests.methods.tabular import BINARY, F64, LOGITS, REFERENCE, STRICT
-from tests.methods.test_invariances import CASES, batch, every, masked_loss, with_rewards
+from tests.methods.test_invariances import batch, masked_loss, with_rewards
 
 TIE = torch.full((3,), 0.7, dtype=F64)
 

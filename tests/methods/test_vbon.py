@@ -12,6 +12,22 @@ from nonpareil.methods.vbon import VBON
 from tests.methods import tabular
 from tests.methods.tabular import BINARY, F64, LOGITS, REFERENCE, STRICT, TIED
 
+SETTINGS = {
+    "n": 3,
+    "bound": "l1",
+    "num_generations": 5,
+    "num_reference_samples": 6,
+    "quantile_estimator": "harmonic",
+    "baseline": "prompt",
+    "num_iterations": 2,
+    "epsilon": 0.1,
+}
+CASES = {
+    "vbon exact": VBON(3, "exact", 2, 6),
+    "vbon l1": VBON(3, "l1", 3, quantile_estimator="harmonic", baseline="prompt", stored=True),
+    "vbon clipped": VBON(3, "exact", 2, 6, num_iterations=4, epsilon=0.1),
+}
+
 NONE = torch.zeros(1, 0, dtype=F64)
 
 

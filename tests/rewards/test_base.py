@@ -1,12 +1,13 @@
 """The contract of a reward: what a class of one's own must have, and what its defaults do."""
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nonpareil.errors import ConfigError
+from nonpareil.errors import ConfigError, RewardError
 from nonpareil.records import Prompt, ScoreRequest, Scores
 from nonpareil.rewards import CombinedReward, FunctionReward, Reward, load_rewards
 from tests.rewards.conftest import request_of
@@ -67,6 +68,20 @@ def test_what_a_class_says_of_itself_is_heeded() -> None:
     outer = CombinedReward([combined])
     assert outer.names_within_groups == [combined.name]
     assert (outer.counts, outer.check_group_size(3)) == ({"calls": 2}, 3)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_class_that_exits_is_an_error_of_its_own(is_async: bool) -> None:
+    class Exits(Length):
+        name = "exits"
+
+        def score(self, request: ScoreRequest) -> Scores:
+            sys.exit(3)
+
+    reward = Exits()
+    reward.is_async = is_async
+    with pytest.raises(RewardError, match=r"'exits' left by sys\.exit\(3\); a failure is None with a reason"):
+        CombinedReward([reward]).score_each(DATA)
 
 
 class Unrelated:

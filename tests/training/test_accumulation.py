@@ -83,14 +83,14 @@ def test_one_prompt_a_batch_has_the_baseline_of_the_step(tmp_path: Path) -> None
         **{"optim": "sgd", "learning_rate": 1e-2, "max_grad_norm": 0, "lr_scheduler_type": "constant"},
     )
     trainer.anchor.module.load_state_dict(ending_model(seed=1).state_dict())
-    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
-    loss = loss_by_hand(trainer.model, trainer.anchor.module, drawn)
+    batch = trainer.step_sampler.draw(PROMPTS, step=0)
+    loss = loss_by_hand(trainer.model, trainer.anchor.module, batch)
     trainer.model.zero_grad()
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
     returns: dict[str, float] = {}
     with torch.no_grad():
-        for group in drawn.groups:
+        for group in batch.groups:
             if None not in group.rewards:
                 own, rewards = group.completion_token_ids[0], torch.tensor(group.rewards)
                 models = (trainer.model, trainer.anchor.module)

@@ -99,7 +99,7 @@ def test_resume_is_bit_for_bit_with_deterministic_kernels(
 
 def test_the_working_copy_draws_in_bfloat16_and_the_anchor_stays_in_float32(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, use_cpu=False, bf16=True, max_steps=1)
-    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
+    batch = trainer.step_sampler.draw(PROMPTS, step=0)
     copy = trainer.step_sampler.actors.working.model
     assert {(p.dtype, p.device.type) for p in copy.parameters()} == {(torch.bfloat16, "cuda")}
     assert {b.dtype for b in copy.buffers() if b.is_floating_point()} == {torch.float32}
@@ -107,7 +107,7 @@ def test_the_working_copy_draws_in_bfloat16_and_the_anchor_stays_in_float32(tmp_
         assert theirs.dtype == torch.float32
         assert torch.equal(mine, theirs.to(torch.bfloat16)), "what it scored with last"
     exact = cast_weights(ending_model(), torch.bfloat16).float()
-    for group in drawn.groups:
+    for group in batch.groups:
         for ids, recorded in zip(group.completion_token_ids, group.logprobs, strict=True):
             expected = forced_logprobs(exact, group.prompt_token_ids, ids)
             torch.testing.assert_close(torch.tensor(recorded), expected, atol=0.15, rtol=0)

@@ -63,8 +63,8 @@ def merged_copy(trainer: DistillationTrainer, adapter: str) -> PreTrainedModel:
 
 def test_policy_and_anchor_start_as_the_reference(tmp_path: Path) -> None:
     trainer = lora_trainer(tmp_path)
-    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
-    torch.testing.assert_close(drawn.draws.log_ratio, torch.zeros(len(PROMPTS), 1), atol=1e-5, rtol=0)
+    batch = trainer.step_sampler.draw(PROMPTS, step=0)
+    torch.testing.assert_close(batch.draws.log_ratio, torch.zeros(len(PROMPTS), 1), atol=1e-5, rtol=0)
     assert not any(p.requires_grad for n, p in trainer.model.named_parameters() if f".{POLICY}." not in n)
     assert all(p.requires_grad for n, p in trainer.model.named_parameters() if f".{POLICY}." in n)
 
@@ -89,15 +89,15 @@ def test_one_pass_draws_what_two_merged_models_draw(tmp_path: Path) -> None:
 
 def test_log_probs_are_those_of_the_merged_models(tmp_path: Path) -> None:
     trainer = moved(lora_trainer(tmp_path))
-    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
+    batch = trainer.step_sampler.draw(PROMPTS, step=0)
     models = {"policy": merged_copy(trainer, POLICY), "anchor": merged_copy(trainer, ANCHOR)}
-    for i, group in enumerate(drawn.groups):
+    for i, group in enumerate(batch.groups):
         own = group.completion_token_ids[0]
         expected = forced_logprobs(models["policy"], group.prompt_token_ids, own)
         torch.testing.assert_close(torch.tensor(group.logprobs[0]), expected, atol=1e-4, rtol=0)
         anchor = forced_logprobs(models["anchor"], group.prompt_token_ids, own).sum()
         torch.testing.assert_close(
-            drawn.draws.anchor_logprobs_of_policy[i, 0], anchor.detach(), atol=1e-4, rtol=0
+            batch.draws.anchor_logprobs_of_policy[i, 0], anchor.detach(), atol=1e-4, rtol=0
         )
         for ids, values in zip(group.completion_token_ids[1:], group.logprobs[1:], strict=True):
             expected = forced_logprobs(models["anchor"], group.prompt_token_ids, ids)
@@ -107,8 +107,8 @@ def test_log_probs_are_those_of_the_merged_models(tmp_path: Path) -> None:
 def test_a_fixed_reference_is_the_base_with_adapters_off(tmp_path: Path) -> None:
     trainer = moved(lora_trainer(tmp_path, method="bond", n=2, num_generations=1, num_reference_samples=2))
     assert ANCHOR not in trainer.model.peft_config
-    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
-    for group in drawn.groups:
+    batch = trainer.step_sampler.draw(PROMPTS, step=0)
+    for group in batch.groups:
         for ids, values in zip(group.completion_token_ids[1:], group.logprobs[1:], strict=True):
             expected = forced_logprobs(ending_model(), group.prompt_token_ids, ids)
             torch.testing.assert_close(torch.tensor(values), expected, atol=1e-4, rtol=0)

@@ -45,14 +45,14 @@ def held(trainer: DistillationTrainer) -> dict[str, int]:
     )
     copied = actors.working.model.parameters() if hasattr(actors, "working") else ()
     others = {id(weight) for weight in anchor}
-    figures = {
+    sizes = {
         "weights": size(p for p in trainer.model.parameters() if id(p) not in others),
         "gradients": gradients.held,
         "optimizer": size(moments),
         "anchor": size(anchor),
         "working_copy": size(copied),
     }
-    return {**figures, "total": sum(figures.values())}
+    return {**sizes, "total": sum(sizes.values())}
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,26 @@
 """A method made by the caller, and a run that is taken up at its end."""
 
+import json
+import math
+import subprocess
+import sys
+from copy import copy, deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from nonpareil.errors import ConfigError
+from nonpareil.methods.base import Method, ScoredDraws
 from nonpareil.methods.bond import BOND
+from nonpareil.methods.regression import Regression
 from nonpareil.methods.sft_bon import SFTBoN
 from nonpareil.methods.vbon import VBON
 from nonpareil.training import DistillationConfig
+from nonpareil.training.method import method_of
+from nonpareil.user_code.load import load_function
 from tests.training.conftest import make_trainer, stored_groups, weights
 
 
@@ -31,6 +42,117 @@ def test_a_method_object_that_draws_its_own_is_refused_with_groups(tmp_path: Pat
         ConfigError, match=r"groups: VBON draws 16 fresh reference completions .* stored=True"
     ):
         make_trainer(tmp_path, method=VBON(), groups=stored_groups(3))
+
+
+SCALED = """
+from dataclasses import dataclass
+from nonpareil.methods.base import Method, PolicyGradientTargets, no_draw
+
+@dataclass(frozen=True)
+class Scaled(Method):
+    scale: float = 1.0
+    num_generations: int = 2
+    reducer: object = max
+
+    @property
+    def policy_draws(self):
+        return self.num_generations
+
+    def targets(self, draws):
+        scored = ~draws.policy_rewards.isnan()
+        worth = self.scale * draws.policy_rewards.nan_to_num()
+        return PolicyGradientTargets(scored, no_draw(draws.anchor_rewards), advantages=worth)
+
+    def loss(self, policy_logprobs, anchor_logprobs, targets):
+        return -(targets.advantages * policy_logprobs.sum(-1)).mean(-1)
+"""
+
+
+def test_a_name_and_an_object_of_its_defaults_are_one_method(tmp_path: Path) -> None:
+    args = DistillationConfig(output_dir=str(tmp_path), use_cpu=True, method="bond")
+    assert method_of(args, stored=False) == BOND()
+    assert method_of(replace(args, method=BOND(n=2)), stored=False) == BOND(n=2)
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        (3, "method=3 must be text"),
+        (
+            BOND,
+            "method=<class 'nonpareil.methods.bond.BOND'> must be text, or an object of a subclass of .*Method",
+        ),
+        (None, "method=None must be text"),
+        ("bonds", r"method='bonds' is unknown; did you mean bond\?"),
+    ],
+)
+def test_what_is_no_method_is_refused(method: Any, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=says):
+        make_trainer(tmp_path, method=method) if method == "bonds" else DistillationConfig(method=method)
+
+
+def test_a_class_without_fields_of_its_own_is_refused(tmp_path: Path) -> None:
+    class Bare(SFTBoN):
+        """No dataclass of its own, which is as good as its base."""
+
+    class Plain(Method):
+        """No dataclass at all."""
+
+        def targets(self, draws: ScoredDraws) -> Any:
+            raise NotImplementedError
+
+        loss: Any = targets
+
+    assert make_trainer(tmp_path, method=Bare(n=2), groups=stored_groups(3)).method.smallest_group == 2
+    with pytest.raises(ConfigError, match="method='Plain' must be a dataclass"):
+        make_trainer(tmp_path, method=Plain())
+
+
+def test_logs_and_files_hold_a_method_by_its_name_and_settings(tmp_path: Path) -> None:
+    (tmp_path / "scaled.py").write_text(SCALED)
+    scaled: Any = load_function(f"{tmp_path}/scaled.py:Scaled")
+    for method, name, settings in (
+        (Regression(target_floor=-math.inf), "regression", {"target_floor": "-Infinity", "n": 8}),
+        (scaled(scale=0.5), "scaled.py:Scaled", {"scale": 0.5, "reducer": "<built-in function max>"}),
+    ):
+        config = DistillationConfig(output_dir=str(tmp_path / "run"), use_cpu=True, method=method)
+        told = json.loads(config.to_json_string())
+        assert told["method"] == name
+        assert told["method_settings"].items() >= settings.items()
+        assert isinstance(config.to_sanitized_dict()["method"], str)
+        assert copy(config).method == deepcopy(config).method == config.with_whole_steps().method == method
+
+
+def test_saved_arguments_are_read_without_the_users_file(tmp_path: Path) -> None:
+    (tmp_path / "scaled.py").write_text(SCALED)
+    scaled: Any = load_function(f"{tmp_path}/scaled.py:Scaled")
+    for method, shown in ((BOND(n=2), "BOND(n=2, num_gen"), (scaled(scale=0.5), "Scaled(scale=0.5, num_gen")):
+        trainer = make_trainer(tmp_path / "run", max_steps=1, method=method)
+        trainer.train()
+        trainer.save_model(str(tmp_path / "saved"))
+        code = "import sys, torch; print(torch.load(sys.argv[1], weights_only=False).method)"
+        words = [sys.executable, "-c", code, str(tmp_path / "saved" / "training_args.bin")]
+        read = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        assert read.startswith(shown), "the object itself, or what it was called and set to"
+
+
+def test_what_a_draw_was_worth_stands_in_the_table_of_completions(tmp_path: Path) -> None:
+    (tmp_path / "scaled.py").write_text(SCALED)
+    scaled: Any = load_function(f"{tmp_path}/scaled.py:Scaled")
+    make_trainer(tmp_path / "run", max_steps=1, method=scaled(scale=0.5)).train()
+    rows = pq.read_table(tmp_path / "run" / "completions" / "completions_00001.parquet").to_pylist()
+    assert len(rows) == 4 * 2
+    assert [row["advantage"] for row in rows] == pytest.approx([0.5 * row["goodness"] for row in rows])
+
+
+def test_a_setting_with_the_name_of_a_part_of_a_run_is_told_apart_on_resume(tmp_path: Path) -> None:
+    (tmp_path / "scaled.py").write_text(SCALED.replace("scale", "processes"))
+    scaled: Any = load_function(f"{tmp_path}/scaled.py:Scaled")
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "constant"}
+    make_trainer(tmp_path / "run", max_steps=1, method=scaled(processes=1.0), **settings).train()
+    again = make_trainer(tmp_path / "run", max_steps=2, method=scaled(processes=2.0), **settings)
+    with pytest.raises(ConfigError, match=r"processes of the method: 1\.0 there, 2\.0 now"):
+        again.train(resume_from_checkpoint=True)
 
 
 def test_a_run_taken_up_at_its_end_takes_no_further_step(tmp_path: Path) -> None:

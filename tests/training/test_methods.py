@@ -12,6 +12,7 @@ from nonpareil.methods.base import ScoredDraws, Targets
 from nonpareil.records import Group
 from nonpareil.training.step.batch import StepBatch
 from nonpareil.training.trainer import DistillationTrainer
+from tests.methods.every_method import SETTINGS
 from tests.tiny import END, make_tokenizer
 from tests.training.conftest import (
     PROMPTS,
@@ -59,6 +60,9 @@ STORED: dict[str, dict[str, Any]] = {
     "sft_bon, all": {"n": 3, "imitate": "all"},
     "regression": {"n": 4},
 }
+for name, settings in SETTINGS.items():  # a method that has no case of its own above
+    if name not in {case.split(",")[0] for case in ("jbond", *FRESH, *STORED)}:
+        (STORED if METHODS[name].stored_groups == "required" else FRESH)[name] = settings
 
 
 def some_fail(completion_ids: list[list[int]], **columns: Any) -> list[float | None]:
@@ -129,9 +133,9 @@ def rectangle(rows: list[list[Tensor]], columns: slice, width: int) -> Tensor:
     return padded[:, columns]
 
 
-def numbers_of(drawn: StepBatch, policy: list[list[Tensor]], reward: Any) -> ScoredDraws:
+def numbers_of(batch: StepBatch, policy: list[list[Tensor]], reward: Any) -> ScoredDraws:
     """What the method is to see: everything but the tie breaker worked out anew."""
-    groups, k = drawn.groups, drawn.num_policy
+    groups, k = batch.groups, batch.num_policy
     with torch.no_grad():
         reference = token_logprobs(ending_model(), groups)
     most, width = max(map(len, groups)), 6
@@ -147,7 +151,7 @@ def numbers_of(drawn: StepBatch, policy: list[list[Tensor]], reward: Any) -> Sco
         completion_mask=own != 0,
         anchor_logprobs_of_policy=logprobs[:, :k].sum(-1),
         anchor_token_logprobs=logprobs[:, k:],
-        tie_breaker=drawn.draws.tie_breaker,
+        tie_breaker=batch.draws.tie_breaker,
     )
 
 
@@ -169,14 +173,14 @@ def gradient(loss: Tensor, model: torch.nn.Module) -> dict[str, Tensor]:
 
 def assert_by_hand(trainer: DistillationTrainer, reward: Any) -> None:
     """A step of the trainer is the loss on what it drew."""
-    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
-    ended = [len(ids) < 6 and ids[-1] == END for group in drawn.groups for ids in ids_of(group)]
+    batch = trainer.step_sampler.draw(PROMPTS, step=0)
+    ended = [len(ids) < 6 and ids[-1] == END for group in batch.groups for ids in ids_of(group)]
     assert any(ended)
     assert not all(ended)
-    assert max(ids.count(END) for group in drawn.groups for ids in ids_of(group)) == 1
-    policy = token_logprobs(trainer.model, drawn.groups)
-    targets = trainer.method.targets(numbers_of(drawn, policy, reward))
-    by_hand = mean_loss(trainer, policy, targets, drawn.num_policy)
+    assert max(ids.count(END) for group in batch.groups for ids in ids_of(group)) == 1
+    policy = token_logprobs(trainer.model, batch.groups)
+    targets = trainer.method.targets(numbers_of(batch, policy, reward))
+    by_hand = mean_loss(trainer, policy, targets, batch.num_policy)
     want = gradient(by_hand, trainer.model)
     loss, got = one_step(trainer)
     assert loss == pytest.approx(by_hand.item(), rel=1e-4, abs=1e-5)
@@ -236,21 +240,21 @@ def test_on_stored_groups_of_different_sizes(case: str, tmp_path: Path) -> None:
 def test_the_second_step_on_the_same_draws_is_clipped_by_the_ratio_to_the_first(tmp_path: Path) -> None:
     """vBoN's PPO: the log-probs of sampling stay those of the policy that drew."""
     trainer = trainer_of(tmp_path, "vbon, ppo", FRESH["vbon, ppo"], None)
-    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
+    batch = trainer.step_sampler.draw(PROMPTS, step=0)
     with torch.no_grad():
-        before = token_logprobs(trainer.model, drawn.groups)
-    targets = trainer.method.targets(numbers_of(drawn, before, goodness))
+        before = token_logprobs(trainer.model, batch.groups)
+    targets = trainer.method.targets(numbers_of(batch, before, goodness))
     _, first = one_step(trainer)
     with torch.no_grad():
         for name, parameter in trainer.model.named_parameters():
             parameter -= 0.05 * first[name]
     trainer.state.global_step = 1
-    after = token_logprobs(trainer.model, drawn.groups)
+    after = token_logprobs(trainer.model, batch.groups)
     pairs = [pair for x, y in zip(after, before, strict=True) for pair in zip(x[:2], y[:2], strict=True)]
     ratios = torch.cat([(now - then).exp() for now, then in pairs])
     assert (ratios > 1.1).any(), "the clip is reached"
     assert (ratios < 0.9).any()
-    by_hand = mean_loss(trainer, after, targets, drawn.num_policy)
+    by_hand = mean_loss(trainer, after, targets, batch.num_policy)
     want = gradient(by_hand, trainer.model)
     loss, got = one_step(trainer)
     assert loss == pytest.approx(by_hand.item(), rel=1e-4, abs=1e-5)

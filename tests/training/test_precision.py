@@ -27,14 +27,14 @@ def test_bf16_training_multiplies_in_bfloat16(changes: dict[str, Any], bf16: boo
     if bf16 and changes:
         cast_weights(model, torch.bfloat16)
     trainer = make_trainer(tmp_path, model=model, bf16=bf16, **changes)
-    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
-    targets = trainer.method.targets(drawn.draws)
+    batch = trainer.step_sampler.draw(PROMPTS, step=0)
+    targets = trainer.method.targets(batch.draws)
     policy = plain_model(trainer.model).train()
     seen: list[torch.dtype] = []
     for module in policy.modules():
         if type(module) is nn.Linear:
             module.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    trainer.accumulator.step(policy, drawn, targets)
+    trainer.accumulator.step(policy, batch, targets)
     assert len(seen) > 14
     assert set(seen) == {torch.bfloat16 if bf16 else torch.float32}
     trained = [p for p in policy.parameters() if p.requires_grad]
@@ -50,16 +50,16 @@ def test_what_draws_is_what_is_trained_but_for_rounding(
     model = cast_weights(make_model(), torch.bfloat16) if bf16 and changes else make_model()
     trainer = make_trainer(tmp_path, model=model, bf16=bf16, max_steps=2, **changes)
     trainer.train()  # so that there is something to round
-    drawn = trainer.step_sampler.draw(PROMPTS, step=2)
+    batch = trainer.step_sampler.draw(PROMPTS, step=2)
     policy = plain_model(trainer.model).eval()
-    count = drawn.num_policy
+    count = batch.num_policy
     sequences = TokenSequences(
-        [g.prompt_token_ids for g in drawn.groups for _ in range(count)],
-        [ids for g in drawn.groups for ids in g.completion_token_ids[:count]],
+        [g.prompt_token_ids for g in batch.groups for _ in range(count)],
+        [ids for g in batch.groups for ids in g.completion_token_ids[:count]],
     )
     with torch.no_grad(), trainer.accelerator.autocast():
         trained = completion_token_logprobs(policy, sequences)
-    recorded = [each for g in drawn.groups for each in g.logprobs[:count]]
+    recorded = [each for g in batch.groups for each in g.logprobs[:count]]
     off = torch.cat(
         [(row[: len(r)] - torch.tensor(r)).abs() for row, r in zip(trained, recorded, strict=True)]
     )

@@ -80,9 +80,9 @@ def test_in_bfloat16_too_the_log_ratio_of_one_model_is_none(changes: dict[str, A
     """Drawn token by token, log-probs in bfloat16 are others than in one pass."""
     model = cast_weights(ending_model(), torch.bfloat16)
     trainer = make_trainer(tmp_path, model=model, bf16=True, max_completion_length=20, **changes)
-    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
-    assert drawn.draws.policy_token_logprobs.abs().sum() > 1
-    assert drawn.draws.log_ratio.abs().max() < 1e-5
+    batch = trainer.step_sampler.draw(PROMPTS, step=0)
+    assert batch.draws.policy_token_logprobs.abs().sum() > 1
+    assert batch.draws.log_ratio.abs().max() < 1e-5
 
 
 class Later:

@@ -47,10 +47,10 @@ def forward_by_hand(ours: list[Tensor], theirs: list[Tensor], rewards: list[floa
     return pull - sign * (ours[0].sum() - ours[1].sum()) / 2
 
 
-def loss_by_hand(policy: PreTrainedModel, anchor: PreTrainedModel, drawn: StepBatch) -> Tensor:
+def loss_by_hand(policy: PreTrainedModel, anchor: PreTrainedModel, batch: StepBatch) -> Tensor:
     """The mean over the prompts whose three rewards are all there."""
     rows = []
-    for group in drawn.groups:
+    for group in batch.groups:
         if None in group.rewards:
             continue
         tokens = [
@@ -106,11 +106,11 @@ def test_loss_and_gradient_are_those_written_out(
     )  # so that log-ratios are not zero
     loss, gradients = one_step(trainer)
 
-    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
-    assert any(ids[-1] == END for g in drawn.groups for ids in g.completion_token_ids)
-    assert any(None in g.rewards for g in drawn.groups) == (reward is some_fail)
+    batch = trainer.step_sampler.draw(PROMPTS, step=0)
+    assert any(ids[-1] == END for g in batch.groups for ids in g.completion_token_ids)
+    assert any(None in g.rewards for g in batch.groups) == (reward is some_fail)
     trainer.model.zero_grad()
-    by_hand = loss_by_hand(trainer.model, trainer.anchor.module, drawn)
+    by_hand = loss_by_hand(trainer.model, trainer.anchor.module, batch)
     by_hand.backward()
     assert loss.item() == pytest.approx(by_hand.item(), abs=1e-5)
     theirs = {n: p.grad for n, p in trainer.model.named_parameters()}
@@ -123,15 +123,15 @@ def test_log_ratios_are_those_of_policy_and_anchor(tmp_path: Path) -> None:
     at_start = trainer.step_sampler.draw(PROMPTS, step=0).draws.log_ratio
     assert at_start.abs().max() < 1e-4, "the anchor starts as the policy"
     trainer.anchor.module.load_state_dict(ending_model(seed=1).state_dict())
-    drawn = trainer.step_sampler.draw(PROMPTS, step=0)
+    batch = trainer.step_sampler.draw(PROMPTS, step=0)
     with torch.no_grad():
         want = [
             sequence_logprob(trainer.model, g.prompt_token_ids, g.completion_token_ids[0])
             - sequence_logprob(trainer.anchor.module, g.prompt_token_ids, g.completion_token_ids[0])
-            for g in drawn.groups
+            for g in batch.groups
         ]
-    torch.testing.assert_close(drawn.draws.log_ratio[:, 0], torch.stack(want), rtol=1e-4, atol=1e-4)
-    assert drawn.draws.log_ratio.abs().max() > 0.1
+    torch.testing.assert_close(batch.draws.log_ratio[:, 0], torch.stack(want), rtol=1e-4, atol=1e-4)
+    assert batch.draws.log_ratio.abs().max() > 0.1
 
 
 def test_policy_and_anchor_steps_and_prompts_draw_anew(tmp_path: Path) -> None:

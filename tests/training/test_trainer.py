@@ -100,7 +100,7 @@ def test_the_rewarded_word_becomes_frequent(tmp_path: Path) -> None:
     assert sum(rewards[-5:]) > sum(rewards[:5]) + 5
 
 
-def test_every_figure_is_logged_under_its_name(tmp_path: Path) -> None:
+def test_every_metric_is_logged_under_its_name(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, max_steps=4, logging_steps=2)
     trainer.train()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -141,16 +141,16 @@ def test_importance_weights_scale_each_draws_gradient() -> None:
 
 def test_importance_weights_are_truncated_ratios_of_whole_completions(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
-    drawn = trainer.step_sampler.draw(trainer.train_dataset, step=0)
+    batch = trainer.step_sampler.draw(trainer.train_dataset, step=0)
     gaps = [0.1, -0.2, 5.0, 0.0, 0.3, -1.0]
     sampled = [
         [[value - gap / len(values) for value in values] for values in group.logprobs[:1]]
-        for group, gap in zip(drawn.groups, gaps, strict=True)
+        for group, gap in zip(batch.groups, gaps, strict=True)
     ]
-    other = type(drawn)(drawn.groups, drawn.draws, drawn.num_policy, sampled)
+    other = type(batch)(batch.groups, batch.draws, batch.num_policy, sampled)
     expected = torch.tensor(gaps).exp().clamp(max=2.0)[:, None]
     torch.testing.assert_close(other.importance_weights(2.0), expected, atol=1e-5, rtol=1e-5)
-    assert torch.equal(drawn.importance_weights(2.0), torch.ones(6, 1))
+    assert torch.equal(batch.importance_weights(2.0), torch.ones(6, 1))
 
 
 def test_an_engine_that_nothing_would_use_is_refused(tmp_path: Path) -> None:

@@ -26,9 +26,8 @@ def run(options: SampleOptions) -> dict[str, Any]:
         NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
     """
     require_all(options)
-    refuse_unread(
-        options, absent_rewards(options, None) | absent_splits({WITH_SPLITS: options.dataset_name or ""})
-    )
+    splits = absent_splits({WITH_SPLITS: options.dataset_name or ""})
+    refuse_unread(options, absent_rewards(options, None) | splits)
     check_output("output_dir", options.output_dir, inputs_of(options), deletes=options.overwrite)
     from nonpareil.rollouts.folder import check_folder
     from nonpareil.rollouts.progress import ProgressBar

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nonpareil.errors import ConfigError
+from nonpareil.files import jsonable
 from nonpareil.methods.base import Method
 from nonpareil.methods.bonbon import BoNBoN
 from nonpareil.methods.bond import BOND
@@ -63,6 +64,18 @@ def spec_of(cls: type[Method]) -> str:
 def method_settings(cls: type[Method]) -> dict[str, Setting]:
     """The settings of a method by name: its fields, but for `stored`, which says whether groups are given."""
     return {name: setting for name, setting in settings_of(cls).items() if name != "stored"}
+
+
+def plain_settings(method: Method) -> dict[str, Any]:
+    """What a method is set to, as JSON has it; as text what JSON has no form for."""
+
+    def plain(value: Any) -> Any:
+        try:
+            return jsonable(value, keep_infinities=True)
+        except TypeError:
+            return str(value)
+
+    return {name: plain(value) for name, value in vars(method).items()}
 
 
 def build(method: str | type[Method], settings: Mapping[str, Any], *, stored: bool = False) -> Method:

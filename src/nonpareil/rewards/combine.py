@@ -85,9 +85,7 @@ class CombinedReward(Reward):
         try:
             return _checked(name, reward.score(request.copy()), request)
         except SystemExit as error:
-            raise RewardError(
-                f"reward {name!r} left by sys.exit({error}); a failure is None with a reason"
-            ) from error
+            raise _left(repr(name), error) from error
 
     def check_prompts(self, prompts: Sequence[Prompt], max_completion_length: int, tokenizer: Any) -> None:
         """Refuse rewards that cannot score completions of these prompts; see `Reward.check_prompts`.
@@ -105,7 +103,7 @@ class CombinedReward(Reward):
             reward.log_errors_to(folder)
 
     def aggregate(self, by_name: Mapping[str, Sequence[float | None]]) -> list[float | None]:
-        """The weighted sum a completion; None where any reward is None, whatever its weight.
+        """The weighted sum per completion; None where any reward is None, whatever its weight.
 
         Also where the sum is beyond `records.MOST_REWARD`.
 
@@ -190,8 +188,12 @@ def _score_together(rewards: Mapping[str, Reward], request: ScoreRequest) -> dic
     async def gathered() -> list[Scores]:
         return list(await asyncio.gather(*(one.score_async(request.copy()) for one in rewards.values())))
 
+    names = " or ".join(map(repr, rewards))
     if not any(isinstance(one, FunctionReward) for one in rewards.values()):
-        return dict(zip(rewards, run_coroutine(gathered()), strict=True))
+        try:
+            return dict(zip(rewards, run_coroutine(gathered()), strict=True))
+        except SystemExit as error:
+            raise _left(names, error) from error
     try:
         with contained():
             return dict(zip(rewards, run_coroutine(gathered()), strict=True))
@@ -199,8 +201,11 @@ def _score_together(rewards: Mapping[str, Reward], request: ScoreRequest) -> dic
         cause = failure.__cause__
         if isinstance(cause, Exception):  # of an endpoint or a judge, as it would be without functions
             raise cause from cause.__cause__
-        names = " or ".join(map(repr, rewards))
         raise RewardError(f"reward {names} ended the event loop: {failure}") from failure
+
+
+def _left(names: str, error: SystemExit) -> RewardError:
+    return RewardError(f"reward {names} left by sys.exit({error}); a failure is None with a reason")
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -9,13 +9,12 @@ import torch
 from transformers import TrainingArguments
 
 from nonpareil.errors import ConfigError
-from nonpareil.files import jsonable
-from nonpareil.methods import spec_of
+from nonpareil.methods import plain_settings, spec_of
 from nonpareil.methods.base import Method
 from nonpareil.models.devices import best_device, fast_dtype
 from nonpareil.models.distributed import check_launch
 from nonpareil.models.zero import check_zero_settings, zero_requested
-from nonpareil.setting_types import Limits, check_value
+from nonpareil.setting_types import Limits, check_value, shown
 from nonpareil.settings import check_settings, option
 from nonpareil.training.adapter_checks import check_adapter
 from nonpareil.training.inherited import LIMITS
@@ -47,8 +46,7 @@ class DistillationConfig(DistillationSettings, TrainingArguments):  # type: igno
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, resolve `bf16`, then let transformers do the same."""
-        if not isinstance(self.method, Method):
-            check_value("method", self.method, str, why="or an object of a subclass of methods.base.Method")
+        self._check_method()
         check_settings(self)
         device = torch.device("cpu") if self.use_cpu else best_device()
         if device.type == "cpu":
@@ -69,6 +67,16 @@ class DistillationConfig(DistillationSettings, TrainingArguments):  # type: igno
         # A process trains on one GPU: transformers would wrap the model in DataParallel and take on more prompts.
         self._n_gpu = min(self._n_gpu, 1)
         self._check_processes()
+
+    def _check_method(self) -> None:
+        """Refuse what is neither a method's name nor a method."""
+        if isinstance(self.method, str):
+            check_value("method", self.method, str)
+        elif not isinstance(self.method, Method):
+            raise ConfigError(
+                f"method={shown(self.method)} must be text, or an object of a subclass of "
+                "nonpareil.methods.base.Method (docs/own-method.md)"
+            )
 
     def _check_sharding(self) -> None:
         """Refuse ways of running on many devices that would silently be something else."""
@@ -130,14 +138,5 @@ class DistillationConfig(DistillationSettings, TrainingArguments):  # type: igno
         """As JSON has it, for loggers and files: a method by its name, and its settings."""
         plain = super().to_dict()
         if isinstance(self.method, Method):
-            settings = {name: _plain(value) for name, value in vars(self.method).items()}
-            plain |= {"method": spec_of(type(self.method)), "method_settings": settings}
+            plain |= {"method": spec_of(type(self.method)), "method_settings": plain_settings(self.method)}
         return plain
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it; text where it has no form for it."""
-    try:
-        return jsonable(value, keep_infinities=True)
-    except TypeError:
-        return str(value)

@@ -10,7 +10,6 @@ from nonpareil import __version__
 from nonpareil.files import write_bytes
 from nonpareil.folders import held_folder
 from nonpareil.markdown import code, plain
-from nonpareil.methods import spec_of
 from nonpareil.options.rewards import reward_labels
 from nonpareil.terminal import printable, tell
 
@@ -57,6 +56,8 @@ def write_model_card(
     output_dir: Path, options: Any, config: Any, method: Any, steps: int, evaluation: "Evaluation | None"
 ) -> Path:
     """Write README.md beside the weights, unless one that is not ours has come there meanwhile."""
+    from nonpareil.methods import spec_of
+
     path = output_dir / "README.md"
     if (folder := held_folder(path)) is not None and path.exists() and not folder.is_ours(path):
         tell(f"{path} is not ours, so no model card was written")

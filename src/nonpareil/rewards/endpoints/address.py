@@ -1,4 +1,4 @@
-"""How an endpoint is named: by one string, wherever a reward is named. Light, for options are checked with it.
+"""How an endpoint is named: by one string, wherever a reward is named. Light: options are checked with it.
 
     json+http://host:port/path#name      our own protocol, see docs/endpoints-rewards.md
     vllm+http://host:port#model          vLLM's classify route; `model` is a directory or hub id, for its tokenizer

@@ -1,1 +1,1 @@
-"""Rewards that are Python functions, in this process or in one of their own."""
+"""Rewards that are Python functions, run in this process or in one of their own."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nonpareil.errors import ConfigError, RewardError
-from nonpareil.records import ScoreRequest, Scores
+from nonpareil.records import ScoreRequest, Scores, text_of
 from nonpareil.remote import DEFAULT_KEY, JsonClient, run_coroutine
 from nonpareil.rewards.base import Reward
 from nonpareil.rewards.endpoints.requests import MAX_RETRIES, REQUESTS_AT_ONCE, TIMEOUT
@@ -22,7 +22,6 @@ from nonpareil.rewards.judge.questions import (
     read_verdict,
 )
 from nonpareil.rewards.judge.schedule import ORDERS, calls_for, opponents_for, schedule
-from nonpareil.rewards.models.encoding import text_of
 
 
 class JudgeReward(Reward):

@@ -1,4 +1,4 @@
-"""Which completions of a group a judge compares: all pairs, or as even a part as the budget allows."""
+"""Which completions of a group a judge compares: all pairs, or an even selection within the budget."""
 
 import hashlib
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ class Schedule:
 def opponents_for(size: int, max_calls: int | None) -> int:
     """In how many pairs each of `size` completions is compared, within `max_calls` calls per group.
 
-    All others where the budget allows it. Otherwise the most, equally many for each, that it pays for: two
-    calls per pair, `size * opponents / 2` pairs. An odd number of completions cannot each be in an odd number
-    of pairs, so the next lower number is taken.
+    With all others where the budget allows it. Otherwise the largest number that is the same for each: there are
+    `size * opponents / 2` pairs, of two calls each. An odd number of completions cannot each be in an odd number
+    of pairs, so the next lower number is taken then.
 
     Raises:
-        ConfigError: fewer than two completions, or a budget that does not join them all: two opponents each
-            form a ring, and with one each the group falls into couples whose scores mean nothing to each other.
+        ConfigError: fewer than two completions, or a budget that does not connect them: with two opponents each
+            they form a ring; with one each they are separate pairs, whose scores cannot be compared.
     """
     if size < 2:
         raise ConfigError(f"a judge compares completions of one prompt, and this group has {size}; draw more")
@@ -59,9 +59,9 @@ def calls_for(size: int, max_calls: int | None) -> int:
 def schedule(size: int, max_calls: int | None, key: str) -> Schedule:
     """The pairs to judge of a group; the same for the same `key`, whatever else is scored.
 
-    With too few calls for all pairs: the completions in an order that follows from the key stand in a
-    ring, and each meets those at some distances along it. The distance 1 is always among them, so that a
-    chain of judged pairs joins any two completions; the other distances follow from the key too.
+    With too few calls for all pairs, the completions are put in a ring, in an order that follows from the key, and
+    each is compared with those at certain distances along it. Distance 1 is always among them, so that a chain of
+    judged pairs connects any two completions; the other distances follow from the key too.
 
     Raises:
         ConfigError: as `opponents_for`.
@@ -70,7 +70,7 @@ def schedule(size: int, max_calls: int | None, key: str) -> Schedule:
     ring = sorted(range(size), key=lambda place: _drawn(f"{key}/place/{place}"))
     further = sorted(range(2, (size + 1) // 2), key=lambda distance: _drawn(f"{key}/distance/{distance}"))
     distances = [1, *further][: opponents // 2]
-    if opponents % 2:  # of an even ring: the one opposite, which is one opponent where others are two
+    if opponents % 2:  # in an even ring, the one opposite: a single opponent, where other distances give two
         distances.append(size // 2)
     pairs = {
         tuple(sorted((ring[start], ring[(start + distance) % size])))
@@ -81,5 +81,5 @@ def schedule(size: int, max_calls: int | None, key: str) -> Schedule:
 
 
 def _drawn(key: str) -> bytes:
-    """As good as random, and the same on every machine and Python."""
+    """Pseudo-random, and the same on every machine and Python."""
     return hashlib.sha256(key.encode()).digest()

@@ -1,1 +1,1 @@
-"""Rewards that are models: in this process, in vLLM, or served by one."""
+"""Rewards that are models, run by transformers, by vLLM in this process, or by a vLLM server."""

@@ -1,9 +1,10 @@
 """What reward models have in common, whatever runs them: text becomes ids, and equal ids are scored once."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from nonpareil.records import Prompt, ScoreRequest
+from nonpareil.records import Prompt, ScoreRequest, Scores
 from nonpareil.rewards.base import Reward
 from nonpareil.rewards.models.encoding import EncodedText, RewardEncoder
 
@@ -34,3 +35,21 @@ class ClassifierReward(Reward):
         encoded = self.encoder.encode(request)
         self.truncated += sum(text.truncated for text in encoded)
         return encoded
+
+
+def score_once(
+    encoded: Sequence[EncodedText], score_rows: Callable[[list[tuple[int, ...]]], list[float]]
+) -> Scores:
+    """Each text's logit; None where it is not finite or the text cannot be scored.
+
+    Equal texts are scored once: less work, and they tie exactly whatever a batch does to rounding.
+    """
+    unique = list(dict.fromkeys(tuple(text.token_ids) for text in encoded if text.failure is None))
+    logits = dict(zip(unique, score_rows(unique), strict=True))
+    values, failures = [], []
+    for text in encoded:
+        value = logits.get(tuple(text.token_ids), math.nan)
+        failure = text.failure or (None if math.isfinite(value) else f"score is {value}")
+        values.append(value if failure is None else None)
+        failures.append(failure)
+    return Scores(values, failures)

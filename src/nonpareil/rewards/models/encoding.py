@@ -1,14 +1,13 @@
 """Text to the ids a reward model scores: its own tokenizer, one beginning token, nothing cut silently."""
 
 import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.models.chat import template_failure
-from nonpareil.records import Message, Prompt, ScoreRequest, Scores
+from nonpareil.records import Message, Prompt, ScoreRequest, text_of
 from nonpareil.rewards.models.template_check import check_words
 from nonpareil.rewards.models.text_options import TextOptions
 
@@ -209,31 +208,6 @@ def without_end_pads(ids: Sequence[int], pad: int | None) -> list[int]:
     while end > 1 and ids[end - 1] == pad:
         end -= 1
     return list(ids[:end])
-
-
-def score_once(
-    encoded: Sequence[EncodedText], score_rows: Callable[[list[tuple[int, ...]]], list[float]]
-) -> Scores:
-    """Each text's logit; None where it is not finite or the text cannot be scored.
-
-    Equal texts are scored once: less work, and they tie exactly whatever a batch does to rounding.
-    """
-    unique = list(dict.fromkeys(tuple(text.token_ids) for text in encoded if text.failure is None))
-    logits = dict(zip(unique, score_rows(unique), strict=True))
-    values, failures = [], []
-    for text in encoded:
-        value = logits.get(tuple(text.token_ids), math.nan)
-        failure = text.failure or (None if math.isfinite(value) else f"score is {value}")
-        values.append(value if failure is None else None)
-        failures.append(failure)
-    return Scores(values, failures)
-
-
-def text_of(completion: str | list[Message]) -> str:
-    """A completion's own text, of a string or of its messages."""
-    if isinstance(completion, str):
-        return completion
-    return "".join(message["content"] for message in completion)
 
 
 def _check_special_tokens(tokenizer: Any, name: str, options: TextOptions) -> None:

@@ -14,9 +14,9 @@ from nonpareil.records import ScoreRequest, Scores
 from nonpareil.remote import run_coroutine
 from nonpareil.rewards.endpoints.address import Endpoint, parse_endpoint
 from nonpareil.rewards.endpoints.json_protocol import RemoteReward, read_scores
-from nonpareil.rewards.models.classifier import check_single_label
 from nonpareil.rewards.models.classifier_reward import ClassifierReward
 from nonpareil.rewards.models.encoding import RewardEncoder, without_end_pads
+from nonpareil.rewards.models.loading import check_single_label
 from nonpareil.rewards.models.text_options import TEXT_OPTIONS, TextOptions
 
 CANARIES = ("a", "The answer is no.", "It was good, and I would go there again.", "0 1 2 3 4 5 6 7 8 9")

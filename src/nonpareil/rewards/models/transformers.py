@@ -13,14 +13,14 @@ from nonpareil.models.devices import best_device, resolve_dtype
 from nonpareil.models.fingerprint import fingerprint, module_fingerprint
 from nonpareil.models.memory import free_memory
 from nonpareil.records import ScoreRequest, Scores
-from nonpareil.rewards.models.classifier import (
+from nonpareil.rewards.models.classifier_reward import ClassifierReward, score_once
+from nonpareil.rewards.models.encoding import RewardEncoder
+from nonpareil.rewards.models.loading import (
     cast_body,
     check_single_label,
     keep_head_in_float32,
     load_classifier,
 )
-from nonpareil.rewards.models.classifier_reward import ClassifierReward
-from nonpareil.rewards.models.encoding import RewardEncoder, score_once
 from nonpareil.rewards.models.text_options import TextOptions
 from nonpareil.setting_types import check_value
 

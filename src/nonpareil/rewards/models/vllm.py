@@ -12,9 +12,9 @@ from nonpareil.models.loading import load_tokenizer
 from nonpareil.models.pretrained import check_local_path, read_config, reading
 from nonpareil.models.vllm import make_llm, shut_down
 from nonpareil.records import ScoreRequest, Scores
-from nonpareil.rewards.models.classifier import HEAD_NAMES, check_single_label
-from nonpareil.rewards.models.classifier_reward import ClassifierReward
-from nonpareil.rewards.models.encoding import RewardEncoder, score_once, without_end_pads
+from nonpareil.rewards.models.classifier_reward import ClassifierReward, score_once
+from nonpareil.rewards.models.encoding import RewardEncoder, without_end_pads
+from nonpareil.rewards.models.loading import HEAD_NAMES, check_single_label
 from nonpareil.rewards.models.text_options import TextOptions
 
 

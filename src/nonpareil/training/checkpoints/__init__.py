@@ -1,3 +1,5 @@
-"""Checkpoints: whole or not there (`files`, `saving`), in a folder held by one training (`output_folder`), and gone
-on from by the same training alone (`resume`, `identity`).
+"""Checkpoints: whole or absent, and taken up by the same training alone.
+
+`files` knows a checkpoint again by its list; `saving` writes policy, anchor and optimizer; `output_folder` holds
+the folder for one training; `identity` is what a training is, and `resume` finds the checkpoint to go on from.
 """

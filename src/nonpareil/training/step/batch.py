@@ -1,7 +1,7 @@
 """What one training step trains on: groups, rewards and log-probs as tensors."""
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -10,6 +10,21 @@ from nonpareil.methods.base import ScoredDraws
 from nonpareil.records import Group, ScoreRequest
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.step.not_finite import NotFinite
+
+
+@dataclass(frozen=True)
+class PromptDraws:
+    """What was drawn for one prompt of a step, scored."""
+
+    group: Group
+    """The policy's draws, then the anchor's or a stored group's."""
+    anchor_logprobs_of_policy: list[float] = field(default_factory=list)
+    """Summed over each of the policy's completions, nats."""
+    sampler_logprobs: list[list[float]] | None = None
+    """As in `StepBatch`."""
+    not_finite: NotFinite | None = None
+    failure: str | None = None
+    """A reason why a reward failed, of this prompt or another one of the same process."""
 
 
 @dataclass(frozen=True)
@@ -26,30 +41,26 @@ class StepBatch:
 
     @classmethod
     def of(
-        cls,
-        groups: list[Group],
-        num_policy: int,
-        anchor_logprobs_of_policy: Tensor,
-        tie_breaker: Tensor,
-        sampler_logprobs: list[list[list[float]]] | None = None,
-        dropped: Sequence[NotFinite] = (),
+        cls, drawn: Sequence[PromptDraws], num_policy: int, tie_breaker: Tensor, dropped: Sequence[NotFinite]
     ) -> "StepBatch":
-        """Scored groups as tensors; see `ScoredDraws` for those that groups do not hold."""
-        k = num_policy
+        """Scored draws as tensors; `tie_breaker` as in `ScoredDraws`."""
+        k, groups = num_policy, [one.group for one in drawn]
         width = max(len(ids) for group in groups for ids in group.completion_token_ids)
         policy_tokens, mask = _padded([group.logprobs[:k] for group in groups], width)
         anchor_tokens, _ = _padded([group.logprobs[k:] for group in groups], width)
+        of_policy = [one.anchor_logprobs_of_policy for one in drawn]
         rewards = reward_tensor(groups)
         draws = ScoredDraws(
             policy_rewards=rewards[:, :k],
             anchor_rewards=rewards[:, k:],
             policy_token_logprobs=policy_tokens,
             completion_mask=mask,
-            anchor_logprobs_of_policy=anchor_logprobs_of_policy,
+            anchor_logprobs_of_policy=torch.tensor(of_policy).view(len(groups), k),
             anchor_token_logprobs=anchor_tokens,
             tie_breaker=tie_breaker,
         )
-        return cls(groups, draws, k, sampler_logprobs, dropped)
+        sampled = [one.sampler_logprobs for one in drawn if one.sampler_logprobs is not None]
+        return cls(groups, draws, k, sampled or None, dropped)
 
     def without(self, rows: Container[int]) -> "StepBatch":
         """The step as it would have been drawn without some of its prompts."""

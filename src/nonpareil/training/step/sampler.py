@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.actors.base import Actors, no_draws
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.method import check_group_rewards
-from nonpareil.training.step.batch import StepBatch, reward_tensor, score_groups
+from nonpareil.training.step.batch import PromptDraws, StepBatch, reward_tensor, score_groups
 from nonpareil.training.step.not_finite import NotFinite, of_logprobs, refuse_all_bad
 
 
@@ -63,28 +63,19 @@ class StepSampler:
             RewardError: every reward of the step failed; training on nothing would look like training.
             DivergedError: no prompt's log-probs are numbers.
         """
-        k = self.method.policy_draws
         drawn, dropped = self._draw_in_all_processes(prompts, step)
-        groups = [one.group for one in drawn]
         if self.stored:
-            groups = [group.joined(self.stored[group.prompt_id]) for group in groups]
+            drawn = [replace(d, group=d.group.joined(self.stored[d.group.prompt_id])) for d in drawn]
+        groups = [one.group for one in drawn]
         self._tell_of_constant_rewards(groups)
-        sampler_logprobs = [one.sampler_logprobs for one in drawn if one.sampler_logprobs is not None]
-        return StepBatch.of(
-            groups,
-            k,
-            torch.tensor([one.anchor_logprobs_of_policy for one in drawn]).view(len(groups), k),
-            self._tie_breaker(groups, step, max(map(len, groups)) - k),
-            sampler_logprobs or None,
-            dropped,
-        )
+        return StepBatch.of(drawn, self.method.policy_draws, self._tie_breaker(groups, step), dropped)
 
     def _draw_in_all_processes(
         self, prompts: Sequence[Prompt], step: int
-    ) -> "tuple[list[_DrawnPrompt], list[NotFinite]]":
+    ) -> tuple[list[PromptDraws], list[NotFinite]]:
         """What was drawn for each prompt, and the prompts left out since their log-probs are no numbers."""
         if not self.method.policy_draws + self.method.anchor_draws:  # training on stored groups alone
-            return [_DrawnPrompt(Group.of(p, d)) for p, d in zip(prompts, no_draws(prompts), strict=True)], []
+            return [PromptDraws(Group.of(p, d)) for p, d in zip(prompts, no_draws(prompts), strict=True)], []
         every = gather_shares(self._draw_share(my_share(prompts), step))
         dropped = [one.not_finite for one in every if one.not_finite]
         drawn = [one for one in every if not one.not_finite]
@@ -96,7 +87,7 @@ class StepSampler:
             raise RewardError(f"every reward of step {step + 1} failed; the first reason: {reason}")
         return drawn, dropped
 
-    def _draw_share(self, prompts: Sequence[Prompt], step: int) -> "list[_DrawnPrompt]":
+    def _draw_share(self, prompts: Sequence[Prompt], step: int) -> list[PromptDraws]:
         """One process's prompts: drawn, compared with the anchor, and scored."""
         k, m = self.method.policy_draws, self.method.anchor_draws
         actors = self.start()
@@ -110,7 +101,7 @@ class StepSampler:
             tokens = [next(by_anchor) for _ in range(k)]
             group = Group.of(prompt, ours).joined(Group.of(prompt, theirs))
             bad = _not_finite(prompt, ours, theirs, tokens)
-            found.append(_DrawnPrompt(group, [each.sum().item() for each in tokens], sampler, bad))
+            found.append(PromptDraws(group, [each.sum().item() for each in tokens], sampler, bad))
         groups = [one.group for one in found if not one.not_finite]
         failures = score_groups(groups, self.reward) if groups else {}
         reason = next((reason for reasons in failures.values() for reason in reasons if reason), None)
@@ -141,24 +132,10 @@ class StepSampler:
         digest = hashlib.blake2b(f"{self.config.seed}/{step}/{role}".encode(), digest_size=6).digest()
         return self.config.sampling(seed=int.from_bytes(digest, "little"))
 
-    def _tie_breaker(self, groups: Sequence[Group], step: int, m: int) -> Tensor:
+    def _tie_breaker(self, groups: Sequence[Group], step: int) -> Tensor:
+        m = max(map(len, groups)) - self.method.policy_draws
         keys = [sample_keys(f"{g.prompt_id}/tie/{step}", range(m), self.config.seed) for g in groups]
         return torch.tensor([[float(key) / 2**64 for key in row] for row in keys])
-
-
-@dataclass(frozen=True)
-class _DrawnPrompt:
-    """What one process found out about one prompt."""
-
-    group: Group
-    """The policy's draws, then the anchor's."""
-    anchor_logprobs_of_policy: list[float] = field(default_factory=list)
-    """Summed over each completion, nats."""
-    sampler_logprobs: list[list[float]] | None = None
-    """As in `StepBatch`."""
-    not_finite: NotFinite | None = None
-    failure: str | None = None
-    """A reason why a reward of the same share failed."""
 
 
 def _not_finite(prompt: Prompt, ours: Draws, theirs: Draws, by_anchor: Sequence[Tensor]) -> NotFinite | None:

@@ -1,0 +1,22 @@
+"""What the test file of each method, `test_<name>.py`, says of it for the tests that every method must pass.
+
+`SETTINGS`: a value for each setting, not its default. `CASES`: by a label, objects that show its branches, with 6
+anchor draws where it may have so many.
+"""
+
+import importlib
+from typing import Any
+
+import pytest
+
+from nonpareil.methods import METHODS
+from nonpareil.methods.base import Method
+
+
+def _said(what: str) -> dict[str, Any]:
+    return {name: getattr(importlib.import_module(f"tests.methods.test_{name}"), what) for name in METHODS}
+
+
+SETTINGS: dict[str, dict[str, Any]] = _said("SETTINGS")
+CASES: dict[str, Method] = {label: made for cases in _said("CASES").values() for label, made in cases.items()}
+every = pytest.mark.parametrize("method", CASES.values(), ids=CASES)
