@@ -36,7 +36,8 @@ def method_section(argv: Sequence[str]) -> tuple[str, list[Row]]:
         ]
         return f"Settings of --method {named}", rows
     names = dict.fromkeys(one.name for settings in ours.values() for one in settings)
-    return "Settings of the methods; of one alone: --method NAME --help", [_row(name, ours) for name in names]
+    title = f"Settings of the methods {', '.join(ours)} (of one alone: --method NAME --help)"
+    return title, [_row(name, ours) for name in names]
 
 
 def settings_by_method() -> dict[str, list[MethodSetting]]:

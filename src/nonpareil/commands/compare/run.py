@@ -185,7 +185,7 @@ class _Comparison:
         self._say(f"{where}: trained in {_duration(time.monotonic() - begun)}")
 
     def _words(self, plan: RunPlan) -> list[str]:
-        from nonpareil.training.checkpoint_files import last_whole_checkpoint
+        from nonpareil.training.checkpoints.files import last_whole_checkpoint
 
         if plan.entry.command:
             if (aside := clear_command(plan.model)) is not None:  # whether it can go on is not ours to know
