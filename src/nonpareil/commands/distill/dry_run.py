@@ -34,7 +34,7 @@ def _plan(
     policy: "LocalPolicy", config: "DistillationConfig", method: "Method", prompts: Sequence[Prompt]
 ) -> dict[str, Any]:
     """What would be trained on what, and the memory it needs; raises as `memory_estimate`."""
-    from nonpareil.methods import spec_of
+    from nonpareil.methods import plain_settings, spec_of
 
     return {
         "dry_run": True,
