@@ -103,5 +103,5 @@ class Regression(Method):
         return mean_over(log_ratio_regression_loss(log_ratio, targets.policy_target), targets.train_policy)
 
     def metrics(self, draws: ScoredDraws) -> dict[str, float]:
-        """As BOND's, of fresh draws; nothing besides the common figures of stored ones."""
+        """As BOND's, of fresh draws; nothing besides the common numbers of stored ones."""
         return {} if self.stored else quantile_metrics(draws, self.n, self.quantile_estimator)

@@ -39,7 +39,7 @@ class VBONTargets(PolicyGradientTargets):
 
 @dataclass(frozen=True)
 class VBON(Method):
-    """k policy draws a prompt; quantiles from cached reference rewards (stored groups) or m fresh draws.
+    """k policy draws per prompt; quantiles from cached reference rewards (stored groups) or m fresh draws.
 
     `bound`: `exact` is log(p<=^n - p<^n) - log pi_ref, with p<= = p< + pi_ref(y), or both counted where reference
     rewards equal the draw's; `l1` its lower bound (n - 1) log p<. Both stand beside one KL of weight 1: the
@@ -89,7 +89,7 @@ class VBON(Method):
 
     @property
     def inert_settings(self) -> dict[str, str]:
-        """One step a batch of draws has nothing to clip."""
+        """One step per batch of draws has nothing to clip."""
         return {"epsilon": "num_iterations=1"} if self.num_iterations == 1 else {}
 
     def targets(self, draws: ScoredDraws) -> VBONTargets:
