@@ -1,6 +1,5 @@
-"""Floor 3: one file per method; numbers only, no models."""
+"""The methods: one file each; numbers only, no models."""
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -17,6 +16,7 @@ from nonpareil.methods.regression import Regression
 from nonpareil.methods.rloo import RLOO
 from nonpareil.methods.sft_bon import SFTBoN
 from nonpareil.methods.vbon import VBON
+from nonpareil.setting_types import nearest
 from nonpareil.settings import Setting, settings_of
 from nonpareil.user_code.load import is_function_path, load_function
 
@@ -41,9 +41,8 @@ def method_class(name: str) -> type[Method]:
         return METHODS[name]
     if is_function_path(name):
         return _own_class(name)
-    near = difflib.get_close_matches(name, METHODS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METHODS)}."
-    raise ConfigError(f"method={name!r} is unknown; {hint} Your own: path/to/file.py:Class")
+    hint = nearest(name, METHODS) or f"; there are {', '.join(METHODS)}."
+    raise ConfigError(f"method={name!r} is unknown{hint} Your own: path/to/file.py:Class")
 
 
 def name_of(cls: type[Method]) -> str:

@@ -1,7 +1,7 @@
 """What is left to do in a folder of groups: draw the shards that are missing, score those that lack rewards."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from nonpareil.records import Group, Prompt, SamplingParams
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.rollouts.cluster import ShardTask, ShardWorkers
 from nonpareil.rollouts.folder import delete_rollouts
-from nonpareil.rollouts.given import made_engine, release
+from nonpareil.rollouts.given import GivenEngine, GivenReward, made_engine, made_reward, release
 from nonpareil.rollouts.manifest import (
     FORMAT,
     TOKEN_IDS,
@@ -99,7 +99,7 @@ class Filling:
             self._divide()
         return missing
 
-    def draw_missing(self, engine: Engine | Callable[[], Engine]) -> int:
+    def draw_missing(self, engine: GivenEngine) -> int:
         """Draw the shards that are missing, one after another; returns how many there were.
 
         An engine that is made here is let go at the end.
@@ -157,9 +157,7 @@ class Filling:
     def _notes(self, index: int) -> ShardNotes:
         return ShardNotes(draw=self.manifest["draw"], index=index, shard_size=self.shard_size)
 
-    def score_missing(
-        self, reward: CombinedReward | Callable[[], CombinedReward]
-    ) -> tuple[int, Counter[str]]:
+    def score_missing(self, reward: GivenReward) -> tuple[int, Counter[str]]:
         """Score the shards that lack these rewards; returns how many, and what the rewards counted at it.
 
         Rewards that are made here are let go at the end.
@@ -167,7 +165,7 @@ class Filling:
         Raises:
             RewardError: a reward that cannot go on.
         """
-        scorer = reward if isinstance(reward, CombinedReward) else reward()
+        scorer = made_reward(reward)
         before = scorer.counts
         settings, todo = self._begin_scoring(scorer)
         if todo:
@@ -197,7 +195,7 @@ class Filling:
         return settings, todo
 
     def fill_missing(
-        self, workers: ShardWorkers, reward: CombinedReward | Callable[[], CombinedReward] | None
+        self, workers: ShardWorkers, reward: GivenReward | None
     ) -> tuple[int, int, Counter[str]]:
         """Draw and score in one go what lacks either; a shard is on disk as soon as a worker is done with it.
 
@@ -208,7 +206,7 @@ class Filling:
             NonpareilError: as the workers.
         """
         missing = self.missing()
-        scorer = reward if reward is None or isinstance(reward, CombinedReward) else reward()
+        scorer = None if reward is None else made_reward(reward)
         if missing:
             self._begin(workers)
         settings: dict[str, Any] | None = None

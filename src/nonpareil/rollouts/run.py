@@ -1,19 +1,18 @@
 """Draw groups and score them, shard by shard, so that a kill at any moment costs one shard at most."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from nonpareil.engines.base import Engine
 from nonpareil.records import Group, Prompt, SamplingParams
-from nonpareil.rewards.combine import CombinedReward
 from nonpareil.rollouts.cluster import ShardWorkers
 from nonpareil.rollouts.columns import column_types
 from nonpareil.rollouts.filling import Filling
 from nonpareil.rollouts.folder import locked_folder
+from nonpareil.rollouts.given import GivenEngine, GivenReward
 from nonpareil.rollouts.manifest import draw_settings
 from nonpareil.rollouts.progress import Progress, Silent
 from nonpareil.rollouts.reading import read_groups
@@ -41,8 +40,8 @@ class RolloutResult:
 
 def draw_and_score(
     prompts: Sequence[Prompt],
-    engine: Engine | Callable[[], Engine] | ShardWorkers,
-    reward: CombinedReward | Callable[[], CombinedReward] | None,
+    engine: GivenEngine | ShardWorkers,
+    reward: GivenReward | None,
     sampling: SamplingParams,
     num_generations: int,
     output_dir: str | Path,

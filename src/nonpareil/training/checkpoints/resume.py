@@ -6,6 +6,7 @@ from typing import Any
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.models.distributed import of_first_process
+from nonpareil.settings import differing, flat
 from nonpareil.terminal import tell
 from nonpareil.training.checkpoints.files import (
     LIST,
@@ -84,7 +85,7 @@ def refuse_another_run(
     listed = read_list(checkpoint)
     if listed is None:
         raise DataError(f"{checkpoint / LIST} cannot be read; resume from another checkpoint")
-    there, here = _flat(listed["run"]), _flat(now)
+    there, here = listed["run"], now
     if there.get("training_version", 1) < here.get("training_version", 1):
         raise ConfigError(
             f"{checkpoint} is of an earlier version of Nonpareil, whose training differs; begin anew, or go on "
@@ -93,11 +94,14 @@ def refuse_another_run(
     # A setting that one side lacks came, or went, with a version of transformers.
     unknown = set(there["settings"]) ^ set(here["settings"])
     unknown |= {"end_token_ids"} & (set(there) ^ set(here))  # of a version that did not keep them
-    there, here = ({**side.pop("settings"), **side} for side in (there, here))
+    there, here = (
+        {**side["settings"], **flat({name: value for name, value in side.items() if name != "settings"})}
+        for side in (there, here)
+    )
     lines = {
-        name: f"{name}: {there.get(name)!r} there, {here.get(name)!r} now"
-        for name in dict.fromkeys((*there, *here))
-        if there.get(name) != here.get(name) and name not in unknown
+        name: f"{name}: {then!r} there, {now!r} now"
+        for name, (then, now) in differing(there, here).items()
+        if name not in unknown
     }
     refused = [line for name, line in lines.items() if name not in may_change]
     if refused:
@@ -115,12 +119,3 @@ def refuse_another_run(
         if name in after:
             after[name] += "; from here the learning rate follows the schedule of this many"
     return list(after.values())
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Content by dotted names; `settings` stays as it is."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        inside = isinstance(value, dict) and key != "settings"
-        flat |= _flat(value, f"{prefix}{key}.") if inside else {f"{prefix}{key}": value}
-    return flat
