@@ -1,7 +1,7 @@
 """Draw groups and score them, shard by shard, so that a kill at any moment costs one shard at most."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from os import PathLike
@@ -20,7 +20,7 @@ from nonpareil.rewards.combine import CombinedReward
 from nonpareil.rollouts.cluster import ShardTask, ShardWorkers
 from nonpareil.rollouts.columns import column_types
 from nonpareil.rollouts.folder import delete_rollouts, locked_folder
-from nonpareil.rollouts.given import made_engine, release
+from nonpareil.rollouts.given import GivenEngine, GivenReward, made_engine, made_reward, release
 from nonpareil.rollouts.manifest import (
     FORMAT,
     TOKEN_IDS,
@@ -61,8 +61,8 @@ class RolloutResult:
 
 def draw_and_score(
     prompts: Sequence[Prompt],
-    engine: Engine | Callable[[], Engine] | ShardWorkers,
-    reward: CombinedReward | Callable[[], CombinedReward] | None,
+    engine: GivenEngine | ShardWorkers,
+    reward: GivenReward | None,
     sampling: SamplingParams,
     num_generations: int,
     output_dir: str | Path,
@@ -168,7 +168,7 @@ class _Run:
             self._divide()
         return missing
 
-    def draw_missing(self, engine: Engine | Callable[[], Engine]) -> int:
+    def draw_missing(self, engine: GivenEngine) -> int:
         missing = self.missing()
         if not missing:
             return 0
@@ -218,10 +218,8 @@ class _Run:
     def _notes(self, index: int) -> ShardNotes:
         return ShardNotes(draw=self.manifest["draw"], index=index, shard_size=self.shard_size)
 
-    def score_missing(
-        self, reward: CombinedReward | Callable[[], CombinedReward]
-    ) -> tuple[int, Counter[str]]:
-        scorer = reward if isinstance(reward, CombinedReward) else reward()
+    def score_missing(self, reward: GivenReward) -> tuple[int, Counter[str]]:
+        scorer = made_reward(reward)
         before = scorer.counts
         settings, todo = self._begin_scoring(scorer)
         if todo:
@@ -251,11 +249,11 @@ class _Run:
         return settings, todo
 
     def fill_missing(
-        self, workers: ShardWorkers, reward: CombinedReward | Callable[[], CombinedReward] | None
+        self, workers: ShardWorkers, reward: GivenReward | None
     ) -> tuple[int, int, Counter[str]]:
         """Draw and score in one go what lacks either; a shard is on disk as soon as a worker is done with it."""
         missing = self.missing()
-        scorer = reward if reward is None or isinstance(reward, CombinedReward) else reward()
+        scorer = None if reward is None else made_reward(reward)
         if missing:
             self._begin(workers)
         settings: dict[str, Any] | None = None
