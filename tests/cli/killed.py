@@ -131,7 +131,7 @@ def serve() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for module in (
-        "nonpareil.commands.distill.run",
+        "nonpareil.commands.distill.command",
         "nonpareil.training",
         "nonpareil.rollouts",
         "peft",

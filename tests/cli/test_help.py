@@ -10,7 +10,7 @@ from nonpareil.cli.help import HEADINGS, INHERITED, by_heading
 from nonpareil.cli.main import COMMANDS, main
 from nonpareil.cli.method_help import settings_by_method
 from nonpareil.commands.compare.command import COMMAND as COMPARE
-from nonpareil.commands.distill.run import COMMAND as DISTILL
+from nonpareil.commands.distill.command import COMMAND as DISTILL
 from nonpareil.methods import METHODS
 from nonpareil.options.commands import DistillOptions
 from nonpareil.settings import Setting, settings_of

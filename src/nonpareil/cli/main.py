@@ -18,11 +18,11 @@ COMMANDS = {
     "sample": ("nonpareil.commands.sample", "Draw m completions per prompt, score them, keep the groups."),
     "curve": ("nonpareil.commands.curve", "Say what best-of-N is worth for every N, from those groups."),
     "distill": (
-        "nonpareil.commands.distill.run",
+        "nonpareil.commands.distill.command",
         "Distil best-of-N into the policy, and evaluate the result.",
     ),
     "evaluate": (
-        "nonpareil.commands.evaluate.run",
+        "nonpareil.commands.evaluate.command",
         "Measure how near a policy is to best-of-N of its reference.",
     ),
     "compare": (

@@ -23,7 +23,7 @@ def _done(result: dict[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class Command:
-    """A command's record, `COMMAND` in the module that `cli.main.COMMANDS` names.
+    """A command's record: `COMMAND` in its module or, where it has a folder, in the `command.py` there.
 
     The command line parses flags and YAML into the `options`, calls `run` with one instance of each, then `show`
     with its result, prints `as_json` of the result where `--json` was given, and exits with its `status`. Of an

@@ -1,4 +1,4 @@
-"""Draw m completions a prompt, score them, and keep the groups."""
+"""Draw m completions per prompt, score them, and keep the groups."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,16 +25,9 @@ def run(options: SampleOptions) -> dict[str, Any]:
     Raises:
         NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
     """
-    require_all(options)
-    refuse_unread(
-        options, absent_rewards(options, None) | absent_splits({WITH_SPLITS: options.dataset_name or ""})
-    )
-    check_output("output_dir", options.output_dir, inputs_of(options), deletes=options.overwrite)
-    from nonpareil.rollouts.folder import check_folder
+    _check(options)
     from nonpareil.rollouts.progress import ProgressBar
     from nonpareil.rollouts.run import draw_and_score
-
-    check_folder(options.output_dir, overwrite=options.overwrite)
 
     policy, sampling = policy_of(options), options.sampling()
     prompts = load_prompts(
@@ -75,6 +68,17 @@ def run(options: SampleOptions) -> dict[str, Any]:
         **({"judge": result.reward_counts} if result.reward_counts else {}),
         **counts,
     }
+
+
+def _check(options: SampleOptions) -> None:
+    """What can be refused before anything is read."""
+    require_all(options)
+    splits = absent_splits({WITH_SPLITS: options.dataset_name or ""})
+    refuse_unread(options, absent_rewards(options, None) | splits)
+    check_output("output_dir", options.output_dir, inputs_of(options), deletes=options.overwrite)
+    from nonpareil.rollouts.folder import check_folder  # with much behind it
+
+    check_folder(options.output_dir, overwrite=options.overwrite)
 
 
 def _asked_for(counts: dict[str, Any], names: list[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from nonpareil.rollouts.rendering import RENDERED
 from nonpareil.rollouts.store import DATA_FOLDER
 
 MANIFEST = "manifest.json"
-COMMAND = "sample"
+OWNER = "sample"
 """Whose folders these are, whichever command has them drawn."""
 SHARDS = f"{DATA_FOLDER}/*.parquet"
 
@@ -27,7 +27,7 @@ def locked_folder(folder: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
             rollouts that are not listed as ours or have no manifest; it cannot be written to, or another process
             writes to it.
     """
-    with writing(folder, COMMAND) as held:
+    with writing(folder, OWNER) as held:
         held.refuse_other_command()
         if overwrite:
             _refuse_orphans(held.path)

@@ -16,7 +16,7 @@ from nonpareil.commands.compare import launch
 from nonpareil.folders import writing
 
 LAST_LINES = 15
-COMMAND = "compare"
+OWNER = "compare"
 FILES = (
     *("comparison.json", "comparison.md", "comparison.html", "pareto.png", "gold.png"),
     *("pairs.jsonl", "evaluation.json", "runs/*/*/settings.json", "runs/*/*/run.yaml", "runs/*/*/done.json"),
@@ -41,7 +41,7 @@ def locked(folder: Path) -> Iterator[int]:
         ConfigError: it is a file, cannot be written to or holds what is not ours to replace, or another comparison
             (or a run it left behind) works in it.
     """
-    with writing(folder, COMMAND, other="another comparison") as held:
+    with writing(folder, OWNER, other="another comparison") as held:
         held.refuse_other_command()
         held.refuse_foreign(FILES)
         yield held.lock

@@ -4,18 +4,20 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nonpareil import __version__
 from nonpareil.files import write_bytes
 from nonpareil.folders import held_folder
 from nonpareil.markdown import code, plain
-from nonpareil.methods import spec_of
+from nonpareil.options.commands import DistillOptions
 from nonpareil.options.rewards import reward_labels
 from nonpareil.terminal import printable, tell
 
 if TYPE_CHECKING:
     from nonpareil.evaluation.evaluation import Evaluation
+    from nonpareil.methods import Method
+    from nonpareil.training.config import DistillationConfig
 
 CARD = """---
 library_name: transformers
@@ -40,7 +42,7 @@ model is meant to be as good as the best of several samples of the model it came
 | seed | {seed} |
 
 ## How near to best-of-N
-{figures}
+{measured}
 
 ## Use
 ```python
@@ -54,52 +56,59 @@ Draw at temperature {temperature}, the whole vocabulary kept: that is the policy
 
 
 def write_model_card(
-    output_dir: Path, options: Any, config: Any, method: Any, steps: int, evaluation: "Evaluation | None"
+    output_dir: Path,
+    options: DistillOptions,
+    config: "DistillationConfig",
+    method: "Method",
+    steps: int,
+    evaluation: "Evaluation | None",
 ) -> Path:
     """Write README.md beside the weights, unless one that is not ours has come there meanwhile."""
+    from nonpareil.methods import spec_of
+
     path = output_dir / "README.md"
     if (folder := held_folder(path)) is not None and path.exists() and not folder.is_ours(path):
         tell(f"{path} is not ours, so no model card was written")
         return path
-    figures = "Not evaluated; run `nonpareil evaluate`."
-    if evaluation is not None:
-        from nonpareil.evaluation.summary import headline
-
-        figures = (
-            f"{headline(evaluation)}. Measured on {evaluation.num_prompts} held-out prompts, both models in "
-            f"{evaluation.dtype}, 95% intervals over prompts; the whole report is in `evaluation/report.html`."
-        )
+    method_name = spec_of(type(method))
     text = CARD.format(
         title=plain(output_dir.name),
         name=printable(json.dumps(output_dir.name, ensure_ascii=False)),
         version=__version__,
-        model=code(_label(options.model_name_or_path)),
-        prompts=code(_label(options.groups or options.dataset_name)),
+        model=code(_label(options.model_name_or_path or "")),
+        prompts=code(_label(options.groups or options.dataset_name or "")),
         split=code(options.dataset_train_split),
         reward=", ".join(code(_label(reward)) for reward in reward_labels(options)),
         steps=steps,
         batch=config.train_batch_size * config.gradient_accumulation_steps * config.world_size,
-        figures=figures,
-        tag=_tag(spec_of(type(method))),
-        method=code(spec_of(type(method))),
-        method_name=plain(spec_of(type(method))),
+        learning_rate=config.learning_rate,
+        temperature=config.temperature,
+        max_completion_length=config.max_completion_length,
+        seed=config.seed,
+        measured=_measured(evaluation),
+        tag=_tag(method_name),
+        method=code(method_name),
+        method_name=plain(method_name),
         about=_about(method),
         settings=plain(", ".join(f"{name}={value}" for name, value in vars(method).items()) or "no settings"),
         anchor=_anchor(config, method),
-        **{
-            name: getattr(config, name)
-            for name in (
-                "learning_rate",
-                "temperature",
-                "max_completion_length",
-                "seed",
-            )
-        },
     )
     return write_bytes(path, text.encode())
 
 
-def _about(method: Any) -> str:
+def _measured(evaluation: "Evaluation | None") -> str:
+    """How near to best-of-N the policy came, in a sentence."""
+    if evaluation is None:
+        return "Not evaluated; run `nonpareil evaluate`."
+    from nonpareil.evaluation.summary import headline
+
+    return (
+        f"{headline(evaluation)}. Measured on {evaluation.num_prompts} held-out prompts, both models in "
+        f"{evaluation.dtype}, 95% intervals over prompts; the whole report is in `evaluation/report.html`."
+    )
+
+
+def _about(method: "Method") -> str:
     """The first line of the method's file, which names its paper."""
     lines = (sys.modules[type(method).__module__].__doc__ or "").strip().splitlines()
     return f"\n{plain(lines[0])}\n" if lines else ""
@@ -110,7 +119,7 @@ def _tag(name: str) -> str:
     return name if re.fullmatch(r"[A-Za-z][\w.-]*", name, re.ASCII) else json.dumps(name)
 
 
-def _anchor(config: Any, method: Any) -> str:
+def _anchor(config: "DistillationConfig", method: "Method") -> str:
     from nonpareil.training.method import anchor_motion
 
     rate, refresh_steps = anchor_motion(config, method)

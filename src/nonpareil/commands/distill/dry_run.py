@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.distill.inputs import trained_policy, training_data, training_reward
 from nonpareil.files import jsonable
-from nonpareil.methods import spec_of
 from nonpareil.options.commands import DistillOptions
 from nonpareil.records import Prompt
 
@@ -36,6 +35,8 @@ def _plan(
     policy: "LocalPolicy", config: "DistillationConfig", method: "Method", prompts: Sequence[Prompt]
 ) -> dict[str, Any]:
     """What would be trained on what, and the memory it needs; raises as `memory_estimate`."""
+    from nonpareil.methods import spec_of
+
     return {
         "dry_run": True,
         "method": spec_of(type(method)),

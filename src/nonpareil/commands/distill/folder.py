@@ -45,7 +45,7 @@ def distillation_folder(
             earlier run (and neither `overwrite` nor `resume_from_checkpoint`) or what is not ours to replace.
     """
     from nonpareil.models.distributed import process_index, wait_for_all
-    from nonpareil.training.checkpoints.output_folder import COMMAND
+    from nonpareil.training.checkpoints.output_folder import OWNER
     from nonpareil.training.checkpoints.resume import resume_setting
 
     resume, output_dir = bool(resume_setting(config.resume_from_checkpoint)), str(config.output_dir)
@@ -56,7 +56,7 @@ def distillation_folder(
     check_output(
         "output_dir", output_dir, inputs_of(options, config), deletes=options.overwrite and not resume
     )
-    with writing(output_dir, COMMAND, other="another distillation") as folder:
+    with writing(output_dir, OWNER, other="another distillation") as folder:
         _check(folder, overwrite=options.overwrite, resume=resume, max_steps=config.max_steps)
         if evaluation is not None:
             with evaluation_folder(evaluation):

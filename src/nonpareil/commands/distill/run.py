@@ -1,12 +1,10 @@
 """Distil best-of-N into the policy, save it as a plain Hugging Face checkpoint, and evaluate it."""
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nonpareil.commands.command import Command
 from nonpareil.commands.distill.card import write_model_card
 from nonpareil.commands.distill.checks import check_options
 from nonpareil.commands.distill.dry_run import dry_run
@@ -19,12 +17,9 @@ from nonpareil.commands.distill.inputs import (
     training_data,
     training_reward,
 )
-from nonpareil.commands.distill.show import show, status
 from nonpareil.commands.evaluate import run as evaluate
-from nonpareil.commands.evaluate.show import as_json
 from nonpareil.folders import held_folder
 from nonpareil.options.commands import DistillOptions, EvaluateOptions
-from nonpareil.options.demo import demo_training, uses_demo
 
 if TYPE_CHECKING:
     from nonpareil.methods.base import Method
@@ -150,37 +145,3 @@ def _trainer(
     )
     trainer.identity["model"] = model
     return trainer
-
-
-def _option_classes() -> list[type]:
-    from nonpareil.training.config import DistillationConfig
-
-    return [DistillOptions, DistillationConfig]
-
-
-def _listed_classes() -> list[type]:
-    from nonpareil.training.settings import DistillationSettings
-
-    return [DistillOptions, DistillationSettings]
-
-
-def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-    if uses_demo(DistillOptions, given):
-        return demo_training(given.get("method", "jbond"))
-    return {"output_dir": "nonpareil-distilled"}
-
-
-COMMAND = Command(
-    description=__doc__,
-    example=(
-        "nonpareil distill --model_name_or_path ./my-model --dataset_name my-prompts \\\n"
-        "      --reward_model_name_or_path ./my-reward-model --output_dir distilled --max_steps 500"
-    ),
-    options=_option_classes,
-    listed=_listed_classes,
-    run=run,
-    show=show,
-    defaults=_defaults,
-    as_json=as_json,
-    status=status,
-)

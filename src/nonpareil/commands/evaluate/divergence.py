@@ -1,7 +1,7 @@
 """The KL of the policy from the reference, on stored completions of either."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nonpareil.options.commands import EvaluateOptions
 from nonpareil.records import Group
@@ -13,16 +13,30 @@ if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
 
 
+class Divergence(NamedTuple):
+    """In nats, one value per completion: tensors of [prompts, completions per prompt]."""
+
+    kl: "Tensor"
+    """Of the policy from the reference along the policy's completions, exact at each token and summed."""
+    log_ratio: "Tensor"
+    """log policy - log reference, of the policy's completions."""
+    reference_log_ratio: "Tensor"
+    """The same, of the reference's completions."""
+
+
 def divergence(
     options: EvaluateOptions,
     sides: "tuple[LocalPolicy, LocalPolicy]",
     products: "torch.dtype",
     ours: Sequence[Group],
     theirs: Sequence[Group],
-) -> "tuple[Tensor, Tensor, Tensor]":
-    """Exact per-token KL and log-ratio on the policy's completions, and log-ratio on the reference's.
+) -> Divergence:
+    """How far the policy of the first of `sides` is from the second's, on stored groups of both.
 
     Of the very weights that drew, multiplied in `products`.
+
+    Raises:
+        ModelError: a model that cannot be loaded, or whose log-probs do not hold.
     """
     import torch
 
@@ -51,5 +65,4 @@ def divergence(
     with ProgressBar() as progress:
         total = sum(len(group) for side in (ours, theirs) for group in side)
         progress.start("compare", total, unit="completions")
-        kl, log_ratio = measure(ours)
-        return kl, log_ratio, measure(theirs)[1]
+        return Divergence(*measure(ours), measure(theirs)[1])

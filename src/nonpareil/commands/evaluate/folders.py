@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
     from nonpareil.options.commands import EvaluateOptions
 
-COMMAND = "evaluate"
+OWNER = "evaluate"
 REPORT_FILES = ("report.html", "report.json", "frontier.png", "curve.png", "rewards.png", "lengths.png")
 
 
@@ -48,7 +48,7 @@ def evaluation_folder(options: "EvaluateOptions") -> Iterator[None]:
     """
     from nonpareil.rollouts.folder import check_folder
 
-    with writing(options.output_dir, COMMAND) as folder:
+    with writing(options.output_dir, OWNER) as folder:
         folder.refuse_other_command()
         folder.refuse_foreign(REPORT_FILES)
         policy, reference = group_folders(options)
@@ -76,10 +76,10 @@ def delete_evaluation(folder: Path) -> None:
     Raises:
         ConfigError: another process works there.
     """
-    from nonpareil.rollouts.folder import COMMAND as SAMPLE
+    from nonpareil.rollouts.folder import OWNER as SAMPLE
 
     if folder.is_symlink():
         return
     for groups in ("policy", "reference"):
         delete_listed(folder / groups, SAMPLE)
-    delete_listed(folder, COMMAND)
+    delete_listed(folder, OWNER)

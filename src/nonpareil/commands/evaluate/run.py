@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nonpareil.commands.command import Command
 from nonpareil.commands.evaluate.context import report_context
 from nonpareil.commands.evaluate.divergence import divergence
 from nonpareil.commands.evaluate.dtypes import dtypes_of, products_dtype
 from nonpareil.commands.evaluate.folders import check_loadable, check_places, evaluation_folder
-from nonpareil.commands.evaluate.show import as_json, show
 from nonpareil.commands.evaluate.sides import Side, scored_groups, sides_of
 from nonpareil.commands.evaluate.temperature import measured_temperature
 from nonpareil.commands.inputs import check_reward, load_reward, load_second_reward, require_all
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def run(options: EvaluateOptions) -> dict[str, Any]:
-    """Write report.json, report.html and PNGs; returns the figures and the report's path.
+    """Write report.json, report.html and PNGs; returns the `Evaluation` and the report's path.
 
     Raises:
         NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
@@ -66,13 +64,13 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
         check_loadable(policy, reference)
     rewards = _rewards(options, prompts, reference)
     ours, theirs = _groups_of_both(sides, prompts, rewards, options.max_tokens_per_batch)
-    kl, log_ratio, reference_log_ratio = divergence(options, (policy, reference), products, ours, theirs)
+    measured = divergence(options, (policy, reference), products, ours, theirs)
     evaluation = evaluate_groups(
         ours,
         theirs,
-        policy_kl=kl,
-        policy_log_ratio=log_ratio,
-        reference_log_ratio=reference_log_ratio,
+        policy_kl=measured.kl,
+        policy_log_ratio=measured.log_ratio,
+        reference_log_ratio=measured.reference_log_ratio,
         n=targets_of(options.n, options.num_reference_samples, "num_reference_samples"),
         unseen_reward=rewards[0].names[0] if options.unseen_reward else None,
         seed=options.seed,
@@ -135,16 +133,3 @@ def _groups_of_both(
     # As the reference read them, which may have been on another day, in a template that writes the date.
     read = [replace(p, token_ids=group.prompt_token_ids) for p, group in zip(prompts, theirs, strict=True)]
     return scored_groups(policy, read, rewards, max_tokens_per_batch), theirs
-
-
-COMMAND = Command(
-    description=__doc__,
-    example=(
-        "nonpareil evaluate --model_name_or_path ./distilled --reference_model_name_or_path ./my-model \\\n"
-        "      --dataset_name held-out.jsonl --reward_model_name_or_path ./my-reward-model"
-    ),
-    options=lambda: [EvaluateOptions],
-    run=run,
-    show=show,
-    as_json=as_json,
-)

@@ -18,7 +18,7 @@ from nonpareil.training.checkpoints.files import PARTIAL, STATE_FILE, checkpoint
 from nonpareil.training.checkpoints.saving import CheckpointingTrainer
 from nonpareil.training.step.signal import Signal
 
-COMMAND = "distill"
+OWNER = "distill"
 
 
 class ListingTrainer(CheckpointingTrainer):
@@ -75,7 +75,7 @@ class ListingTrainer(CheckpointingTrainer):
     def _alone(self) -> Iterator[None]:
         with ExitStack() as stack:
             if process_index() == 0 and self._listing() is None:
-                stack.enter_context(writing(str(self.args.output_dir), COMMAND, other="another distillation"))
+                stack.enter_context(writing(str(self.args.output_dir), OWNER, other="another distillation"))
             wait_for_all()
             yield
 

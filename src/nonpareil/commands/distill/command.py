@@ -1,0 +1,45 @@
+"""`nonpareil distill`: its options, and the demo that stands in for them where none are given."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nonpareil.commands.command import Command
+from nonpareil.commands.distill import run as distill
+from nonpareil.commands.distill.show import show, status
+from nonpareil.commands.evaluate.show import as_json
+from nonpareil.options.commands import DistillOptions
+from nonpareil.options.demo import demo_training, uses_demo
+
+
+def _option_classes() -> list[type]:
+    from nonpareil.training.config import DistillationConfig
+
+    return [DistillOptions, DistillationConfig]
+
+
+def _listed_classes() -> list[type]:
+    from nonpareil.training.settings import DistillationSettings
+
+    return [DistillOptions, DistillationSettings]
+
+
+def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    if uses_demo(DistillOptions, given):
+        return demo_training(given.get("method", "jbond"))
+    return {"output_dir": "nonpareil-distilled"}
+
+
+COMMAND = Command(
+    description=distill.__doc__ or "",
+    example=(
+        "nonpareil distill --model_name_or_path ./my-model --dataset_name my-prompts \\\n"
+        "      --reward_model_name_or_path ./my-reward-model --output_dir distilled --max_steps 500"
+    ),
+    options=_option_classes,
+    listed=_listed_classes,
+    run=distill.run,
+    show=show,
+    defaults=_defaults,
+    as_json=as_json,
+    status=status,
+)

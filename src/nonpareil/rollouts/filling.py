@@ -1,0 +1,258 @@
+"""What is left to do in a folder of groups: draw the shards that are missing, score those that lack rewards."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from nonpareil.engines.base import Engine
+from nonpareil.errors import DataError, NotFiniteError, RewardError
+from nonpareil.files import jsonable, write_bytes
+from nonpareil.markers import OutputFolder
+from nonpareil.models.memory import free_memory
+from nonpareil.records import Group, Prompt, SamplingParams
+from nonpareil.rewards.combine import CombinedReward
+from nonpareil.rollouts.cluster import ShardTask, ShardWorkers
+from nonpareil.rollouts.folder import delete_rollouts
+from nonpareil.rollouts.given import GivenEngine, GivenReward, made_engine, made_reward, release
+from nonpareil.rollouts.manifest import (
+    FORMAT,
+    TOKEN_IDS,
+    GroupCounts,
+    check_same,
+    rendering_moved,
+    versions,
+    write_manifest,
+)
+from nonpareil.rollouts.progress import Progress
+from nonpareil.rollouts.rendering import read_rendered, write_rendered
+from nonpareil.rollouts.resume import missing_shards, stored_manifest
+from nonpareil.rollouts.scoring import reward_settings, score_shard, shards_to_score
+from nonpareil.rollouts.store import ShardNotes, read_table, shard_path, write_shard
+from nonpareil.terminal import tell
+
+
+@dataclass
+class Filling:
+    """A folder of groups while it is filled, by whoever holds its lock."""
+
+    folder: Path
+    prompts: Sequence[Prompt]
+    types: Mapping[str, pa.DataType | None]
+    """Of the dataset's further columns, over all prompts; None where it follows from the values of a shard."""
+    sampling: SamplingParams
+    num_generations: int
+    """Completions per prompt."""
+    settings: dict[str, Any]
+    """What decides the draws, save the engine: as the manifest has it under `draw`."""
+    shard_size: int
+    """Prompts per shard; that of the folder, where it was begun before."""
+    progress: Progress
+    old: OutputFolder | None
+    """The folder while it holds what is to be deleted before anything is drawn."""
+    moved: bool = False
+    """Whether the prompts would be rendered otherwise now than they were when the folder was begun."""
+
+    def __post_init__(self) -> None:
+        """Take up what an earlier run left.
+
+        Raises:
+            ConfigError: it was run with other settings; each is named.
+            DataError: a damaged manifest or shard.
+        """
+        self.manifest: dict[str, Any] = {}
+        stored = None if self.old else stored_manifest(self.folder)
+        if stored is not None:
+            self.moved = rendering_moved(stored["draw"], self.settings)
+            check_same({k: v for k, v in stored["draw"].items() if k != "engine"}, self.settings, self.folder)
+            self.manifest = stored
+            self.shard_size = stored["shard_size"]
+        self._divide()
+
+    def _divide(self) -> None:
+        starts = range(0, len(self.prompts), self.shard_size)
+        self.shards = [self.prompts[start : start + self.shard_size] for start in starts]
+        self.paths = [shard_path(self.folder, index) for index in range(len(self.shards))]
+
+    def missing(self) -> list[int]:
+        """The shards that are not drawn, by index.
+
+        Raises:
+            DataError: one that is damaged or another run's, or prompts that are rendered otherwise than they were
+                kept.
+        """
+        if self.old:
+            return list(range(len(self.paths)))
+        missing = missing_shards(self.folder, self.manifest, self.shards)
+        if self.moved:
+            tell(
+                f"the chat template renders the prompts otherwise than when {self.folder} was begun (it may write "
+                "the date): they are taken as they were then"
+            )
+        if self.moved and missing:
+            sha256 = self.manifest["draw"]["prompts"][TOKEN_IDS]
+            self.prompts = read_rendered(self.folder, self.prompts, sha256)
+            self._divide()
+        return missing
+
+    def draw_missing(self, engine: GivenEngine) -> int:
+        """Draw the shards that are missing, one after another; returns how many there were.
+
+        An engine that is made here is let go at the end.
+
+        Raises:
+            ConfigError: the engine's settings are not those of the folder.
+            NotFiniteError: the policy's log-probs are no numbers; the shards before stay.
+        """
+        missing = self.missing()
+        if not missing:
+            return 0
+        drawer = made_engine(engine)
+        self._begin(drawer)
+        self.progress.start("draw", sum(len(self.shards[i]) for i in missing))
+        for i in missing:
+            try:
+                draws = drawer.draw(self.shards[i], self.num_generations, self.sampling, self.progress.update)
+            except NotFiniteError as error:
+                raise NotFiniteError(f"{error}. {self._there()}") from error
+            groups = [Group.of(p, d) for p, d in zip(self.shards[i], draws, strict=True)]
+            write_shard(self.paths[i], groups, self.types, self._notes(i))
+        if drawer is not engine:
+            release(drawer)
+            del drawer
+            free_memory()
+        return len(missing)
+
+    def _there(self) -> str:
+        """What is drawn, and that it goes with no other dtype."""
+        there = sum(path.is_file() for path in self.paths)
+        return f"{there} of {len(self.paths)} shards stay in {str(self.folder)!r}; a new dtype needs a new folder"
+
+    def _begin(self, engine: Engine | ShardWorkers) -> None:
+        """Check the engine against the folder's, or write the manifest of a new folder, emptied if it must be."""
+        description = jsonable(engine.describe())
+        if self.old:
+            delete_rollouts(self.old)
+            self.old = None
+        if self.manifest:
+            check_same({"engine": self.manifest["draw"]["engine"]}, {"engine": description}, self.folder)
+            return
+        # Before the first shard: no shard is ever without the settings it was drawn with.
+        self.manifest = write_manifest(
+            self.folder,
+            {
+                "format": FORMAT,
+                "complete": False,
+                "draw": {**self.settings, "engine": description},
+                "shard_size": self.shard_size,
+                "versions": versions(),
+            },
+        )
+        write_rendered(self.folder, self.prompts)
+
+    def _notes(self, index: int) -> ShardNotes:
+        return ShardNotes(draw=self.manifest["draw"], index=index, shard_size=self.shard_size)
+
+    def score_missing(self, reward: GivenReward) -> tuple[int, Counter[str]]:
+        """Score the shards that lack these rewards; returns how many, and what the rewards counted at it.
+
+        Rewards that are made here are let go at the end.
+
+        Raises:
+            RewardError: a reward that cannot go on.
+        """
+        scorer = made_reward(reward)
+        before = scorer.counts
+        settings, todo = self._begin_scoring(scorer)
+        if todo:
+            self.progress.start("score", sum(len(self.shards[i]) for i in todo))
+        try:
+            for i in todo:
+                self.progress.update(score_shard(self.paths[i], scorer, settings), 0)
+        finally:
+            if scorer is not reward:
+                scorer.release()
+        counts = scorer.counts
+        counts.subtract(before)
+        return len(todo), counts
+
+    def _begin_scoring(self, scorer: CombinedReward) -> tuple[dict[str, Any], list[int]]:
+        """What each column is to be scored with, and which shards lack it; the manifest says so first."""
+        settings = reward_settings(scorer)
+        weights = dict(zip(scorer.names, scorer.weights, strict=True))
+        self.manifest |= {
+            "rewards": jsonable(scorer.describe()),
+            "scoring": {"rewards": settings, "aggregate": weights},
+        }
+        sizes = [len(shard) * self.num_generations for shard in self.shards]
+        todo = shards_to_score(self.paths, settings, weights, sizes)
+        if todo:
+            self.manifest = write_manifest(self.folder, {**self.manifest, "complete": False})
+        return settings, todo
+
+    def fill_missing(
+        self, workers: ShardWorkers, reward: GivenReward | None
+    ) -> tuple[int, int, Counter[str]]:
+        """Draw and score in one go what lacks either; a shard is on disk as soon as a worker is done with it.
+
+        Returns how many shards were drawn, how many were scored, and what the rewards counted at it.
+
+        Raises:
+            DataError: a shard that no worker gave back.
+            NonpareilError: as the workers.
+        """
+        missing = self.missing()
+        scorer = None if reward is None else made_reward(reward)
+        if missing:
+            self._begin(workers)
+        settings: dict[str, Any] | None = None
+        unscored: list[int] = []
+        if scorer is not None:
+            settings, unscored = self._begin_scoring(scorer)
+        waiting = {*missing, *unscored}
+        if not waiting:
+            return 0, 0, Counter()
+        self.progress.start("draw and score", sum(len(self.shards[i]) for i in waiting))
+        tasks = (
+            ShardTask(i, self.shards[i], None if i in missing else read_table(self.paths[i]), self._notes(i))
+            for i in sorted(waiting)
+        )
+        shards = workers.finish(tasks, self.sampling, self.num_generations, self.types, settings)
+        counts: Counter[str] = Counter()
+        with closing(shards):
+            for shard in shards:
+                if shard.index in waiting:  # a worker that died may have been answered for twice
+                    waiting.remove(shard.index)
+                    counts.update(shard.counts)
+                    write_bytes(self.paths[shard.index], shard.content)
+                    self.progress.update(shard.groups, shard.tokens)
+        if waiting:
+            raise DataError(f"no worker gave back the shards {sorted(waiting)}; run again to go on")
+        return len(missing), len(unscored), counts
+
+    def finish(self, *, scored: bool) -> dict[str, Any]:
+        """Count everything, and say in the manifest that the folder is whole; returns the manifest.
+
+        `scored` is whether rewards were asked for.
+
+        Raises:
+            RewardError: every reward is null.
+        """
+        counts = GroupCounts()
+        for path in self.paths:
+            counts.add(read_table(path))
+        self.manifest = write_manifest(
+            self.folder, {**self.manifest, "complete": True, "counts": counts.to_dict()}
+        )
+        if scored and not counts.rewards:
+            reasons = counts.reasons(self.manifest["scoring"]["rewards"]) or "their weighted sum is no number"
+            raise RewardError(
+                f"every reward is null, so no completion is better than another: {reasons}. The groups stay in "
+                f"{str(self.folder)!r}; mend the reward and run again: nothing is drawn anew, and what failed is "
+                "asked again"
+            )
+        return self.manifest
