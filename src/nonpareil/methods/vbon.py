@@ -43,7 +43,7 @@ class VBON(Method):
 
     `bound`: `exact` is log(p<=^n - p<^n) - log pi_ref, with p<= = p< + pi_ref(y), or both counted where reference
     rewards equal the draw's; `l1` its lower bound (n - 1) log p<. Both stand beside one KL of weight 1: the
-    released code's exact reward has another scale, and so another n (docs/papers.md). With rewards that tie,
+    released code's exact reward has another scale, and so another n (docs/papers.md#vbon). With rewards that tie,
     only `exact` ends at best-of-n. `num_iterations`: optimizer steps on one batch of draws, clipped at `epsilon` by
     per-token ratios where there is more than one. `baseline`: the mean return of the batch's or the
     prompt's other draws; with `batch`, of the reward's part, over prompts whose reference rewards differ.
