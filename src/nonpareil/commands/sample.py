@@ -1,4 +1,4 @@
-"""Draw m completions a prompt, score them, and keep the groups."""
+"""Draw m completions per prompt, score them, and keep the groups."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ from nonpareil.terminal import printable, tell
 
 
 def run(options: SampleOptions) -> dict[str, Any]:
-    """Draw and score; returns the figures of the manifest.
+    """Draw and score; returns the counts of the manifest.
 
     Raises:
         NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.

@@ -105,7 +105,7 @@ class CombinedReward(Reward):
             reward.log_errors_to(folder)
 
     def aggregate(self, by_name: Mapping[str, Sequence[float | None]]) -> list[float | None]:
-        """The weighted sum a completion; None where any reward is None, whatever its weight.
+        """The weighted sum per completion; None where any reward is None, whatever its weight.
 
         Also where the sum is beyond `records.MOST_REWARD`.
 

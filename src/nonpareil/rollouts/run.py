@@ -88,10 +88,10 @@ def draw_and_score(
             which draws and scores whole shards; then `reward` only says what theirs must be.
         reward: or a function that makes it, called after drawing; None draws only.
         sampling: its seed decides the draws, together with each prompt's id.
-        num_generations: completions a prompt, at least 2.
+        num_generations: completions per prompt, at least 2.
         output_dir: new, empty, or of an earlier call with the same settings.
         model_info: what decides the policy: `fingerprint`, `revision`, `adapter`, ... ; `path` is a label.
-        shard_size: prompts a file; an earlier call's stays.
+        shard_size: prompts per file; an earlier call's stays.
         progress: told of groups and tokens as they come.
         overwrite: delete the shards and manifest that we wrote there, once the engine is made; other files stay.
 

@@ -202,7 +202,7 @@ def read_evaluation(label: str, content: Mapping[str, Any]) -> Evaluation:
     if "frontier" not in content["comparison"]:
         lacks = "knew no ties"
     elif "by_prompt" not in content:
-        lacks = "kept no figures of each prompt"
+        lacks = "kept no metrics of each prompt"
     try:
         if lacks is None:
             return Evaluation.from_dict(content)
@@ -227,7 +227,7 @@ def refuse_mixed(protocols: Mapping[str, Mapping[str, Any]]) -> None:
     ]
     if lines:
         raise DataError(
-            f"these runs were not measured as {first!r} was, so their figures cannot be compared:\n"
+            f"these runs were not measured as {first!r} was, so their metrics cannot be compared:\n"
             + "\n".join(lines)
             + "\nEvaluate them anew under one protocol (--overwrite)."
         )

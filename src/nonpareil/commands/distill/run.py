@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]:
-    """Train, save, evaluate; returns the figures and where everything lies.
+    """Train, save, evaluate; returns the metrics and where everything lies.
 
     `interrupted` is True after Ctrl-C; a checkpoint was saved then, and nothing was evaluated.
 

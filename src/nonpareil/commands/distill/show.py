@@ -39,13 +39,13 @@ def status(result: dict[str, Any]) -> int:
 
 
 def before_and_after(evaluation: "Evaluation") -> "Table":
-    """The figures that matter, of the reference and of the distilled policy, with 95% intervals."""
+    """The metrics that matter, of the reference and of the distilled policy, with 95% intervals."""
     from rich.table import Table
 
     from nonpareil.evaluation.intervals import few_prompts
     from nonpareil.evaluation.numbers import bracket, number
 
-    title = f"One sample a prompt, {evaluation.num_prompts} held-out prompts"
+    title = f"One sample per prompt, {evaluation.num_prompts} held-out prompts"
     table = Table(title=title, caption=few_prompts(evaluation.num_prompts))
     for name in ("", "before", "after", "95%"):
         table.add_column(name, justify="left" if not name else "right")
@@ -61,7 +61,7 @@ def before_and_after(evaluation: "Evaluation") -> "Table":
         ("KL efficiency (1 is the limit)", "", evaluation.kl_efficiency),
         ("worth best-of-", "1.00", evaluation.equivalent_n),
         (
-            "tokens a completion",
+            "tokens per completion",
             number(evaluation.reference.mean_length.estimate, 1),
             evaluation.policy.mean_length,
         ),

@@ -1,4 +1,4 @@
-"""The one dtype that an evaluation's figures hold for: both models draw, are scored and are compared in it."""
+"""The one dtype that an evaluation's metrics hold for: both models draw, are scored and are compared in it."""
 
 from typing import TYPE_CHECKING, Any
 

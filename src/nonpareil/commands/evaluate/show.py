@@ -16,7 +16,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def as_json(result: dict[str, Any]) -> dict[str, Any]:
-    """The result, with the figures of its `Evaluation`, where it has one, as JSON has them."""
+    """The result, with the metrics of its `Evaluation`, where it has one, as JSON has them."""
     if "evaluation" not in result:
         return result
     from nonpareil.files import jsonable
