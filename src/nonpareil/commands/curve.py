@@ -55,7 +55,7 @@ def show(result: dict[str, Any]) -> None:
     curve = result["report"]
     prompts = "1 prompt" if curve.num_prompts_used == 1 else f"{curve.num_prompts_used} prompts"
     table = Table(title=f"What best-of-N is worth ({prompts})")
-    for name in ("N", curve.reward_name, "95%", "win rate", "KL (nats)", "tokens per prompt"):
+    for name in ("N", curve.reward_name, "95%", "win rate", "KL (nats)", "tokens a prompt"):
         table.add_column(name, justify="right", no_wrap=name == "95%")
     for point in curve.points:
         win = None if point.win_rate is None else point.win_rate.estimate
@@ -75,7 +75,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def as_json(result: dict[str, Any]) -> dict[str, Any]:
-    """The curve's metrics beside where it is."""
+    """The curve's figures beside where it is."""
     others = {name: value for name, value in result.items() if name not in ("report", "unfinished")}
     unfinished = {name: result[name] for name in ("unfinished",) if name in result}
     return {**others, **result["report"].to_dict(), **unfinished}

@@ -156,7 +156,7 @@ class Method(ABC):
         """One number per prompt. Log-probs are nats of each token; 0 behind the end and where not trained on."""
 
     def metrics(self, draws: ScoredDraws) -> dict[str, float]:
-        """Metrics of the batch that tell whether the method does what its paper says, besides the common ones."""
+        """Figures of the batch that tell whether the method does what its paper says, besides the common ones."""
         return {}
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -62,7 +62,7 @@ def run(
     plans = plan_runs(spec)
     names = [entry.name for entry in spec.methods]
     if only is not None and only not in names:
-        raise ConfigError(f"only={only!r} is not a method in the file; there are {', '.join(names)}")
+        raise ConfigError(f"only={only!r} is no method of the file; there are {', '.join(names)}")
     check_places(spec, plans, Path(config), overwrite=overwrite)
     with locked(Path(spec.options.output_dir)) as lock:
         return _Comparison(spec, plans, lock, overwrite).run(

@@ -1,4 +1,4 @@
-"""How the metrics of an evaluation came about, as its report's last table says."""
+"""How the figures of an evaluation came about, as its report's last table says."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ def report_context(
             "unseen": named["unseen_reward"],
         },
         "sampling": vars(options.sampling()),
-        "completions per prompt": {
+        "completions a prompt": {
             "policy": options.num_generations,
             "reference": options.num_reference_samples,
         },

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def run(options: EvaluateOptions) -> dict[str, Any]:
-    """Write report.json, report.html and PNGs; returns the metrics and the report's path.
+    """Write report.json, report.html and PNGs; returns the figures and the report's path.
 
     Raises:
         NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
