@@ -32,7 +32,7 @@ PACKAGE = Path(nonpareil.__file__).parent
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 50  # the docstring not counted
 LONG_FUNCTIONS = {  # why each is one thing
-    "training/trainer.py:DistillationTrainer.__init__": "TRL's arguments, one a line, then the parts",
+    "training/trainer.py:DistillationTrainer.__init__": "TRL's arguments, one per line, then the parts",
 }
 
 # Dataclasses that a user sets, wherever they live: by their name, or by a field that `settings.option` declares.
