@@ -1,4 +1,4 @@
-"""Where SFT on best-of-n ends with few prompts a step, exactly: a step whose prompts all tie moves nothing.
+"""Where SFT on best-of-n ends with few prompts per step, exactly: a step whose prompts all tie moves nothing.
 
 python benchmarks/few_prompts.py
 
@@ -28,4 +28,4 @@ def success_at_the_end(prompts: int) -> float:
 if __name__ == "__main__":
     print(f"best-of-{N} at success rate {SUCCESS}: {1 - (1 - SUCCESS) ** N:.4f}")
     for prompts in (1, 2, 4, 8, 32):
-        print(f"{prompts:2d} prompts a step: {success_at_the_end(prompts):.4f}")
+        print(f"{prompts:2d} prompts per step: {success_at_the_end(prompts):.4f}")

@@ -245,7 +245,7 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--prompt_tokens", type=int, default=512)
     parser.add_argument("--completion_tokens", type=int, default=128)
     parser.add_argument("--max_tokens_per_batch", type=int, default=65536)
-    parser.add_argument("--m", type=int, default=4, help="completions a prompt, drawing alone")
+    parser.add_argument("--m", type=int, default=4, help="completions per prompt, drawing alone")
     parser.add_argument("--warmup", type=int, default=1, help="steps that are not counted")
     parser.add_argument("--steps", type=int, default=3, help="steps that are; one more is profiled")
     parser.add_argument("--rounds", type=int, default=3, help="turns of engine and generate")

@@ -2,7 +2,7 @@
 
     python benchmarks/phases.py [--prompts 64] [--steps 6] [--write benchmarks/results/phases-cpu.json]
 
-The embedded demo's policy, reward model and prompts, 40 tokens a completion, all methods in one run. A step of
+The embedded demo's policy, reward model and prompts, 40 tokens per completion, all methods in one run. A step of
 every method has the same prompts; groups that a method takes from disk are drawn before, and counted apart
 (`groups`: seconds to draw and score them, a step's worth). Seconds are medians over steps, the first one left out.
 """

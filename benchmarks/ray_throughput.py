@@ -29,7 +29,7 @@ from nonpareil.rollouts import read_groups
 
 
 def fill(folder: Path, args: argparse.Namespace, **engine) -> dict[str, float]:
-    """One run's groups a second: over all of it, and between the first and the last shard."""
+    """One run's groups per second: over all of it, and between the first and the last shard."""
     settings = {**demo_defaults("train"), "max_prompts": args.prompts, "num_generations": args.m}
     options = sample.SampleOptions(**settings, shard_size=args.shard_size, output_dir=str(folder), **engine)
     # Wall-clock, as the files' times are.

@@ -70,7 +70,7 @@ def make_model(
 
 
 def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """One word a token, and the end token behind them."""
+    """One word per token, and the end token behind them."""
     words = {f"w{i}": i for i in range(vocabulary)} | {"</s>": vocabulary}
     core = Tokenizer(models.WordLevel(words, unk_token="w0"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -136,7 +136,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warmup_steps", type=int, default=0)
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--max_steps", type=int, default=-1, help="overrides --epochs")
-    parser.add_argument("--batch_size", type=int, default=64, help="pairs a step")
+    parser.add_argument("--batch_size", type=int, default=64, help="pairs per step")
     parser.add_argument("--save_steps", type=int, default=0, help="0: no checkpoints")
     parser.add_argument("--max_length", type=int, default=1024, help="prompt and completion, tokens")
     parser.add_argument("--added_end", choices=["true", "false"], default="false")

@@ -5,11 +5,12 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,10 @@ from packaging.version import Version
 import nonpareil
 from nonpareil.assets import demo_path
 from nonpareil.errors import DataError
+from nonpareil.options.rewards import RewardOptions, model_options
+from nonpareil.rewards.models.text_options import TextOptions
+from nonpareil.rewards.models.transformers import RewardModel
+from nonpareil.rewards.specs import load_rewards
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(nonpareil.__file__).parent
@@ -27,7 +32,7 @@ PACKAGE = Path(nonpareil.__file__).parent
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 50  # the docstring not counted
 LONG_FUNCTIONS = {  # why each is one thing
-    "training/trainer.py:DistillationTrainer.__init__": "TRL's arguments, one a line, then the parts",
+    "training/trainer.py:DistillationTrainer.__init__": "TRL's arguments, one per line, then the parts",
 }
 
 # Dataclasses that a user sets, wherever they live: by their name, or by a field that `settings.option` declares.
@@ -172,8 +177,17 @@ def test_every_setting_is_read():
     names = {cls.__name__ for cls in settings}
     assert {"SamplingParams", "SampleOptions", "CompareOptions", "ComparisonFlags"} <= names
     assert {"DistillationConfig", "VLLMSettings", "BOND"} <= names
+    handed_on = handed_to_reward_models()
+    assert "reward_dtype" in handed_on
     for cls in settings:
-        assert_fields_are_read(cls, PACKAGE)
+        assert_fields_are_read(cls, PACKAGE, handed_on)
+
+
+def handed_to_reward_models() -> set[str]:
+    """Options that are handed on without being named: `reward_dtype` as `dtype`, to something that takes it."""
+    functions = (load_rewards, RewardModel.__init__, TextOptions)
+    taken = {name for function in functions for name in inspect.signature(function).parameters}
+    return {f"reward_{name}" for name in model_options(RewardOptions()) if name in taken}
 
 
 @dataclasses.dataclass
@@ -195,11 +209,11 @@ def test_a_setting_nobody_reads_is_found(tmp_path):
         assert_fields_are_read(ExampleConfig, tmp_path)
 
 
-def assert_fields_are_read(cls: type, package_dir: Path) -> None:
+def assert_fields_are_read(cls: type, package_dir: Path, handed_on: Set[str] = frozenset()) -> None:
     """Each field the class adds is read as `.field`, or by `getattr` with its name, somewhere in the package.
 
     Assigning to it is not reading it, and neither is a check in `__post_init__` that only refuses values:
-    an option that is validated and then ignored is what this looks for.
+    an option that is validated and then ignored is what this looks for. `handed_on` are read under other names.
     """
     inherited = {
         field.name
@@ -208,7 +222,7 @@ def assert_fields_are_read(cls: type, package_dir: Path) -> None:
         for field in dataclasses.fields(base)
     }
     own = {read_as(field) for field in dataclasses.fields(cls) if field.name not in inherited}
-    unread = sorted(own - all_names_read(package_dir))
+    unread = sorted(own - all_names_read(package_dir) - handed_on)
     assert not unread, f"{cls.__name__}: nobody reads {unread}"
 
 

@@ -146,7 +146,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One byte a token: text with characters of several bytes is cut inside them."""
+    """One byte per token: text with characters of several bytes is cut inside them."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(["<|endoftext|>", "<|pad|>", *alphabet])}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -187,7 +187,7 @@ def test_a_papers_recipe_runs_dry(recipe, tiny, tmp_path, monkeypatch, capsys):
     assert figures["model_class"] == "LlamaForCausalLM"
     assert figures["prompts"] == 6
     assert figures["columns"] == ["document"]
-    # Weights, gradients and the optimizer's state: one number a weight in RMSprop, two in Adam.
+    # Weights, gradients and the optimizer's state: one number per weight in RMSprop, two in Adam.
     least = 12 if config.optim == "rmsprop" else 16
     assert figures["memory_bytes"]["total"] >= least * figures["parameters"]
     assert figures["settings"] == vars(config.method)

@@ -96,7 +96,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 
 
 def make_tokenizer(*, pad: str = "<pad>", padding_side: str = "left") -> PreTrainedTokenizerFast:
-    """One word a token; `<s>` in front."""
+    """One word per token; `<s>` in front."""
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])

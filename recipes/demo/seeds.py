@@ -1,4 +1,4 @@
-"""Run the demo with several seeds and print one row a seed, and the spread.
+"""Run the demo with several seeds and print one row per seed, and the spread.
 
 python recipes/demo/seeds.py --output_dir runs --seeds 0 1 2
 """

@@ -3,7 +3,7 @@
     python recipes/demo/train_lm.py --data imdb.parquet --output_dir demo-lm
 
 Reads the train and unlabelled reviews (never the test ones), trains a byte-level BPE and a small Llama in
-bfloat16 autocast with plain transformers, and prints the loss on test reviews in nats a token and nats a byte.
+bfloat16 autocast with plain transformers, and prints the loss on test reviews in nats per token and nats per byte.
 """
 
 import argparse
@@ -48,7 +48,7 @@ class InOrder(Trainer):
 
 @torch.no_grad()
 def test_loss(model: LlamaForCausalLM, stream: np.ndarray, windows: int) -> float:
-    """Mean nats a token over evenly spread windows."""
+    """Mean nats per token over evenly spread windows."""
     starts = np.linspace(0, len(stream) - WINDOW, windows).astype(int)
     losses = []
     for chunk in np.array_split(starts, max(1, windows // 16)):

@@ -47,7 +47,7 @@ _told: set[tuple[str, str]] = set()
 
 
 def tell_constant(name: str, groups: int, where: str) -> None:
-    """Warn, once a process, of a reward that tied in that many groups of a folder, and say what to do."""
+    """Warn, once per process, of a reward that tied in that many groups of a folder, and say what to do."""
     if (name, where) in _told:  # a comparison looks at one reference many times
         return
     _told.add((name, where))
@@ -55,5 +55,5 @@ def tell_constant(name: str, groups: int, where: str) -> None:
         f"reward {name!r} is equal for all completions of a prompt, at each of the {groups} prompts scored so far: "
         "it tells none from another and decides nothing. In a chat a completion is a list of one message, so "
         'len(completion) is always 1 and completion[-1]["content"] is the text. A reward that is seldom met needs '
-        "more completions a prompt or easier prompts; one that cannot vary is best removed"
+        "more completions per prompt or easier prompts; one that cannot vary is best removed"
     )

@@ -189,7 +189,7 @@ def prompt_of(group: Group) -> Prompt:
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Completions to score, flattened over groups: every list has one entry a completion."""
+    """Completions to score, flattened over groups: every list has one entry per completion."""
 
     prompts: list[PromptText]
     completions: list[str | list[Message]]
@@ -248,7 +248,7 @@ def _own(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Scores:
-    """One reward a completion; None where the reward failed, with the reason beside it."""
+    """One reward per completion; None where the reward failed, with the reason beside it."""
 
     values: list[float | None]
     failures: list[str | None]

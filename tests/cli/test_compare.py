@@ -219,7 +219,7 @@ def test_served_rewards_move_and_leave_no_address(comparison, in_process, files)
 
 
 def test_a_run_in_a_process_of_its_own(comparison, files):
-    """As users have it: one real process a run, its log and its memory."""
+    """As users have it: one real process per run, its log and its memory."""
     status, figures, error = comparison(methods={"jbond": {"max_steps": 1}}, seeds=[0], groups=None)
     assert status == 0, error
     folder = files / "out/runs/jbond/seed-0"

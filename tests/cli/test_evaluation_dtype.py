@@ -1,4 +1,4 @@
-"""One dtype draws, is scored and is measured: against plain transformers, one unpadded pass a completion."""
+"""One dtype draws, is scored and is measured: against plain transformers, one unpadded pass per completion."""
 
 import json
 from pathlib import Path

@@ -39,7 +39,7 @@ def half(files: Path) -> Path:
 
 
 def plain_kl(policy: Path, reference: Path, folder: Path, temperature: float) -> float:
-    """Of one side's groups, one unpadded pass a completion."""
+    """Of one side's groups, one unpadded pass per completion."""
     models = [AutoModelForCausalLM.from_pretrained(path).eval() for path in (policy, reference)]
     found = []
     for group in read_groups(folder):

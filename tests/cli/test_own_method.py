@@ -14,6 +14,9 @@ import yaml
 from transformers import AutoTokenizer
 
 from nonpareil import DistillationConfig, DistillationTrainer, load_prompts, tokenize_prompts
+from nonpareil.commands.compare.plan import plan_runs
+from nonpareil.commands.compare.spec import read_spec
+from nonpareil.errors import ConfigError
 from nonpareil.methods.base import Method
 from nonpareil.user_code.load import load_function
 from tests.methods.tabular import draws_of
@@ -123,6 +126,43 @@ def test_a_setting_of_a_new_name_is_given_by_flag_by_yaml_and_from_python(nonpar
         processing_class=tokenizer,
     ).train()
     assert losses(here / "python") == trained
+
+
+def planned(here, methods):
+    """The settings of each run of a comparison of these methods."""
+    comparison = {
+        "output_dir": "compared",
+        "model_name_or_path": "my-org/my-model",
+        "dataset_name": "prompts.jsonl",
+        "eval_dataset_name": "held-out.jsonl",
+        "reward_model_name_or_path": "my-org/my-reward-model",
+        "seeds": [0],
+        "budget": {"completions": 64},
+        "training": {"per_device_train_batch_size": 4},
+        "methods": methods,
+    }
+    (here / "compare.yaml").write_text(yaml.safe_dump(comparison))
+    return {run.entry.name: run.settings for run in plan_runs(read_spec("compare.yaml"))}
+
+
+def test_a_setting_of_a_new_name_is_given_in_a_comparison(here):
+    (here / "tilt.py").write_text(EXAMPLE.replace("kl_coef", "reach"))
+    tilt = {"method": "tilt.py:Tilt", "num_reference_samples": "4"}
+    runs = planned(here, {"near": {**tilt, "reach": "1"}, "far": {**tilt, "reach": 0.125}, "rloo": {}})
+    assert {name: run.get("reach") for name, run in runs.items()} == {"near": 1.0, "far": 0.125, "rloo": None}
+    assert {name: run["max_steps"] for name, run in runs.items()} == {"near": 4, "far": 4, "rloo": 4}
+    for entry, says in (
+        ({"reach": 0}, r"^methods\.own: reach=0\.0 must be above 0"),
+        ({"reech": 1}, r"^methods\.own: unknown key 'reech'; did you mean reach\?"),
+        (
+            {"n": 4},
+            r"^methods\.own: n=4 is not read by method=Tilt, which reads num_reference_samples, reach",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            planned(here, {"own": {**tilt, **entry}})
+    with pytest.raises(ConfigError, match=r"^methods\.rloo: unknown key 'reach'"):
+        planned(here, {"own": tilt, "rloo": {"reach": 1}})
 
 
 def test_the_page_names_every_part_of_a_method_with_its_default():

@@ -68,7 +68,7 @@ def test_the_commands_run_as_written(nonpareil, tour):
 
 
 def test_the_comparison_can_be_planned_as_written(tour):
-    """Every key is known and every run fits the budget; running it takes a process a run (test_compare.py)."""
+    """Every key is known and every run fits the budget; running it takes a process per run (test_compare.py)."""
     (tour / "comparison.yaml").write_text(blocks("yaml")[1])
     plans = plan_runs(read_spec("comparison.yaml"))
     assert sorted({plan.entry.name for plan in plans}) == ["bonbon", "jbond", "rloo", "vbon-4"]

@@ -196,7 +196,7 @@ def test_a_reward_that_is_constant_on_chats_is_told_by_every_command(nonpareil, 
     trained = {**both, "evaluate_after": "false", "output_dir": spoken / "t", "max_steps": 4}
     status, _, err = nonpareil("distill", **trained)
     assert status == 0, err
-    assert err.count(said.format(4)) == 1, "4 prompts a step: the first says so, and no other"
+    assert err.count(said.format(4)) == 1, "4 prompts per step: the first says so, and no other"
     status, _, err = nonpareil("evaluate", **both, output_dir=spoken / "e")
     assert status == 0, err
     assert err.count(said.format(12)) == 1

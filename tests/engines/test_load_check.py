@@ -91,8 +91,8 @@ class RoundsByPath(LlamaForCausalLM):
 
 
 FAULTY: dict[type[PreTrainedModel], str] = {
-    SeesTheFuture: r"a later token changes .* nats a token apart, at most 0.002 in float32",
-    CountsFromThePadding: r"drawn one by one, .* padded groups, have other log-probs .* nats a token apart",
+    SeesTheFuture: r"a later token changes .* nats per token apart, at most 0.002 in float32",
+    CountsFromThePadding: r"drawn one by one, .* padded groups, have other log-probs .* nats per token apart",
     KeepsAState: r"a batch than alone|drawn one by one",
     ForgetsItsPast: r"drawn one by one",
     SeesTheBatch: r"a batch than alone|drawn one by one",

@@ -57,7 +57,7 @@ def test_what_is_stored_is_what_the_served_model_drew(serve):
         assert Group.of(prompt, draws).prompt_token_ids == prompt.token_ids
     lengths = [sum(map(len, draws.completion_token_ids)) for draws in drawn]
     assert sorted(told) == sorted((1, length) for length in lengths)
-    # The trial, then one request a prompt.
+    # The trial, then one request per prompt.
     assert [request["n"] for _, request in server.posts] == [2] + [5] * len(UNEVEN)
     assert engine.describe() == {
         "engine": "openai",

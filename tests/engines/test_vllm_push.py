@@ -93,7 +93,7 @@ def test_a_tied_head_that_is_not_packed_anew_is_caught(fresh: VLLMEngine) -> Non
     weights = without_the_tied_head(model)
     fresh._loaded().collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
     fresh._drop_prefixes()
-    with pytest.raises(SyncError, match=r"nats a token apart \(at most 0.002\).*tied to the embeddings"):
+    with pytest.raises(SyncError, match=r"nats per token apart \(at most 0.002\).*tied to the embeddings"):
         canary.check(fresh.completion_logprobs(CANARIES), trainers(model))
 
 

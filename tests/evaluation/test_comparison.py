@@ -322,7 +322,7 @@ def test_an_n_at_the_end_of_what_the_groups_show_is_told_as_such():
     gain = tables(report)[0]
     worth = [row[gain.header.index("worth best-of-")] for row in gain.rows]
     assert worth[:2] == [">= 12.00", "1.50"]
-    assert "told up to 15" in gain.note
+    assert "reported up to 15" in gain.note
 
 
 def test_best_of_n_and_the_frontier_are_those_of_the_shared_groups():

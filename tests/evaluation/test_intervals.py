@@ -26,7 +26,7 @@ def zero_or_one(b, generator, success):
 
 
 def best_of(n, b, generator):
-    """Win rates of best-of-n over 4 x 4 pairs a prompt; their mean is n / (n+1)."""
+    """Win rates of best-of-n over 4 x 4 pairs per prompt; their mean is n / (n+1)."""
     policy = torch.rand(b, 4, n, generator=generator, dtype=F64).amax(-1)
     return pairwise(policy, torch.rand(b, 4, generator=generator, dtype=F64)).win_rate
 

@@ -227,7 +227,7 @@ def test_lengths_and_distinct_ngrams_by_hand(draw):
     assert (got.policy.mean_length.estimate, got.reference.mean_length.estimate) == (3, 2)
     assert (got.policy.stopped_ratio.estimate, got.policy.clipped_ratio.estimate) == (0, 1)
     assert got.reference.stopped_ratio.estimate == 1
-    # One completion a prompt on both sides: 1/3 and 3/3; the reference's first has one token, so no 2-gram.
+    # One completion per prompt on both sides: 1/3 and 3/3; the reference's first has one token, so no 2-gram.
     assert got.policy.distinct["1"].estimate == pytest.approx(2 / 3)
     assert got.reference.distinct["1"].estimate == 1
     assert got.reference.distinct["2"] is None

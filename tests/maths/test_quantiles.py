@@ -64,7 +64,7 @@ def test_two_sample_log_tilt_by_hand():
     values = quantiles.two_sample_log_tilt(torch.tensor([3.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]), anchors)
     expected = torch.tensor([math.log(2), math.log(1.5), 0.0, -math.log(1.5), -math.log(8), math.log(2), NAN])
     torch.testing.assert_close(values, expected, equal_nan=True)
-    with pytest.raises(ConfigError, match="2 reference rewards a prompt, got 3"):
+    with pytest.raises(ConfigError, match="2 reference rewards per prompt, got 3"):
         quantiles.two_sample_log_tilt(torch.zeros(1), torch.zeros(1, 3))
 
 
@@ -176,7 +176,7 @@ def test_half_precision_counts_are_not_rounded():
 
 def test_bad_arguments_are_named():
     rewards, references = torch.zeros(1, 2), torch.zeros(1, 3)
-    with pytest.raises(ConfigError, match="two_sample needs 2 reference rewards a prompt, got 3"):
+    with pytest.raises(ConfigError, match="two_sample needs 2 reference rewards per prompt, got 3"):
         quantiles.log_quantile(rewards, references, "two_sample")
     for function in (quantiles.log_quantile, lambda *a: quantiles.log_tilt_estimate(*a[:2], 2, a[2])):
         with pytest.raises((ConfigError, TypeError)):  # the shape checker may speak first

@@ -295,6 +295,6 @@ def test_vllm_is_given_only_adapters_that_it_holds_whole(
 
 
 def test_no_number_is_made_up_for_what_an_adapter_moved_where_the_vocabulary_differs() -> None:
-    with pytest.raises(ModelError, match="differ by 1 nats a token; use the adapter") as caught:
+    with pytest.raises(ModelError, match="differ by 1 nats per token; use the adapter") as caught:
         check_same_policy(torch.zeros(1, 2, 5), torch.ones(1, 2, 5), torch.zeros(1, 2, 4), "the merged one")
     assert "moved" not in str(caught.value)

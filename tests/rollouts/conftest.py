@@ -118,7 +118,7 @@ def group_of(
     finish_reasons: Sequence[str] | None = None,
     **columns: Any,
 ) -> Group:
-    """A hand-made group, one token a completion."""
+    """A hand-made group, one token per completion."""
     texts = list(completions) if completions else [f"text {i}" for i in range(len(rewards or []))]
     reasons = list(finish_reasons) if finish_reasons else ["stop"] * len(texts)
     return Group(

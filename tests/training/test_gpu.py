@@ -57,7 +57,7 @@ def on_cpu(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("changes", [{}, LORA], ids=["full", "lora"])
 def test_a_step_in_float32_is_the_step_on_the_cpu(changes: dict[str, Any], tmp_path: Path) -> None:
     drawn, trained = {}, {}
-    for device in ("cpu", "gpu"):  # one after the other: accelerate knows one device a process
+    for device in ("cpu", "gpu"):  # one after the other: accelerate knows one device per process
         trainer = make_trainer(
             tmp_path / device, **{**SGD, **changes, "use_cpu": device == "cpu"}, max_steps=2, bf16=False
         )

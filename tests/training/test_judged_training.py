@@ -23,7 +23,7 @@ STORED = {"p": Group("p", "p", [1], ["a"], [[1]], ["stop"], [[0.0]])}
             {"eval_strategy": "steps"},
             {},
             None,
-            "eval_strategy='steps' scores one completion a prompt",
+            "eval_strategy='steps' scores one completion per prompt",
         ),
         (VBON(stored=True), {}, STORED, None, "VBON compares fresh draws with stored groups"),
     ],

@@ -68,7 +68,7 @@ def launch(processes: int, arguments: list[str], **environment: str) -> subproce
 
 
 def train(folder: Path, processes: int, jobs: dict[str, dict[str, Any]], **environment: str) -> Path:
-    """The jobs on so many processes; 4 prompts a step in all, and 2 in the epoch's last one."""
+    """The jobs on so many processes; 4 prompts per step in all, and 2 in the epoch's last one."""
     folder.mkdir(exist_ok=True)
     size = {"per_device_train_batch_size": 4 // processes}
     (folder / "jobs.json").write_text(json.dumps({name: {**size, **job} for name, job in jobs.items()}))

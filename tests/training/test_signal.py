@@ -271,7 +271,7 @@ def test_methods_on_stored_groups_say_how_many_carry_signal(
 
 
 def test_a_stored_step_without_signal_moves_nothing(tmp_path: Path) -> None:
-    """Three groups that tie and three that do not, one a step."""
+    """Three groups that tie and three that do not, one per step."""
     groups = stored_groups(4)
     for group in groups[:3]:
         group.rewards = [0.0] * 4

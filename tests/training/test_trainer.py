@@ -238,7 +238,7 @@ def test_prompts_that_do_not_fit_are_refused_before_training(tmp_path: Path) -> 
 
 
 def test_one_process_takes_one_of_several_gpus(tmp_path, monkeypatch):
-    """transformers would take all, by DataParallel, and as many times the prompts a step."""
+    """transformers would take all, by DataParallel, and as many times the prompts per step."""
 
     def finds_four(self):
         self._n_gpu, self.distributed_state = 4, None

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from enum import Enum
 from typing import Any, Literal, get_args, get_origin
 
-from nonpareil.cli.method_help import Row, method_section
+from nonpareil.cli.method_help import VALUES, Row, method_section
 from nonpareil.commands.command import Command
 from nonpareil.settings import Setting, settings_of
 
@@ -19,6 +19,7 @@ HEADINGS = (
 """In the order in which they are listed."""
 INHERITED = "transformers.TrainingArguments"
 """The heading of settings that are declared in no class of ours."""
+_JSON: Row = ("--json", "Print one JSON object as the last line of stdout.")
 _COLUMN = 34
 """Where texts begin."""
 
@@ -44,13 +45,10 @@ def help_text(name: str, command: Command, argv: Sequence[str]) -> str:
         for heading, settings in sections.items():
             rows = [_row(setting, settings_of(cls), "") for setting in settings]
             parts.append(_section(f"{title}: {heading.lower()}" if len(sections) > 1 else title, rows))
-    parts.append(_section("Besides", [("--config FILE.yaml", command.config), *_BESIDES]))
+    parts.append(_section("Besides", [("--config FILE.yaml", command.config), _JSON]))
     if not everything:
         parts.append(f"The other settings of {INHERITED} are flags too: nonpareil {name} --help-all")
     return "\n\n".join([*parts, f"example:\n  {command.example}\n"])
-
-
-_BESIDES = (("--json", "Print one JSON object as the last line of stdout."),)
 
 
 def by_heading(classes: Iterable[type]) -> dict[str, list[Setting]]:
@@ -70,6 +68,7 @@ def listed(cls: type) -> list[Setting]:
 
 
 def _row(setting: Setting, known: Collection[str], dashes: str = "--") -> Row:
+    """A setting among those that are known; what it belongs to is told where that is one of them."""
     flag = f"{dashes}{setting.name}"
     if dashes and setting.default is True:
         flag = f"--no_{setting.name}, {flag}"
@@ -106,17 +105,15 @@ def _stands_for(setting: Setting) -> str:
         return f"{{{','.join(map(_said, choices))}}}"
     if setting.is_list:
         inner = next(get_args(kind)[0] for kind in kinds if get_origin(kind) is list)
-        return f"{_WORDS.get(inner, 'TEXT')} ..."
+        return f"{VALUES.get(inner.__name__, 'TEXT')} ..."
     if bool in kinds:
         return ""
     if setting.limits.path or setting.limits.names == "input":
         return "PATH"
     if any(kind is dict or get_origin(kind) is dict for kind in kinds):
         return "JSON"
-    return next((_WORDS[kind] for kind in kinds if kind in _WORDS), "TEXT")
-
-
-_WORDS = {int: "N", float: "X"}
+    names = (getattr(kind, "__name__", "") for kind in kinds)
+    return next((VALUES[name] for name in names if name in VALUES), "TEXT")
 
 
 def _section(heading: str, rows: Iterable[Row]) -> str:

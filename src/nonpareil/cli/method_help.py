@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import nonpareil
 
-WORDS = {"int": "N", "float": "X", "bool": "[true]", "str": "TEXT"}
-"""What stands for a value of a type."""
+Row = tuple[str, str]
+"""A flag, and what is said of it."""
+VALUES = {"int": "N", "float": "X", "bool": ""}
+"""What stands for a value of a type; of any other, TEXT."""
 
 
 class MethodSetting(NamedTuple):
@@ -22,20 +24,20 @@ class MethodSetting(NamedTuple):
     default: str
 
 
-Row = tuple[str, str]
-"""A flag, and what is said of it."""
-
-
 def method_section(argv: Sequence[str]) -> tuple[str, list[Row]]:
     """A title, and the settings of the method that flags name, or of all of ours where they name none of those."""
     named = _named(argv)
     ours = settings_by_method()
     own = ours.get(named) or _own_settings(named)
     if own:
-        rows = [(f"--{one.name} {one.value}", f"{one.help} Default: {one.default}.") for one in own]
+        rows = [
+            (f"--{one.name} {one.value}".strip(), f"{one.help} Default: {one.default}.".strip())
+            for one in own
+        ]
         return f"Settings of --method {named}", rows
     names = dict.fromkeys(one.name for settings in ours.values() for one in settings)
-    return "Settings of methods (one's own alone: --method NAME --help)", [_row(name, ours) for name in names]
+    title = f"Settings of the methods {', '.join(ours)} (of one alone: --method NAME --help)"
+    return title, [_row(name, ours) for name in names]
 
 
 def settings_by_method() -> dict[str, list[MethodSetting]]:
@@ -65,7 +67,7 @@ def _row(name: str, ours: dict[str, list[MethodSetting]]) -> Row:
     words = dict.fromkeys(word for one in found.values() for word in one.value.strip("{}").split(","))
     value = f"{{{','.join(words)}}}" if len(words) > 1 else next(iter(words))
     text = Counter(one.help for one in found.values()).most_common(1)[0][0]
-    return f"--{name} {value}", f"{text} Default: {defaults}."
+    return f"--{name} {value}".strip(), f"{text} Default: {defaults}.".strip()
 
 
 def _named(argv: Sequence[str]) -> str:
@@ -115,9 +117,9 @@ def _words(tree: ast.Module, kind: str) -> str:
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == kind:
             _, _, inside = ast.unparse(node.value).partition("Literal[")
-            return f"{{{','.join(map(str, ast.literal_eval(f'[{inside}')))}}}" if inside else kind.upper()
+            return f"{{{','.join(map(str, ast.literal_eval(f'[{inside}')))}}}" if inside else "TEXT"
     module = _imported(tree).get(kind)
-    return _words(_parsed(module), kind) if module is not None else WORDS.get(kind, "VALUE")
+    return _words(_parsed(module), kind) if module is not None else VALUES.get(kind, "TEXT")
 
 
 def _imported(tree: ast.Module) -> dict[str, str]:

@@ -81,7 +81,7 @@ def _local(value: Any) -> Iterator[Path]:
 
 
 def _of_spec(spec: Any, *, of_files_only: bool) -> Iterator[Path]:
-    """Of a folder, of a file with `:name` behind it, or of a server with `#folder` behind it; an object's."""
+    """Of a folder, a file with `:name` behind it, a server with `#folder` behind it, or of an object's class."""
     if not isinstance(spec, str):
         with suppress(TypeError, OSError):  # nothing was given, or the class was made at a prompt
             yield from _local(inspect.getfile(type(spec)))

@@ -16,7 +16,7 @@ class Engine(Protocol):
         sampling: SamplingParams,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Draws]:
-        """Draw `num_generations` completions a prompt, in the order of the prompts.
+        """Draw `num_generations` completions per prompt, in the order of the prompts.
 
         The same seed gives the same draws whatever the other prompts of the call.
         `on_progress(prompts, tokens)` is called with what has newly been finished.

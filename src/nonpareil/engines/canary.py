@@ -9,7 +9,7 @@ from nonpareil.records import Prompt
 CANARIES, CANARY_TOKENS = 3, 8
 
 TOLERANCE = {"float32": 2e-3, "bfloat16": 0.05, "float16": 0.02}
-"""Nats a token, averaged over a sequence: what two right implementations of one model differ by at most."""
+"""Nats per token, averaged over a sequence: what two right implementations of one model differ by at most."""
 MOVED = 0.1
 """A trainer that moved by this share of the tolerance must move the engine by at least something."""
 
@@ -20,7 +20,7 @@ class Canary:
     Args:
         sequences: short ones, of prompts that are drawn from; at least one.
         dtype: the engine's, which sets the tolerance.
-        tolerance: nats a token, in place of the dtype's.
+        tolerance: nats per token, in place of the dtype's.
 
     Raises:
         ConfigError: no sequences, an empty completion, or a dtype without a tolerance.
@@ -45,7 +45,7 @@ class Canary:
         pushed: str = "weights",
         others: Mapping[str, Callable[[], Sequence[float]]] | None = None,
     ) -> float:
-        """The largest difference, nats a token; call it after each push.
+        """The largest difference, nats per token; call it after each push.
 
         Args:
             engine_logprobs: of each sequence's completion, nats, summed, under the weights just pushed.
@@ -66,7 +66,7 @@ class Canary:
             return worst
         raise SyncError(
             f"after pushing {pushed}, the engine's log-probs are not the trainer's: sequence {at} has "
-            f"{theirs[at]:.4f} in the engine and {ours[at]:.4f} in the trainer, {worst:.2g} nats a token apart "
+            f"{theirs[at]:.4f} in the engine and {ours[at]:.4f} in the trainer, {worst:.2g} nats per token apart "
             f"(at most {self.tolerance:g}). {self._cause(theirs, pushed, unmoved, others or {})}"
         )
 
@@ -95,7 +95,7 @@ class Canary:
         )
 
     def _distance(self, ones: Sequence[float], others: Sequence[float]) -> tuple[float, int]:
-        """Largest difference in nats a token, and its sequence; a NaN counts as infinitely far."""
+        """Largest difference in nats per token, and its sequence; a NaN counts as infinitely far."""
         gaps = []
         for one, other, ids in zip(ones, others, self.sequences.completion_ids, strict=True):
             gap = abs(one - other) / len(ids)

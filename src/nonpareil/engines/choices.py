@@ -28,7 +28,7 @@ class ServedChoice:
     token_ids: list[int]
     """Empty unless the ids of the prompt are known too: alone they are of no use."""
     logprobs: list[float]
-    """One a token id, in nats; empty without ids."""
+    """One per token id, in nats; empty without ids."""
     prompt_token_ids: list[int]
 
 

@@ -226,12 +226,12 @@ class _LoadCheck:
         worst = max((gap for gap in gaps if math.isfinite(gap)), default=0.0)
         if worst > self.tolerance:
             raise _Differs(
-                f"{fault} ({worst:.2g} nats a token apart, at most {self.tolerance:.2g} in {dtype})"
+                f"{fault} ({worst:.2g} nats per token apart, at most {self.tolerance:.2g} in {dtype})"
             )
 
 
 def _gaps(ones: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> list[float]:
-    """Of each sequence, nats a token, averaged over its tokens with numbers."""
+    """Of each sequence, nats per token, averaged over its tokens with numbers."""
     return [
         (torch.tensor(one) - torch.tensor(other)).abs().nanmean().item()
         for one, other in zip(ones, others, strict=True)

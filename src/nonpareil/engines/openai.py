@@ -86,7 +86,7 @@ class OpenAIEngine:
         sampling: SamplingParams,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Draws]:
-        """Draw `num_generations` completions a prompt; see `engines.base.Engine`.
+        """Draw `num_generations` completions per prompt; see `engines.base.Engine`.
 
         Raises:
             ConfigError: sampling parameters out of their range.
@@ -136,7 +136,7 @@ class OpenAIEngine:
             raise RemoteError(
                 f"the choices of each request are equal ({self._repeats} repeat the first), those of different "
                 "requests are not: the server draws once and repeats it (one seed for all choices, or a cache), "
-                "and best-of-N needs draws that differ; let it answer one choice a request"
+                "and best-of-N needs draws that differ; let it answer one choice per request"
             )
 
     async def _opened(self, work: Callable) -> Any:

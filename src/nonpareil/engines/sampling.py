@@ -15,7 +15,7 @@ BLOCK = 64
 
 
 def sample_keys(prompt_id: str, samples: Sequence[int], seed: int) -> np.ndarray:
-    """One 64-bit key a sample: the hash of seed, prompt id and the sample's index within its group."""
+    """One 64-bit key per sample: the hash of seed, prompt id and the sample's index within its group."""
     digests = (hashlib.blake2b(f"{seed}/{prompt_id}/{i}".encode(), digest_size=8) for i in samples)
     return np.array([int.from_bytes(d.digest(), "little") for d in digests], dtype=np.uint64)
 
@@ -64,10 +64,10 @@ def sampling_logits(logits: Float[Tensor, "r v"], sampling: SamplingParams) -> F
 def draw_tokens(
     logits: Float[Tensor, "r v"], keys: np.ndarray, step: int
 ) -> tuple[Int[Tensor, " r"], Float[Tensor, " r"]]:
-    """One token a row, and its log-prob in nats; exact draws from softmax(logits).
+    """One token per row, and its log-prob in nats; exact draws from softmax(logits).
 
     The Gumbel trick, first over blocks of the vocabulary by their mass, then over the tokens of the block
-    drawn: a few hundred random numbers a token in place of one for each entry. Where another batch shape
+    drawn: a few hundred random numbers per token in place of one for each entry. Where another batch shape
     moves the probabilities by a rounding error, the draw changes with about that probability; inverting the
     distribution function would multiply it by the size of the vocabulary.
     """

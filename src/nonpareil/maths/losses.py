@@ -1,4 +1,4 @@
-"""Losses as pure functions: tensors in, one number a sequence out. No reduction, no logging, no device moves.
+"""Losses as pure functions: tensors in, one number per sequence out. No reduction, no logging, no device moves.
 
 Log-probabilities and log-ratios are nats, summed over the completion's tokens, the end token included.
 """

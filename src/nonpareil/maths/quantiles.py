@@ -27,7 +27,7 @@ TWO_SAMPLE_PENALTY = -math.log(16)
 def log_quantile(
     rewards: Float[Tensor, "b k"], reference_rewards: Float[Tensor, "b m"], estimator: QuantileEstimator
 ) -> Float[Tensor, "b k"]:
-    """The log-quantile (nats) of k rewards a prompt among m reference rewards, by the estimator named.
+    """The log-quantile (nats) of k rewards per prompt among m reference rewards, by the estimator named.
 
     `plug_in`, `harmonic`: log p<; `inclusive_plug_in`: log p<=; `two_sample`: J-BOND's stand-in, m = 2 only.
 
@@ -88,7 +88,7 @@ def two_sample_log_quantile(
     """
     if anchor_rewards.shape[-1] != 2:
         raise ConfigError(
-            f"two_sample needs 2 reference rewards a prompt, got {anchor_rewards.shape[-1]}: "
+            f"two_sample needs 2 reference rewards per prompt, got {anchor_rewards.shape[-1]}: "
             "use harmonic or plug_in with any other number"
         )
     lowest = anchor_rewards.amin(-1)  # NaN if either is
@@ -125,7 +125,7 @@ def log_tilt_estimate(
     n: Real,
     estimator: QuantileEstimator = "harmonic",
 ) -> Float[Tensor, "b k"]:
-    """Estimate log(pi_n / pi_ref) in nats where rewards are these, from m reference rewards a prompt.
+    """Estimate log(pi_n / pi_ref) in nats where rewards are these, from m reference rewards per prompt.
 
     With p< and p<= the strict and the weak quantile, `log tilt = (n-1) log p<= + log((1 - s^n) / (1 - s))`,
     `s = p< / p<=` (`best_of_n.log_tilt`). The first term takes the estimator named, on the count at or below.

@@ -156,7 +156,7 @@ class Method(ABC):
         """One number per prompt. Log-probs are nats of each token; 0 behind the end and where not trained on."""
 
     def metrics(self, draws: ScoredDraws) -> dict[str, float]:
-        """Figures of the batch that tell whether the method does what its paper says, besides the common ones."""
+        """Numbers of the batch that tell whether the method does what its paper says, besides the common ones."""
         return {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -178,7 +178,7 @@ def no_draw(rewards: Float[Tensor, "*b m"]) -> Bool[Tensor, "*b m"]:
 
 
 def best_draw(rewards: Float[Tensor, "*b m"], tie_breaker: Float[Tensor, "*b m"]) -> Bool[Tensor, "*b m"]:
-    """True at one draw a row: the best, ties broken by the larger `tie_breaker`; failed (NaN) never.
+    """True at one draw per row: the best, ties broken by the larger `tie_breaker`; failed (NaN) never.
 
     A row without any valid reward is all False.
     """

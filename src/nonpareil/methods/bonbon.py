@@ -41,7 +41,7 @@ class BoNBoN(Method):
     `methods.imitation`), and of two equal draws takes one, so that such an n adds the pull alone. With `sft_weight`
     near 1 this one draw makes more noise than `sft_bon`, which takes the mean of n.
 
-    The minimiser of the IPO term alone is not best-of-n (at n = 8: win rate .814, KL .879): see docs/papers.md.
+    The minimiser of the IPO term alone is not best-of-n (at n = 8: win rate .814, KL .879; docs/papers.md#bonbon).
 
     Raises:
         ConfigError: n below 2, sft_weight outside [0, 1], or another word for `contrast`.

@@ -63,9 +63,9 @@ class BOND(Method):
     """
 
     n: int = option(4, "The target is best-of-n.", at_least=2, why=BEST_OF_1)
-    num_generations: int = option(1, "Completions of the policy a prompt and step, k.", at_least=1)
+    num_generations: int = option(1, "Completions of the policy per prompt and step, k.", at_least=1)
     num_reference_samples: int = option(
-        16, "Fresh completions of the anchor a prompt and step, m.", at_least=1
+        16, "Fresh completions of the anchor per prompt and step, m.", at_least=1
     )
     quantile_estimator: QuantileEstimator = option(
         "harmonic", "How quantiles are estimated from the anchor's draws."

@@ -34,7 +34,7 @@ class JBONDTargets(PolicyGradientTargets):
 
 @dataclass(frozen=True)
 class JBOND(Method):
-    """One policy draw and two anchor draws a prompt.
+    """One policy draw and two anchor draws per prompt.
 
     `jeffreys_weight` w: (1 - w) weighs the forward KL (imitate the better anchor draw), w the backward KL
     (policy gradient). `kl_coef` is the paper's gamma, on KL(pi || anchor).
@@ -113,7 +113,7 @@ class JBOND(Method):
         anchor_logprobs: Float[Tensor, "b 2 t"],
         targets: JBONDTargets,
     ) -> Float[Tensor, " b"]:
-        """Step 4 of Algorithm 2: (1 - w) forward + w backward + gamma KL(pi || anchor), one number a prompt."""
+        """Step 4 of Algorithm 2: (1 - w) forward + w backward + gamma KL(pi || anchor), one number per prompt."""
         own = policy_logprobs[:, 0].sum(-1)
         forward = imitation_loss(
             anchor_logprobs, targets.anchor_token_logprobs, targets.contrast, targets.pull

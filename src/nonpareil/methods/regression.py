@@ -43,9 +43,9 @@ class Regression(Method):
 
     n: int = option(8, "The target is best-of-n.", at_least=2, why=BEST_OF_1)
     target_floor: float = option(-6.0, "No target log-ratio is lower, nats.", at_most=0, also=(-math.inf,))
-    num_generations: int = option(4, "Completions of the policy a prompt and step, k.", at_least=1)
+    num_generations: int = option(4, "Completions of the policy per prompt and step, k.", at_least=1)
     num_reference_samples: int = option(
-        16, "Fresh completions of the anchor a prompt and step, m.", at_least=1
+        16, "Fresh completions of the anchor per prompt and step, m.", at_least=1
     )
     quantile_estimator: QuantileEstimator = option(
         "harmonic", "How quantiles are estimated from the anchor's draws."
@@ -103,5 +103,5 @@ class Regression(Method):
         return mean_over(log_ratio_regression_loss(log_ratio, targets.policy_target), targets.train_policy)
 
     def metrics(self, draws: ScoredDraws) -> dict[str, float]:
-        """As BOND's, of fresh draws; nothing besides the common figures of stored ones."""
+        """As BOND's, of fresh draws; nothing besides the common numbers of stored ones."""
         return {} if self.stored else quantile_metrics(draws, self.n, self.quantile_estimator)

@@ -13,17 +13,17 @@ from nonpareil.settings import option
 
 @dataclass(frozen=True)
 class RLOO(Method):
-    """k policy draws a prompt; the return is reward - kl_coef * (log pi - log pi_ref), the KL in nats.
+    """k policy draws per prompt; the return is reward - kl_coef * (log pi - log pi_ref), the KL in nats.
 
     Where all k rewards tie, what is left is the KL's pull. Knows nothing of best-of-n: its optimum is
     pi_ref * exp(reward / kl_coef), which follows the reward's scale.
 
     Raises:
-        ConfigError: fewer than 2 draws a prompt, or a negative kl_coef.
+        ConfigError: fewer than 2 draws per prompt, or a negative kl_coef.
     """
 
     num_generations: int = option(
-        4, "Completions of the policy a prompt and step, k.", at_least=2, why="the others are the baseline"
+        4, "Completions of the policy per prompt and step, k.", at_least=2, why="the others are the baseline"
     )
     kl_coef: float = option(0.05, "Weight of KL(policy || anchor).", at_least=0)
 

@@ -23,12 +23,12 @@ class SFTBoNTargets(Targets):
 
 @dataclass(frozen=True)
 class SFTBoN(Method):
-    """Stored groups of m >= n reference draws; recovers best-of-n where model and data allow (docs/papers.md).
+    """Stored groups of m >= n reference draws; recovers best-of-n where model and data allow.
 
     `imitate`: the `winner` of n draws, or `all` m with their rank weights, which is the same in the mean and less
     noisy. The winner counts less the mean of its n draws, with a pull to the reference for what that takes off:
     the same expected gradient as plain SFT's (`methods.imitation`), less noise, and nothing but the pull where all
-    rewards tie. That costs n log-probs a prompt, or m.
+    rewards tie. That costs n log-probs per prompt, or m.
 
     Raises:
         ConfigError: n below 2, or another word for `imitate`.

@@ -39,11 +39,11 @@ class VBONTargets(PolicyGradientTargets):
 
 @dataclass(frozen=True)
 class VBON(Method):
-    """k policy draws a prompt; quantiles from cached reference rewards (stored groups) or m fresh draws.
+    """k policy draws per prompt; quantiles from cached reference rewards (stored groups) or m fresh draws.
 
     `bound`: `exact` is log(p<=^n - p<^n) - log pi_ref, with p<= = p< + pi_ref(y), or both counted where reference
     rewards equal the draw's; `l1` its lower bound (n - 1) log p<. Both stand beside one KL of weight 1: the
-    released code's exact reward has another scale, and so another n (docs/papers.md). With rewards that tie,
+    released code's exact reward has another scale, and so another n (docs/papers.md#vbon). With rewards that tie,
     only `exact` ends at best-of-n. `num_iterations`: optimizer steps on one batch of draws, clipped at `epsilon` by
     per-token ratios where there is more than one. `baseline`: the mean return of the batch's or the
     prompt's other draws; with `batch`, of the reward's part, over prompts whose reference rewards differ.
@@ -54,9 +54,9 @@ class VBON(Method):
 
     n: int = option(8, "The target is best-of-n.", at_least=2, why=BEST_OF_1)
     bound: Bound = option("exact", "The exact reward, or its lower bound.")
-    num_generations: int = option(4, "Completions of the policy a prompt and step, k.", at_least=1)
+    num_generations: int = option(4, "Completions of the policy per prompt and step, k.", at_least=1)
     num_reference_samples: int = option(
-        16, "Fresh completions of the anchor a prompt and step, m.", at_least=1
+        16, "Fresh completions of the anchor per prompt and step, m.", at_least=1
     )
     quantile_estimator: StrictEstimator = option(
         "plug_in", "How quantiles are estimated from the anchor's draws."
@@ -89,7 +89,7 @@ class VBON(Method):
 
     @property
     def inert_settings(self) -> dict[str, str]:
-        """One step a batch of draws has nothing to clip."""
+        """One step per batch of draws has nothing to clip."""
         return {"epsilon": "num_iterations=1"} if self.num_iterations == 1 else {}
 
     def targets(self, draws: ScoredDraws) -> VBONTargets:

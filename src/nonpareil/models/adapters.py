@@ -144,7 +144,7 @@ class RowAdapters:
 
     @property
     def names(self) -> Sequence[str]:
-        """One adapter a row."""
+        """One adapter per row."""
         return self._names
 
     @names.setter
@@ -201,7 +201,7 @@ class StackedAdapters:
 
 @contextmanager
 def row_adapters(model: nn.Module, names: Sequence[str] = ()) -> Iterator[RowAdapters]:
-    """Forward passes inside use one adapter a row: `POLICY`, `ANCHOR` or `REFERENCE`; no gradient reaches one.
+    """Forward passes inside use one adapter per row: `POLICY`, `ANCHOR` or `REFERENCE`; no gradient reaches one.
 
     PEFT's own way in leaves its hooks behind after an error, so that later passes silently use these adapters;
     here they always go. Adapters must not change inside.

@@ -115,7 +115,7 @@ class WorkingCopy:
     """One model in the compute type that takes on the weights of policy or anchor to draw and score.
 
     Drawing token by token from float32 weights under autocast would cast them, and the key cache, at every
-    token; this casts once a step, and holds one copy for both models.
+    token; this casts once per step, and holds one copy for both models.
     """
 
     def __init__(self, policy: PreTrainedModel, dtype: torch.dtype, device: torch.device | None = None):

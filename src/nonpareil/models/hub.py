@@ -35,7 +35,7 @@ def hub_or_cache(name: str) -> Iterator[None]:
 
 @cache
 def hub_answers() -> bool:
-    """Whether the hub can be reached; asked once a process, and for three seconds at most.
+    """Whether the hub can be reached; asked once per process, and for three seconds at most.
 
     Its own libraries try each of a model's files again for the better part of a minute.
     """

@@ -45,7 +45,7 @@ class TokenSequences:
         return TokenSequences([self.prompt_ids[i] for i in rows], [self.completion_ids[i] for i in rows])
 
     def lengths(self) -> list[int]:
-        """Tokens of prompt and completion together, one number a sequence."""
+        """Tokens of prompt and completion together, one number per sequence."""
         return [len(p) + len(c) for p, c in zip(self.prompt_ids, self.completion_ids, strict=True)]
 
 

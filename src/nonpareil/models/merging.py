@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PROBES = (4, 8)
 """Sequences, and tokens of each, on which two forms of one policy are compared."""
 LEAST, MOST = 2e-4, 2e-3
-"""Nats a token, averaged: by how much two float32 forms may differ, however little or much an adapter does."""
+"""Nats per token, averaged: by how much two float32 forms may differ, however little or much an adapter does."""
 SHARE = 0.05
 """Of the adapter's own change of the log-probs, between these; of its KL, what rounding may take away."""
 
@@ -145,7 +145,7 @@ def check_same_policy(trained: Tensor, now: Tensor, base: Tensor, what: str) -> 
     if not gap <= max(LEAST, min(MOST, SHARE * moved)):
         than = f", and the adapter moved them by {moved:.2g}" if moved < float("inf") else ""
         raise ModelError(
-            f"{what} is another policy than the adapter beside it: log-probs differ by {gap:.2g} nats a token"
+            f"{what} is another policy than the adapter beside it: log-probs differ by {gap:.2g} nats per token"
             f"{than}; use the adapter's folder, with transformers or vLLM, or train one of linear layers alone"
         )
 

@@ -1,4 +1,4 @@
-"""Weights in shards, one a process (FSDP2; `zero` has DeepSpeed's), and back.
+"""Weights in shards, one per process (FSDP2; `zero` has DeepSpeed's), and back.
 
 Checkpoints are whole, so any number of processes resumes them.
 """

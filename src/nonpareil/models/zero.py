@@ -162,7 +162,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
             raise ModelError(
                 "this version of DeepSpeed steps before the first step; pip install -U deepspeed (0.19.8 works)"
             )
-        # The output head is called once a chunk, and processes differ in chunks: gathered for the whole pass.
+        # The output head is called once per chunk, and processes differ in chunks: gathered for the whole pass.
         for weight in model.get_output_embeddings().parameters():
             deepspeed.zero.register_external_parameter(model, weight)
         model.forward = partial(_forward, model, autocast)

@@ -35,12 +35,12 @@ class SampleOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions,
     max_prompts: int | None = option(None, "The first ones only.", at_least=1, heading="Prompts")
     num_generations: int = option(
         8,
-        "Completions a prompt, m.",
+        "Completions per prompt, m.",
         at_least=2,
         why="best-of-N compares draws of one prompt",
         heading="Drawing",
     )
-    shard_size: int = option(64, "Prompts a file: what a kill can cost.", at_least=1)
+    shard_size: int = option(64, "Prompts per file: what a kill can cost.", at_least=1)
     overwrite: bool = option(False, "Delete groups of an earlier run first.")
     inspect: bool = option(False, "Print the exact ids the policy and the reward model see of two prompts.")
 
@@ -68,9 +68,9 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
     top_p: float = option(1.0, "Refused below 1.", above=0, at_most=1, refused=CUT)
     top_k: int = option(0, "Refused above 0.", at_least=0, refused=CUT)
     min_p: float = option(0.0, "Refused above 0.", at_least=0, below=1, refused=CUT)
-    num_generations: int = option(8, "Completions of the policy a prompt.", at_least=2, heading="Drawing")
+    num_generations: int = option(8, "Completions of the policy per prompt.", at_least=2, heading="Drawing")
     num_reference_samples: int = option(
-        16, "Completions of the reference a prompt, M.", at_least=2, heading="Drawing"
+        16, "Completions of the reference per prompt, M.", at_least=2, heading="Drawing"
     )
     n: list[int] | None = option(
         None,
@@ -135,7 +135,7 @@ class DistillOptions(PromptOptions, RewardInputOptions, FileOptions):
     )
     num_generations_eval: int = option(
         8,
-        "Completions of the policy a held-out prompt.",
+        "Completions of the policy per held-out prompt.",
         at_least=2,
         compare="evaluation.num_generations sets it",
     )
@@ -196,7 +196,7 @@ class CurveOptions(FileOptions):
         "A folder written by `nonpareil sample`, one of its shards, or vBoN's JSON lines.",
         names="input",
     )
-    max_n: int | None = option(None, "Largest N. Default: the completions a prompt, m.", at_least=1)
+    max_n: int | None = option(None, "Largest N. Default: the completions per prompt, m.", at_least=1)
     output_dir: str | None = option(
         None, "Where curve.json and curve.png go. Default: <groups>/curve, or beside the file.", path=True
     )

@@ -34,7 +34,7 @@ class EngineOptions(CheckedOptions):
     )
     max_retries: int | None = option(
         None,
-        "Further tries of a request after 429, 5xx, time-outs, lost links. Default: 6.",
+        "Further tries of a request after 429, 5xx, timeouts, lost connections. Default: 6.",
         at_least=0,
         of="engine=openai",
     )

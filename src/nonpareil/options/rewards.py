@@ -51,7 +51,7 @@ class RemoteRewardOptions(CheckedOptions):
     )
     judge_max_calls: int | None = option(
         None,
-        "Most calls a prompt. Default: all m(m-1)/2 pairs in both orders, m(m-1) calls.",
+        "Most calls per prompt. Default: all m(m-1)/2 pairs in both orders, m(m-1) calls.",
         at_least=1,
         of="judge_model",
     )
@@ -213,7 +213,7 @@ class RewardOptions(RewardInputOptions, CodeOptions):
     HEADING: ClassVar = "Rewards"
 
     reward_weights: list[float] | None = option(
-        None, "One a reward: the model's, then functions, endpoints, judge. Default: 1 each."
+        None, "One per reward: the model's, then functions, endpoints, judge. Default: 1 each."
     )
     reward_timeout: float | None = option(
         None,

@@ -87,7 +87,7 @@ class SamplingOptions(CheckedOptions):
 
     HEADING: ClassVar = "Drawing"
 
-    max_completion_length: int = option(256, "Most tokens drawn a completion.", at_least=1)
+    max_completion_length: int = option(256, "Most tokens drawn per completion.", at_least=1)
     temperature: float = option(1.0, "Divides the logits.", above=0, why="best-of-N needs draws that differ")
     top_p: float = option(1.0, "Keep the likeliest tokens up to this mass.", above=0, at_most=1)
     top_k: int = option(0, "Keep this many tokens; 0 keeps all.", at_least=0)

@@ -82,7 +82,7 @@ class ShardWorkers:
         Args:
             tasks: the shards.
             sampling: as the engine takes it.
-            num_generations: completions a prompt.
+            num_generations: completions per prompt.
             types: of the dataset columns, over all shards.
             rewards: what each reward must say of itself, by name; None scores nothing.
 

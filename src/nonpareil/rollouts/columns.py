@@ -15,7 +15,7 @@ REWARD_PREFIX = "rewards/"
 ESCAPE = "columns/"
 """Put before a dataset column whose name a group's own column has; taken off when reading."""
 JSON_PREFIX = "json/"
-"""Put before a column that is kept as JSON text, one value a row."""
+"""Put before a column that is kept as JSON text, one value per row."""
 OWN_NAMES = (
     "prompt_id",
     "prompt",

@@ -44,7 +44,7 @@ def load_prompts(
     """The rows of a dataset, each with a checked `prompt`; further columns ride along.
 
     Args:
-        source: a .parquet, .json, .jsonl, .csv or .txt file (one prompt a line; files have no splits), a
+        source: a .parquet, .json, .jsonl, .csv or .txt file (one prompt per line; files have no splits), a
             directory (`save_to_disk`'s, or of data files), or a hub dataset.
         split: of a dataset; slices such as `train[:100]` where `datasets` reads it.
         prompt_column: the column to call `prompt`, in place of one that has that name.

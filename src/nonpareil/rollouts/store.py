@@ -57,7 +57,7 @@ class ShardNotes:
     index: int | None = None
     """Its place in the run."""
     shard_size: int = 0
-    """Of the run: prompts a shard."""
+    """Of the run: prompts per shard."""
 
 
 def shard_path(folder: Path, index: int) -> Path:

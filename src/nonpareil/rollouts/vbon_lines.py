@@ -18,7 +18,7 @@ def is_vbon(path: Path) -> bool:
 def read_vbon(path: str | Path) -> list[Group]:
     """The groups of a file of `{prompt, text, reward}` or `{prompt, responses, rewards}` lines.
 
-    The first kind has one completion a line and no id, so lines of equal prompt text become one group, in
+    The first kind has one completion per line and no id, so lines of equal prompt text become one group, in
     the order the prompts first appear; two equal prompts cannot be told apart. A line of the second kind is
     a group. Token ids and log-probs are not in these files: they are empty, and every finish reason is given
     as "stop". A reward that is null or NaN is None.

@@ -6,7 +6,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from nonpareil.setting_types import SEED, Limits
 
-_OWN_EVALUATION = "evaluation during training draws one completion a prompt, as max_tokens_per_batch allows"
+_OWN_EVALUATION = "evaluation during training draws one completion per prompt, as max_tokens_per_batch allows"
 _OWN_LOADER = "prompts are already tokenised, and batches of them are not loaded by other processes"
 _OWN_LOSS = "the loss is the method's own"
 _NO_DDP = "gradients are summed without DDP's wrapper"

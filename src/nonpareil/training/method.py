@@ -30,7 +30,7 @@ def check_method(args: DistillationConfig, method: Method, *, stored: bool) -> M
     check_class(type(method), label)
     if stored and method.anchor_draws:
         raise ConfigError(
-            f"groups: {label} draws {method.anchor_draws} fresh reference completions a prompt, and groups would "
+            f"groups: {label} draws {method.anchor_draws} fresh reference completions per prompt, and groups would "
             "be counted beside them; make it with stored=True, or leave groups out"
         )
     if (method.stored or method.stored_groups == "required") and not stored:
@@ -57,7 +57,7 @@ def check_group_rewards(
         when = getattr(args.eval_strategy, "value", args.eval_strategy)
         raise ConfigError(
             f"reward {names[0]!r} compares completions of one group, and eval_strategy={when!r} "
-            "scores one completion a prompt; give eval_strategy=no"
+            "scores one completion per prompt; give eval_strategy=no"
         )
     if stored and method.policy_draws:
         raise ConfigError(

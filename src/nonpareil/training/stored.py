@@ -65,7 +65,7 @@ def check_stored(groups: Sequence[Group], method: Method) -> int:
     if not told:
         raise DataError(
             f"groups: in none of them do the rewards that {type(method).__name__} compares differ, so nothing "
-            "would be learnt; lower n, draw more completions a prompt, or give a reward that tells them apart"
+            "would be learnt; lower n, draw more completions per prompt, or give a reward that tells them apart"
         )
     return told
 
@@ -103,5 +103,5 @@ def _check_rewards(groups: Sequence[Group], least: int) -> None:
     if all(len(set(rewards)) <= 1 for rewards in values):
         raise DataError(
             "groups: all rewards of each prompt are equal, so no completion is better than another; "
-            "give a reward that tells them apart, or draw more completions a prompt"
+            "give a reward that tells them apart, or draw more completions per prompt"
         )

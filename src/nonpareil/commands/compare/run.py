@@ -62,7 +62,7 @@ def run(
     plans = plan_runs(spec)
     names = [entry.name for entry in spec.methods]
     if only is not None and only not in names:
-        raise ConfigError(f"only={only!r} is not among the file's methods; there are {', '.join(names)}")
+        raise ConfigError(f"only={only!r} is no method that the file compares; there are {', '.join(names)}")
     check_places(spec, plans, Path(config), overwrite=overwrite)
     with locked(Path(spec.options.output_dir)) as lock:
         return _Comparison(spec, plans, lock, overwrite).run(
@@ -185,7 +185,7 @@ class _Comparison:
         self._say(f"{where}: trained in {_duration(time.monotonic() - begun)}")
 
     def _words(self, plan: RunPlan) -> list[str]:
-        from nonpareil.training.checkpoint_files import last_whole_checkpoint
+        from nonpareil.training.checkpoints.files import last_whole_checkpoint
 
         if plan.entry.command:
             if (aside := clear_command(plan.model)) is not None:  # whether it can go on is not ours to know

@@ -118,7 +118,7 @@ class VLLMEngine:
         on_progress: Callable[[int, int], None] | None = None,
         adapter: str | None = None,
     ) -> list[Draws]:
-        """Draw `num_generations` completions a prompt, all with one adapter or all without.
+        """Draw `num_generations` completions per prompt, all with one adapter or all without.
 
         There is no way to mix them in a call: vLLM silently gives the base model's rows of a mixed batch the
         last adapter.

@@ -108,7 +108,7 @@ class VLLMServerEngine:
         sampling: SamplingParams,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Draws]:
-        """Draw `num_generations` completions a prompt: one request each, `AT_ONCE` under way.
+        """Draw `num_generations` completions per prompt: one request each, `AT_ONCE` under way.
 
         Raises:
             DataError: an empty prompt, or one that leaves no room for `max_completion_length` in the window.

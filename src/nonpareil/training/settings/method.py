@@ -22,7 +22,7 @@ class MethodSettings:
 
     method: NameOrMethod = option(
         "jbond",
-        "jbond, bond, vbon, bonbon, sft_bon, regression, rloo, or path/to/file.py:Class.",
+        "One of those that the next heading names, or path/to/file.py:Class.",
         names="code",
         also=(object,),  # DistillationConfig, which knows `Method`, looks at it
     )

@@ -15,8 +15,8 @@ from nonpareil.training.callbacks import StopCleanly
 PATIENCE = 5
 """Steps in a row without signal, before something is said of them."""
 REMEDY = (
-    "see whether the reward has any variance on such completions, draw more completions a prompt, take more "
-    "prompts a step, leave out prompts that are always or never solved, or raise temperature"
+    "see whether the reward has any variance on such completions, draw more completions per prompt, take more "
+    "prompts per step, leave out prompts that are always or never solved, or raise temperature"
 )
 ENOUGH_REWARDS = 64
 """Rewards that are seen before two values are taken for all that there are."""
