@@ -84,7 +84,8 @@ def run_identity(
         "training_version": TRAINING_VERSION,
         "settings": settings,
         "processes": args.world_size,
-        "prompts per step (per_device_train_batch_size x processes)": args.per_device_train_batch_size
+        # A key of checkpoints that are there: it stays as it is.
+        "prompts a step (per_device_train_batch_size x processes)": args.per_device_train_batch_size
         * args.world_size,
         "method": _name(method),
         "anchor_ema_rate": rate,
