@@ -4,7 +4,8 @@
 
 This is `nonpareil distill` on the embedded demo without all that makes it a tool: failed rewards, checkpoints,
 bounded memory, bfloat16, several processes, reports. A test holds loss, gradients and steps equal to the trainer's
-on the same draws (tests/test_one_page.py). It runs in a few minutes on two cores, in float32.
+on the same draws (tests/test_one_page.py). It runs in a few minutes on two cores, in float32; the mean reward goes
+from about .3 to 1.4, and the KL to about 2.5 nats, with the noise of 32 draws.
 
 The aim: draw N completions of a reference policy and keep the one with the highest reward. That law, best-of-N, has
 nearly the highest win rate possible at its KL from the reference, but each answer costs N draws. Distillation gives

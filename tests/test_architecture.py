@@ -21,6 +21,7 @@ from packaging.version import Version
 import nonpareil
 from nonpareil.assets import demo_path
 from nonpareil.errors import DataError
+from nonpareil.methods import METHODS
 from nonpareil.options.rewards import RewardOptions, model_options
 from nonpareil.rewards.models.text_options import TextOptions
 from nonpareil.rewards.models.transformers import RewardModel
@@ -68,6 +69,19 @@ def test_the_picture_of_the_floors_is_that_of_the_imports():
     page = draw_floors.PAGE.read_text()
     assert "  training --> methods" in page
     assert draw_floors.redrawn(page) == page
+
+
+def test_a_method_is_named_by_its_own_floor_alone():
+    """A new one touches its file and `METHODS`: no other list has methods by name, but for the default."""
+    named = {
+        (relative.as_posix(), node.value)
+        for relative, tree in parsed(PACKAGE)
+        if relative.parts[0] != "methods"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in METHODS
+    }
+    named -= {("rewards/models/served.py", "regression")}  # a word of transformers' own
+    assert {name for _, name in named} == {"jbond"}
 
 
 # --- Light imports

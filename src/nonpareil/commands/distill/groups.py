@@ -98,7 +98,13 @@ def _check_origin(
     config: "DistillationConfig",
     method: "Method",
 ) -> None:
-    """The groups must be of this policy, drawn with this sampling, if the method trains on the completions."""
+    """The groups must be drawn from this policy, at this run's sampling settings.
+
+    Of a server's groups nobody knows the policy, so that a method can have their rewards alone.
+
+    Raises:
+        ConfigError, DataError: naming what differs, or is not known.
+    """
     from nonpareil.models.first_fingerprint import renewed
 
     if _is_served(manifest) and method.policy_draws == 0:
