@@ -130,9 +130,9 @@ def _trainer(
         check_evaluable(evaluation, reward, held_out or [], policy)
     check_scorable(reward, method, config, prompts, held_out or [], policy.tokenizer)
     model = policy.info()["fingerprint"]
+    planned = planned_steps(config, method, len(prompts))  # refuses a training of no step
     if checkpoint is not None:  # before any weight is read
         identity = run_identity(config, method, prompts, reward, model, groups)
-        planned = planned_steps(config, method, len(prompts))
         refuse_another_run(checkpoint, identity | policy.ends_of_run(), planned)
     trainer = DistillationTrainer(
         policy.local_path() if config.shard_weights else policy.load(),
