@@ -82,6 +82,6 @@ def test_nothing_is_printed_by_a_bare_console():
     ]
     # The bar's words are ours; JSON is printed in ASCII.
     assert found == [
-        "cli/distill.py: terminal.print_json(data=figures, ensure_ascii=True)",
+        "commands/distill/show.py: terminal.print_json(data=result, ensure_ascii=True)",
         "rollouts/progress.py: Console(file=self._stream)",
     ]

@@ -206,6 +206,11 @@ def test_the_page_names_every_part_of_a_method_with_its_default():
         (("samples: int = 8", "samples: int = 8\n    json: int = 1"), [], ["setting 'json' has the name of"]),
         (("samples: int = 8", "samples: int = 8\n    no_use_vllm: int = 1"), [], ["'no_use_vllm'", "rename"]),
         (
+            ("samples: int = 8", "samples: int = 8\n    a: bool = True\n    no_a: int = 1"),
+            [],
+            ["'no_a'", "rename"],
+        ),
+        (
             ("samples: int = 8", 'samples: int = 8\n    stored_groups = "optional"'),
             [],
             ["stored_groups='optional'", "no field `stored: bool = False`"],

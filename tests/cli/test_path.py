@@ -126,9 +126,8 @@ def test_inspect_prints_the_ids_that_are_read(nonpareil, files):
     assert "[1, 5, 6, 7, 4" in out  # <s> the film was a: one BOS, for policy and reward model alike
 
 
-def test_help_of_every_command_shows_an_example(nonpareil, capsys):
+def test_help_of_every_command_shows_an_example(nonpareil):
     for command in ("sample", "curve", "distill", "evaluate", "export"):
-        with pytest.raises(SystemExit) as ended:
-            nonpareil(command, "--help") if command == "curve" else nonpareil(command, "--help", "--json")
-        assert ended.value.code == 0
-        assert f"nonpareil {command}" in capsys.readouterr().out.split("example:")[1]
+        status, out, _ = nonpareil(command, "--help")
+        assert status == 0
+        assert f"nonpareil {command}" in out.split("example:")[1]

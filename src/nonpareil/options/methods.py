@@ -26,10 +26,10 @@ def settings_of_methods(name: str, *beside: type) -> dict[str, Setting]:
     own = method_settings(method_class(name))
     taken = {*_OF_EVERY_COMMAND, *(option for cls in beside for option in settings_of(cls))}
     for setting in own:
-        if setting.removeprefix("no_") in taken:
+        if setting.removeprefix("no_") in taken | ({*own} - {setting}):
             raise ConfigError(
-                f"method={name!r}: its setting {setting!r} has the name of an option of the command; rename the "
-                "field"
+                f"method={name!r}: its setting {setting!r} has the name of an option of the command, or of its "
+                "negation (no_...); rename the field"
             )
     others = {key: one for cls in METHODS.values() for key, one in method_settings(cls).items()}
     return {**others, **own}
