@@ -19,6 +19,7 @@ FILES = {  # of the sdist, beside them
 }
 NEEDED = {  # of the package: what is not Python, and would be missed only when it is used
     "nonpareil/py.typed",
+    "nonpareil/commands/compare/templates/comparison.html.j2",
     "nonpareil/assets/demo.yaml",
     "nonpareil/assets/demo-lm/model.safetensors",
     "nonpareil/assets/demo-rm/model.safetensors",

@@ -165,6 +165,33 @@ def test_a_setting_of_a_new_name_is_given_in_a_comparison(here):
         planned(here, {"own": tilt, "rloo": {"reach": 1}})
 
 
+def test_two_methods_may_mean_two_things_by_one_name(nonpareil, here):
+    """bond's n is a whole number, this one's is not; null is the default of either."""
+    (here / "tilt.py").write_text(EXAMPLE.replace("kl_coef", "n"))
+    bond, own = (
+        {"method": "bond", "n": 4, "per_device_train_batch_size": 2},
+        {"method": "tilt.py:Tilt", "n": 2},
+    )
+    for methods in ({"bond": bond, "own": own}, {"own": own, "bond": bond}):
+        runs = planned(here, methods)
+        assert (repr(runs["bond"]["n"]), repr(runs["own"]["n"])) == ("4", "2.0")
+    with pytest.raises(ConfigError, match=r"^methods\.bond: n='four' must be a whole number"):
+        planned(here, {"own": own, "bond": {**bond, "n": "four"}})
+    (here / "small.yaml").write_text(yaml.safe_dump({**SMALL, "method": "bond", "n": None}))
+    words = (
+        "--model_name_or_path",
+        "my-org/my-model",
+        "--dataset_name",
+        "prompts.jsonl",
+        "--config",
+        "small.yaml",
+    )
+    reward = ("--reward_model_name_or_path", "my-org/my-reward-model")
+    status, out, err = nonpareil("distill", *words, *reward, "--dry_run", "true", "--json")
+    assert status == 0, err
+    assert json.loads(out.splitlines()[-1])["settings"]["n"] == 4
+
+
 def test_the_page_names_every_part_of_a_method_with_its_default():
     rows = re.findall(r"^\| (`.*?) \| (.*?) \|", PAGE.split("## What each part is for")[1], re.MULTILINE)
     told = {name: default.strip("`") for names, default in rows for name in re.findall(r"`(\w+)", names)}
@@ -203,6 +230,11 @@ def test_the_page_names_every_part_of_a_method_with_its_default():
         (("option(0.25", "option(float('x')"), [], ["importing", "failed", "could not convert"]),
         (("samples: int = 8", "samples: 'Int' = 8"), [], ["types of its fields cannot be read", "'Int'"]),
         (("samples: int = 8", "samples: int = 8\n    seed: int = 1"), [], ["setting 'seed' has the name of"]),
+        (
+            ("samples: int = 8", "samples: int = 8\n    anchor_ema_rate: float = 0.1"),
+            [],
+            ["'anchor_ema_rate' has the name of", "declare it as anchor_ema_rate: ClassVar"],
+        ),
         (("samples: int = 8", "samples: int = 8\n    json: int = 1"), [], ["setting 'json' has the name of"]),
         (("samples: int = 8", "samples: int = 8\n    no_use_vllm: int = 1"), [], ["'no_use_vllm'", "rename"]),
         (

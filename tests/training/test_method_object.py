@@ -16,6 +16,7 @@ from nonpareil.errors import ConfigError
 from nonpareil.methods.base import Method, ScoredDraws
 from nonpareil.methods.bond import BOND
 from nonpareil.methods.regression import Regression
+from nonpareil.methods.rloo import RLOO
 from nonpareil.methods.sft_bon import SFTBoN
 from nonpareil.methods.vbon import VBON
 from nonpareil.training import DistillationConfig
@@ -42,6 +43,8 @@ def test_a_method_object_that_draws_its_own_is_refused_with_groups(tmp_path: Pat
         ConfigError, match=r"groups: VBON draws 16 fresh reference completions .* stored=True"
     ):
         make_trainer(tmp_path, method=VBON(), groups=stored_groups(3))
+    with pytest.raises(ConfigError, match="groups is not read by method=RLOO, which draws its own"):
+        make_trainer(tmp_path, method=RLOO(), groups=stored_groups(3))
 
 
 SCALED = """

@@ -1,6 +1,7 @@
 """The settings of a method among the options of a training: the fields of its class, and no others."""
 
 from collections.abc import Mapping
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError
@@ -22,14 +23,16 @@ def settings_of_methods(name: str, *beside: type) -> dict[str, Setting]:
         ConfigError: no such method, or one whose setting has the name of an option.
     """
     from nonpareil.methods import METHODS, method_class, method_settings
+    from nonpareil.methods.base import Method
 
     own = method_settings(method_class(name))
     taken = {*_OF_EVERY_COMMAND, *(option for cls in beside for option in settings_of(cls))}
     for setting in own:
         if setting.removeprefix("no_") in taken | ({*own} - {setting}):
+            remedy = f"declare it as {setting}: ClassVar" if hasattr(Method, setting) else "rename the field"
             raise ConfigError(
                 f"method={name!r}: its setting {setting!r} has the name of an option of the command, or of its "
-                "negation (no_...); rename the field"
+                f"negation (no_...); {remedy}"
             )
     others = {key: one for cls in METHODS.values() for key, one in method_settings(cls).items()}
     return {**others, **own}
@@ -44,8 +47,29 @@ def read_method(name: str, given: Mapping[str, Any], *, stored: bool) -> "Method
     from nonpareil.methods import build, method_class, method_settings
 
     cls, known = method_class(name), settings_of_methods(name)
-    values = {key: read_value(value, known[key].hint) for key, value in given.items()}
+    values = {
+        key: typed_value(known[key], value)
+        for key, value in given.items()
+        if not _is_default(known[key], value)
+    }
     for key, setting in method_settings(cls).items():
         if key in values:
             setting.check(values[key])
     return build(cls, values, stored=stored)
+
+
+def typed_value(setting: Setting, given: Any) -> Any:
+    """What flags and YAML give, read by the setting's type; its range is checked with those of the method alone.
+
+    Raises:
+        ConfigError: it is of no such type, naming the setting.
+    """
+    try:
+        return read_value(given, setting.hint)
+    except ConfigError as error:
+        raise ConfigError(f"{setting.name}={error}") from error
+
+
+def _is_default(setting: Setting, value: Any) -> bool:
+    """Whether it is YAML's null, where the setting has no such value: its default is meant."""
+    return value is None and NoneType not in setting.kinds

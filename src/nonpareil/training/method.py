@@ -28,6 +28,8 @@ def check_method(args: DistillationConfig, method: Method, *, stored: bool) -> M
     """
     label = type(method).__name__
     check_class(type(method), label)
+    if stored and method.stored_groups == "refused":
+        raise ConfigError(f"groups is not read by method={label}, which draws its own; remove groups")
     if stored and method.anchor_draws:
         raise ConfigError(
             f"groups: {label} draws {method.anchor_draws} fresh reference completions per prompt, and groups would "

@@ -23,7 +23,7 @@ CLIENTS = frozenset(
     )
 )
 """Packages that talk to servers; an exception of theirs is a server's failure."""
-_NOT_THEIRS = (str(Path(__file__).parents[1]), "<frozen ")
+_NOT_THEIRS = (f"{Path(__file__).parents[1]}{os.sep}", "<frozen ")
 """Files whose frames are not those of the user's code."""
 
 

@@ -16,11 +16,10 @@ from nonpareil.commands.distill.checks import check_options
 from nonpareil.errors import ConfigError
 from nonpareil.files import jsonable
 from nonpareil.options.commands import DistillOptions
-from nonpareil.options.methods import read_method, settings_of_methods
+from nonpareil.options.methods import read_method, settings_of_methods, typed_value
 from nonpareil.options.rewards import RewardOptions, without_addresses
 from nonpareil.options.shared import HUB_DATASETS, OWN_PROMPTS, TRAINING_SPLITS, ModelOptions, PromptOptions
 from nonpareil.options.yaml import refuse_unknown, typed
-from nonpareil.setting_types import read_value
 from nonpareil.settings import Setting, settings_of
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def plan_runs(spec: ComparisonSpec) -> list[RunPlan]:
     _refuse_shared(spec.training, "training", known)
     for entry in spec.methods:
         _refuse_shared(entry.settings, f"methods.{entry.name}", known)
-    spec = _with_values(spec, known)
+    spec = _with_values(spec)
     planned = [
         (entry, *(_command(spec, entry) if entry.command else _distillation(spec, entry)))
         for entry in spec.methods
@@ -143,16 +142,18 @@ def _refuse_shared(settings: Mapping[str, Any], where: str, known: Mapping[str, 
     refuse_unknown(settings, known, where)
 
 
-def _with_values(spec: ComparisonSpec, known: Mapping[str, Setting]) -> ComparisonSpec:
-    """The settings of training and methods as values of their types, which YAML's may not be yet."""
+def _with_values(spec: ComparisonSpec) -> ComparisonSpec:
+    """The settings of a training as values of their types, which YAML's may not be yet.
+
+    A method's own stay as they are given: two methods may mean two things by one name, and each reads its own.
+    """
     from nonpareil.training.config import DistillationConfig
 
     of_distill = settings_of(DistillOptions) | settings_of(DistillationConfig)
 
     def values(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
         read = {k: one.read(settings[k], f"{where}.") for k, one in of_distill.items() if k in settings}
-        # A method's own are checked with the method.
-        return {k: read_value(v, known[k].hint) for k, v in settings.items()} | read
+        return {**settings, **read}
 
     methods = tuple(replace(e, settings=values(e.settings, f"methods.{e.name}")) for e in spec.methods)
     return replace(spec, training=values(spec.training, "training"), methods=methods)
@@ -185,6 +186,10 @@ def _distillation(spec: ComparisonSpec, entry: MethodEntry) -> tuple[dict[str, A
     """Distill's settings but for the seed, and how many completions of the pool it learns from."""
     settings = {name: getattr(spec.options, name) for name in SHARED}
     settings |= {"disable_tqdm": True, "report_to": "none", **spec.training, **entry.settings}
+    with _telling(f"methods.{entry.name}"):
+        own = settings_of_methods(entry.method)
+        given = {k: v for k, v in settings.items() if k in own and v is not None}
+        settings |= {k: typed_value(own[k], v) for k, v in given.items()}
     settings["method"] = entry.method
     # First without checkpoints: where they lie depends on the steps, and those on budget and method.
     unsaved = {name: value for name, value in settings.items() if not name.startswith("save_")}
