@@ -28,7 +28,7 @@ DEMO = Path(__file__).parents[1] / "src" / "nonpareil" / "assets"
 STEPS = 64
 PROMPTS = 32  # per step; the demo takes 64
 NEW_TOKENS = 40  # per completion, at most
-LEARNING_RATE, WARMUP = 3e-4, 10
+LEARNING_RATE, WARMUP = 3e-4, STEPS // 6
 W = 0.5  # weight of the backward KL; the forward KL has 1 - W
 GAMMA = 0.0  # weight of KL(pi || anchor), which can hold a run closer to the anchor
 ETA = 0.05  # share of the policy that the anchor takes on after each step
@@ -125,7 +125,7 @@ def loss(policy, anchor, prompt_ids: Ids, draws: Ids, rewards: Tensor) -> Tensor
     # single draw where pi is the anchor: a prompt whose rewards tie only holds the policy there.
     hold = (log_ratio[b:].exp() - 1 - log_ratio[b:]).sum(-1)
     forward = (hold / 2 - contrast.T.flatten() * whole[b:]).view(2, b).sum(0)
-    backward = -advantage * whole[:b]  # REINFORCE; in expectation its gradient is that of KL(pi || pi_2)
+    backward = -advantage * whole[:b]  # REINFORCE; nearly the gradient of KL(pi || pi_2)
     kl_to_anchor = kl_advantage * whole[:b]  # the sign of the paper's eq. 19, not of its printed gradient
     return ((1 - W) * forward + W * backward + GAMMA * kl_to_anchor).mean()
 
@@ -151,7 +151,7 @@ def main() -> None:
     rm = AutoModelForSequenceClassification.from_pretrained(DEMO / "demo-rm", dtype=torch.float32).eval()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda done: min(done / WARMUP, (STEPS - done) / (STEPS - WARMUP))
+        optimizer, lambda done: min(done / max(1, WARMUP), (STEPS - done) / (STEPS - WARMUP))
     )
     prompts = pd.read_parquet(DEMO / "demo-prompts" / "train.parquet")["prompt"]
     prompts = prompts.sample(frac=1, random_state=0)

@@ -259,3 +259,12 @@ def test_what_cannot_be_a_method_is_refused(nonpareil, here, change, more, says)
     for part in says:
         assert part in err
     assert not (here / "tilted").exists()
+
+
+def test_a_loss_that_is_no_number_per_prompt_is_refused(nonpareil, here):
+    changed = EXAMPLE.replace("anchor_logprobs.sum(-1)).sum(-1)", "anchor_logprobs.sum(-1)).mean()")
+    assert changed != EXAMPLE
+    (here / "tilt.py").write_text(changed)
+    status, _, err = run(nonpareil)
+    assert status == 2
+    assert "the loss of Tilt has shape [], and must be one number per prompt, [4]" in err

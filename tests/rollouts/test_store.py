@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import datasets
@@ -125,3 +127,23 @@ def test_datasets_and_pandas_read_the_folder_as_it_is(rollouts, tmp_path):
         assert [list(ids) for ids in series["completion_token_ids"]] == group.completion_token_ids
         assert row["rewards"] == row["rewards/length"] == list(series["rewards"]) == group.rewards
         assert all(math.isfinite(value) for values in row["logprobs"] for value in values)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads by /proc")
+def test_reading_leaves_no_thread_of_arrow(tmp_path):
+    """One that is still there when Python ends would abort the process, some of the time."""
+    write_shard(tmp_path / "0.parquet", [group_of([0.0, 1.0])])
+    pq.write_table(pa.table({"prompt": ["a", "b"]}), tmp_path / "prompts.parquet")
+    code = f"""
+import os
+from pathlib import Path
+from nonpareil.rollouts.sources import read_rows
+from nonpareil.rollouts.store import read_shard
+threads = lambda: len(os.listdir("/proc/self/task"))
+before = threads()
+read_shard(Path({str(tmp_path / "0.parquet")!r}))
+list(read_rows({str(tmp_path / "prompts.parquet")!r}, "train", None, "prompt"))
+print(threads() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr

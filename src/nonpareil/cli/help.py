@@ -72,7 +72,7 @@ def _row(setting: Setting, known: Collection[str], dashes: str = "--") -> Row:
     flag = f"{dashes}{setting.name}"
     if dashes and setting.default is True:
         flag = f"--no_{setting.name}, {flag}"
-    text = " ".join(setting.help.split())
+    text = " ".join(setting.help.replace("%%", "%").split())  # transformers writes for argparse
     if "Default:" not in text:
         text += f" Default: {_said(setting.default)}."
     of = setting.limits.of or ""

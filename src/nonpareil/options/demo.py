@@ -27,13 +27,19 @@ def demo_defaults(split: str) -> dict[str, Any]:
     }
 
 
-def demo_training(method: str = "jbond") -> dict[str, Any]:
-    """The options of the demo's distillation: its models and prompts, and the settings of `assets/demo.yaml`."""
+def demo_training(method: str = "jbond", *, stored: bool = False) -> dict[str, Any]:
+    """The options of the demo's distillation: its models and prompts, and the settings of `assets/demo.yaml`.
+
+    `stored`: groups are given, whose prompts are trained on.
+    """
     settings = load_yaml(demo_path("policy").parent / "demo.yaml")
     if method != "jbond":
         settings.pop("anchor_ema_rate")  # J-BOND's
+    defaults = demo_defaults("train")
+    if stored:
+        del defaults["dataset_name"]
     return {
-        **demo_defaults("train"),
+        **defaults,
         "eval_dataset_name": str(demo_path("prompts") / "test.parquet"),
         **settings,
     }

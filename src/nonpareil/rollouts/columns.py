@@ -87,7 +87,7 @@ def _through_parquet(array: pa.Array) -> list[Any] | None:
     buffer = io.BytesIO()
     try:
         pq.write_table(pa.table({"values": array}), buffer)
-        return pq.ParquetFile(buffer).read()["values"].to_pylist()
+        return pq.ParquetFile(buffer).read(use_threads=False)["values"].to_pylist()
     except (pa.ArrowException, OverflowError, ValueError):
         return None
 

@@ -38,9 +38,15 @@ def read_rows(
     return _from_hub(source, split, dataset_config)
 
 
+def _parquet(path: Path) -> pa.Table:
+    """Read without threads of Arrow: one that is still there when Python ends can abort the process."""
+    content = pa.BufferReader(path.read_bytes())
+    return pyarrow.parquet.ParquetFile(content).read(use_threads=False)
+
+
 def _read_file(path: Path, prompt_column: str) -> list[Mapping[str, Any]]:
     readers: dict[str, Callable[[], list[Mapping[str, Any]]]] = {
-        ".parquet": lambda: _rows_of(pyarrow.parquet.ParquetFile(path).read(), path),
+        ".parquet": lambda: _rows_of(_parquet(path), path),
         ".json": lambda: _json_rows(path),
         ".jsonl": lambda: _json_lines(path),
         ".csv": lambda: _csv_rows(path, prompt_column),

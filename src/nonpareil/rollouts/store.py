@@ -173,7 +173,8 @@ def read_table(path: Path) -> pa.Table:
     try:
         # Of a ParquetFile rather than pq.read_table, which would make columns of a folder's name.
         with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
-            table = file.read()
+            # Threads of Arrow that are still there when Python ends abort the process, one time in three.
+            table = file.read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _corrupt(path, printable(str(error))) from error
     metadata = dict(table.schema.metadata or {})

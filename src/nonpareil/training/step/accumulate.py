@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nonpareil.errors import ConfigError
 from nonpareil.methods.base import Method, Targets
 from nonpareil.models.distributed import num_processes, of_each_process, process_index, sum_gradients
 from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs, token_budget_batches
@@ -173,6 +174,11 @@ class Accumulator:
             weights = batch.importance_weights(self.importance_cap)[rows].to(values.device)
             ours = weighted_gradient(ours, weights[..., None])
         losses = self.method.loss(ours, theirs, targets.select(rows).to(values.device))
+        if losses.shape != (len(rows),):
+            raise ConfigError(
+                f"the loss of {type(self.method).__name__} has shape {list(losses.shape)}, and must be one number "
+                f"per prompt, [{len(rows)}]: take sums and means over a prompt's completions and tokens alone"
+            )
         bad = ~logprobs.detach().isfinite().flatten(1)
         return losses, torch.where(bad.any(1), bad.int().argmax(1), -1)
 
