@@ -28,6 +28,13 @@ class SampleOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions,
 
     HEADING: ClassVar = "Output"
 
+    model_name_or_path: str | None = option(
+        None,
+        "Model directory or hub name. Default: the embedded demo, if no prompts or rewards are named.",
+        names="input",
+        replaces_demo=True,
+        heading="Policy",
+    )
     output_dir: str = option("nonpareil-groups", "Where the groups go; run again to go on.", path=True)
     dataset_split: str = option(
         "train", "Of a dataset that has splits.", reader=WITH_SPLITS, heading="Prompts"
@@ -113,7 +120,7 @@ class DistillOptions(PromptOptions, RewardInputOptions, FileOptions):
 
     model_name_or_path: str | None = option(
         None,
-        "The policy to train, also the reference. Default: the embedded demo.",
+        "The policy to train, also the reference. Default: the embedded demo, if no prompts or rewards are named.",
         names="input",
         replaces_demo=True,
         heading="Policy",

@@ -45,10 +45,7 @@ class ModelOptions(CodeOptions):
     HEADING: ClassVar = "Policy"
 
     model_name_or_path: str | None = option(
-        None,
-        "Model directory or hub name. Default: the embedded demo.",
-        names="input",
-        replaces_demo=True,
+        None, "Model directory or hub name.", names="input", replaces_demo=True
     )
     model_revision: str | None = option(None, "Branch, tag or commit of a hub model.", of=LOADED_HERE)
     dtype: str = option(

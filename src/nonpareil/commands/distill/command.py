@@ -30,7 +30,7 @@ def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 COMMAND = Command(
-    description=distill.__doc__ or "",
+    description=f"{distill.__doc__}\nWithout policy, prompts and reward: the embedded demo, with its own settings.",
     example=(
         "nonpareil distill --model_name_or_path ./my-model --dataset_name my-prompts \\\n"
         "      --reward_model_name_or_path ./my-reward-model --output_dir distilled --max_steps 500"
