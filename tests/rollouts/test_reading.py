@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nonpareil.errors import ConfigError, DataError
-from nonpareil.rollouts import read_groups, read_shard, write_shard
+from nonpareil.rollouts import read_groups, read_shard, store, write_shard
 from nonpareil.rollouts.reading import read_available
 from nonpareil.rollouts.store import read_table, write_table
 from tests.rollouts.conftest import (
@@ -211,3 +211,4 @@ def test_what_is_no_path_is_refused(path):
 
 def test_scripts_may_read_groups_from_where_they_are_stored(tmp_path):
     roll(tmp_path / "run", prompts=make_prompts(2))
+    assert store.read_groups(tmp_path / "run") == read_groups(tmp_path / "run")

@@ -1,5 +1,6 @@
 """Groups as Parquet shards: written whole or not at all, checksummed, readable as any Parquet is."""
 
+import importlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -230,3 +231,10 @@ def to_groups(table: pa.Table) -> list[Group]:
 def _numbers(values: list[float | None]) -> list[float | None]:
     """Null for NaN, as pandas writes a null, and for infinities."""
     return [value if value is not None and math.isfinite(value) else None for value in values]
+
+
+def __getattr__(name: str) -> Any:
+    """`read_groups`, which scripts know by this place, stands in `rollouts.reading`, built upon this module."""
+    if name == "read_groups":
+        return getattr(importlib.import_module("nonpareil.rollouts.reading"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
