@@ -171,6 +171,22 @@ def test_a_second_training_of_one_trainer_is_not_stopped_by_the_first_ones_signa
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
+def test_a_signal_that_comes_while_the_other_processes_are_asked_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tmp_path, max_steps=4)
+
+    def interrupted_meanwhile(flag: bool) -> bool:
+        if trainer.state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return flag
+
+    monkeypatch.setattr("nonpareil.training.callbacks.any_process", interrupted_meanwhile)
+    trainer.train()
+    assert trainer.state.global_step == 2, "all heed it a step later"
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+
+
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> DistillationTrainer:
     trainer = make_trainer(tmp_path, **STEPS)

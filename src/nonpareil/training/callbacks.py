@@ -113,15 +113,16 @@ class StopCleanly(TrainerCallback):
     """
 
     def __init__(self, every: int = 1) -> None:
-        self.stopped = False
+        self.stopped = False  # by everyone's decision
         self.every = every
+        self._heard = False  # in this process; a signal that comes while the others are asked stays heard
         self._previous: dict[int, Any] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Python delivers signals to the main thread only; elsewhere Ctrl-C stays as it is."""
-        self.stopped = False
+        self.stopped = self._heard = False
         if threading.current_thread() is threading.main_thread():
             numbers = [signal.SIGINT, signal.SIGTERM]
             if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -133,7 +134,7 @@ class StopCleanly(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Between steps the state is whole, and can be saved."""
-        self.stopped = any_process(self.stopped)  # the signal may reach one process a step later
+        self.stopped = any_process(self._heard)  # the signal may reach one process a step later
         if self.stopped and state.global_step % self.every == 0:
             control.should_save = control.should_training_stop = True
 
@@ -144,7 +145,7 @@ class StopCleanly(TrainerCallback):
         self._previous.clear()
 
     def _stop(self, number: int, frame: Any) -> None:
-        self.stopped = True
+        self._heard = True
         if number != signal.SIGHUP:  # which the shell and the kernel may both send
             signal.signal(number, self._previous[number])
 
