@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -294,6 +296,60 @@ def test_too_few_reviews_are_said_to_be_too_few(tmp_path, tiny):
             "--tune",
             "30",
         )
+
+
+def published_reviews(folder: Path) -> pd.DataFrame:
+    """A small folder as the authors' archive holds it; returns what is to be read from it."""
+    rows = [
+        ("test", "neg", 0, 0, "Dull."),
+        ("test", "pos", 1, 2, "Good,<br /><br />it was."),
+        ("train", "neg", 0, 2, "Bad."),
+        ("train", "neg", 0, 10, "Café, weak."),  # behind 2_*.txt
+        ("train", "pos", 1, 1, "Fine."),
+        ("train", "unsup", -1, 4, "So so."),
+    ]
+    for split, kind, _, number, text in rows:
+        path = folder / split / kind / f"{number}_{number % 10}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    (folder / "README.txt").write_text("not a review")
+    (folder / "train" / "labeledBow.feat").write_text("nor this")
+    splits = ["unsupervised" if kind == "unsup" else split for split, kind, *_ in rows]
+    texts = [text.replace("<br />", "\n") for *_, text in rows]
+    return pd.DataFrame({"split": splits, "label": [label for _, _, label, *_ in rows], "text": texts})
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive", "data set"])
+def test_reviews_are_read_as_they_are_published(kind, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "aclImdb"
+    want = published_reviews(folder)
+    source, data = folder, tmp_path / "data" / "imdb.parquet"
+    if kind == "archive":
+        source = shutil.make_archive(str(tmp_path / "aclImdb_v1"), "gztar", tmp_path, "aclImdb")
+    if kind == "data set":  # of the `datasets` library: a folder of one file per split, read from its parent
+        for split, rows in want.groupby("split"):
+            (tmp_path / "org" / "imdb").mkdir(parents=True, exist_ok=True)
+            rows[["text", "label"]].to_parquet(tmp_path / "org" / "imdb" / f"{split}-0.parquet")
+        splits = {
+            split: str(next((tmp_path / "org" / "imdb").glob(f"{split}-*"))) for split in set(want["split"])
+        }
+        loaded = datasets.load_dataset("parquet", data_files=splits, cache_dir=str(tmp_path / "cache"))
+        monkeypatch.setattr(datasets, "load_dataset", lambda name: {"org/imdb": loaded}[name])
+        source = "org/imdb"
+    monkeypatch.setattr(sys, "argv", ["prepare.py", *flags({"reviews": source, "data": data})])
+    script("recipes/imdb/prepare.py").main()
+    assert capsys.readouterr().out == f"6 reviews: {data}\n"
+    pd.testing.assert_frame_equal(pd.read_parquet(data), want)
+    # What trains the recipe's models reads it too.
+    texts, labels = script("recipes/demo/data.py").reviews(data, "train", "unsupervised")
+    assert (len(texts), labels.tolist()) == (4, [0, 0, 1, -1])
+
+
+def test_a_folder_without_reviews_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["prepare.py", *flags({"reviews": tmp_path, "data": tmp_path / "x"})])
+    with pytest.raises(SystemExit, match="no reviews of train and test"):
+        script("recipes/imdb/prepare.py").main()
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_summary_without_an_end_scores_minus_20():

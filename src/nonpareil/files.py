@@ -3,12 +3,14 @@
 import json
 import math
 import os
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from nonpareil import folders
+from nonpareil.errors import DataError
 
 
 def jsonable(value: Any, *, keep_infinities: bool = False) -> Any:
@@ -37,6 +39,33 @@ def jsonable(value: Any, *, keep_infinities: bool = False) -> Any:
     if value is None or isinstance(value, (str, int)):
         return value
     raise TypeError(f"{type(value).__name__} has no form in JSON: {value!r}")
+
+
+def from_jsonable(hint: Any, value: Any, where: str = "") -> Any:
+    """What `jsonable` made JSON of, by its annotation: dataclasses, tuples and dicts of them; of a null float NaN.
+
+    Raises:
+        DataError: a field of a dataclass that is not there, by its dotted name (`where` before it).
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        kinds = [kind for kind in arguments if kind is not NoneType]
+        return None if value is None else from_jsonable(kinds[0], value, where)
+    if origin is tuple:
+        return tuple(from_jsonable(arguments[0], item, where) for item in value)
+    if origin is dict:
+        return {key: from_jsonable(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(hint, type) and is_dataclass(hint):
+        hints, read = get_type_hints(hint), {}
+        for item in fields(hint):
+            if item.name in value:
+                read[item.name] = from_jsonable(hints[item.name], value[item.name], f"{where}.{item.name}")
+            elif item.default is MISSING:
+                raise DataError(f"{where}.{item.name} is missing")
+        return hint(**read)
+    if hint is float:
+        return math.nan if value is None else float(value)
+    return value
 
 
 def write_bytes(path: Path, content: bytes) -> Path:

@@ -38,10 +38,20 @@ class Limits:
     why: str = ""
     path: bool = False
     """Whether it names a file or folder that is written."""
+    names: Literal["input", "reward", "code"] | None = None
+    """What it names that is read: an `input` (a file, folder or hub name), a `reward`, or `code` (file.py:Name)."""
+    replaces_demo: bool = False
+    """Whether giving it says that the embedded demo is not meant."""
     of: str | None = None
-    """The setting that this one belongs to, or `setting=value`: without that nobody reads it."""
+    """What it belongs to and is not read without: a setting, `setting=value`, or `setting=value|other`."""
+    reader: str | None = None
+    """What alone reads it, where no setting says whether that is there: `a reward model`, `hub datasets`."""
     unread: str | None = None
     """Why nothing reads it at all, for an inherited setting."""
+    refused: str | None = None
+    """Why only its default is taken, and what to do instead; a message has it behind `setting=value`."""
+    compare: str | None = None
+    """What to do instead of giving it to a run of `nonpareil compare`, which sets it itself."""
 
     def range(self) -> str:
         """In words, after `must`; empty without bounds."""

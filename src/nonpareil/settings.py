@@ -108,27 +108,50 @@ class CheckedOptions:
         check_settings(self)
 
 
-def refuse_unread(options: Any) -> None:
-    """Refuse a setting that differs from its default, where the one it belongs to (`of`) was not given.
+def refuse_unread(options: Any, absent: Mapping[str, str] | None = None) -> None:
+    """Refuse a setting that differs from its default where nothing would read it.
+
+    What it belongs to (`of`) is told by the other settings. `absent` has each `reader` that is not there, and why.
 
     Raises:
-        ConfigError: naming both.
+        ConfigError: naming the setting and what would read it.
     """
-    for name, setting in settings_of(type(options)).items():
+    settings = settings_of(type(options))
+    for name, setting in settings.items():
         value, limits = getattr(options, name), setting.limits
         if value == setting.default:
             continue
+        given = f"{name}={shown(value)}"
+        if limits.refused is not None:
+            raise ConfigError(f"{given} {limits.refused}")
         if limits.unread is not None:
-            raise ConfigError(f"{name}={shown(value)} is read by nothing here: {limits.unread}; remove it")
-        if limits.of is None:
-            continue
-        owner, _, wanted = limits.of.partition("=")
-        has = getattr(options, owner)
-        has = getattr(has, "value", has)  # of an enum
-        if has != wanted if wanted else has in (None, False, "no", []):
+            raise ConfigError(f"{given} is read by nothing here: {limits.unread}; remove it")
+        if absent and limits.reader is not None and limits.reader in absent:
             raise ConfigError(
-                f"{name}={shown(value)} is not read without {limits.of}; give that, or remove {name}"
+                f"{given} is read by {limits.reader} only, and {absent[limits.reader]}; remove it"
             )
+        if limits.of is not None and (lacks := _lacks(options, settings, limits.of)):
+            raise ConfigError(f"{given} is not read {lacks}, or remove {name}")
+
+
+def _lacks(options: Any, settings: Mapping[str, Setting], of: str) -> str:
+    """What is not as a setting that belongs to it needs it, and what to give; empty where all is.
+
+    What belongs to another setting is not there without that one. Where a command has no such setting, there is
+    nothing to choose.
+    """
+    owner, _, wanted = of.partition("=")
+    if owner not in settings:
+        return ""
+    outer = settings[owner].limits.of
+    if outer is not None and (lacks := _lacks(options, settings, outer)):
+        return lacks
+    has = getattr(options, owner)
+    has = getattr(has, "value", has)  # of an enum
+    words = wanted.split("|")
+    if wanted and str(has) not in words:
+        return f"with {owner}={has}; give {owner}={' or '.join(words)}"
+    return f"without {owner}; give that" if not wanted and has in (None, False, "no", []) else ""
 
 
 def read_settings(cls: Any, given: Mapping[str, Any], where: str = "") -> dict[str, Any]:

@@ -131,7 +131,7 @@ def serve() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for module in (
-        "nonpareil.cli.distill",
+        "nonpareil.commands.distill.run",
         "nonpareil.training",
         "nonpareil.rollouts",
         "peft",

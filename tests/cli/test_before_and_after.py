@@ -3,7 +3,7 @@
 import torch
 from rich.console import Console
 
-from nonpareil.cli.distill import before_and_after
+from nonpareil.commands.distill.show import before_and_after
 from nonpareil.evaluation import evaluate_groups
 from nonpareil.records import Group
 

@@ -117,11 +117,11 @@ def test_distill_takes_the_rewards_of_served_groups_and_no_more(nonpareil, serve
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"engine": "transformers"}, "base_url='http://127.0.0.1:9' is not read by engine=transformers"),
+        ({"engine": "transformers"}, "base_url='http://127.0.0.1:9' is not read with engine=transformers"),
         ({"base_url": None}, "base_url is missing; engine=openai draws from a server"),
         ({"base_url": "here"}, "base_url='here' must be an address"),
-        ({"dtype": "float32"}, "dtype='float32' is not read by engine=openai"),
-        ({"max_tokens_per_batch": 9}, "max_tokens_per_batch=9 is not read by engine=openai"),
+        ({"dtype": "float32"}, "dtype='float32' is not read with engine=openai"),
+        ({"max_tokens_per_batch": 9}, "max_tokens_per_batch=9 is not read with engine=openai"),
         ({"api_key_env": "NONPAREIL_UNSET"}, "api_key_env='NONPAREIL_UNSET': no such environment variable"),
         ({"max_concurrency": 0}, "max_concurrency=0 must be at least 1"),
         ({"request_timeout": -1}, "request_timeout=-1.0 must be above 0"),

@@ -5,13 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nonpareil.cli import main as entry
 from nonpareil.cli.machine import failure_of
-from nonpareil.cli.result import CommandResult
+from nonpareil.commands import curve
 
 COMMAND = [sys.executable, "-m", "nonpareil"]
 
@@ -109,10 +110,10 @@ def test_what_a_machine_lacks_is_one_line(error, says):
 
 
 def test_what_nobody_expected_is_one_line_and_can_still_be_found(monkeypatch, capsys):
-    def fails(arguments):
+    def fails(options):
         raise KeyError("a bug\nof \x1b[31mours")
 
-    monkeypatch.setattr("nonpareil.cli.curve.run", fails)
+    monkeypatch.setattr(curve, "COMMAND", replace(curve.COMMAND, run=fails))
     assert entry.main(["curve"]) == 1
     message = capsys.readouterr().err
     assert message.startswith("nonpareil: unexpected KeyError: ")
@@ -124,6 +125,9 @@ def test_what_nobody_expected_is_one_line_and_can_still_be_found(monkeypatch, ca
 
 
 def test_a_command_that_ends_well_is_left_alone(monkeypatch, capsys):
-    monkeypatch.setattr("nonpareil.cli.curve.run", lambda arguments: CommandResult({"a": "é"}))
-    assert entry.main(["curve"]) == 0
+    ends = replace(
+        curve.COMMAND, run=lambda options: {"a": "é"}, show=lambda result: None, as_json=lambda result: result
+    )
+    monkeypatch.setattr(curve, "COMMAND", ends)
+    assert entry.main(["curve", "--json"]) == 0
     assert capsys.readouterr().out == '{"a": "\\u00e9"}\n'

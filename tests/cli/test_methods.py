@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 import nonpareil.commands.policies.local
 from nonpareil.commands.policies import local as nonpareil_policy
 from nonpareil.models.first_fingerprint import _first_fingerprint
-from nonpareil.rewards.models import local as nonpareil_reward
+from nonpareil.rewards.models import transformers as nonpareil_reward
 from nonpareil.rollouts.store import read_table, write_table
 from tests.cli.conftest import config
 

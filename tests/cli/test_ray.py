@@ -212,4 +212,4 @@ def test_what_cannot_be_sent_or_reached_is_refused_before_ray_starts(tmp_path, s
 def test_settings_of_ray_are_refused_by_the_other_engine(sample):
     status, _, err = sample("spread", "slow", num_workers=2)
     assert status == 2
-    assert "num_workers=2 is not read by engine=transformers; remove it, or give engine=ray" in err
+    assert "num_workers=2 is not read with engine=transformers; give engine=ray, or remove num_workers" in err

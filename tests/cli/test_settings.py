@@ -46,6 +46,7 @@ SECTIONS = {
     "groups": PoolOptions,
     "evaluation": EvaluationOptions,
 }
+FLOORS_OF_SETTINGS = ("options", "commands", "training", "methods")
 UNBOUNDED = {  # any number that is finite
     "reward_weights",
     *("n", "num_generations", "num_reference_samples", "num_iterations"),  # of a method: its class says
@@ -176,10 +177,10 @@ def test_how_completions_are_drawn_is_checked_where_they_are():
 
 def test_every_class_of_options_was_looked_at():
     found = set()
-    for package in ("options", "commands", "training", "methods"):
-        folder = Path(nonpareil.__file__).parent / package
-        for module in pkgutil.iter_modules([str(folder)]):
-            loaded = importlib.import_module(f"nonpareil.{package}.{module.name}")
+    folders = {name: str(Path(nonpareil.__file__).parent / name) for name in FLOORS_OF_SETTINGS}
+    for package, folder in folders.items():
+        for module in pkgutil.walk_packages([folder], f"nonpareil.{package}."):
+            loaded = importlib.import_module(module.name)
             found |= {
                 cls
                 for cls in vars(loaded).values()
@@ -374,7 +375,7 @@ def test_truth_is_said_in_three_ways():
             "gradient_accumulation_steps=4",
         ),
         ({"logging_steps": 1.5}, "logging_steps must be an integer"),
-        ({"eval_steps": 3}, "eval_steps=3 is not read without eval_strategy=steps"),
+        ({"eval_steps": 3}, "eval_steps=3 is not read with eval_strategy=no; give eval_strategy=steps, or"),
         (
             {"save_strategy": "no", "save_total_limit": 3},
             "save_total_limit=3 is not read without save_strategy",
@@ -425,7 +426,7 @@ FUNCTION, MODEL = "rewards.py:good", "some-org/some-model"
         (
             "distill",
             {"evaluate_after": "false", "unseen_reward": "x.py:f"},
-            "unseen_reward='x.py:f' is read by",
+            "unseen_reward='x.py:f' is not read without evaluate_after",
         ),
         ("distill", {"unseen_reward": "nope.py:f"}, "unseen_reward='nope.py:f': no such file: nope.py"),
         ("distill", {"num_reference_samples_eval": 1}, "num_reference_samples_eval=1 must be at least 2"),
@@ -451,7 +452,7 @@ def test_a_reward_model_has_no_time_limit(nonpareil, files):
         "sample", reward_funcs=None, reward_model_name_or_path=files / "rm", reward_timeout=5
     )
     assert status == 2
-    assert "reward_timeout=5 is read by reward functions, endpoints and the judge" in error
+    assert "reward_timeout=5.0 is read by reward functions, endpoints and the judge" in error
 
 
 # --- The plan of a comparison

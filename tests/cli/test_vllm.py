@@ -120,7 +120,7 @@ def test_without_vllm_the_extra_is_named(nonpareil):
 def test_vllms_settings_are_refused_for_another_engine(nonpareil):
     status, _, err = nonpareil("sample", vllm_max_model_len=24)
     assert status != 0
-    assert "vllm_max_model_len=24 is not read by engine=transformers" in " ".join(err.split())
+    assert "vllm_max_model_len=24 is not read with engine=transformers" in " ".join(err.split())
 
 
 @pytest.mark.vllm

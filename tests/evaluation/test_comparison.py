@@ -6,22 +6,26 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nonpareil.commands.compare.over_seeds import statistic
+from nonpareil.commands.compare.over_seeds import spread_of
 from nonpareil.commands.compare.pairs import pairs_of
 from nonpareil.commands.compare.plots import gold_figure, pareto_figure
-from nonpareil.commands.compare.report import headline, write_comparison
+from nonpareil.commands.compare.report import pareto_sentence, write_comparison
 from nonpareil.commands.compare.results import (
     Checkpoint,
     Cost,
     RunRecord,
     compare_runs,
     differing,
-    figures_of,
+    metrics_of,
+    read_evaluation,
     refuse_mixed,
 )
 from nonpareil.commands.compare.tables import cell, pairs_table, tables
 from nonpareil.errors import DataError
-from nonpareil.files import jsonable
+from nonpareil.evaluation.by_prompt import ByPrompt
+from nonpareil.evaluation.curve import CurvePoint
+from nonpareil.evaluation.evaluation import Evaluation
+from nonpareil.files import from_jsonable, jsonable
 from nonpareil.maths.best_of_n import kl_upper_bound, optimal_win_rate
 from nonpareil.maths.bootstrap import bootstrap_interval
 
@@ -31,7 +35,10 @@ SPENT = Cost(completions_drawn=1000, tokens_trained=5000, steps=10, seconds=60.0
 
 
 def interval(estimate):
-    return None if estimate is None else {"estimate": estimate, "low": None, "high": None}
+    if estimate is None:
+        return None
+    bounds = {"low": None, "high": None, "standard_error": None}
+    return {"estimate": estimate, **bounds, "num_prompts": 8, "num_dropped": 0}
 
 
 OFFSETS = (-0.09, -0.05, -0.03, -0.01, 0.01, 0.03, 0.05, 0.09)
@@ -48,11 +55,18 @@ def by_prompt(win, kl, gold, offsets=OFFSETS):
 
 
 def evaluation(win, kl, *, gold=None, length=22.0, efficiency=0.5):
-    """The part of `Evaluation.to_dict` that a comparison reads."""
+    """An evaluation as `report.json` has it."""
 
     def compared(rate, name):
         means = {"policy_mean": interval(rate * 2), "reference_mean": interval(1.0)}
-        return {"reward": name, "win_rate": interval(rate), **means, "frontier": FRONTIER, "zero_one": False}
+        outcome = dict.fromkeys(("difference", "wins", "ties", "losses"), interval(0.25))
+        counts = {"num_prompts": 8, "policy_failed": 0, "reference_failed": 0, "zero_one": False}
+        rates = {"win_rate": interval(rate), "frontier": FRONTIER, "pass_at": []}
+        return {"reward": name, **means, **outcome, **counts, **rates}
+
+    def completions(tokens):
+        shares = {"stopped_ratio": interval(1.0), "clipped_ratio": interval(0.0)}
+        return {"num_completions": 4, "mean_length": interval(tokens), **shares, "distinct": {"1": None}}
 
     return {
         "num_prompts": 8,
@@ -60,42 +74,68 @@ def evaluation(win, kl, *, gold=None, length=22.0, efficiency=0.5):
         "comparison": compared(win, "rewards"),
         "unseen": None if gold is None else compared(gold, "judge"),
         "kl": interval(kl),
+        "kl_estimator": "exact",
+        "log_ratio": interval(kl),
+        "log_ratio_estimator": "k1",
         "kl_efficiency": interval(efficiency),
         "equivalent_n": interval(min(win / (1 - win), 15)),
         "largest_n": 15,
+        "rewards_tie": False,
         "best_of_n": [{"n": n, "kl": kl_upper_bound(n), "win_rate": n / (n + 1)} for n in (2, 4, 8)],
         "targets": [
             {
                 "n": n,
                 "backward_kl": interval(0.1 * n),
+                "backward_kl_bias": 0.1,
                 "forward_kl": interval(0.2 * n if n < 8 else None),
+                "win_rate_ceiling": n / (n + 1),
                 "kl_upper_bound": kl_upper_bound(n),
             }
             for n in (2, 8)
         ],
-        "policy": {"mean_length": interval(length)},
-        "reference": {"mean_length": interval(20.0)},
+        "policy": completions(length),
+        "reference": completions(20.0),
+        "length_strata": [{"policy_is": "equal", "share": interval(1.0), "win_rate": None}],
+        "dtype": "float32",
     }
+
+
+def evaluated(*point, **further):
+    return Evaluation.from_dict(evaluation(*point, **further))
 
 
 def run(name, seed, win, kl, *, path=(), **further):
     return RunRecord(
         name=name,
         seed=seed,
-        evaluation=evaluation(win, kl, **further),
-        checkpoints=tuple(Checkpoint(step, evaluation(*point, **further)) for step, point in path),
+        evaluation=evaluated(win, kl, **further),
+        checkpoints=tuple(Checkpoint(step, evaluated(*point, **further)) for step, point in path),
         spent=SPENT,
         protocol=PROTOCOL,
         folder=f"runs/{name}/seed-{seed}",
     )
 
 
-CURVE = {
-    "points": [
-        {"n": n, "reward": interval(1.0 + n / 10), "win_rate": interval(n / (n + 1)) if n < 8 else None}
+def with_metric(record, **metrics):
+    """A run whose evaluation has other metrics, as JSON has them."""
+    content = {**record.evaluation.to_dict(), **metrics}
+    return replace(record, evaluation=Evaluation.from_dict(content))
+
+
+CURVE = from_jsonable(
+    tuple[CurvePoint, ...],
+    [
+        {
+            "n": n,
+            "reward": interval(1.0 + n / 10),
+            "win_rate": interval(n / (n + 1)) if n < 8 else None,
+            "win_rate_ceiling": n / (n + 1),
+            "kl_upper_bound": kl_upper_bound(n),
+            "tokens_per_prompt": 20.0 * n,
+        }
         for n in range(1, 9)
-    ]
-}
+    ],
+)
 
 
 # --- Pairs and dominance
@@ -105,13 +145,8 @@ def paired(one, other, seeds=1):
     """The pair of two methods, each of a list of (win rate, KL) a prompt."""
 
     def runs(points):
-        return [
-            {
-                "win_rate": [win for win, _ in points],
-                "kl": [kl for _, kl in points],
-                "unseen_win_rate": None,
-            }
-        ] * seeds
+        ids = tuple(f"p{place}" for place in range(len(points)))
+        return [ByPrompt(ids, tuple(win for win, _ in points), tuple(kl for _, kl in points), None)] * seeds
 
     (pair,) = pairs_of({"a": runs(one), "b": runs(other)})
     return pair
@@ -122,11 +157,8 @@ def test_a_difference_is_of_means_over_seeds_prompt_by_prompt():
     hard, easy = 0.1, 0.9
 
     def run(gains):
-        return {
-            "win_rate": [base + gain for base, gain in zip([hard, easy] * 4, gains * 2, strict=True)],
-            "kl": [1.0] * 8,
-            "unseen_win_rate": None,
-        }
+        rates = tuple(base + gain for base, gain in zip([hard, easy] * 4, gains * 2, strict=True))
+        return ByPrompt(tuple("abcdefgh"), rates, (1.0,) * 8, None)
 
     better = [run([0.02, 0.04, 0.03, 0.05]), run([0.04, 0.06, 0.03, 0.07])]
     (pair,) = pairs_of({"a": better, "b": [run([0.0] * 4)]})
@@ -210,19 +242,19 @@ def test_means_and_sample_deviations_are_over_seeds():
     report = compare_runs([run("m", 0, 0.6, 1.0), run("m", 1, 0.8, 3.0)], CURVE)
     (row,) = report.methods
     assert row.seeds == (0, 1)
-    assert row.figures["win_rate"].mean == pytest.approx(0.7)
-    assert row.figures["win_rate"].sd == pytest.approx(math.sqrt(0.02))  # (.1^2 + .1^2) / (2 - 1)
-    assert row.figures["kl"].values == (1.0, 3.0)
-    assert cell(row.figures["win_rate"]) == ".700 ± .141"
+    assert row.metrics["win_rate"].mean == pytest.approx(0.7)
+    assert row.metrics["win_rate"].sd == pytest.approx(math.sqrt(0.02))  # (.1^2 + .1^2) / (2 - 1)
+    assert row.metrics["kl"].values == (1.0, 3.0)
+    assert cell(row.metrics["win_rate"]) == ".700 ± .141"
 
 
 def test_one_seed_has_no_deviation_and_a_missing_figure_is_a_dash():
     report = compare_runs([run("m", 0, 0.6, 1.0)], CURVE)
-    figures = report.methods[0].figures
-    assert cell(figures["win_rate"]) == ".600"
-    assert figures["forward_kl_8"] is None
-    assert cell(figures["forward_kl_8"]) == "—"
-    assert cell(figures["forward_kl_2"]) == ".400"
+    metrics = report.methods[0].metrics
+    assert cell(metrics["win_rate"]) == ".600"
+    assert metrics["forward_kl_8"] is None
+    assert cell(metrics["forward_kl_8"]) == "—"
+    assert cell(metrics["forward_kl_2"]) == ".400"
 
 
 def test_a_spread_over_seeds_that_share_a_pool_is_said_to_be_too_small():
@@ -236,34 +268,31 @@ def test_a_spread_over_seeds_that_share_a_pool_is_said_to_be_too_small():
 
 
 def test_length_drift_is_from_the_reference_in_tokens_and_percent():
-    figures = figures_of(evaluation(0.6, 1.0, length=23.0), SPENT)
-    assert figures["length_drift"] == pytest.approx(3.0)
-    assert figures["length_drift_percent"] == pytest.approx(15.0)
+    metrics = metrics_of(evaluated(0.6, 1.0, length=23.0), SPENT)
+    assert metrics["length_drift"] == pytest.approx(3.0)
+    assert metrics["length_drift_percent"] == pytest.approx(15.0)
 
 
 def test_a_figure_missing_in_one_seed_is_averaged_over_the_others():
     runs = [run("m", 0, 0.6, 1.0, efficiency=None), run("m", 1, 0.6, 1.0, efficiency=0.4)]
-    statistic = compare_runs(runs, CURVE).methods[0].figures["kl_efficiency"]
-    assert (statistic.mean, statistic.sd) == (0.4, None)
+    found = compare_runs(runs, CURVE).methods[0].metrics["kl_efficiency"]
+    assert (found.mean, found.sd) == (0.4, None)
 
 
 def test_infinities_are_told_beside_the_mean_of_the_others():
-    infinite = {"estimate": "Infinity", "low": None, "high": None}  # as JSON has it
-    values = [interval(0.4), interval(0.6), infinite, None]
-    runs = [run("m", seed, 0.6, 1.0) for seed in range(4)]
-    for each, value in zip(runs, values, strict=True):
-        each.evaluation["kl_efficiency"] = value
+    values = [interval(0.4), interval(0.6), interval("Infinity"), None]  # as JSON has it
+    runs = [with_metric(run("m", seed, 0.6, 1.0), kl_efficiency=value) for seed, value in enumerate(values)]
     report = compare_runs(runs, CURVE)
-    found = report.methods[0].figures["kl_efficiency"]
+    found = report.methods[0].metrics["kl_efficiency"]
     assert (found.mean, found.infinite, found.missing, found.seeds) == (0.5, (math.inf,), 1, 4)
     assert cell(found, 2) == ".50 ± .14, ∞ in 1 of 4, — in 1 of 4"
     assert report.to_dict()["methods"][0]["figures"]["kl_efficiency"]["infinite"] == ["Infinity"]
 
 
 def test_a_figure_that_is_infinite_in_every_seed_is_no_dash():
-    assert cell(statistic([math.inf] * 3)) == "∞ in 3 of 3"
-    assert cell(statistic([-math.inf, math.inf, math.nan])) == "∞ in 1 of 3, -∞ in 1 of 3, — in 1 of 3"
-    assert cell(statistic([0.5, -math.inf])) == ".500, -∞ in 1 of 2"
+    assert cell(spread_of([math.inf] * 3)) == "∞ in 3 of 3"
+    assert cell(spread_of([-math.inf, math.inf, math.nan])) == "∞ in 1 of 3, -∞ in 1 of 3, — in 1 of 3"
+    assert cell(spread_of([0.5, -math.inf])) == ".500, -∞ in 1 of 2"
 
 
 def test_infinities_of_an_evaluation_outlive_its_json():
@@ -273,8 +302,7 @@ def test_infinities_of_an_evaluation_outlive_its_json():
 
 
 def test_a_method_of_infinite_kl_is_told_and_not_drawn():
-    runs = [run("m", 0, 0.6, 1.0), run("off", 0, 0.6, 1.0)]
-    runs[1].evaluation["kl"] = {"estimate": "Infinity", "low": None, "high": None}
+    runs = [run("m", 0, 0.6, 1.0), with_metric(run("off", 0, 0.6, 1.0), kl=interval("Infinity"))]
     report = compare_runs(runs, CURVE)
     assert len(pareto_figure(report).axes[0].containers) == 1
     gain = tables(report)[0]
@@ -299,13 +327,12 @@ def test_an_n_at_the_end_of_what_the_groups_show_is_told_as_such():
 
 def test_best_of_n_and_the_frontier_are_those_of_the_shared_groups():
     """Rewards 0 and 1 at a success rate of one half: nothing has a win rate above .75."""
-    runs = [run("m", 0, 0.6, 1.0, gold=0.7)]
-    told = runs[0].evaluation
+    told = evaluation(0.6, 1.0, gold=0.7)
     tied = [{"kl": 0.0, "win_rate": 0.5}, {"kl": 0.69, "win_rate": 0.75}]
     told["comparison"] |= {"frontier": tied, "zero_one": True}
     told["targets"][0]["kl_upper_bound"] = 0.131
     told["best_of_n"] = [{"n": 2, "kl": 0.131, "win_rate": 0.625}]
-    report = compare_runs(runs, CURVE)
+    report = compare_runs([with_metric(run("m", 0, 0.6, 1.0), **told)], CURVE)
     gain = tables(report)[0]
     best = dict(zip(gain.header, gain.rows[-2], strict=True))
     assert (best["method"], best["KL, nats"]) == ("best-of-2", ".131")
@@ -320,19 +347,26 @@ def test_best_of_n_and_the_frontier_are_those_of_the_shared_groups():
 
 
 def test_evaluations_without_a_frontier_are_named():
-    old = run("m", 3, 0.6, 1.0)
-    del old.evaluation["comparison"]["frontier"]
+    old = evaluation(0.6, 1.0)
+    del old["comparison"]["frontier"]
     with pytest.raises(DataError, match=r"m, seed 3 was evaluated by an earlier version.*--overwrite"):
-        compare_runs([run("m", 0, 0.6, 1.0), old], CURVE)
+        read_evaluation("m, seed 3", old)
 
 
 def test_evaluations_without_the_figures_of_each_prompt_are_named():
-    old = run("m", 3, 0.6, 1.0)
-    del old.evaluation["by_prompt"]
+    old = evaluation(0.6, 1.0)
+    del old["by_prompt"]
     with pytest.raises(
         DataError, match=r"m, seed 3 was evaluated by an earlier version.*each prompt.*--overwrite"
     ):
-        compare_runs([run("m", 0, 0.6, 1.0), old], CURVE)
+        read_evaluation("m, seed 3", old)
+
+
+def test_an_evaluation_that_lacks_another_metric_is_named_with_it():
+    old = evaluation(0.6, 1.0)
+    del old["policy"]["mean_length"]
+    with pytest.raises(DataError, match=r"m, seed 3 .*evaluation.policy.mean_length is missing.*--overwrite"):
+        read_evaluation("m, seed 3", old)
 
 
 def test_checkpoints_are_averaged_by_their_place():
@@ -350,7 +384,7 @@ def test_methods_keep_their_order_and_name_who_dominates_them():
     report = compare_runs(runs, CURVE)
     assert [row.name for row in report.methods] == ["late", "best"]
     assert [row.dominated_by for row in report.methods] == [("best",), ()]
-    assert headline(report) == "On the Pareto front: best (.70 at 1.00 nats)"
+    assert pareto_sentence(report) == "On the Pareto front: best (.70 at 1.00 nats)"
 
 
 def test_no_runs_or_one_run_twice_are_refused():
@@ -436,14 +470,14 @@ def test_each_method_has_its_own_look_and_place_in_the_legend(ten_methods):
     assert len(looks) == 10
     x, y = drawn[3].get_data()
     row = ten_methods.methods[3]
-    assert (x[0], y[0]) == (row.figures["kl"].mean, row.figures["win_rate"].mean)
+    assert (x[0], y[0]) == (row.metrics["kl"].mean, row.metrics["win_rate"].mean)
 
 
 def test_the_gold_picture_shows_both_rewards(ten_methods):
     left, right = gold_figure(ten_methods).axes
     rates = [axes.containers[9].lines[0].get_data()[1][0] for axes in (left, right)]
-    figures = ten_methods.methods[9].figures
-    assert rates == [figures["win_rate"].mean, figures["gold_win_rate"].mean]
+    metrics = ten_methods.methods[9].metrics
+    assert rates == [metrics["win_rate"].mean, metrics["gold_win_rate"].mean]
 
 
 def test_a_policy_worse_than_its_reference_and_a_kl_below_zero_are_drawn():

@@ -7,7 +7,8 @@ import torch
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.evaluation import evaluate_groups
-from nonpareil.evaluation.summary import headline, number, summary_table
+from nonpareil.evaluation.numbers import number
+from nonpareil.evaluation.summary import headline, summary_table
 from nonpareil.evaluation.target import backward_kl
 from nonpareil.maths import best_of_n
 

@@ -11,7 +11,8 @@ import torch
 from nonpareil.evaluation import best_of_n_report, evaluate_groups, plots
 from nonpareil.evaluation.intervals import Bootstrap
 from nonpareil.evaluation.report import write_report
-from nonpareil.evaluation.summary import headline, summary_rows
+from nonpareil.evaluation.rows import summary_rows
+from nonpareil.evaluation.summary import headline
 from nonpareil.evaluation.target import backward_kl
 from nonpareil.evaluation.worth import frontier_points, worth_of
 from nonpareil.maths import best_of_n

@@ -10,7 +10,7 @@ import pytest
 
 from nonpareil.errors import ConfigError, ModelError, RewardError
 from nonpareil.records import Scores
-from nonpareil.rewards import CombinedReward, FunctionReward, RewardModel, load_rewards
+from nonpareil.rewards import CombinedReward, FunctionReward, Reward, RewardModel, load_rewards
 from tests.rewards.conftest import make_llama, make_tokenizer, request_of
 
 DATA = request_of(("the film was ", "good"), ("the film was ", "very bad"))
@@ -149,7 +149,7 @@ def test_importing_rewards_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
-class Given:
+class Given(Reward):
     """A reward object whose scores are those it was given."""
 
     name = "given"

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from nonpareil.errors import ConfigError, DataError, ModelError, RemoteError, RewardError
-from nonpareil.rewards import RemoteReward, RewardModel, VLLMReward, load_rewards
-from nonpareil.rewards.endpoint import is_endpoint, parse_endpoint, public_name
+from nonpareil.rewards import RemoteReward, RewardModel, ServedRewardModel, load_rewards
+from nonpareil.rewards.endpoints.address import is_endpoint, parse_endpoint, public_name
 from tests.rewards.conftest import make_llama, make_tokenizer, request_of, varied_request
 from tests.rewards.servers import Server, serve
 
@@ -313,8 +313,8 @@ def classify(score: Callable[[list[int]], float], **changes: Any) -> Callable[[d
     return answer
 
 
-def vllm_reward(server: Server, path: str, **settings: Any) -> VLLMReward:
-    return VLLMReward(f"vllm+{server.url}#{path}", **{"batch_size": 3, "max_retries": 1, **settings})
+def vllm_reward(server: Server, path: str, **settings: Any) -> ServedRewardModel:
+    return ServedRewardModel(f"vllm+{server.url}#{path}", **{"batch_size": 3, "max_retries": 1, **settings})
 
 
 def test_token_ids_are_those_the_model_reads(llama_rm: str) -> None:

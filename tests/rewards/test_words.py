@@ -7,6 +7,7 @@ import pytest
 from nonpareil.errors import DataError, ModelError
 from nonpareil.records import Message, Prompt
 from nonpareil.rewards.models.encoding import RewardEncoder
+from nonpareil.rewards.models.text_options import TextOptions
 from tests.rewards.conftest import CHAT_TEMPLATE, make_tokenizer
 
 SYSTEM = {"role": "system", "content": "be brief"}
@@ -32,7 +33,7 @@ def check(template: str, *talks: list[Message], name: str = "rm", policy: str | 
     tokenizer, policys = make_tokenizer(), make_tokenizer()
     tokenizer.chat_template, policys.chat_template = template, policy
     prompts = [Prompt(f"p{place}", talk, [1]) for place, talk in enumerate(talks)]
-    RewardEncoder(tokenizer, name, 10_000).check_prompts(prompts, 8, policys)
+    RewardEncoder(tokenizer, name, TextOptions(max_length=10_000)).check_prompts(prompts, 8, policys)
 
 
 @pytest.mark.parametrize("template", KEEPS.values(), ids=KEEPS)
@@ -88,7 +89,7 @@ def test_words_that_the_policy_never_reads_are_refused() -> None:
 def test_it_is_asked_whatever_the_length(overlong) -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = NO_SYSTEM
-    encoder = RewardEncoder(tokenizer, "rm", None, overlong)
+    encoder = RewardEncoder(tokenizer, "rm", TextOptions(overlong=overlong))
     with pytest.raises(DataError, match="'be brief'"):
         encoder.check_prompts([Prompt("p", [SYSTEM, USER], [1])], 8, tokenizer)
     encoder.check_prompts([Prompt("p", "a string goes through no template", [1])], 8, tokenizer)

@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from nonpareil.errors import DataError, RewardError
 from nonpareil.folders import is_bookkeeping
+from nonpareil.rewards import Reward
 from nonpareil.training.checkpoint_files import checkpoints_in, last_whole_checkpoint
 from tests.training.conftest import assert_same, goodness, make_trainer, metrics, weights
 from tests.training.test_spent import spent
@@ -16,10 +17,8 @@ from tests.training.test_spent import spent
 FAILS_AT = 5  # of the calls; a step has one, however many batches make it
 
 
-class Failing:
+class Failing(Reward):
     """`goodness`, and at one call an error, until it is mended."""
-
-    compares_within_groups = False
 
     def __init__(self, error: Exception | None):
         self.error, self.calls, self.name = error, 0, "goodness"

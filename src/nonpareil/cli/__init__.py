@@ -1,1 +1,1 @@
-"""Floor 6: the command line. Parse, call a job, print."""
+"""Floor 6: the command line. Parse, run a command, show what came of it."""

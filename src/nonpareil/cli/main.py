@@ -1,4 +1,4 @@
-"""`nonpareil <command>`: parse, call the job, print. Heavy imports wait until a command needs them."""
+"""`nonpareil <command>`: parse, run, show. Heavy imports wait until a command needs them."""
 
 import contextlib
 import importlib
@@ -9,17 +9,32 @@ from collections.abc import Sequence
 
 from nonpareil import __version__
 from nonpareil.cli.machine import check_words, failure_of, flush_output, leave_streams, prepare_streams
+from nonpareil.commands.command import Command
 from nonpareil.errors import ConfigError, NonpareilError
+from nonpareil.setting_types import nearest
 from nonpareil.terminal import PrintableRecord, printable_lines
 
 COMMANDS = {
-    "sample": "Draw m completions a prompt, score them, keep the groups.",
-    "curve": "Say what best-of-N is worth for every N, from those groups.",
-    "distill": "Distil best-of-N into the policy, and evaluate the result.",
-    "evaluate": "Measure how near a policy is to best-of-N of its reference.",
-    "compare": "Run several methods under one budget, and draw all on one Pareto picture.",
-    "export": "Turn groups into TRL's preference, SFT or unpaired datasets.",
+    "sample": ("nonpareil.commands.sample", "Draw m completions per prompt, score them, keep the groups."),
+    "curve": ("nonpareil.commands.curve", "Say what best-of-N is worth for every N, from those groups."),
+    "distill": (
+        "nonpareil.commands.distill.run",
+        "Distil best-of-N into the policy, and evaluate the result.",
+    ),
+    "evaluate": (
+        "nonpareil.commands.evaluate.run",
+        "Measure how near a policy is to best-of-N of its reference.",
+    ),
+    "compare": (
+        "nonpareil.commands.compare.command",
+        "Run several methods under one budget, and draw all on one Pareto picture.",
+    ),
+    "export": (
+        "nonpareil.commands.export",
+        "Turn groups into TRL's preference, SFT or unpaired datasets.",
+    ),
 }
+"""By name: the module whose `COMMAND` it is, imported when it is called, and its line in the help."""
 
 USAGE = (
     f"""nonpareil {__version__}: one sample as good as the best of N.
@@ -28,7 +43,7 @@ usage: nonpareil <command> [--config FILE.yaml] [--flag value ...] [--json]
 
 commands:
 """
-    + "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
+    + "\n".join(f"  {name:<9} {summary}" for name, (_, summary) in COMMANDS.items())
     + """
 
 nonpareil distill                  runs the embedded demo
@@ -64,21 +79,33 @@ def _run(arguments: list[str]) -> int:
     if arguments[0] in ("--version", "-V"):
         print(__version__)
         return 0
-    command, rest = arguments[0], arguments[1:]
-    if command not in COMMANDS:
-        return _complain(_unknown(command), status=2)
-    result = importlib.import_module(f"nonpareil.cli.{command}").run(rest)
-    if result.json is not None:
-        print(json.dumps(result.json))
-    return result.status
+    name, *rest = arguments
+    if name not in COMMANDS:
+        hint = nearest(name, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
+        return _complain(f"unknown command {name!r}{hint}", status=2)
+    return _run_command(name, importlib.import_module(COMMANDS[name][0]).COMMAND, rest)
 
 
-def _unknown(command: str) -> str:
-    import difflib
+def _run_command(name: str, command: Command, argv: Sequence[str]) -> int:
+    from nonpareil.cli.parsing import parse
 
-    near = difflib.get_close_matches(command, COMMANDS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-    return f"unknown command {command!r}; {hint}"
+    options, _, as_json = parse(
+        name,
+        command.options(),
+        argv,
+        description=command.description,
+        example=command.example,
+        defaults=command.defaults,
+        config=command.config,
+        config_is_options=command.config_is_options,
+    )
+    result = command.run(*options)
+    if not result:
+        return 0
+    command.show(result)
+    if as_json:
+        print(json.dumps(command.as_json(result)))
+    return command.status(result)
 
 
 def _complain(message: str, status: int) -> int:

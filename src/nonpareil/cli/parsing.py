@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,11 +18,14 @@ def parse(
     *,
     description: str,
     example: str,
-    defaults: Mapping[str, Any] | None = None,
+    defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    config: str = "Options from a YAML file; flags override it.",
+    config_is_options: bool = True,
 ) -> tuple[list[Any], dict[str, Any], bool]:
     """The dataclass instances, what the user gave (YAML and flags), and whether `--json` was among the flags.
 
-    `defaults` replace the dataclasses' own; YAML replaces them, and flags replace YAML.
+    `defaults`, a function of what was given, replace the dataclasses' own; YAML replaces them, and flags YAML.
+    A file that holds no options is only named, in the instances' `config_file`.
 
     Raises:
         ConfigError: a file that cannot be read, a key that no dataclass has, with the nearest one, or a value that
@@ -38,15 +41,16 @@ def parse(
     )
     for setting in settings.values():
         _add_flag(parser, setting)
-    parser.add_argument("--config", metavar="FILE.yaml", help="Options from a YAML file; flags override it.")
+    parser.add_argument("--config", metavar="FILE.yaml", help=config)
     parser.add_argument(
         "--json", action="store_true", help="Print one JSON object as the last line of stdout."
     )
-    refuse_unknown_flags(argv, parser, settings)
+    refuse_unknown_flags(argv, parser, [*settings, "config", "json"])
     flags = vars(parser.parse_args(list(argv)))
     config_file, as_json = flags.pop("config"), flags.pop("json")
-    given = {**(_read(config_file, settings) if config_file is not None else {}), **flags}
-    values = {**(defaults or {}), **given}
+    read = config_file is not None and config_is_options
+    given = {**(_read(config_file, settings) if read else {}), **flags}
+    values = {**(defaults(given) if defaults else {}), **given}
     instances: list[Any] = [
         typed(cls, {name: values[name] for name in settings_of(cls) if name in values}, "")
         for cls in dataclasses

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from nonpareil.commands.command import Command
 from nonpareil.commands.places import check_output, inputs_of
+from nonpareil.console import console
 from nonpareil.errors import ConfigError
 from nonpareil.folders import writing
 from nonpareil.options.commands import CurveOptions
@@ -11,7 +13,7 @@ from nonpareil.terminal import tell
 
 
 def run(options: CurveOptions) -> dict[str, Any]:
-    """Write curve.json and curve.png, print the table; returns the curve.
+    """Write curve.json and curve.png; returns the curve, a `BestOfNReport`, and where they are.
 
     Of a run that is not finished it is the curve of the shards that are, and `unfinished` says of how many.
 
@@ -34,24 +36,25 @@ def run(options: CurveOptions) -> dict[str, Any]:
         groups, lacking = (read_vbon(source), "") if is_vbon else read_available(source)
         curve = best_of_n_report(groups, options.max_n, seed=options.seed)
         path = write_curve(curve, output_dir)
-    _show(curve)
+    result = {"report": curve, "curve": str(path), "picture": str(output_dir / "curve.png")}
     if lacking:
         tell(f"{source} is not finished: {lacking}; this is the curve of those")
-    figures = {"curve": str(path), "picture": str(output_dir / "curve.png"), **curve.to_dict()}
-    return {**figures, "unfinished": lacking} if lacking else figures
+        result["unfinished"] = lacking
+    return result
 
 
 def _beside(source: Path) -> Path:
     return source / "curve" if source.is_dir() else source.with_name(source.stem + "-curve")
 
 
-def _show(curve: Any) -> None:
+def show(result: dict[str, Any]) -> None:
+    """The table, and what to make of it; on stderr."""
     from rich.table import Table
 
-    from nonpareil.console import console
     from nonpareil.evaluation.intervals import few_prompts
-    from nonpareil.evaluation.summary import bracket, number
+    from nonpareil.evaluation.numbers import bracket, number
 
+    curve = result["report"]
     prompts = "1 prompt" if curve.num_prompts_used == 1 else f"{curve.num_prompts_used} prompts"
     table = Table(title=f"What best-of-N is worth ({prompts})")
     for name in ("N", curve.reward_name, "95%", "win rate", "KL (nats)", "tokens a prompt"):
@@ -71,3 +74,20 @@ def _show(curve: Any) -> None:
     for line in (curve.recommendation(), *curve.notes(), few_prompts(curve.num_prompts_used)):
         if line:
             terminal.print(line, soft_wrap=True)
+
+
+def as_json(result: dict[str, Any]) -> dict[str, Any]:
+    """The curve's figures beside where it is."""
+    others = {name: value for name, value in result.items() if name not in ("report", "unfinished")}
+    unfinished = {name: result[name] for name in ("unfinished",) if name in result}
+    return {**others, **result["report"].to_dict(), **unfinished}
+
+
+COMMAND = Command(
+    description=__doc__,
+    example="nonpareil curve --groups nonpareil-groups",
+    options=lambda: [CurveOptions],
+    run=run,
+    show=show,
+    as_json=as_json,
+)

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from nonpareil.commands.command import Command
 from nonpareil.commands.places import check_output, inputs_of
+from nonpareil.console import console
 from nonpareil.errors import ConfigError
 from nonpareil.folders import writing_file
 from nonpareil.options.commands import ExportOptions
@@ -56,3 +58,18 @@ def _check_output(options: ExportOptions, source: Path, output: Path) -> None:
         raise ConfigError(
             f"output={str(output)!r} would lie among the shards of groups={str(source)!r}; name another place"
         )
+
+
+def show(result: dict[str, Any]) -> None:
+    """How many rows are where, and which groups gave none; on stderr."""
+    skipped = "".join(f"; {count} groups skipped: {reason}" for reason, count in result["skipped"].items())
+    console().print(f"{result['rows']} rows in {result['output']}{skipped}", soft_wrap=True)
+
+
+COMMAND = Command(
+    description=__doc__,
+    example="nonpareil export --groups nonpareil-groups --format preference --output pairs.jsonl",
+    options=lambda: [ExportOptions],
+    run=run,
+    show=show,
+)

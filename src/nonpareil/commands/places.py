@@ -2,33 +2,33 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from nonpareil.errors import ConfigError
-
-_PATHS = (
-    *("model_name_or_path", "reference_model_name_or_path", "tokenizer_name_or_path"),
-    *("dataset_name", "eval_dataset_name", "groups"),
-    *("reward_model_name_or_path", "judge_template", "config_file"),
-)
-"""Options that name a file or folder to read (or something on a hub)."""
-_SPECS = ("reward_funcs", "reward_endpoints", "unseen_reward", "gold_reward", "method")
-"""Options that name a folder, a file with `:function` behind it, or a server with `#folder` behind it."""
+from nonpareil.settings import settings_of
 
 
 def inputs_of(*options: Any) -> list[tuple[str, Path]]:
     """What is read by the settings in these objects, as (option, path) of all that is on this machine."""
     found: list[tuple[str, Path]] = []
     for each in options:
-        for name in _PATHS:
-            found += ((name, path) for path in _local(getattr(each, name, None)))
-        for name in _SPECS:
-            value = getattr(each, name, None)
-            for spec in value if isinstance(value, list | tuple) else [value]:
-                found += ((name, path) for path in _of_spec(spec, of_files_only=name == "method"))
+        found += inputs_among(type(each), {name: getattr(each, name) for name in settings_of(type(each))})
+        found += (("config_file", path) for path in _local(getattr(each, "config_file", None)))
     return found
+
+
+def inputs_among(cls: type, settings: Mapping[str, Any]) -> list[tuple[str, Path]]:
+    """The same of a class's settings by name; what is none of them is left out."""
+    known = settings_of(cls)
+    return [
+        (name, path)
+        for name, value in settings.items()
+        if name in known and (kind := known[name].limits.names) is not None
+        for one in (value if isinstance(value, list | tuple) else [value])
+        for path in (_local(one) if kind == "input" else _of_spec(one, of_files_only=kind == "code"))
+    ]
 
 
 def check_output(
@@ -79,13 +79,15 @@ def _local(value: Any) -> Iterator[Path]:
 
 
 def _of_spec(spec: Any, *, of_files_only: bool) -> Iterator[Path]:
+    """Of a folder, of a file with `:name` behind it, or of a server with `#folder` behind it."""
     if not isinstance(spec, str):
         return
     file, _, _ = spec.rpartition(":")
     if file.endswith(".py"):
         yield from _local(file)
     elif not of_files_only:
-        yield from _local(spec.rpartition("#")[2])
+        yield from _local(spec)
+        yield from _local(spec.partition("#")[2])
 
 
 def _homes() -> Iterator[tuple[str, Path]]:

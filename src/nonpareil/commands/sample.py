@@ -1,15 +1,21 @@
 """Draw m completions a prompt, score them, and keep the groups."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nonpareil.commands.command import Command
 from nonpareil.commands.inputs import load_prompt_records, load_reward_of, require_all
 from nonpareil.commands.places import check_output, inputs_of
 from nonpareil.commands.policies.choose import engine_or_workers, policy_of
+from nonpareil.console import console
 from nonpareil.constant_rewards import tell_constant
 from nonpareil.options.commands import SampleOptions
-from nonpareil.options.unread import refuse_unread_of_files, refuse_unread_of_rewards
+from nonpareil.options.demo import demo_defaults, uses_demo
+from nonpareil.options.shared import WITH_SPLITS
+from nonpareil.options.unread import absent_rewards, absent_splits
 from nonpareil.records import Group, ScoreRequest
+from nonpareil.settings import refuse_unread
 from nonpareil.terminal import printable, tell
 
 
@@ -20,8 +26,9 @@ def run(options: SampleOptions) -> dict[str, Any]:
         NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
     """
     require_all(options)
-    refuse_unread_of_rewards(options, None, options.reward_timeout)
-    refuse_unread_of_files(options, {"dataset_split": options.dataset_name or ""})
+    refuse_unread(
+        options, absent_rewards(options, None) | absent_splits({WITH_SPLITS: options.dataset_name or ""})
+    )
     check_output("output_dir", options.output_dir, inputs_of(options), deletes=options.overwrite)
     from nonpareil.rollouts.folder import check_folder
     from nonpareil.rollouts.progress import ProgressBar
@@ -99,6 +106,40 @@ def _inspect(groups: list[Group], reward: Any, tokenizer: Any) -> None:
         drew = group.completion_token_ids[0] or repr(group.completions[0])  # a server may give no ids
         print("policy drew", drew, f"({group.finish_reasons[0]})")
         for name, part in zip(reward.names, reward.rewards, strict=True):
-            if hasattr(part, "inspect"):
-                request = reward.as_read(ScoreRequest.of([group]).select([0]))
-                print(f"reward {printable(name)} reads", part.inspect(request)[0])
+            request = reward.as_read(ScoreRequest.of([group]).select([0]))
+            if (ids := part.inspect(request)) is not None:
+                print(f"reward {printable(name)} reads", ids[0])
+
+
+def show(result: dict[str, Any]) -> None:
+    """Where the groups are, which rewards are null, and what a judge was asked; on stderr."""
+    terminal = console()
+    terminal.print(
+        f"{result['prompts']} groups of {result['completions'] // result['prompts']} in {result['output_dir']} "
+        f"({result['shards_drawn']} shards drawn now). Next: nonpareil curve --groups {result['output_dir']}",
+        soft_wrap=True,
+    )
+    for name, failed in result["failed_rewards"].items():
+        if failed["count"]:
+            reasons = "; ".join(f"{count} times {reason}" for reason, count in failed["reasons"].items())
+            terminal.print(f"{failed['count']} rewards of {name} are null: {reasons}", soft_wrap=True)
+    if result.get("judge"):
+        asked = ", ".join(f"{value} {key}" for key, value in result["judge"].items())
+        terminal.print(f"The judge: {asked}", soft_wrap=True)
+
+
+def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {**demo_defaults("test"), "max_prompts": 128} if uses_demo(SampleOptions, given) else {}
+
+
+COMMAND = Command(
+    description=__doc__,
+    example=(
+        "nonpareil sample --model_name_or_path ./my-model --dataset_name prompts.jsonl \\\n"
+        "      --reward_model_name_or_path ./my-reward-model --num_generations 16 --output_dir groups"
+    ),
+    options=lambda: [SampleOptions],
+    run=run,
+    show=show,
+    defaults=_defaults,
+)

@@ -86,7 +86,7 @@ class OpenAIEngine:
         sampling: SamplingParams,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Draws]:
-        """Draw `num_generations` completions a prompt; see `protocols.Engine`.
+        """Draw `num_generations` completions a prompt; see `engines.base.Engine`.
 
         Raises:
             ConfigError: sampling parameters out of their range.

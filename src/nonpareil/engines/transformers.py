@@ -112,7 +112,7 @@ class TransformersEngine:
         sampling: SamplingParams,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Draws]:
-        """Draw `num_generations` completions a prompt; see `protocols.Engine`.
+        """Draw `num_generations` completions a prompt; see `engines.base.Engine`.
 
         Raises:
             DataError: an empty prompt, or one that leaves no room for `max_completion_length` in the window.

@@ -1,4 +1,4 @@
-"""The figures of each prompt, by which evaluations on the same prompts are paired."""
+"""The metrics of each prompt, by which evaluations on the same prompts are paired."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from nonpareil.maths.win_rate import pairwise
 
 @dataclass(frozen=True)
 class ByPrompt:
-    """One number a prompt, in the order of the prompt ids."""
+    """One number per prompt, in the order of the prompt ids."""
 
     prompt_ids: tuple[str, ...]
     win_rate: tuple[float | None, ...]
@@ -23,7 +23,7 @@ class ByPrompt:
     """Under the reward that was not trained on; None without one."""
 
 
-def figures_by_prompt(matched: MatchedGroups, kl: Tensor, unseen_reward: str | None) -> ByPrompt:
+def metrics_by_prompt(matched: MatchedGroups, kl: Tensor, unseen_reward: str | None) -> ByPrompt:
     """Of both sides' groups; `kl` [b, k] is that of each policy completion."""
     return ByPrompt(
         tuple(group.prompt_id for group in matched.policy),

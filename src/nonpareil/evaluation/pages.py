@@ -1,6 +1,6 @@
 """HTML pages from templates: what others wrote is text in them, and every character of it can be seen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jinja2
@@ -25,6 +25,19 @@ def page_template(package: str, name: str, filters: dict[str, Callable[..., Any]
     )
     environment.filters |= filters
     return environment.get_template(name)
+
+
+def context_rows(context: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as (dotted name, text) rows, for a page's last table."""
+    rows: list[tuple[str, str]] = []
+    for key, value in context.items():
+        if isinstance(value, dict):
+            rows += context_rows(value, f"{prefix}{key}.")
+        else:
+            items = value if isinstance(value, list) else [value]
+            texts = ("none" if item is None else str(item) for item in items)
+            rows.append((f"{prefix}{key}", ", ".join(texts)))
+    return rows
 
 
 def _seen(value: Any) -> Any:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from nonpareil.evaluation.curve import CurveReport
-from nonpareil.evaluation.metrics import Evaluation
+from nonpareil.evaluation.evaluation import Evaluation
 from nonpareil.evaluation.worth import BestOfNPoint, PlanePoint
 from nonpareil.maths.bootstrap import Interval
 from nonpareil.terminal import printable
@@ -50,7 +50,10 @@ _STYLE: Any = {
 
 
 @contextmanager
-def _figure(width: float = 6.4, height: float = 4.2, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
+def new_figure(
+    width: float = 6.4, height: float = 4.2, columns: int = 1
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """An empty figure (in inches) in the style of all reports, and its axes in a row."""
     # The style is read when artists are made, so the caller draws inside the context.
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
@@ -77,7 +80,7 @@ def frontier_figure(evaluations: Mapping[str, Evaluation]) -> Figure:
     """
     largest = max((e.kl.high if math.isfinite(e.kl.high) else e.kl.estimate) for e in evaluations.values())
     right = max(1.35, 1.15 * largest)
-    with _figure(6.4, 4.6) as (figure, (axes,)):
+    with new_figure(6.4, 4.6) as (figure, (axes,)):
         first = next(iter(evaluations.values()))  # of one reference, whose groups all of them share
         limit_line(axes, first.comparison.frontier, right)
         mark_best_of_n(axes, first.best_of_n, right, "o", (7, -11))
@@ -145,7 +148,7 @@ def legend_label(name: str) -> str:
 def curve_figure(curve: CurveReport) -> Figure:
     """Best-of-N of the policy that drew the groups: reward, and win rate beside that without ties, by N."""
     n = [point.n for point in curve.points]
-    with _figure(9.2, 3.8, columns=2) as (figure, (left, right)):
+    with new_figure(9.2, 3.8, columns=2) as (figure, (left, right)):
         what = "any of N succeeds" if curve.zero_one else "expected reward of the best of N"
         _band(left, n, [point.reward for point in curve.points], what)
         _mark_recommended(left, curve)
@@ -215,7 +218,7 @@ def length_figure(policy: Tensor, reference: Tensor) -> Figure:
 
 
 def _histograms(reference: Tensor, policy: Tensor, edges: Tensor, label: str, title: str) -> Figure:
-    with _figure(4.7, 3.5) as (figure, (axes,)):
+    with new_figure(4.7, 3.5) as (figure, (axes,)):
         for values, colour, name in (reference, REFERENCE, "reference"), (policy, POLICIES[0], "policy"):
             share = torch.histogram(values, edges).hist / max(len(values), 1)
             axes.stairs(share, edges, fill=True, color=colour, alpha=0.22)

@@ -9,11 +9,13 @@ from typing import Any
 
 from nonpareil.evaluation import plots
 from nonpareil.evaluation.curve import CurveReport
+from nonpareil.evaluation.evaluation import Evaluation
 from nonpareil.evaluation.groups import lengths_of, match_groups, rewards_of
 from nonpareil.evaluation.intervals import few_prompts
-from nonpareil.evaluation.metrics import Evaluation
-from nonpareil.evaluation.pages import page_template
-from nonpareil.evaluation.summary import bracket, headline, number, summary_rows
+from nonpareil.evaluation.numbers import bracket, number
+from nonpareil.evaluation.pages import context_rows, page_template
+from nonpareil.evaluation.rows import summary_rows
+from nonpareil.evaluation.summary import headline
 from nonpareil.files import jsonable, write_bytes, write_json
 from nonpareil.records import Group, PromptText
 
@@ -62,7 +64,7 @@ def write_report(
         sections=_sections(evaluation),
         pictures={name: base64.b64encode(data).decode() for name, data in pictures.items()},
         samples=sample_pairs(policy_groups, reference_groups, seed),
-        context=_flat(jsonable(dict(context))),
+        context=context_rows(jsonable(dict(context))),
     )
     for name, data in pictures.items():
         write_bytes(folder / f"{name}.png", data)
@@ -135,17 +137,3 @@ def _sample(group: Group, index: int) -> SampleCompletion:
 
 def _messages(prompt: PromptText) -> list[dict[str, str]]:
     return [{"role": "", "content": prompt}] if isinstance(prompt, str) else prompt
-
-
-def _flat(context: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested context as (dotted name, text) rows."""
-    rows: list[tuple[str, str]] = []
-    for key, value in context.items():
-        if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            items = value if isinstance(value, list) else [value]
-            rows.append(
-                (f"{prefix}{key}", ", ".join("none" if item is None else str(item) for item in items))
-            )
-    return rows

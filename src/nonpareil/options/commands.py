@@ -1,16 +1,24 @@
 """The options of each command. Plain dataclasses, read without importing torch."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from nonpareil.options.engines import EngineOptions
 from nonpareil.options.rewards import RewardInputOptions, RewardOptions
-from nonpareil.options.shared import FileOptions, ModelOptions, PromptOptions, SamplingOptions
+from nonpareil.options.shared import (
+    HELD_OUT_SPLITS,
+    TRAINING_SPLITS,
+    WITH_SPLITS,
+    FileOptions,
+    ModelOptions,
+    PromptOptions,
+    SamplingOptions,
+)
 from nonpareil.setting_types import SEED
 from nonpareil.settings import DTYPES, option
 
-if TYPE_CHECKING:
-    pass
+CUT = "draws from a part of the vocabulary; the KL would be that of another policy. Evaluate without it"
+AT_THE_TOP = "set it at the top, for all"
+"""Where a comparison's file has what it gives to all runs alike."""
 
 
 @dataclass
@@ -18,7 +26,7 @@ class SampleOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions,
     """Options of `nonpareil sample`."""
 
     output_dir: str = option("nonpareil-groups", "Where the groups go; run again to go on.", path=True)
-    dataset_split: str = option("train", "Of a dataset that has splits.")
+    dataset_split: str = option("train", "Of a dataset that has splits.", reader=WITH_SPLITS)
     max_prompts: int | None = option(None, "The first ones only.", at_least=1)
     num_generations: int = option(
         8, "Completions a prompt, m.", at_least=2, why="best-of-N compares draws of one prompt"
@@ -32,11 +40,9 @@ class SampleOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions,
 class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions, FileOptions):
     """Options of `nonpareil evaluate`."""
 
-    reference_model_name_or_path: str | None = option(
-        None, "What the policy was before. Default: the embedded demo's policy, in the demo."
-    )
+    reference_model_name_or_path: str | None = option(None, "What the policy was before.", names="input")
     reference_model_revision: str | None = option(None, "Branch, tag or commit.")
-    dataset_split: str = option("test", "Of a dataset that has splits.")
+    dataset_split: str = option("test", "Of a dataset that has splits.", reader=WITH_SPLITS)
     max_prompts: int | None = option(None, "The first ones only.", at_least=1)
     temperature: float | None = option(  # type: ignore[assignment]  # a number once the policy is known
         None,
@@ -44,6 +50,9 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
         above=0,
         why="best-of-N needs draws that differ",
     )
+    top_p: float = option(1.0, "Refused below 1.", above=0, at_most=1, refused=CUT)
+    top_k: int = option(0, "Refused above 0.", at_least=0, refused=CUT)
+    min_p: float = option(0.0, "Refused above 0.", at_least=0, below=1, refused=CUT)
     num_generations: int = option(8, "Completions of the policy a prompt.", at_least=2)
     num_reference_samples: int = option(16, "Completions of the reference a prompt, M.", at_least=2)
     n: list[int] | None = option(
@@ -53,7 +62,9 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
         why="best-of-1 is the reference itself",
     )
     unseen_reward: str | None = option(
-        None, "A second reward, not trained on: a model, read by its own tokenizer as is, or a function."
+        None,
+        "A second reward, not trained on: a model, read by its own tokenizer as is, or a function.",
+        names="reward",
     )
     kl_dtype: str = option(
         "float32",
@@ -74,33 +85,65 @@ class DistillOptions(PromptOptions, RewardInputOptions, FileOptions):
     """Options of `nonpareil distill`, besides those of `DistillationConfig`."""
 
     model_name_or_path: str | None = option(
-        None, "The policy to train, also the reference. Default: the embedded demo."
+        None,
+        "The policy to train, also the reference. Default: the embedded demo.",
+        names="input",
+        replaces_demo=True,
     )
     model_revision: str | None = option(None, "Branch, tag or commit of a hub model.")
-    dataset_train_split: str = option("train", "Prompts to train on.")
-    dataset_test_split: str = option("test", "Held-out prompts to evaluate on.")
-    eval_dataset_name: str | None = option(None, "Held-out prompts, where dataset_name has no test split.")
+    dataset_train_split: str = option("train", "Prompts to train on.", reader=TRAINING_SPLITS)
+    dataset_test_split: str = option(
+        "test", "Held-out prompts to evaluate on.", reader=HELD_OUT_SPLITS, compare=AT_THE_TOP
+    )
+    eval_dataset_name: str | None = option(
+        None, "Held-out prompts, where dataset_name has no test split.", names="input", compare=AT_THE_TOP
+    )
     max_train_prompts: int | None = option(None, "The first ones only.", at_least=1)
-    max_eval_prompts: int | None = option(256, "The first ones only.", at_least=1)
-    evaluate_after: bool = option(True, "Measure win rate and KL against the reference after training.")
-    num_generations_eval: int = option(8, "Completions of the policy a held-out prompt.", at_least=2)
-    num_reference_samples_eval: int = option(16, "Completions of the reference, M.", at_least=2)
-    unseen_reward: str | None = option(None, "A second reward to evaluate with: a model or a function.")
+    max_eval_prompts: int | None = option(256, "The first ones only.", at_least=1, compare=AT_THE_TOP)
+    evaluate_after: bool = option(
+        True, "Measure win rate and KL against the reference after training.", compare="remove it"
+    )
+    num_generations_eval: int = option(
+        8,
+        "Completions of the policy a held-out prompt.",
+        at_least=2,
+        compare="evaluation.num_generations sets it",
+    )
+    num_reference_samples_eval: int = option(
+        16,
+        "Completions of the reference, M.",
+        at_least=2,
+        compare="evaluation.num_reference_samples sets it",
+    )
+    unseen_reward: str | None = option(
+        None,
+        "A second reward to evaluate with: a model or a function.",
+        names="reward",
+        of="evaluate_after",
+        compare="gold_reward at the top is evaluated for all runs",
+    )
     kl_dtype: str = option(
         "float32",
         "What the KL's passes multiply in: float32, or auto (what training computes in; faster, noisier).",
         choices=DTYPES,
+        compare="evaluation.kl_dtype sets it",
     )
     groups: str | None = option(
         None,
         "Stored groups to train on: a folder of `nonpareil sample`; for vbon also its JSON lines of cached "
         "rewards. The training prompts are then theirs.",
+        names="input",
+        compare="say stored: true to learn from the shared groups",
     )
     merge: bool = option(
         False, "With use_peft: also write the base with the adapter merged in, to output_dir/merged."
     )
-    dry_run: bool = option(False, "Resolve settings, model class, prompts and memory; train nothing.")
-    overwrite: bool = option(False, "Delete what an earlier run wrote in output_dir first, and nothing else.")
+    dry_run: bool = option(
+        False, "Resolve settings, model class, prompts and memory; train nothing.", compare="remove it"
+    )
+    overwrite: bool = option(
+        False, "Delete what an earlier run wrote in output_dir first, and nothing else.", compare="remove it"
+    )
 
 
 @dataclass
@@ -108,7 +151,9 @@ class CurveOptions(FileOptions):
     """Options of `nonpareil curve`."""
 
     groups: str | None = option(
-        None, "A folder written by `nonpareil sample`, one of its shards, or vBoN's JSON lines."
+        None,
+        "A folder written by `nonpareil sample`, one of its shards, or vBoN's JSON lines.",
+        names="input",
     )
     max_n: int | None = option(None, "Largest N. Default: the completions a prompt, m.", at_least=1)
     output_dir: str | None = option(
@@ -122,7 +167,9 @@ class ExportOptions(FileOptions):
     """Options of `nonpareil export`."""
 
     groups: str | None = option(
-        None, "A folder written by `nonpareil sample`, one of its shards, or vBoN's JSON lines."
+        None,
+        "A folder written by `nonpareil sample`, one of its shards, or vBoN's JSON lines.",
+        names="input",
     )
     format: str = option(
         "preference",

@@ -2,25 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nonpareil.errors import ConfigError
 from nonpareil.options.shared import CodeOptions
-from nonpareil.settings import DTYPES, CheckedOptions, option
-
-if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
-    pass
+from nonpareil.settings import DTYPES, CheckedOptions, option, refuse_unread, settings_of
 
 CACHE = "nonpareil-judge.jsonl"
-NAMES_OF_REWARDS = (
-    *("reward_model_name_or_path", "reward_funcs", "reward_endpoints"),
-    *("unseen_reward", "gold_reward"),
-)
-"""Options that name what scores, each of which takes an endpoint."""
-_OF_THE_JUDGE = ("judge_base_url", "judge_template", "judge_max_calls", "judge_cache", "judge_api_key_env")
+ENDPOINTS = "reward endpoints"
+LIMITED = "reward functions, endpoints and the judge"
+LOADED_MODEL = "a reward model"
+ANY_MODEL = "a reward model, served or not,"
+FIRST_MODEL = "a reward model, served or not, that is no second reward"
+"""Readers; `options.unread` says when they are absent."""
 
 
 @dataclass
@@ -31,23 +25,39 @@ class RemoteRewardOptions(CheckedOptions):
         None,
         "Served rewards: json+http://host:port/path#name (protocol: docs/endpoints-rewards.md) or "
         "vllm+http://host:port#model, the directory or hub name of the served reward model.",
+        names="reward",
+        replaces_demo=True,
     )
     reward_api_key_env: str | None = option(
-        None, "Environment variable whose value is sent to all reward endpoints. Default: no key."
+        None,
+        "Environment variable whose value is sent to all reward endpoints. Default: no key.",
+        reader=ENDPOINTS,
     )
     judge_model: str | None = option(
-        None, "A chat model that compares a prompt's completions in pairs; the share won is the reward."
+        None,
+        "A chat model that compares a prompt's completions in pairs; the share won is the reward.",
+        replaces_demo=True,
     )
-    judge_base_url: str | None = option(None, "Its OpenAI-compatible server: http://host:port/v1.")
-    judge_template: str | None = option(None, "File of what the judge reads, with {prompt}, {a} and {b}.")
+    judge_base_url: str | None = option(
+        None, "Its OpenAI-compatible server: http://host:port/v1.", of="judge_model"
+    )
+    judge_template: str | None = option(
+        None,
+        "File of what the judge reads, with {prompt}, {a} and {b}.",
+        names="input",
+        of="judge_model",
+    )
     judge_max_calls: int | None = option(
-        None, "Most calls a prompt. Default: all m(m-1)/2 pairs in both orders, m(m-1) calls.", at_least=1
+        None,
+        "Most calls a prompt. Default: all m(m-1)/2 pairs in both orders, m(m-1) calls.",
+        at_least=1,
+        of="judge_model",
     )
     judge_cache: str | None = option(
-        None, f"File of the judge's answers, used again. Default: {CACHE}.", path=True
+        None, f"File of the judge's answers, used again. Default: {CACHE}.", path=True, of="judge_model"
     )
     judge_api_key_env: str | None = option(
-        None, "Environment variable of its key. Default: OPENAI_API_KEY, if set."
+        None, "Environment variable of its key. Default: OPENAI_API_KEY, if set.", of="judge_model"
     )
 
 
@@ -58,23 +68,12 @@ def check_remote(options: RemoteRewardOptions) -> None:
         ConfigError: settings of a judge or of endpoints that were not named, or a judge without its server.
     """
     from nonpareil.remote import check_timeout, checked_base_url, key_of
-    from nonpareil.rewards.endpoint import is_endpoint, parse_endpoint
+    from nonpareil.rewards.endpoints.address import is_endpoint, parse_endpoint
 
     for spec in options.reward_endpoints or []:
         parse_endpoint(spec)
-    named = [*specs_of(options), *(getattr(options, name, None) for name in ("unseen_reward", "gold_reward"))]
-    if options.reward_api_key_env is not None and not any(is_endpoint(spec) for spec in named):
-        raise ConfigError(
-            f"reward_api_key_env={options.reward_api_key_env!r} is read by reward endpoints only, and there is "
-            "none; give reward_endpoints, or remove it"
-        )
-    if options.judge_model is None:
-        for name in _OF_THE_JUDGE:
-            if (value := getattr(options, name)) is not None:
-                raise ConfigError(
-                    f"{name}={value!r} is not read without judge_model; give it, or remove {name}"
-                )
-    elif options.judge_base_url is None:
+    refuse_unread(options, {} if any(map(is_endpoint, rewards_of(options))) else {ENDPOINTS: "none is named"})
+    if options.judge_model is not None and options.judge_base_url is None:
         raise ConfigError(
             f"judge_model={options.judge_model!r} has no server; give judge_base_url, such as http://host:port/v1"
         )
@@ -102,19 +101,23 @@ def refuse_judge(options: RemoteRewardOptions, why: str) -> None:
 
 def reward_labels(options: RemoteRewardOptions) -> list[str]:
     """All that scores, by the names a report may hold: endpoints and judge without their addresses."""
-    from nonpareil.rewards.endpoint import public_name
+    from nonpareil.rewards.endpoints.address import public_name
 
     labels = [public_name(spec) for spec in specs_of(options)]
     return labels + ([f"judge {options.judge_model}"] if options.judge_model else [])
 
 
-def without_addresses(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as they are kept, shown and compared: what scores by its name, wherever it is served."""
-    return {key: _public(value) if key in NAMES_OF_REWARDS else value for key, value in settings.items()}
+def without_addresses(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a class as they are kept, shown and compared: what scores by its name, wherever it is served."""
+    known = settings_of(cls)
+    return {
+        key: _public(value) if key in known and known[key].limits.names == "reward" else value
+        for key, value in settings.items()
+    }
 
 
 def _public(value: Any) -> Any:
-    from nonpareil.rewards.endpoint import public_name
+    from nonpareil.rewards.endpoints.address import public_name
 
     if isinstance(value, list | tuple):
         return [_public(one) for one in value]
@@ -131,32 +134,54 @@ def specs_of(options: Any) -> list[str]:
     return [spec for spec in specs if spec]
 
 
+def rewards_of(options: Any) -> list[str]:
+    """The specs of all rewards that these options name, a second one included."""
+    named = [
+        getattr(options, name)
+        for name, setting in settings_of(type(options)).items()
+        if setting.limits.names == "reward"
+    ]
+    return [spec for value in named if value for spec in (value if isinstance(value, list) else [value])]
+
+
 @dataclass
 class RewardInputOptions(RemoteRewardOptions):
     """Which rewards, and how reward models read their input."""
 
     reward_model_name_or_path: str | None = option(
-        None, "A sequence-classification model with one label; its logit is the reward."
+        None,
+        "A sequence-classification model with one label; its logit is the reward.",
+        names="reward",
+        replaces_demo=True,
     )
     reward_funcs: list[str] | None = option(
-        None, "Python rewards with TRL's signature: path/to/file.py:function or package.module.function."
+        None,
+        "Python rewards with TRL's signature: path/to/file.py:function or package.module.function.",
+        names="reward",
+        replaces_demo=True,
     )
-    reward_dtype: str = option("auto", "Of the reward model's body; its head is float32.", choices=DTYPES)
+    reward_dtype: str = option(
+        "auto", "Of the reward model's body; its head is float32.", choices=DTYPES, reader=LOADED_MODEL
+    )
     reward_append_eos: bool = option(
-        False, "End the text with the end token, where the reward model was trained so."
+        False, "End the text with the end token, where the reward model was trained so.", reader=FIRST_MODEL
     )
     reward_prepend_bos: bool = option(
-        False, "Begin with the begin token, where the reward model was trained so and its tokenizer does not."
+        False,
+        "Begin with the begin token, where the reward model was trained so and its tokenizer does not.",
+        reader=FIRST_MODEL,
     )
     reward_engine: str = option(
         "transformers",
         "What reward models run on: transformers, or vllm where it knows the model's class.",
         choices=("transformers", "vllm"),
+        reader=LOADED_MODEL,
     )
     reward_overlong: str = option(
         "error",
         "error, or truncate: cut the prompt from its left to fit the window.",
         choices=("error", "truncate"),
+        reader=ANY_MODEL,
     )
     reward_skip_special_tokens: bool = option(
         False, "Leave the policy's special tokens (a think tag) out of the text that rewards read."
@@ -171,5 +196,8 @@ class RewardOptions(RewardInputOptions, CodeOptions):
         None, "One a reward: the model's, then functions, endpoints, judge. Default: 1 each."
     )
     reward_timeout: float | None = option(
-        None, "Seconds a Python reward or a request may take; then its rewards are null.", above=0
+        None,
+        "Seconds a Python reward or a request may take; then its rewards are null.",
+        above=0,
+        reader=LIMITED,
     )

@@ -2,15 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nonpareil.errors import ConfigError
 from nonpareil.records import SamplingParams
 from nonpareil.setting_types import SEED
 from nonpareil.settings import DTYPES, CheckedOptions, option
 
-if TYPE_CHECKING:
-    pass
+LOADED_HERE = "engine=transformers|vllm|ray"
+"""What belongs to a model that is loaded here; a server has loaded its own."""
+OWN_PROMPTS = "runs that draw their own"
+HUB_DATASETS = "hub datasets"
+WITH_SPLITS = "datasets with splits"
+TRAINING_SPLITS = "datasets with a training split"
+HELD_OUT_SPLITS = "datasets with a held-out split"
+"""Readers; `options.unread` says when they are absent."""
 
 
 @dataclass
@@ -34,12 +40,18 @@ class CodeOptions(CheckedOptions):
 class ModelOptions(CodeOptions):
     """Which policy."""
 
-    model_name_or_path: str | None = option(None, "Model directory or hub name. Default: the embedded demo.")
-    model_revision: str | None = option(None, "Branch, tag or commit of a hub model.")
+    model_name_or_path: str | None = option(
+        None,
+        "Model directory or hub name. Default: the embedded demo.",
+        names="input",
+        replaces_demo=True,
+    )
+    model_revision: str | None = option(None, "Branch, tag or commit of a hub model.", of=LOADED_HERE)
     dtype: str = option(
         "auto",
         "auto (bfloat16 where this machine gains from it), bfloat16, float16 or float32.",
         choices=DTYPES,
+        of=LOADED_HERE,
     )
 
 
@@ -48,10 +60,14 @@ class PromptOptions(CheckedOptions):
     """Which prompts."""
 
     dataset_name: str | None = option(
-        None, "Prompts: a .parquet, .json, .jsonl, .csv or .txt file, a directory, or a hub dataset."
+        None,
+        "Prompts: a .parquet, .json, .jsonl, .csv or .txt file, a directory, or a hub dataset.",
+        names="input",
+        replaces_demo=True,
+        reader=OWN_PROMPTS,
     )
-    dataset_config: str | None = option(None, "Of a hub dataset that has several.")
-    prompt_column: str = option("prompt", "The column that holds the prompt.")
+    dataset_config: str | None = option(None, "Of a hub dataset that has several.", reader=HUB_DATASETS)
+    prompt_column: str = option("prompt", "The column that holds the prompt.", reader=OWN_PROMPTS)
     chat_template_kwargs: dict[str, Any] | str | None = option(
         None,
         "Further arguments of the policy's chat template, for conversations, as JSON: "
@@ -70,7 +86,7 @@ class SamplingOptions(CheckedOptions):
     min_p: float = option(0.0, "Keep tokens at least this share of the likeliest one.", at_least=0, below=1)
     seed: int = option(0, "The same seed draws the same groups.", at_least=0, at_most=SEED)
     max_tokens_per_batch: int = option(
-        32768, "Tokens, padding included, of one batch; bounds memory.", at_least=1
+        32768, "Tokens, padding included, of one batch; bounds memory.", at_least=1, of=LOADED_HERE
     )
 
     def sampling(self) -> SamplingParams:

@@ -1,93 +1,53 @@
-"""Options that nothing would read with the others that were given: refused by name."""
+"""What would read an option is absent: said of the rewards and prompts that were named, so that it is refused."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nonpareil.errors import ConfigError
-from nonpareil.options.rewards import specs_of
-from nonpareil.setting_types import shown
-from nonpareil.settings import settings_of
-
-OF_MODELS = ("reward_dtype", "reward_engine", "reward_overlong", "reward_append_eos", "reward_prepend_bos")
-"""How reward models are run and read; a second reward's are read as they come, so the last two are not theirs."""
-OF_SERVED_MODELS = ("reward_overlong", "reward_append_eos", "reward_prepend_bos")
+from nonpareil.options.rewards import ANY_MODEL, FIRST_MODEL, LIMITED, LOADED_MODEL, specs_of
+from nonpareil.options.shared import HELD_OUT_SPLITS, HUB_DATASETS, OWN_PROMPTS, TRAINING_SPLITS
+from nonpareil.settings import refuse_unread
 
 
-def refuse_unread_of_distill(options: Any, timeout: float | None, eval_source: str | None) -> None:
+def refuse_unread_of_distill(options: Any, config: Any, eval_source: str | None) -> None:
     """What a distillation would not read; `eval_source`: of the held-out prompts, None where none are read.
 
     Raises:
         ConfigError: naming the option, and what would read it.
     """
-    if not options.evaluate_after:  # its other settings may stay; this one names something to be measured
-        reader = "the evaluation after training, and evaluate_after is false"
-        refuse_given(options, ["unseen_reward"], reader)
-    refuse_unread_of_rewards(options, options.unseen_reward, timeout)
-    sources = {} if options.groups is not None else {"dataset_train_split": options.dataset_name or ""}
+    absent = absent_rewards(options, options.unseen_reward)
+    sources = {} if options.groups is not None else {TRAINING_SPLITS: options.dataset_name or ""}
     if eval_source is not None:
-        sources["dataset_test_split"] = eval_source
-    refuse_unread_of_files(options, sources)
+        sources[HELD_OUT_SPLITS] = eval_source
+    absent |= absent_splits(sources)
     if options.groups is not None:
-        names = [
-            "dataset_train_split",
-            *([] if sources else ["dataset_name", "prompt_column", "dataset_config"]),
-        ]
-        refuse_given(options, names, "runs that draw their own, and groups hold prompts already")
+        readers = [TRAINING_SPLITS, *([] if sources else [OWN_PROMPTS, HUB_DATASETS])]
+        absent |= dict.fromkeys(readers, "groups hold prompts already")
+    for each in (options, config):
+        refuse_unread(each, absent)
 
 
-def refuse_unread_of_rewards(options: Any, second: str | None, timeout: float | None) -> None:
-    """Options of reward models without one, and a time limit of nothing that has one.
-
-    `second` is a reward that is not trained on.
-
-    Raises:
-        ConfigError: naming the option, and what would read it.
-    """
+def absent_rewards(options: Any, second: str | None) -> dict[str, str]:
+    """Readers of rewards' options that are absent, and why; `second` is a reward that is not trained on."""
     from nonpareil.rewards import kind_of
 
-    kinds = {kind_of(spec) for spec in specs_of(options)}
-    other = kind_of(second) if second is not None else None
-    read: set[str] = set()
-    if "model" in kinds:
-        read |= {*OF_MODELS}
-    if other == "model":
-        read |= {*OF_MODELS[:3]}
-    if "vllm" in kinds:
-        read |= {*OF_SERVED_MODELS}
-    if other == "vllm":
-        read |= {"reward_overlong"}
-    refuse_given(
-        options, [name for name in OF_MODELS if name not in read], "a reward model only, and none is named"
-    )
-    if timeout is not None and not ({*kinds, other} - {"model", None} or options.judge_model):
-        raise ConfigError(
-            f"reward_timeout={timeout:g} is read by reward functions, endpoints and the judge only, and none is "
-            "named; remove it"
-        )
+    first = {kind_of(spec) for spec in specs_of(options)}
+    kinds = first | ({kind_of(second)} if second is not None else set())
+    there = {
+        LOADED_MODEL: "model" in kinds,
+        ANY_MODEL: {"model", "vllm"} & kinds,
+        FIRST_MODEL: {"model", "vllm"} & first,
+        LIMITED: kinds - {"model"} or options.judge_model,
+    }
+    return {reader: "none is named" for reader, is_there in there.items() if not is_there}
 
 
-def refuse_unread_of_files(options: Any, sources: dict[str, str]) -> None:
-    """A split or a configuration of a file, which has none; `sources`: the split's option, and whence it is.
-
-    Raises:
-        ConfigError: naming the option and the file.
-    """
-    files = {split: source for split, source in sources.items() if Path(source).expanduser().is_file()}
-    for split, source in files.items():
-        refuse_given(options, [split], f"datasets with splits, and {source!r} is one file")
-    if files and len(files) == len(sources):
-        source = next(iter(files.values()))
-        refuse_given(options, ["dataset_config"], f"hub datasets only, and {source!r} is one file")
-
-
-def refuse_given(options: Any, names: Sequence[str], reader: str) -> None:
-    """Refuse each of the options that is not at its default.
-
-    Raises:
-        ConfigError: naming it.
-    """
-    settings = settings_of(type(options))
-    for name in names:
-        if name in settings and (value := getattr(options, name)) != settings[name].default:
-            raise ConfigError(f"{name}={shown(value)} is read by {reader}; remove it")
+def absent_splits(sources: dict[str, str]) -> dict[str, str]:
+    """Readers of splits and configurations that are absent: a file has none; `sources` by reader of splits."""
+    absent = {
+        reader: f"{source!r} is one file"
+        for reader, source in sources.items()
+        if Path(source).expanduser().is_file()
+    }
+    if absent and len(absent) == len(sources):
+        absent[HUB_DATASETS] = next(iter(absent.values()))
+    return absent

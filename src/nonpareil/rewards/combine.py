@@ -2,26 +2,27 @@
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nonpareil.errors import ConfigError, RewardError
-from nonpareil.protocols import Reward
 from nonpareil.records import MOST_REWARD, Prompt, ScoreRequest, Scores
 from nonpareil.remote import run_coroutine
+from nonpareil.rewards.base import REMEDY, Reward
 from nonpareil.rewards.functions.function import FunctionReward
-from nonpareil.rewards.skipping import without_tokens
+from nonpareil.rewards.skipped_tokens import without_tokens
 from nonpareil.user_code.contained import CallFailed, contained
 
 
-class CombinedReward:
+class CombinedReward(Reward):
     """Rewards with weights (1 each by default). Equal names get `_2`, `_3`, ... in order.
 
     `skipped_tokens` are texts that no reward reads: what `special_tokens` gives of the policy's tokenizer.
 
     Raises:
-        ConfigError: no rewards, or weights that are not one finite number a reward.
+        ConfigError: no rewards, an object that is none, or weights that are not one finite number per reward.
     """
 
     def __init__(
@@ -35,6 +36,9 @@ class CombinedReward:
         self.rewards = list(rewards)
         if not self.rewards:
             raise ConfigError("no reward was given; name a reward model or a function")
+        for reward in self.rewards:
+            if not isinstance(reward, Reward):
+                raise ConfigError(f"a {type(reward).__name__} is no reward; {REMEDY}")
         try:
             self.weights = [1.0] * len(self.rewards) if weights is None else [float(w) for w in weights]
         except (TypeError, ValueError) as error:
@@ -45,12 +49,9 @@ class CombinedReward:
             )
         if not all(map(math.isfinite, self.weights)):
             raise ConfigError(f"reward_weights={self.weights} must be finite numbers")
-        self.names = _distinct([reward.name for reward in self.rewards])
-
-    @property
-    def name(self) -> str:
-        """The only reward's name, or the names joined by "+"."""
-        return "+".join(self.names)
+        self.names = _distinct([reward.name or type(reward).__name__ for reward in self.rewards])
+        self.name = "+".join(self.names)
+        self.compares_within_groups = bool(self.names_within_groups)
 
     def score_each(self, request: ScoreRequest) -> dict[str, Scores]:
         """Every reward's own scores by name; those that wait (`async def`, endpoints) are awaited together.
@@ -61,11 +62,8 @@ class CombinedReward:
             RewardError: a reward that left by `sys.exit`, or as its own `score`.
         """
         request = self.as_read(request)
-        waiting: dict[str, Any] = {
-            name: reward
-            for name, reward in zip(self.names, self.rewards, strict=True)
-            if getattr(reward, "is_async", False)
-        }
+        named = zip(self.names, self.rewards, strict=True)
+        waiting = {name: reward for name, reward in named if reward.is_async}
         scores = _score_together(waiting, request) if waiting else {}
         awaited = {name: _checked(name, one, request) for name, one in scores.items()}
         return {name: awaited.get(name) or self._score_one(name, request) for name in self.names}
@@ -92,28 +90,19 @@ class CombinedReward:
             ) from error
 
     def check_prompts(self, prompts: Sequence[Prompt], max_completion_length: int, tokenizer: Any) -> None:
-        """Refuse rewards that cannot score completions of these prompts, before anything is drawn.
-
-        Args:
-            prompts: all of them.
-            max_completion_length: most tokens a completion will have.
-            tokenizer: the policy's; None where a server has it.
+        """Refuse rewards that cannot score completions of these prompts; see `Reward.check_prompts`.
 
         Raises:
             ConfigError: a function that needs a column the prompts lack, or that no worker can import.
             DataError: a prompt that leaves no room for a completion in a reward model's window.
         """
         for reward in self.rewards:
-            check = getattr(reward, "check_prompts", None)
-            if check is not None:
-                check(prompts, max_completion_length, tokenizer)
+            reward.check_prompts(prompts, max_completion_length, tokenizer)
 
     def log_errors_to(self, folder: Path) -> None:
         """Keep the first traceback of each function in `reward-errors.log` there."""
         for reward in self.rewards:
-            keep = getattr(reward, "log_errors_to", None)
-            if keep is not None:
-                keep(folder)
+            reward.log_errors_to(folder)
 
     def aggregate(self, by_name: Mapping[str, Sequence[float | None]]) -> list[float | None]:
         """The weighted sum a completion; None where any reward is None, whatever its weight.
@@ -151,26 +140,31 @@ class CombinedReward:
         return {"name": self.name, "kind": "weighted_sum", "rewards": rewards, "weights": self.weights}
 
     @property
+    def counts(self) -> Counter[str]:  # type: ignore[override]
+        """What all of its rewards have counted."""
+        total: Counter[str] = Counter()
+        for reward in self.rewards:
+            total.update(reward.counts)
+        return total
+
+    @property
     def names_within_groups(self) -> list[str]:
         """The rewards that compare the completions of a group: across groups their scores mean nothing."""
         pairs = zip(self.names, self.rewards, strict=True)
-        return [name for name, reward in pairs if getattr(reward, "compares_within_groups", False)]
+        return [name for name, reward in pairs if reward.compares_within_groups]
 
     def check_group_size(self, size: int) -> int:
-        """The most calls of a judge that groups of `size` completions take, each; 0 without a judge.
+        """The most calls of a judge that each group of `size` completions takes; 0 without a judge.
 
         Raises:
             ConfigError: a reward that cannot score groups of this size.
         """
-        checks = [getattr(reward, "check_group_size", None) for reward in self.rewards]
-        return sum(check(size) for check in checks if check is not None)
+        return sum(reward.check_group_size(size) for reward in self.rewards)
 
     def release(self) -> None:
         """Free the memory and end the processes of every reward that holds some."""
         for reward in self.rewards:
-            release = getattr(reward, "release", None)
-            if release is not None:
-                release()
+            reward.release()
 
     def _weighted_sum(self, row: Sequence[float | None]) -> float | None:
         present = [value for value in row if value is not None]
@@ -192,7 +186,7 @@ def _checked(name: str, scores: Scores, request: ScoreRequest) -> Scores:
     return scores.only_numbers()
 
 
-def _score_together(rewards: Mapping[str, Any], request: ScoreRequest) -> dict[str, Scores]:
+def _score_together(rewards: Mapping[str, Reward], request: ScoreRequest) -> dict[str, Scores]:
     async def gathered() -> list[Scores]:
         return list(await asyncio.gather(*(one.score_async(request.copy()) for one in rewards.values())))
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from nonpareil.engines.base import Engine
 from nonpareil.errors import ConfigError
 from nonpareil.files import jsonable
-from nonpareil.protocols import Engine
 from nonpareil.records import Group, Prompt, SamplingParams
+from nonpareil.rewards.combine import CombinedReward
 from nonpareil.rollouts.checksum import sealed_parquet
-from nonpareil.rollouts.scoring import RewardSum, counted, reward_settings, score_table
+from nonpareil.rollouts.scoring import reward_settings, score_table
 from nonpareil.rollouts.store import ShardNotes, to_table
 
 
@@ -55,7 +56,7 @@ class ShardWorkers:
 
     make_engine: Callable[[], Engine]
     """Sent to each worker, which calls it when it first draws."""
-    make_reward: Callable[[], RewardSum] | None
+    make_reward: Callable[[], CombinedReward] | None
     """Likewise, when it first scores; None where nothing is scored."""
     settings: Mapping[str, Any]
     """What the engine says of itself, known without it."""
@@ -103,7 +104,7 @@ class ShardWorker:
     """What a worker process does with a shard. It loads engine and reward once, when it first needs them."""
 
     make_engine: Callable[[], Engine]
-    make_reward: Callable[[], RewardSum] | None
+    make_reward: Callable[[], CombinedReward] | None
     sampling: SamplingParams
     num_generations: int
     types: Mapping[str, pa.DataType | None]
@@ -112,7 +113,7 @@ class ShardWorker:
     folder: str = field(default_factory=os.getcwd)
     """Of the process that made it: relative paths mean the same in a worker on the same files."""
     engine: Engine | None = None
-    reward: RewardSum | None = None
+    reward: CombinedReward | None = None
 
     def __call__(self, task: ShardTask) -> FinishedShard:
         """Draw what is not drawn, score it, and give the file's content.
@@ -128,9 +129,9 @@ class ShardWorker:
             table = to_table(groups, self.types, task.notes)
         if self.make_reward is not None:
             reward = self._reward(self.make_reward)
-            counts.subtract(counted(reward.rewards))
+            counts.subtract(reward.counts)
             table = score_table(table, reward, self.reward_settings)
-            counts.update(counted(reward.rewards))
+            counts.update(reward.counts)
         return FinishedShard(task.index, sealed_parquet(table), len(table), tokens, counts)
 
     def _engine(self) -> Engine:
@@ -140,7 +141,7 @@ class ShardWorker:
             check_alike("engine", jsonable(self.engine.describe()), self.engine_settings)
         return self.engine
 
-    def _reward(self, make: Callable[[], RewardSum]) -> RewardSum:
+    def _reward(self, make: Callable[[], CombinedReward]) -> CombinedReward:
         if self.reward is None:
             self._enter_folder()
             self.reward = make()

@@ -1,18 +1,18 @@
-"""Engines and rewards that are given as they are, or as a function that makes them when they are needed."""
+"""An engine that is given as it is, or as a function that makes it when it is needed."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import cast
 
-T = TypeVar("T")
-
-
-def resolve(given: T | Callable[[], T], method: str) -> T:
-    """The thing itself, which has `method`, or what the function makes."""
-    return cast(T, given) if hasattr(given, method) else cast(Callable[[], T], given)()
+from nonpareil.engines.base import Engine
 
 
-def release(made: Any) -> None:
-    """Let it go, where it can be."""
-    release = getattr(made, "release", None)
-    if release is not None:
-        release()
+def made_engine(given: Engine | Callable[[], Engine]) -> Engine:
+    """The engine itself, or what the function makes."""
+    return cast(Engine, given) if hasattr(given, "draw") else cast(Callable[[], Engine], given)()
+
+
+def release(engine: Engine) -> None:
+    """Let go of what the engine holds beside its own memory, where it holds something (servers, processes)."""
+    let_go = getattr(engine, "release", None)
+    if let_go is not None:
+        let_go()

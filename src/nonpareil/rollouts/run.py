@@ -10,16 +10,17 @@ from typing import Any
 
 import pyarrow as pa
 
+from nonpareil.engines.base import Engine
 from nonpareil.errors import DataError, NotFiniteError, RewardError
 from nonpareil.files import jsonable, write_bytes
 from nonpareil.markers import OutputFolder
 from nonpareil.models.memory import free_memory
-from nonpareil.protocols import Engine
 from nonpareil.records import Group, Prompt, SamplingParams
+from nonpareil.rewards.combine import CombinedReward
 from nonpareil.rollouts.cluster import ShardTask, ShardWorkers
 from nonpareil.rollouts.columns import column_types
 from nonpareil.rollouts.folder import delete_rollouts, locked_folder
-from nonpareil.rollouts.given import release, resolve
+from nonpareil.rollouts.given import made_engine, release
 from nonpareil.rollouts.manifest import (
     FORMAT,
     TOKEN_IDS,
@@ -34,7 +35,7 @@ from nonpareil.rollouts.progress import Progress, Silent
 from nonpareil.rollouts.reading import read_groups
 from nonpareil.rollouts.rendering import read_rendered, write_rendered
 from nonpareil.rollouts.resume import check_prompts, missing_shards, stored_manifest
-from nonpareil.rollouts.scoring import RewardSum, counted, reward_settings, score_shard, shards_to_score
+from nonpareil.rollouts.scoring import reward_settings, score_shard, shards_to_score
 from nonpareil.rollouts.store import ShardNotes, read_table, shard_path, write_shard
 from nonpareil.setting_types import check_value
 from nonpareil.settings import check_settings
@@ -61,7 +62,7 @@ class RolloutResult:
 def draw_and_score(
     prompts: Sequence[Prompt],
     engine: Engine | Callable[[], Engine] | ShardWorkers,
-    reward: RewardSum | Callable[[], RewardSum] | None,
+    reward: CombinedReward | Callable[[], CombinedReward] | None,
     sampling: SamplingParams,
     num_generations: int,
     output_dir: str | Path,
@@ -171,8 +172,7 @@ class _Run:
         missing = self.missing()
         if not missing:
             return 0
-        made = not hasattr(engine, "draw")
-        drawer = resolve(engine, "draw")
+        drawer = made_engine(engine)
         self._begin(drawer)
         self.progress.start("draw", sum(len(self.shards[i]) for i in missing))
         for i in missing:
@@ -182,7 +182,7 @@ class _Run:
                 raise NotFiniteError(f"{error}. {self._there()}") from error
             groups = [Group.of(p, d) for p, d in zip(self.shards[i], draws, strict=True)]
             write_shard(self.paths[i], groups, self.types, self._notes(i))
-        if made:
+        if drawer is not engine:
             release(drawer)
             del drawer
             free_memory()
@@ -218,10 +218,11 @@ class _Run:
     def _notes(self, index: int) -> ShardNotes:
         return ShardNotes(draw=self.manifest["draw"], index=index, shard_size=self.shard_size)
 
-    def score_missing(self, reward: RewardSum | Callable[[], RewardSum]) -> tuple[int, Counter[str]]:
-        made = not hasattr(reward, "score_each")
-        scorer = resolve(reward, "score_each")
-        before = counted(scorer.rewards)
+    def score_missing(
+        self, reward: CombinedReward | Callable[[], CombinedReward]
+    ) -> tuple[int, Counter[str]]:
+        scorer = reward if isinstance(reward, CombinedReward) else reward()
+        before = scorer.counts
         settings, todo = self._begin_scoring(scorer)
         if todo:
             self.progress.start("score", sum(len(self.shards[i]) for i in todo))
@@ -229,13 +230,13 @@ class _Run:
             for i in todo:
                 self.progress.update(score_shard(self.paths[i], scorer, settings), 0)
         finally:
-            if made:
-                release(scorer)
-        counts = counted(scorer.rewards)
+            if scorer is not reward:
+                scorer.release()
+        counts = scorer.counts
         counts.subtract(before)
         return len(todo), counts
 
-    def _begin_scoring(self, scorer: RewardSum) -> tuple[dict[str, Any], list[int]]:
+    def _begin_scoring(self, scorer: CombinedReward) -> tuple[dict[str, Any], list[int]]:
         """What each column is to be scored with, and which shards lack it; the manifest says so first."""
         settings = reward_settings(scorer)
         weights = dict(zip(scorer.names, scorer.weights, strict=True))
@@ -250,11 +251,11 @@ class _Run:
         return settings, todo
 
     def fill_missing(
-        self, workers: ShardWorkers, reward: RewardSum | Callable[[], RewardSum] | None
+        self, workers: ShardWorkers, reward: CombinedReward | Callable[[], CombinedReward] | None
     ) -> tuple[int, int, Counter[str]]:
         """Draw and score in one go what lacks either; a shard is on disk as soon as a worker is done with it."""
         missing = self.missing()
-        scorer = None if reward is None else resolve(reward, "score_each")
+        scorer = reward if reward is None or isinstance(reward, CombinedReward) else reward()
         if missing:
             self._begin(workers)
         settings: dict[str, Any] | None = None

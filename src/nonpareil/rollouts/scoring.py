@@ -4,15 +4,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nonpareil.errors import RewardError
 from nonpareil.files import jsonable
-from nonpareil.protocols import Reward
 from nonpareil.records import ScoreRequest, Scores
+from nonpareil.rewards.combine import CombinedReward
 from nonpareil.rollouts.store import (
     REWARD_PREFIX,
     REWARD_TYPE,
@@ -26,47 +25,10 @@ from nonpareil.rollouts.store import (
 )
 
 
-class RewardSum(Protocol):
-    """Several rewards and how they make one; `nonpareil.rewards.CombinedReward` is one."""
-
-    rewards: list[Reward]
-    names: list[str]
-    """Of the columns, one a reward."""
-    weights: list[float]
-
-    def score_each(self, request: ScoreRequest) -> dict[str, Scores]:
-        """Every reward's scores by name."""
-        ...
-
-    def score_one(self, name: str, request: ScoreRequest) -> Scores:
-        """The scores of the reward of that name alone."""
-        ...
-
-    def aggregate(self, by_name: Mapping[str, Sequence[float | None]]) -> list[float | None]:
-        """One value a completion; None where a reward is None."""
-        ...
-
-    def reading(self) -> dict[str, Any]:
-        """What belongs to every reward's settings beside its own."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Every reward's settings, for the manifest."""
-        ...
-
-
-def reward_settings(reward: RewardSum) -> dict[str, Any]:
+def reward_settings(reward: CombinedReward) -> dict[str, Any]:
     """What each column would be scored with, by name, as it reads back from JSON."""
     pairs = zip(reward.names, reward.rewards, strict=True)
     return {name: jsonable({**one.describe(), **reward.reading()}) for name, one in pairs}
-
-
-def counted(rewards: Sequence[Reward]) -> Counter[str]:
-    """What those of the rewards that count have counted since they were made, summed (a judge: its calls, ...)."""
-    total: Counter[str] = Counter()
-    for reward in rewards:
-        total.update(getattr(reward, "counts", {}))
-    return total
 
 
 def is_scored(
@@ -113,7 +75,7 @@ def stale_names(notes: ShardNotes, settings: Mapping[str, Any], completions: int
     ]
 
 
-def score_shard(path: Path, reward: RewardSum, settings: Mapping[str, Any]) -> int:
+def score_shard(path: Path, reward: CombinedReward, settings: Mapping[str, Any]) -> int:
     """Give a shard its missing reward columns and the aggregate of the rewards asked for.
 
     Columns of other rewards stay. Returns how many groups the shard holds.
@@ -127,7 +89,7 @@ def score_shard(path: Path, reward: RewardSum, settings: Mapping[str, Any]) -> i
     return len(table)
 
 
-def score_table(table: pa.Table, reward: RewardSum, settings: Mapping[str, Any]) -> pa.Table:
+def score_table(table: pa.Table, reward: CombinedReward, settings: Mapping[str, Any]) -> pa.Table:
     """A shard's table with its missing reward columns and the aggregate; its notes say how they were made.
 
     Columns of an earlier version, in float32, become float64, so that all shards of a folder have one type.
@@ -156,17 +118,12 @@ def score_table(table: pa.Table, reward: RewardSum, settings: Mapping[str, Any])
     return with_notes(table, notes)
 
 
-def _score(reward: RewardSum, stale: list[str], request: ScoreRequest) -> dict[str, Scores]:
+def _score(reward: CombinedReward, stale: list[str], request: ScoreRequest) -> dict[str, Scores]:
     if stale == list(reward.names):
         scores = reward.score_each(request)  # all at once, so that the async ones are awaited together
     else:
         scores = {name: reward.score_one(name, request) for name in stale}
-    for name, one in scores.items():
-        if not len(one.values) == len(one.failures) == len(request):
-            raise RewardError(
-                f"reward {name!r} returned {len(one.values)} scores for {len(request)} completions; one each"
-            )
-    return {name: _with_reasons(one.only_numbers()) for name, one in scores.items()}
+    return {name: _with_reasons(one) for name, one in scores.items()}
 
 
 def _with_reasons(scores: Scores) -> Scores:

@@ -10,10 +10,12 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.errors import ConfigError, DataError, ModelError
+from nonpareil.methods.base import Method
 from nonpareil.models.empty import empty_policy
 from nonpareil.models.loading import load_policy, load_tokenizer
 from nonpareil.models.zero import zero_requested
 from nonpareil.records import Group, Prompt
+from nonpareil.rewards import CombinedReward
 from nonpareil.training.config import DistillationConfig
 
 _PROMPTS = (
@@ -71,6 +73,25 @@ def read_policy(path: str, args: DistillationConfig) -> tuple[PreTrainedModel, P
         path, dtype=args.policy_dtype(), device=args.device, trust_remote_code=trust
     )
     return model, None, tokenizer
+
+
+def check_scorable(
+    reward: CombinedReward,
+    method: Method,
+    config: DistillationConfig,
+    train_prompts: Sequence[Prompt],
+    eval_prompts: Sequence[Prompt],
+    tokenizer: Any,
+) -> None:
+    """Refuse prompts that the reward cannot score, and let it keep its tracebacks in the run's folder.
+
+    Stored groups have been scored: where nothing is drawn in training, their prompts are not asked about.
+    """
+    if method.policy_draws + method.anchor_draws > 0:
+        reward.check_prompts(train_prompts, config.max_completion_length, tokenizer)
+    if config.eval_strategy != "no":
+        reward.check_prompts(eval_prompts, config.max_completion_length, tokenizer)
+    reward.log_errors_to(Path(str(config.output_dir)))
 
 
 def _check_model(model: Any) -> None:

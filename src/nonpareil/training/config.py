@@ -10,12 +10,16 @@ from transformers import TrainingArguments
 
 from nonpareil.errors import ConfigError
 from nonpareil.models.devices import best_device, fast_dtype
-from nonpareil.records import SamplingParams
+from nonpareil.models.distributed import check_launch
+from nonpareil.models.zero import check_zero_settings, zero_requested
 from nonpareil.setting_types import Limits
 from nonpareil.settings import check_settings, option
-from nonpareil.training.checks import check_scale
+from nonpareil.training.adapter_checks import check_adapter
 from nonpareil.training.inherited import LIMITS
 from nonpareil.training.inherited_checks import check_accelerator, check_inherited, in_our_words
+from nonpareil.training.settings import DistillationSettings
+from nonpareil.training.settings.method import check_anchor
+from nonpareil.training.settings.vllm import check_vllm
 
 METHOD_SETTINGS = (
     "n",
@@ -41,7 +45,7 @@ def _setting(text: str) -> Any:
 
 
 @dataclass
-class DistillationConfig(TrainingArguments):
+class DistillationConfig(DistillationSettings, TrainingArguments):  # type: ignore[misc]  # bf16=None: see there
     """`transformers.TrainingArguments`, and what distilling best-of-N needs besides.
 
     A step has `per_device_train_batch_size` x `gradient_accumulation_steps` prompts a process. They set its
@@ -53,36 +57,12 @@ class DistillationConfig(TrainingArguments):
 
     LIMITS: ClassVar[Mapping[str, Limits]] = LIMITS
 
-    learning_rate: float = option(3e-6, "Peak learning rate of AdamW.", above=0, at_most=1000)
-    per_device_train_batch_size: int = option(
-        128, "Prompts a step, of each process; times gradient_accumulation_steps.", at_least=1
-    )
-    logging_steps: float = option(
-        10, "Steps between logged metrics.", above=0, why="below 1 a share of all steps"
-    )
     remove_unused_columns: bool = option(
         False,
         "Reward functions receive dataset columns, so none is removed.",
         unread="rewards are given all columns",
     )
-    bf16: bool | None = option(  # type: ignore[assignment]
-        None, "Compute in bfloat16. Default: where this machine gains from it."
-    )
-    max_completion_length: int = option(256, "Most tokens drawn a completion.", at_least=1)
-    temperature: float = option(
-        1.0,
-        "Of the policy: drawing, log-probs and loss all apply it.",
-        above=0,
-        why="best-of-N needs draws that differ",
-    )
-    top_p: float = option(
-        1.0, "Refused below 1: log-probs would not be those drawn from.", above=0, at_most=1
-    )
-    top_k: int = option(0, "Refused above 0, for the same reason.", at_least=0)
-    min_p: float = option(0.0, "Refused above 0, for the same reason.", at_least=0, below=1)
-    method: str = option(
-        "jbond", "jbond, bond, vbon, bonbon, sft_bon, regression, rloo, or path/to/file.py:Class."
-    )
+
     n: int | None = _setting("The N whose best-of-N is the target (all but jbond and rloo).")
     num_generations: int | None = _setting("Completions of the policy a prompt and step.")
     num_reference_samples: int | None = _setting("Fresh completions of the anchor a prompt and step.")
@@ -102,68 +82,6 @@ class DistillationConfig(TrainingArguments):
     )
     num_iterations: int | None = _setting("vBoN's PPO: optimizer steps on one batch of draws.")
     epsilon: float | None = _setting("vBoN's PPO: clip range of the per-token ratios.")
-    anchor_ema_rate: float | None = option(
-        None,
-        "Share of the policy that the anchor takes on after each step. jbond: 0.02.",
-        above=0,
-        at_most=1,
-        why="1 makes the anchor the last policy",
-    )
-    anchor_refresh_steps: int | None = option(
-        None, "Make the anchor a copy of the policy every so many steps (BOND).", at_least=1
-    )
-    frozen_parameters: list[str] | None = option(
-        None, "Parts of names of parameters that are not trained, such as embed_tokens."
-    )
-    use_peft: bool = option(False, "Train a LoRA adapter; the anchor is a second one on the same base model.")
-    lora_r: int = option(16, "Rank of the adapter.", at_least=1, of="use_peft")
-    lora_alpha: int = option(
-        32, "The adapter's output is scaled by lora_alpha / lora_r.", at_least=1, of="use_peft"
-    )
-    lora_target_modules: list[str] | None = option(
-        None, "Layers that get an adapter. Default: PEFT's choice; all-linear for all.", of="use_peft"
-    )
-    shard_weights: bool = option(
-        False,
-        "Split policy, anchor and optimizer state over the processes, by FSDP2. Accelerate's config "
-        "may ask for ZeRO-3 in its place.",
-    )
-    use_vllm: bool = option(False, "Draw with vLLM, which gets policy and anchor whenever they have moved.")
-    vllm_mode: str = option(
-        "colocate",
-        "colocate: in this process; server: a vLLM server on loopback.",
-        choices=("colocate", "server"),
-    )
-    vllm_server_base_url: str | None = option(
-        None, "Of the server, such as http://127.0.0.1:8000 (vllm_mode=server)."
-    )
-    vllm_gpu_memory_utilization: float | None = option(
-        None,
-        "Share of the device for colocated vLLM: weights and cache. Default: .3.",
-        above=0,
-        at_most=1,
-        why="a share of the memory",
-    )
-    vllm_importance_sampling_correction: bool = option(
-        False, "Weight each of the policy's draws by what the trainer says over what vLLM said."
-    )
-    vllm_importance_sampling_cap: float | None = option(
-        None, "Largest such weight of a completion. Default: 2.", at_least=1, why="the weight of agreement"
-    )
-    max_train_seconds: float | None = option(
-        None, "Stop after so many seconds of training steps, resumes included.", above=0
-    )
-    max_tokens_per_batch: int = option(
-        16384, "Tokens, padding included, of one forward pass; bounds memory.", at_least=1
-    )
-    reward_weights: list[float] | None = option(None, "One weight a reward; default 1 each.")
-    reward_timeout: float | None = option(
-        None, "Seconds a Python reward may take; then its rewards are null.", above=0
-    )
-    trust_remote_code: bool = option(
-        False, "Run the code that a model, tokenizer or reward model brings along (auto_map)."
-    )
-    log_completions: bool = option(True, "Write completions and rewards to Parquet every logging_steps.")
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, resolve `bf16`, then let transformers do the same."""
@@ -173,24 +91,42 @@ class DistillationConfig(TrainingArguments):
             self.use_cpu = True
         if self.bf16 is None:
             self.bf16 = not self.fp16 and fast_dtype(device) is torch.bfloat16
-        kept = {"top_p": self.top_p < 1, "top_k": self.top_k > 0, "min_p": self.min_p > 0}
-        for name, truncates in kept.items():
-            if truncates:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)} draws from a part of the vocabulary, whose log-probs are not "
-                    "the policy's: the KL and the policy gradient would be wrong without an error. "
-                    f"Remove {name}; use temperature to sharpen"
-                )
-        if self.anchor_ema_rate is not None and self.anchor_refresh_steps is not None:
-            raise ConfigError("anchor_ema_rate and anchor_refresh_steps: an anchor moves one way; give one")
+        check_anchor(self)
         check_inherited(self)
-        check_scale(self)
+        check_launch()
+        self.shard_weights = zero_requested() or self.shard_weights  # ZeRO-3 shards them in another way
+        self._check_sharding()
+        check_vllm(self, self.max_completion_length)
+        check_adapter(self, self.use_peft)
         with in_our_words():
             super().__post_init__()
         check_accelerator(self)
-        _ = self.device  # of several processes, this makes them a group
+        self._join_processes()
         # A process trains on one GPU: transformers would wrap the model in DataParallel and take on more prompts.
         self._n_gpu = min(self._n_gpu, 1)
+        self._check_processes()
+
+    def _check_sharding(self) -> None:
+        """Refuse ways of running on many devices that would silently be something else."""
+        if zero_requested():
+            check_zero_settings(self.optim, self.fp16)
+            if self.use_vllm:
+                raise ConfigError(
+                    "use_vllm with ZeRO-3 is not supported: its anchor is not scored in shards; take "
+                    "distributed_type: MULTI_GPU and --shard_weights true"
+                )
+        for name in ("load_best_model_at_end", "save_on_each_node"):
+            if self.shard_weights and getattr(self, name):
+                raise ConfigError(
+                    f"{name}=true with shard_weights cannot be: one process writes whole checkpoints; remove it"
+                )
+
+    def _join_processes(self) -> torch.device:
+        """Of several processes, make one group: transformers does when it is first asked for the device."""
+        return self.device
+
+    def _check_processes(self) -> None:
+        """Refuse what does not go with the number of processes that were started."""
         if self.shard_weights and self.world_size == 1:
             raise ConfigError(
                 "shard_weights=true with one process has nothing to share; start several: "
@@ -217,26 +153,6 @@ class DistillationConfig(TrainingArguments):
         whole.gradient_accumulation_steps = 1
         return whole
 
-    @property
-    def importance_cap(self) -> float | None:
-        """Largest importance weight of a completion; None without correction."""
-        return (
-            (self.vllm_importance_sampling_cap or 2.0) if self.vllm_importance_sampling_correction else None
-        )
-
-    def lora_config(self) -> Any:
-        """The adapter of these settings, or None without `use_peft`."""
-        if not self.use_peft:
-            return None
-        from peft import LoraConfig
-
-        targets: Any = self.lora_target_modules
-        if targets == ["all-linear"]:
-            targets = "all-linear"
-        return LoraConfig(
-            r=self.lora_r, lora_alpha=self.lora_alpha, target_modules=targets, task_type="CAUSAL_LM"
-        )
-
     def policy_dtype(self) -> str:
         """What the policy is loaded in: float32 where it is trained, else what matrices are multiplied in."""
         computes = self.compute_dtype(torch.float32)
@@ -249,7 +165,3 @@ class DistillationConfig(TrainingArguments):
     def method_settings(self) -> dict[str, Any]:
         """The settings of the method that were given."""
         return {name: value for name in METHOD_SETTINGS if (value := getattr(self, name)) is not None}
-
-    def sampling(self, seed: int) -> SamplingParams:
-        """How completions are drawn."""
-        return SamplingParams(self.max_completion_length, self.temperature, seed=seed)

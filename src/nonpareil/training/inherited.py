@@ -19,7 +19,7 @@ _POSITIVE = Limits(above=0)
 _NOT_NEGATIVE = Limits(at_least=0)
 
 RANGES = {
-    "output_dir": Limits(path=True),
+    "output_dir": Limits(path=True, compare="remove it"),
     "num_train_epochs": _POSITIVE,
     "max_steps": Limits(at_least=1, also=(-1,), why="leave it out to train for num_train_epochs"),
     "warmup_steps": Limits(at_least=0, why="below 1 a share of all steps"),
@@ -32,7 +32,7 @@ RANGES = {
     "max_grad_norm": Limits(at_least=0, why="0 clips nothing"),
     "neftune_noise_alpha": _POSITIVE,
     "torch_empty_cache_steps": _COUNT,
-    "seed": Limits(at_least=0, at_most=SEED),
+    "seed": Limits(at_least=0, at_most=SEED, compare="seeds at the top has one for each run"),
     "data_seed": Limits(at_least=0, at_most=SEED),
     "ddp_timeout": _COUNT,
     "local_rank": Limits(at_least=-1),
@@ -44,11 +44,16 @@ RANGES = {
     "train_sampling_strategy": Limits(
         choices=("random", "sequential"), why="prompts are not grouped by their length"
     ),
-    "resume_from_checkpoint": Limits(also=(True, False)),
+    "resume_from_checkpoint": Limits(also=(True, False), compare="remove it"),
     "eval_steps": Limits(above=0, of="eval_strategy=steps", why="below 1 a share of all steps"),
     "eval_delay": Limits(at_least=0, of="eval_strategy"),
     "save_steps": Limits(above=0, of="save_strategy=steps", why="below 1 a share of all steps"),
-    "save_total_limit": Limits(at_least=1, of="save_strategy", why="leave it out to keep all"),
+    "save_total_limit": Limits(
+        at_least=1,
+        of="save_strategy",
+        why="leave it out to keep all",
+        compare="checkpoints at the top says how many are kept to be evaluated",
+    ),
 }
 """By name; what is not here has its type alone."""
 
@@ -101,8 +106,15 @@ UNREAD = {
 }
 """What the trainer has in another way, and why; only the default is taken. (transformers sets `do_eval` itself.)"""
 
+REFUSED = {
+    "fsdp": "is not used (on the CPU it would silently be DDP); give shard_weights=true",
+    "deepspeed": "is not read; ask for ZeRO-3 by accelerate's config (recipes/launch/zero3.yaml)",
+}
+"""Never taken, and what to give instead."""
+
 LIMITS: Mapping[str, Limits] = {
     **RANGES,
     **{name: Limits(of=owner) for name, owner in BELONGING.items()},
     **{name: Limits(unread=reason) for name, reason in UNREAD.items()},
+    **{name: Limits(refused=reason) for name, reason in REFUSED.items()},
 }

@@ -4,19 +4,16 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers import get_scheduler
+from transformers import TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from nonpareil.errors import ConfigError
 from nonpareil.setting_types import nearest, shown
 from nonpareil.terminal import reason_of
-
-if TYPE_CHECKING:
-    from nonpareil.training.config import DistillationConfig
 
 OPTIMIZERS_OF = {
     "bitsandbytes": ("8bit", "_bnb", "32bit", "ademamix"),
@@ -34,7 +31,7 @@ MEASURED = ("reward", "completions/mean_length")
 """What the trainer's own evaluation gives, as `metric_for_best_model` names it."""
 
 
-def check_inherited(config: "DistillationConfig") -> None:
+def check_inherited(config: TrainingArguments) -> None:
     """Refuse what a Trainer would refuse only once it trains, saves or evaluates, or would not even notice.
 
     Raises:
@@ -50,7 +47,7 @@ def check_inherited(config: "DistillationConfig") -> None:
     _check_schedule(config)
 
 
-def check_accelerator(config: "DistillationConfig") -> None:
+def check_accelerator(config: TrainingArguments) -> None:
     """Refuse accelerate's own name for gradient accumulation; called once transformers has read the setting.
 
     Raises:
@@ -76,7 +73,7 @@ def in_our_words() -> Iterator[None]:
         raise ConfigError(f"transformers cannot take these settings: {reason_of(error)}") from error
 
 
-def _check_hub(config: "DistillationConfig") -> None:
+def _check_hub(config: TrainingArguments) -> None:
     if not config.push_to_hub:
         return
     from huggingface_hub import constants, get_token
@@ -107,7 +104,7 @@ def _check_reports(report_to: Any) -> None:
             )
 
 
-def _check_packages(config: "DistillationConfig") -> None:
+def _check_packages(config: TrainingArguments) -> None:
     optim = str(getattr(config.optim, "value", config.optim))
     package = None
     for name, parts in OPTIMIZERS_OF.items():
@@ -125,7 +122,7 @@ def _check_optim_args(optim_args: str | None) -> None:
             raise ConfigError(f"optim_args={optim_args!r} must be name=value, several with commas between")
 
 
-def _check_best_model(config: "DistillationConfig") -> None:
+def _check_best_model(config: TrainingArguments) -> None:
     """Whether the metric that something follows is one that evaluation gives."""
     followers = {
         "load_best_model_at_end=True": config.load_best_model_at_end,
@@ -153,7 +150,7 @@ def _check_best_model(config: "DistillationConfig") -> None:
         raise ConfigError(f"{follower} follows metric_for_best_model, and eval_strategy=no never measures it")
 
 
-def _check_schedule(config: "DistillationConfig") -> None:
+def _check_schedule(config: TrainingArguments) -> None:
     """By making the schedule of an optimizer of nothing."""
     given, name = config.lr_scheduler_kwargs, _word(config.lr_scheduler_type)
     if not given and name in ("linear", "cosine", "constant", "constant_with_warmup"):

@@ -25,10 +25,10 @@ from nonpareil.records import Group, Prompt, refuse_repeated
 from nonpareil.rewards import CombinedReward, load_rewards
 from nonpareil.training.accumulate import Accumulator
 from nonpareil.training.actors.choose import make_actors
-from nonpareil.training.arguments import check_arguments, read_policy
+from nonpareil.training.adapter_checks import check_adapter
+from nonpareil.training.arguments import check_arguments, check_scorable, read_policy
 from nonpareil.training.batch import StepBatch, reward_tensor
 from nonpareil.training.callbacks import AnchorCallback, CompactProgress, MetricsFile, StopCleanly
-from nonpareil.training.checks import check_adapter, check_scorable
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.costs import Spent
 from nonpareil.training.descent import Descended, Descent

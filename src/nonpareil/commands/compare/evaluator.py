@@ -11,13 +11,14 @@ from nonpareil.commands.compare.spec import ComparisonSpec
 from nonpareil.commands.evaluate import run as evaluate
 from nonpareil.commands.evaluate.dtypes import products_dtype
 from nonpareil.errors import ConfigError
-from nonpareil.files import jsonable, write_json
+from nonpareil.files import from_jsonable, jsonable, write_json
 from nonpareil.options.commands import EvaluateOptions
 from nonpareil.options.rewards import RewardOptions, without_addresses
 from nonpareil.options.shared import PromptOptions
 
 if TYPE_CHECKING:
     from nonpareil.commands.compare.results import RunRecord
+    from nonpareil.evaluation.curve import CurvePoint
 
 PROTOCOL, REPORT, SETTINGS = "protocol.json", "report.json", "evaluation.json"
 REFERENCE, FEWER = "reference", "reference-checkpoints"
@@ -39,7 +40,15 @@ class Evaluator:
             "gold": inputs.gold,
         }
         self.settings: dict[str, Any] = json.loads(
-            json.dumps(jsonable({**vars(spec.evaluation), **without_addresses(self._shared()), **content}))
+            json.dumps(
+                jsonable(
+                    {
+                        **vars(spec.evaluation),
+                        **without_addresses(type(self.options), self._shared()),
+                        **content,
+                    }
+                )
+            )
         )
 
     def drawing(self) -> dict[str, Any]:
@@ -49,7 +58,7 @@ class Evaluator:
         values |= {"split": self.options.dataset_train_split, "model": self.inputs.model}
         values |= {"prompts": self.inputs.training, "reward": self.inputs.reward}
         values |= {name: getattr(self.options, name) for name in ("max_completion_length", "temperature")}
-        return json.loads(json.dumps(jsonable(without_addresses(values))))
+        return json.loads(json.dumps(jsonable(without_addresses(type(self.options), values))))
 
     def changed(self, *, overwrite: bool) -> bool:
         """Whether evaluations of other settings are there, which are refused without `overwrite`.
@@ -93,12 +102,15 @@ class Evaluator:
             evaluate.run(options)
             # Last, so that a folder with a protocol is a whole evaluation.
             write_json(folder / PROTOCOL, _protocol(folder, Path(options.reference_dir or "")))
-        final = json.loads((plan.folder / "evaluation" / FINAL / REPORT).read_text(encoding="utf-8"))
-        return f"evaluated. {final['headline']}"
+        return f"evaluated. {_report_of(plan.folder / 'evaluation' / FINAL)['headline']}"
 
     def record(self, plan: RunPlan, pool_seconds: float) -> "RunRecord | None":
-        """A finished run's figures from disk; None where it is not finished."""
-        from nonpareil.commands.compare.results import Checkpoint, Cost, RunRecord
+        """A finished run's results from disk; None where it is not finished.
+
+        Raises:
+            DataError: an evaluation by an earlier version.
+        """
+        from nonpareil.commands.compare.results import Checkpoint, Cost, RunRecord, read_evaluation
 
         folder = plan.folder / "evaluation"
         done, protocol = read_json(plan.folder / "done.json"), read_json(folder / FINAL / PROTOCOL)
@@ -108,11 +120,11 @@ class Evaluator:
         return RunRecord(
             name=plan.entry.name,
             seed=plan.seed,
-            evaluation=json.loads((folder / FINAL / REPORT).read_text(encoding="utf-8"))["evaluation"],
+            evaluation=read_evaluation(plan.label, _report_of(folder / FINAL)["evaluation"]),
             checkpoints=tuple(
                 Checkpoint(
                     _step(model),
-                    json.loads((folder / name / REPORT).read_text(encoding="utf-8"))["evaluation"],
+                    read_evaluation(f"{plan.label}, {name}", _report_of(folder / name)["evaluation"]),
                 )
                 for name, model in self._checkpoints(plan)
                 if (folder / name / PROTOCOL).is_file()
@@ -129,11 +141,12 @@ class Evaluator:
             stored=plan.pool_completions > 0,
         )
 
-    def curve(self, run_folder: str) -> dict[str, Any]:
+    def curve(self, run_folder: str) -> "tuple[CurvePoint, ...]":
         """What best-of-N of the reference is worth, as any final evaluation tells it."""
-        return json.loads(
-            (self.root / run_folder / "evaluation" / FINAL / REPORT).read_text(encoding="utf-8")
-        )["curve"]
+        from nonpareil.evaluation.curve import CurvePoint
+
+        points = _report_of(self.root / run_folder / "evaluation" / FINAL)["curve"]["points"]
+        return from_jsonable(tuple[CurvePoint, ...], points, "curve.points")
 
     def _checkpoints(self, plan: RunPlan) -> list[tuple[str, Path]]:
         """Those to be evaluated, evenly chosen among the ones that the run left before its end."""
@@ -191,6 +204,11 @@ class Evaluator:
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _report_of(folder: Path) -> dict[str, Any]:
+    """What an evaluation wrote."""
+    return json.loads((folder / REPORT).read_text(encoding="utf-8"))
 
 
 def _step(checkpoint: Path) -> int:

@@ -3,11 +3,10 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from nonpareil.commands.evaluate.folders import delete_evaluation
-from nonpareil.commands.places import check_output, inputs_of
+from nonpareil.commands.places import check_output, inputs_among, inputs_of
 from nonpareil.folders import delete_listed, held_folder
 from nonpareil.markers import OutputFolder
 
@@ -22,10 +21,12 @@ def check_places(spec: "ComparisonSpec", plans: "list[RunPlan]", config: Path, *
     Raises:
         ConfigError: naming output and input.
     """
-    settings = [
-        SimpleNamespace(**each) for each in (spec.training, *(entry.settings for entry in spec.methods))
-    ]
-    inputs = inputs_of(spec.options, *settings, *spec.methods)
+    from nonpareil.options.commands import DistillOptions
+    from nonpareil.training.config import DistillationConfig
+
+    inputs = inputs_of(spec.options)
+    for settings in (spec.training, *({**entry.settings, "method": entry.method} for entry in spec.methods)):
+        inputs += inputs_among(DistillOptions, settings) + inputs_among(DistillationConfig, settings)
     words = [word for entry in spec.methods for word in entry.command or ()]
     inputs += [("config", config), *(("command", Path(word)) for word in words if Path(word).is_file())]
     root = Path(spec.options.output_dir)

@@ -1,16 +1,17 @@
-"""A figure over the seeds of a method: mean and spread, and what has no part in them."""
+"""A metric over the seeds of a method: mean and spread, and what has no part in them."""
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-Figures = dict[str, float | None]
+Metrics = dict[str, float | None]
+"""One run's, by name; None or NaN for one that it could not compute."""
 
 
 @dataclass(frozen=True)
 class OverSeeds:
-    """A figure over seeds."""
+    """A metric over seeds."""
 
     mean: float
     """Of the seeds where it is finite; infinite where it is in every seed that has it."""
@@ -29,13 +30,13 @@ class OverSeeds:
         return len(self.values) + len(self.infinite) + self.missing
 
 
-def over_seeds(figures: Sequence[Figures]) -> dict[str, OverSeeds | None]:
-    """Each figure over its seeds; None for one that no seed could compute."""
-    return {key: statistic([f[key] for f in figures]) for key in figures[0]}
+def over_seeds(runs: Sequence[Metrics]) -> dict[str, OverSeeds | None]:
+    """Each metric over the runs of one method; None for one that no seed could compute."""
+    return {name: spread_of([metrics[name] for metrics in runs]) for name in runs[0]}
 
 
-def statistic(values: Sequence[float | None]) -> OverSeeds | None:
-    """Of one figure's values, None or NaN where a seed could not compute it."""
+def spread_of(values: Sequence[float | None]) -> OverSeeds | None:
+    """Of one metric's values, None or NaN where a seed could not compute it."""
     known = [value for value in values if value is not None and not math.isnan(value)]
     if not known:
         return None
@@ -50,7 +51,7 @@ def statistic(values: Sequence[float | None]) -> OverSeeds | None:
     )
 
 
-def mean_of(figures: Mapping[str, OverSeeds | None], key: str) -> float:
-    """The mean of a figure; NaN where no seed has it."""
-    found = figures[key]
+def mean_of(metrics: Mapping[str, OverSeeds | None], name: str) -> float:
+    """The mean of a metric; NaN where no seed has it."""
+    found = metrics[name]
     return math.nan if found is None else found.mean

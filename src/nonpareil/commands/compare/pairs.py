@@ -4,15 +4,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from nonpareil.evaluation.by_prompt import ByPrompt
 from nonpareil.maths.bootstrap import Interval, bootstrap_interval
 
-FIGURES = {"win_rate": "win_rate", "kl": "kl", "gold_win_rate": "unseen_win_rate"}
-"""What is compared, and its name in `ByPrompt`."""
+PAIRED = {"win_rate": "win_rate", "kl": "kl", "gold_win_rate": "unseen_win_rate"}
+"""The metrics by which methods are paired, and the name of each in `ByPrompt`."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Pair:
     """One method less another, on the same prompts and reference completions.
 
     Each difference is of means over the methods' seeds; its 95% interval is over prompts. None where no prompt has
-    the figure in every run.
+    the metric in every run.
     """
 
     first: str
@@ -30,12 +30,12 @@ class Pair:
     """Nats."""
     gold_win_rate: Interval | None
 
-    def better(self, figure: str) -> str | None:
-        """The method that a figure's interval shows to be better, by the sign of its ends; None for neither."""
-        interval: Interval | None = getattr(self, figure)
+    def better(self, metric: str) -> str | None:
+        """The method that a metric's interval shows to be better, by the sign of its ends; None for neither."""
+        interval: Interval | None = getattr(self, metric)
         if interval is None or not (interval.low > 0 or interval.high < 0):
             return None
-        return self.first if (interval.low > 0) != (figure == "kl") else self.second
+        return self.first if (interval.low > 0) != (metric == "kl") else self.second
 
     def dominating(self) -> str | None:
         """The method that is shown to win no less at no more KL, one of them better; None for neither."""
@@ -49,20 +49,20 @@ class Pair:
         return None
 
 
-def pairs_of(runs: Mapping[str, Sequence[Mapping[str, Any]]], seed: int = 0) -> tuple[Pair, ...]:
-    """Every pair of methods; `runs` has each method's `ByPrompt`s as JSON has them, one a seed.
+def pairs_of(runs: Mapping[str, Sequence[ByPrompt]], seed: int = 0) -> tuple[Pair, ...]:
+    """Every pair of methods, of each its runs' metrics per prompt, one run per seed.
 
     All are of the same prompts; `seed` is of the bootstrap.
     """
     means = {
-        name: {figure: _over_runs([run[key] for run in of_seeds]) for figure, key in FIGURES.items()}
+        name: {metric: _over_runs([getattr(run, key) for run in of_seeds]) for metric, key in PAIRED.items()}
         for name, of_seeds in runs.items()
     }
     return tuple(
         Pair(
             one,
             other,
-            **{figure: _difference(means[one][figure], means[other][figure], seed) for figure in FIGURES},
+            **{metric: _difference(means[one][metric], means[other][metric], seed) for metric in PAIRED},
         )
         for one, other in combinations(means, 2)
     )

@@ -86,7 +86,9 @@ class RunPlan:
     def identity(self, pool: Mapping[str, Any], inputs: Inputs, seconds: float | None) -> dict[str, Any]:
         """What the folder was made with; a folder of another identity is not this run's."""
         made_with: dict[str, Any] = {
-            "settings": without_addresses(self.settings),  # a served reward may move to another port
+            "settings": without_addresses(
+                DistillOptions, self.settings
+            ),  # a served reward may move to another port
             "model": inputs.model,
             "prompts": inputs.training,
             "reward": inputs.reward,

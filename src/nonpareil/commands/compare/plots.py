@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from nonpareil.commands.compare.over_seeds import OverSeeds
 from nonpareil.commands.compare.results import ComparisonReport, MethodRow
-from nonpareil.evaluation.plots import POLICIES, _figure, legend_label, limit_line, mark_best_of_n
+from nonpareil.evaluation.plots import POLICIES, legend_label, limit_line, mark_best_of_n, new_figure
 from nonpareil.terminal import printable
 
 # Okabe and Ito's first, then Tol's muted ones; markers tell methods apart where colours do not.
@@ -25,7 +25,7 @@ def pareto_figure(report: ComparisonReport) -> Figure:
     Large markers are means over seeds with one standard deviation, pale ones the seeds, the line runs through
     the checkpoints from the reference.
     """
-    with _figure(9.4, 5.6) as (figure, (axes,)):
+    with new_figure(9.4, 5.6) as (figure, (axes,)):
         right = _right_edge(report)
         limit_line(axes, report.frontier, right)
         mark_best_of_n(axes, report.best_of_n_points, right, "*", (-5, 2))
@@ -44,7 +44,7 @@ def gold_figure(report: ComparisonReport) -> Figure:
 
     Where the left rises and the right falls, the reward is over-optimised.
     """
-    with _figure(12.0, 5.0, columns=2) as (figure, (left, right)):
+    with new_figure(12.0, 5.0, columns=2) as (figure, (left, right)):
         edge = _right_edge(report)
         lowest = min(_lowest(report, gold=False), _lowest(report, gold=True))
         mark_best_of_n(left, report.best_of_n_points, edge, "*", (-5, 2))
@@ -72,10 +72,10 @@ def _styled(methods: Sequence[MethodRow]) -> list[tuple[MethodRow, str, str]]:
 
 
 def _way(axes: Axes, row: MethodRow, key: str, colour: str) -> None:
-    """From the reference through the checkpoints to the final mean; checkpoints without the figure are left out."""
+    """From the reference through the checkpoints to the final mean; checkpoints without the metric are left out."""
     points = [(0.0, 0.5)]
     points += [(point.kl, getattr(point, key)) for point in row.path if getattr(point, key) is not None]
-    kl, rate = row.figures["kl"], row.figures[key]
+    kl, rate = row.metrics["kl"], row.metrics[key]
     if kl and rate and kl.values and rate.values:
         points.append((kl.mean, rate.mean))
     x, y = [max(kl, 0.0) for kl, _ in points], [rate for _, rate in points]
@@ -84,7 +84,7 @@ def _way(axes: Axes, row: MethodRow, key: str, colour: str) -> None:
 
 
 def _final(axes: Axes, row: MethodRow, key: str, colour: str, marker: str) -> None:
-    kl, rate = row.figures["kl"], row.figures[key]
+    kl, rate = row.metrics["kl"], row.metrics[key]
     if not (kl and rate and kl.values and rate.values):
         return
     if len(kl.values) == len(rate.values):  # else they are not of the same seeds
@@ -115,16 +115,16 @@ def _final(axes: Axes, row: MethodRow, key: str, colour: str, marker: str) -> No
     )
 
 
-def _sd(statistic: OverSeeds, floor: float = -math.inf) -> list[list[float]]:
+def _sd(metric: OverSeeds, floor: float = -math.inf) -> list[list[float]]:
     """Error bars of one standard deviation, cut at `floor`."""
-    sd = statistic.sd or 0.0
-    return [[max(min(sd, statistic.mean - floor), 0.0)], [sd]]
+    sd = metric.sd or 0.0
+    return [[max(min(sd, metric.mean - floor), 0.0)], [sd]]
 
 
 def _right_edge(report: ComparisonReport) -> float:
     spent = [point.kl for row in report.methods for point in row.path]
     for row in report.methods:
-        kl = row.figures["kl"]
+        kl = row.metrics["kl"]
         spent += [] if kl is None else [*kl.values, kl.mean + (kl.sd or 0.0)]
     return max(1.5, 1.15 * max(filter(math.isfinite, spent), default=0.0))
 
@@ -133,7 +133,7 @@ def _lowest(report: ComparisonReport, *, gold: bool) -> float:
     key = "gold_win_rate" if gold else "win_rate"
     rates = [getattr(point, key) for row in report.methods for point in row.path]
     for row in report.methods:
-        if (rate := row.figures[key]) is not None:
+        if (rate := row.metrics[key]) is not None:
             rates += [*rate.values, rate.mean - (rate.sd or 0.0)]
     known = [rate for rate in rates if rate is not None and math.isfinite(rate)]
     return max(min([0.5, *known]) - 0.03, 0.0)

@@ -2,12 +2,15 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from nonpareil.commands.compare.over_seeds import Figures, OverSeeds, mean_of, over_seeds
+from nonpareil.commands.compare.over_seeds import Metrics, OverSeeds, mean_of, over_seeds
 from nonpareil.commands.compare.pairs import Pair, dominated_by, pairs_of
 from nonpareil.errors import DataError
+from nonpareil.evaluation.curve import CurvePoint
+from nonpareil.evaluation.evaluation import Evaluation
+from nonpareil.evaluation.rows import summary_rows
 from nonpareil.evaluation.worth import BestOfNPoint, PlanePoint
 from nonpareil.files import jsonable
 
@@ -32,8 +35,8 @@ class Checkpoint:
     """A policy on the way."""
 
     step: int
-    evaluation: dict[str, Any]
-    """As `Evaluation.to_dict`; perhaps on fewer prompts than the final one."""
+    evaluation: Evaluation
+    """Perhaps on fewer prompts than the final one."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,11 @@ class RunRecord:
 
     name: str
     seed: int
-    evaluation: dict[str, Any]
-    """As `Evaluation.to_dict`."""
+    evaluation: Evaluation
     checkpoints: tuple[Checkpoint, ...]
     spent: Cost
     protocol: dict[str, Any]
-    """What must be equal for figures to be comparable: prompts, sampling, rewards, reference."""
+    """What must be equal for metrics to be comparable: prompts, sampling, rewards, reference."""
     folder: str = ""
     """Relative to the comparison's."""
     stored: bool = False
@@ -70,11 +72,19 @@ class MethodRow:
 
     name: str
     seeds: tuple[int, ...]
-    figures: dict[str, OverSeeds | None]
-    """By the keys of `figures_of`."""
+    metrics: dict[str, OverSeeds | None]
+    """By the names of `metrics_of`; `figures` in comparison.json."""
     path: tuple[PathPoint, ...]
     dominated_by: tuple[str, ...]
     """Methods that paired intervals show to win no less at no more KL, one of them better; none: on the front."""
+
+
+@dataclass(frozen=True)
+class BestOfNRow(CurvePoint):
+    """Best-of-n of the reference, which methods are held against."""
+
+    kl: float
+    """What it spends, nats, ties counted."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +98,10 @@ class ComparisonReport:
     num_prompts: int
     n: tuple[int, ...]
     """The best-of-N targets."""
-    reference: Figures
+    reference: Metrics
     """reward, mean_length."""
-    best_of_n: tuple[dict[str, Any], ...]
-    """Measured points of `CurveReport` at these N, as JSON has them, and the `kl` of each, ties counted."""
+    best_of_n: tuple[BestOfNRow, ...]
+    """Of the reference, at these N."""
     zero_one: bool
     """Whether every run's rewards are 0 or 1: then `reward` is a success rate, and best-of-N's is pass@N."""
     gold: str | None
@@ -108,16 +118,19 @@ class ComparisonReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; what cannot be computed is null, infinities are the texts "Infinity" and "-Infinity".
 
-        The figures of each prompt are left to the runs' own reports.
+        The metrics of each prompt are left to the runs' own reports.
         """
-        short = [
-            replace(run, evaluation=_short(run.evaluation), checkpoints=_short_of(run)) for run in self.runs
-        ]
-        return jsonable(replace(self, runs=tuple(short)), keep_infinities=True)
+        content = jsonable(self, keep_infinities=True)
+        for row in content["methods"]:
+            row["figures"] = row.pop("metrics")
+        for run in content["runs"]:
+            for each in (run, *run["checkpoints"]):
+                del each["evaluation"]["by_prompt"]
+        return content
 
 
-def compare_runs(runs: Sequence[RunRecord], curve: Mapping[str, Any]) -> ComparisonReport:
-    """Aggregate runs of one protocol; `curve` is the reference's `CurveReport.to_dict`.
+def compare_runs(runs: Sequence[RunRecord], curve: Sequence[CurvePoint]) -> ComparisonReport:
+    """Aggregate runs of one protocol; `curve` has the points of the reference's `CurveReport`.
 
     Methods keep the order of their first run.
 
@@ -134,60 +147,69 @@ def compare_runs(runs: Sequence[RunRecord], curve: Mapping[str, Any]) -> Compari
     by_name: dict[str, list[RunRecord]] = {}
     for run in runs:
         by_name.setdefault(run.name, []).append(run)
-    for label, run in zip(labels, runs, strict=True):
-        _refuse_old(label, run.evaluation)
-    figures = {
-        name: over_seeds([figures_of(r.evaluation, r.spent) for r in rs]) for name, rs in by_name.items()
-    }
-    pairs = pairs_of({name: [r.evaluation["by_prompt"] for r in rs] for name, rs in by_name.items()})
+    pairs = pairs_of({name: [r.evaluation.by_prompt for r in rs] for name, rs in by_name.items()})
     dominated = dominated_by(list(by_name), pairs)
     first = runs[0].evaluation
-    spent = {target["n"]: target["kl_upper_bound"] for target in first["targets"]}
-    n = tuple(spent)
+    kl_of_best = {target.n: target.kl_upper_bound for target in first.targets}
     return ComparisonReport(
-        methods=tuple(
-            MethodRow(name, tuple(r.seed for r in rs), figures[name], _path(rs), dominated[name])
-            for name, rs in by_name.items()
-        ),
+        methods=tuple(_row(name, rs, dominated[name]) for name, rs in by_name.items()),
         pairs=pairs,
         runs=tuple(runs),
-        num_prompts=first["num_prompts"],
-        n=n,
+        num_prompts=first.num_prompts,
+        n=tuple(kl_of_best),
         reference={
-            "reward": _estimate(first["comparison"]["reference_mean"]),
-            "mean_length": _estimate(first["reference"]["mean_length"]),
+            "reward": first.comparison.reference_mean.estimate,
+            "mean_length": first.reference.mean_length.estimate,
         },
-        best_of_n=tuple({**p, "kl": spent[p["n"]]} for p in curve["points"] if p["n"] in spent),
-        zero_one=all(run.evaluation["comparison"]["zero_one"] for run in runs),
-        gold=first["unseen"]["reward"] if first["unseen"] else None,
-        largest_n=first["largest_n"],
-        frontier=_points(first["comparison"]),
-        gold_frontier=_points(first["unseen"]),
-        best_of_n_points=tuple(BestOfNPoint(**point) for point in first["best_of_n"]),
+        best_of_n=tuple(
+            BestOfNRow(**vars(point), kl=kl_of_best[point.n]) for point in curve if point.n in kl_of_best
+        ),
+        zero_one=all(run.evaluation.comparison.zero_one for run in runs),
+        gold=first.unseen.reward if first.unseen else None,
+        largest_n=first.largest_n,
+        frontier=first.comparison.frontier,
+        gold_frontier=first.unseen.frontier if first.unseen else (),
+        best_of_n_points=first.best_of_n,
     )
 
 
-def figures_of(evaluation: Mapping[str, Any], spent: Cost) -> Figures:
-    """The table's figures of one evaluation, by name; None for what it could not compute."""
-    compared, unseen = evaluation["comparison"], evaluation["unseen"]
-    length = _estimate(evaluation["policy"]["mean_length"])
-    before = _estimate(evaluation["reference"]["mean_length"])
-    drift = None if length is None or before is None else length - before
-    figures: Figures = {
-        "win_rate": _estimate(compared["win_rate"]),
-        "gold_win_rate": _estimate(unseen["win_rate"]) if unseen else None,
-        "reward": _estimate(compared["policy_mean"]),
-        "gold_reward": _estimate(unseen["policy_mean"]) if unseen else None,
-        "kl": _estimate(evaluation["kl"]),
-        "kl_efficiency": _estimate(evaluation["kl_efficiency"]),
-        "equivalent_n": _estimate(evaluation["equivalent_n"]),
-        "length_drift": drift,
-        "length_drift_percent": 100 * drift / before if drift is not None and before else None,
-    }
-    for target in evaluation["targets"]:
-        for direction in ("backward", "forward"):
-            figures[f"{direction}_kl_{target['n']}"] = _estimate(target[f"{direction}_kl"])
-    return {**figures, **vars(spent)}
+def _row(name: str, runs: Sequence[RunRecord], dominated_by: tuple[str, ...]) -> MethodRow:
+    return MethodRow(
+        name,
+        tuple(run.seed for run in runs),
+        over_seeds([metrics_of(run.evaluation, run.spent) for run in runs]),
+        _path(runs),
+        dominated_by,
+    )
+
+
+def metrics_of(evaluation: Evaluation, spent: Cost) -> Metrics:
+    """What is averaged over seeds, by name: what the evaluation's rows say of it, and what the run took."""
+    metrics: Metrics = {"gold_win_rate": None, "gold_reward": None}  # there without a gold reward too
+    for row in summary_rows(evaluation):
+        metrics |= {column.name: column.value for column in row.columns}
+    return {**metrics, **vars(spent)}
+
+
+def read_evaluation(label: str, content: Mapping[str, Any]) -> Evaluation:
+    """A run's evaluation from its report.json; `label` names the run.
+
+    Raises:
+        DataError: an evaluation by an earlier version, which lacks what is compared here.
+    """
+    lacks = None
+    if "frontier" not in content["comparison"]:
+        lacks = "knew no ties"
+    elif "by_prompt" not in content:
+        lacks = "kept no figures of each prompt"
+    try:
+        if lacks is None:
+            return Evaluation.from_dict(content)
+    except DataError as error:
+        lacks = f"did not write what is compared ({error})"
+    raise DataError(
+        f"{label} was evaluated by an earlier version, which {lacks}: evaluate anew (--overwrite)"
+    )
 
 
 def refuse_mixed(protocols: Mapping[str, Mapping[str, Any]]) -> None:
@@ -225,45 +247,19 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _points(compared: Mapping[str, Any] | None) -> tuple[PlanePoint, ...]:
-    return tuple(PlanePoint(**point) for point in compared["frontier"]) if compared else ()
-
-
-def _estimate(interval: Mapping[str, Any] | None) -> float | None:
-    estimate = None if interval is None else interval["estimate"]
-    return None if estimate is None else float(estimate)  # of an infinity JSON has the text
-
-
-def _refuse_old(label: str, evaluation: Mapping[str, Any]) -> None:
-    """An evaluation of an earlier version, which lacks what is compared here."""
-    lacks = "knew no ties" if "frontier" not in evaluation["comparison"] else "kept no figures of each prompt"
-    if "by_prompt" not in evaluation or "frontier" not in evaluation["comparison"]:
-        raise DataError(
-            f"{label} was evaluated by an earlier version, which {lacks}: evaluate anew (--overwrite)"
-        )
-
-
-def _short(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in evaluation.items() if key != "by_prompt"}
-
-
-def _short_of(run: RunRecord) -> tuple[Checkpoint, ...]:
-    return tuple(replace(each, evaluation=_short(each.evaluation)) for each in run.checkpoints)
-
-
 def _path(runs: Sequence[RunRecord]) -> tuple[PathPoint, ...]:
     """The seeds' first checkpoints averaged, then their second ones, ...; steps may differ under a time budget."""
     points = []
     for place in range(max(len(run.checkpoints) for run in runs)):
         there = [run.checkpoints[place] for run in runs if place < len(run.checkpoints)]
         nothing = Cost(None, None, None, None, None)
-        figures = over_seeds([figures_of(checkpoint.evaluation, nothing) for checkpoint in there])
-        gold = figures["gold_win_rate"]
+        metrics = over_seeds([metrics_of(checkpoint.evaluation, nothing) for checkpoint in there])
+        gold = metrics["gold_win_rate"]
         points.append(
             PathPoint(
                 step=statistics.fmean(checkpoint.step for checkpoint in there),
-                kl=mean_of(figures, "kl"),
-                win_rate=mean_of(figures, "win_rate"),
+                kl=mean_of(metrics, "kl"),
+                win_rate=mean_of(metrics, "win_rate"),
                 gold_win_rate=gold.mean if gold else None,
             )
         )

@@ -18,6 +18,7 @@ from nonpareil.commands.compare.spec import CompareOptions, ComparisonSpec, Pool
 from nonpareil.console import console
 from nonpareil.errors import ConfigError, NonpareilError
 from nonpareil.files import jsonable, write_bytes, write_json
+from nonpareil.options.commands import DistillOptions
 from nonpareil.options.rewards import RewardOptions, without_addresses
 from nonpareil.options.shared import ModelOptions, PromptOptions
 from nonpareil.options.yaml import dump_yaml
@@ -193,7 +194,7 @@ class _Comparison:
                     f"budget.seconds={seconds:g}; raise the budget or lower groups.max_prompts"
                 )
         # No file of the comparison holds an address: those go along as flags, which prevail.
-        kept = without_addresses(settings)
+        kept = without_addresses(DistillOptions, settings)
         file = write_bytes(plan.folder / "run.yaml", dump_yaml(jsonable(kept)).encode())
         words = [sys.executable, "-m", "nonpareil.cli.main", "distill", "--config", str(file)]
         for name, value in settings.items():

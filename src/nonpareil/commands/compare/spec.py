@@ -9,11 +9,11 @@ from typing import Any
 from nonpareil.commands.inputs import require_all
 from nonpareil.errors import ConfigError
 from nonpareil.options.rewards import RewardOptions, refuse_judge
-from nonpareil.options.shared import ModelOptions, PromptOptions, targets_of
-from nonpareil.options.unread import refuse_unread_of_files, refuse_unread_of_rewards
+from nonpareil.options.shared import HELD_OUT_SPLITS, TRAINING_SPLITS, ModelOptions, PromptOptions, targets_of
+from nonpareil.options.unread import absent_rewards, absent_splits
 from nonpareil.options.yaml import load_yaml, mapping, refuse_unknown, typed
 from nonpareil.setting_types import SEED, check_value
-from nonpareil.settings import DTYPES, CheckedOptions, option, settings_of
+from nonpareil.settings import DTYPES, CheckedOptions, option, refuse_unread, settings_of
 
 PLACEHOLDERS = ("output_dir", "seed", "groups", "model", "pairs", "python")
 _SECTIONS = ("budget", "groups", "evaluation", "training", "methods")
@@ -23,11 +23,15 @@ _SECTIONS = ("budget", "groups", "evaluation", "training", "methods")
 class CompareOptions(ModelOptions, PromptOptions, RewardOptions):
     """What all runs have in common: policy, prompts, reward, drawing, evaluation."""
 
-    dataset_train_split: str = option("train", "Prompts to train on.")
-    dataset_test_split: str = option("test", "Held-out prompts to evaluate on.")
-    eval_dataset_name: str | None = option(None, "Held-out prompts, where dataset_name has no test split.")
+    dataset_train_split: str = option("train", "Prompts to train on.", reader=TRAINING_SPLITS)
+    dataset_test_split: str = option("test", "Held-out prompts to evaluate on.", reader=HELD_OUT_SPLITS)
+    eval_dataset_name: str | None = option(
+        None, "Held-out prompts, where dataset_name has no test split.", names="input"
+    )
     max_eval_prompts: int | None = option(256, "The first ones only.", at_least=1)
-    gold_reward: str | None = option(None, "A second reward that is not trained on: a model or a function.")
+    gold_reward: str | None = option(
+        None, "A second reward that is not trained on: a model or a function.", names="reward"
+    )
     max_completion_length: int = option(256, "Most tokens drawn a completion.", at_least=1)
     temperature: float = option(1.0, "Divides the logits.", above=0, why="best-of-N needs draws that differ")
     n: list[int] | None = option(
@@ -181,10 +185,9 @@ def _entry(name: Any, entry: Any) -> MethodEntry:
 def _check(spec: ComparisonSpec) -> None:
     options, budget = spec.options, spec.budget
     require_all(options)
-    refuse_unread_of_rewards(options, options.gold_reward, options.reward_timeout)
+    sources = {TRAINING_SPLITS: options.dataset_name or "", HELD_OUT_SPLITS: spec.eval_source}
+    refuse_unread(options, absent_rewards(options, options.gold_reward) | absent_splits(sources))
     refuse_judge(options, "compare evaluates every policy")
-    sources = {"dataset_train_split": options.dataset_name or "", "dataset_test_split": spec.eval_source}
-    refuse_unread_of_files(options, sources)
     if not spec.methods:
         raise ConfigError("methods is missing or empty; name at least one, for example methods: {jbond: {}}")
     if (budget.completions is None) == (budget.seconds is None):

@@ -1,15 +1,15 @@
 """The comparison's tables: one content for the terminal, the page and the documentation."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from nonpareil.commands.compare.over_seeds import OverSeeds
 from nonpareil.commands.compare.pairs import Pair
 from nonpareil.commands.compare.results import ComparisonReport, MethodRow
 from nonpareil.evaluation.intervals import few_prompts
-from nonpareil.evaluation.summary import MISSING, bracket, number
+from nonpareil.evaluation.numbers import MISSING, bracket, number
+from nonpareil.evaluation.rows import TARGETS, Column, summary_rows
 from nonpareil.markdown import plain
 
 _MIB = 1024 * 1024
@@ -31,6 +31,8 @@ class Table:
     rows: list[list[str]]
     num_baselines: int = 0
     """Of the last rows: what methods are held against."""
+    brief: tuple[int, ...] = ()
+    """The columns that the terminal has room for; it leaves out a table without any."""
 
     def markdown(self) -> str:
         """As GitHub reads it, numbers to the right."""
@@ -39,45 +41,37 @@ class Table:
         return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-@dataclass(frozen=True)
-class _Column:
-    label: str
-    key: str
-    digits: int = 3
-    unit: float = 1.0
-    """What one of the shown is worth."""
-
-
 def tables(report: ComparisonReport) -> list[Table]:
     """What was gained and what it cost; which method is better; how near best-of-N each came; what it took."""
     pairs = [pairs_table(report)] if report.pairs else []
     return [_gain(report), *pairs, _targets(report), _effort(report)]
 
 
-def cell(statistic: OverSeeds | None, digits: int = 3, unit: float = 1.0, at_most: float = math.inf) -> str:
+def cell(metric: OverSeeds | None, digits: int = 3, unit: float = 1.0, at_most: float = math.inf) -> str:
     """`mean ± sd`, the mean alone with one seed, a dash for what cannot be computed.
 
     Seeds that have no part in them are told: `1.20 ± .10, ∞ in 1 of 3`.
-    `at_most` is the largest value that could be told: where a seed has it, the mean is at least what is shown.
+    `unit` is what one of the numbers shown is worth. `at_most` is the largest value that could be told: where a
+    seed has it, the mean is at least what is shown.
     """
-    if statistic is None:
+    if metric is None:
         return MISSING
     gaps = [
-        (number(math.inf), statistic.infinite.count(math.inf)),
-        (number(-math.inf), statistic.infinite.count(-math.inf)),
-        (MISSING, statistic.missing),
+        (number(math.inf), metric.infinite.count(math.inf)),
+        (number(-math.inf), metric.infinite.count(-math.inf)),
+        (MISSING, metric.missing),
     ]
-    told = [f"{what} in {count} of {statistic.seeds}" for what, count in gaps if count]
-    if statistic.values:
-        told.insert(0, _spread(statistic, digits, unit, at_most))
+    told = [f"{what} in {count} of {metric.seeds}" for what, count in gaps if count]
+    if metric.values:
+        told.insert(0, _mean_and_sd(metric, digits, unit, at_most))
     return ", ".join(told)
 
 
-def _spread(statistic: OverSeeds, digits: int, unit: float, at_most: float) -> str:
-    mean = _grouped(statistic.mean / unit, digits)
-    if max(statistic.values) > at_most - _ROUNDING:
+def _mean_and_sd(metric: OverSeeds, digits: int, unit: float, at_most: float) -> str:
+    mean = _grouped(metric.mean / unit, digits)
+    if max(metric.values) > at_most - _ROUNDING:
         return f">= {mean}"
-    return mean if statistic.sd is None else f"{mean} ± {_grouped(statistic.sd / unit, digits)}"
+    return mean if metric.sd is None else f"{mean} ± {_grouped(metric.sd / unit, digits)}"
 
 
 def front(row: MethodRow) -> str:
@@ -86,26 +80,17 @@ def front(row: MethodRow) -> str:
 
 
 def _gain(report: ComparisonReport) -> Table:
-    columns = [
-        _Column("win rate", "win_rate"),
-        *([_Column("gold win rate", "gold_win_rate")] if report.gold else []),
-        _Column("success rate" if report.zero_one else "reward", "reward"),
-        _Column("KL, nats", "kl"),
-        _Column("KL efficiency", "kl_efficiency", 2),
-        _Column("worth best-of-", "equivalent_n", 2),
-        _Column("length, tokens", "length_drift", 1),
-        _Column("length, %", "length_drift_percent", 1),
-    ]
-    rows = [[*_cells(row, columns, report.largest_n), front(row)] for row in report.methods]
+    columns = _columns(report, of_targets=False)
+    rows = [[*_cells(row, columns), front(row)] for row in report.methods]
     rows.append(_baseline("reference", {"win_rate": 0.5, "kl": 0.0, **report.reference}, columns))
-    for point in report.best_of_n:
-        best = {
-            "win_rate": point["win_rate"] and point["win_rate"]["estimate"],
-            "reward": point["reward"]["estimate"],
-            "kl": point["kl"],
-            "equivalent_n": float(point["n"]),
+    for best in report.best_of_n:
+        metrics = {
+            "win_rate": best.win_rate.estimate if best.win_rate else None,
+            "reward": best.reward.estimate,
+            "kl": best.kl,
+            "equivalent_n": float(best.n),
         }
-        rows.append(_baseline(f"best-of-{point['n']}", best, columns))
+        rows.append(_baseline(f"best-of-{best.n}", metrics, columns))
     note = (
         f"One sample a prompt against the reference on {report.num_prompts} held-out prompts, ties one half; "
         f"mean ± standard deviation over seeds{_SHARED}. KL efficiency: least KL that any policy needs for this "
@@ -116,26 +101,30 @@ def _gain(report: ComparisonReport) -> Table:
         "intervals below. Best-of-N draws N an answer"
         f"{'; its success rate is pass@N' if report.zero_one else ''}."
     ) + _one_pool(report)
-    return Table(
-        "Gain and cost",
-        note,
-        ["method", *(c.label for c in columns), "on the front"],
-        rows,
-        1 + len(report.best_of_n),
-    )
+    header = ["method", *(column.label or "" for column in columns), "on the front"]
+    brief = (0, *(place for place, column in enumerate(columns, 1) if column.brief), len(header) - 1)
+    return Table("Gain and cost", note, header, rows, 1 + len(report.best_of_n), brief)
+
+
+def _columns(report: ComparisonReport, *, of_targets: bool) -> list[Column]:
+    """What the rows of an evaluation have to be tabulated; the gold reward's columns beside the trained one's."""
+    evaluations = [run.evaluation for run in report.runs]
+    # Means are called success rates only where they are that in all runs.
+    described = next((each for each in evaluations if not each.comparison.zero_one), evaluations[0])
+    rows = [row for row in summary_rows(described) if (row.section == TARGETS) == of_targets]
+    columns = [column for row in rows for column in row.columns if column.label is not None]
+    names = [column.name for column in columns]
+    return sorted(columns, key=lambda column: names.index(column.name.removeprefix("gold_")))
 
 
 def pairs_table(report: ComparisonReport) -> Table:
     """Every two methods on the same prompts: the difference's interval, and who it shows to be better."""
-    figures = {"win rate": "win_rate", "gold win rate": "gold_win_rate", "KL, nats": "kl"}
+    labels = {"win_rate": "win rate", "gold_win_rate": "gold win rate", "kl": "KL, nats"}
     if not report.gold:
-        del figures["gold win rate"]
-    header = ["methods", *(text for label in figures for text in (f"{label}: difference", "better"))]
+        del labels["gold_win_rate"]
+    header = ["methods", *(text for label in labels.values() for text in (f"{label}: difference", "better"))]
     rows = [
-        [
-            f"{pair.first} - {pair.second}",
-            *(text for key in figures.values() for text in _difference(pair, key)),
-        ]
+        [f"{pair.first} - {pair.second}", *(text for name in labels for text in _difference(pair, name))]
         for pair in report.pairs
     ]
     few = few_prompts(report.num_prompts)
@@ -145,45 +134,46 @@ def pairs_table(report: ComparisonReport) -> Table:
         "zero; of KL less is better. It holds for the policies that were trained: those of other seeds differ, as "
         "the spread above says."
     )
-    return Table("Which is better", f"{note} {few}" if few else note, header, rows)
+    brief = (0, 1, 2, len(header) - 2, len(header) - 1)  # without the gold reward
+    return Table("Which is better", f"{note} {few}" if few else note, header, rows, brief=brief)
 
 
-def _difference(pair: Pair, key: str) -> tuple[str, str]:
-    interval = getattr(pair, key)
+def _difference(pair: Pair, name: str) -> tuple[str, str]:
+    interval = getattr(pair, name)
     if interval is None:
         return MISSING, MISSING
-    return f"{number(interval.estimate)} {bracket(interval)}", pair.better(key) or _NONE_SEEN
+    return f"{number(interval.estimate)} {bracket(interval)}", pair.better(name) or _NONE_SEEN
 
 
 def _targets(report: ComparisonReport) -> Table:
-    columns = [
-        _Column(f"{direction}, N={n}", f"{direction}_kl_{n}", 2)
-        for n in report.n
-        for direction in ("backward", "forward")
-    ]
+    columns = _columns(report, of_targets=True)
     note = (
         "Backward: KL(policy ‖ best-of-N), low by at most (N-1)/(M+1) nats for M reference completions a prompt. "
         "Forward: KL(best-of-N ‖ policy), unbiased where rewards do not tie."
     )
     rows = [_cells(row, columns) for row in report.methods]
-    return Table("KL to best-of-N, nats", note, ["method", *(c.label for c in columns)], rows)
+    return Table(TARGETS, note, ["method", *(column.label or "" for column in columns)], rows)
 
 
 def _effort(report: ComparisonReport) -> Table:
-    columns = [
-        _Column("completions drawn", "completions_drawn", 0),
-        _Column("tokens trained", "tokens_trained", 0),
-        _Column("steps", "steps", 0),
-        _Column("seconds", "seconds", 0),
-        _Column("peak memory, MiB", "peak_memory_bytes", 0, _MIB),
-    ]
+    columns = {
+        "completions_drawn": "completions drawn",
+        "tokens_trained": "tokens trained",
+        "steps": "steps",
+        "seconds": "seconds",
+        "peak_memory_bytes": "peak memory, MiB",
+    }
     note = (
         "The stored pool counts in full, completions and seconds, for every method that learns from it. Seconds: "
         "training steps with their drawing and scoring, without loading and evaluation (a command that does not "
         "report them: its whole process). Memory: of the accelerator, or else of the process."
     )
-    rows = [[*_cells(row, columns), str(len(row.seeds))] for row in report.methods]
-    return Table("What it took, a run", note, ["method", *(c.label for c in columns), "seeds"], rows)
+    units = {"peak_memory_bytes": _MIB}
+    rows = [
+        [row.name, *(cell(row.metrics[name], 0, units.get(name, 1)) for name in columns), str(len(row.seeds))]
+        for row in report.methods
+    ]
+    return Table("What it took, a run", note, ["method", *columns.values(), "seeds"], rows)
 
 
 def _one_pool(report: ComparisonReport) -> str:
@@ -198,16 +188,12 @@ def _one_pool(report: ComparisonReport) -> str:
     )
 
 
-def _cells(row: MethodRow, columns: Sequence[_Column], largest_n: float = math.inf) -> list[str]:
-    most = {"equivalent_n": largest_n}
-    return [
-        row.name,
-        *(cell(row.figures.get(c.key), c.digits, c.unit, most.get(c.key, math.inf)) for c in columns),
-    ]
+def _cells(row: MethodRow, columns: Sequence[Column]) -> list[str]:
+    return [row.name, *(cell(row.metrics[c.name], c.digits, at_most=c.at_most) for c in columns)]
 
 
-def _baseline(name: str, figures: dict[str, Any], columns: Sequence[_Column]) -> list[str]:
-    return [name, *(number(figures.get(c.key), c.digits) for c in columns), ""]
+def _baseline(name: str, metrics: Mapping[str, float | None], columns: Sequence[Column]) -> list[str]:
+    return [name, *(number(metrics.get(c.name), c.digits) for c in columns), ""]
 
 
 def _grouped(value: float, digits: int) -> str:

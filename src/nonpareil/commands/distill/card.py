@@ -14,7 +14,7 @@ from nonpareil.options.rewards import reward_labels
 from nonpareil.terminal import printable, tell
 
 if TYPE_CHECKING:
-    from nonpareil.evaluation.metrics import Evaluation
+    from nonpareil.evaluation.evaluation import Evaluation
 
 CARD = """---
 library_name: transformers

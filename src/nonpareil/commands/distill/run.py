@@ -1,10 +1,12 @@
 """Distil best-of-N into the policy, save it as a plain Hugging Face checkpoint, and evaluate it."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.commands.command import Command
 from nonpareil.commands.distill.card import write_model_card
 from nonpareil.commands.distill.data import (
     _prompts,
@@ -15,13 +17,16 @@ from nonpareil.commands.distill.data import (
 )
 from nonpareil.commands.distill.dry_run import dry_run
 from nonpareil.commands.distill.folder import distillation_folder, start_anew
+from nonpareil.commands.distill.show import show, status
 from nonpareil.commands.evaluate import run as evaluate
 from nonpareil.commands.evaluate.dtypes import training_dtype
 from nonpareil.commands.evaluate.rewards import check_rewards
+from nonpareil.commands.evaluate.show import as_json
 from nonpareil.commands.inputs import require_all
 from nonpareil.errors import ConfigError
 from nonpareil.folders import held_folder
 from nonpareil.options.commands import DistillOptions, EvaluateOptions
+from nonpareil.options.demo import demo_training, uses_demo
 from nonpareil.options.rewards import RewardInputOptions, refuse_judge
 from nonpareil.options.shared import PromptOptions
 from nonpareil.options.unread import refuse_unread_of_distill
@@ -42,8 +47,10 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     Raises:
         NonpareilError: whatever cannot work, before any model is loaded where that can be known.
     """
+    from nonpareil.models.memory import keep_freed_memory
     from nonpareil.training.method import method_of
 
+    keep_freed_memory()
     method = method_of(config, stored=options.groups is not None)
     check(options, config)
     eval_source = eval_source_of(options)
@@ -114,7 +121,7 @@ def check(options: DistillOptions, config: "DistillationConfig") -> None:
     if options.merge and not config.use_peft:
         raise ConfigError("merge=true without use_peft: there is no adapter to merge; remove it")
     held_out = options.evaluate_after or config.eval_strategy != "no"
-    refuse_unread_of_distill(options, config.reward_timeout, eval_source_of(options) if held_out else None)
+    refuse_unread_of_distill(options, config, eval_source_of(options) if held_out else None)
 
 
 def _trainer(
@@ -125,7 +132,8 @@ def _trainer(
     checkpoint: Path | None,
 ) -> "DistillationTrainer":
     from nonpareil.commands.distill.data import check_reward
-    from nonpareil.training.checks import check_scorable, refuse_adapter_on_adapter
+    from nonpareil.training.adapter_checks import refuse_adapter_on_adapter
+    from nonpareil.training.arguments import check_scorable
     from nonpareil.training.identity import run_identity
     from nonpareil.training.method import check_group_rewards
     from nonpareil.training.prompt_order import planned_steps
@@ -190,3 +198,30 @@ def _evaluation(options: DistillOptions, config: "DistillationConfig", eval_sour
         title=f"{Path(str(config.output_dir)).name}: trained with {Path(config.method).name}",
         overwrite=True,
     )
+
+
+def _option_classes() -> list[type]:
+    from nonpareil.training.config import DistillationConfig
+
+    return [DistillOptions, DistillationConfig]
+
+
+def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    if uses_demo(DistillOptions, given):
+        return demo_training(given.get("method", "jbond"))
+    return {"output_dir": "nonpareil-distilled"}
+
+
+COMMAND = Command(
+    description=__doc__,
+    example=(
+        "nonpareil distill --model_name_or_path ./my-model --dataset_name my-prompts \\\n"
+        "      --reward_model_name_or_path ./my-reward-model --output_dir distilled --max_steps 500"
+    ),
+    options=_option_classes,
+    run=run,
+    show=show,
+    defaults=_defaults,
+    as_json=as_json,
+    status=status,
+)

@@ -15,7 +15,7 @@ def report_context(
     """Models, prompts, rewards and sampling, without addresses, and the versions at work."""
     from importlib.metadata import version
 
-    named = without_addresses(vars(options))
+    named = without_addresses(type(options), vars(options))
     return {
         "policy": policy.info(),
         "reference": reference.info(),

@@ -6,11 +6,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.commands.command import Command
 from nonpareil.commands.evaluate.context import report_context
 from nonpareil.commands.evaluate.divergence import divergence
 from nonpareil.commands.evaluate.dtypes import dtypes_of, products_dtype
 from nonpareil.commands.evaluate.folders import check_loadable, check_places, evaluation_folder, group_folders
 from nonpareil.commands.evaluate.rewards import load_rewards
+from nonpareil.commands.evaluate.show import as_json, show
 from nonpareil.commands.evaluate.temperature import measured_temperature
 from nonpareil.commands.inputs import load_prompt_records, require_all
 from nonpareil.constant_rewards import RewardSpread
@@ -18,9 +20,10 @@ from nonpareil.errors import ConfigError
 from nonpareil.folders import is_vacant
 from nonpareil.options.commands import EvaluateOptions
 from nonpareil.options.rewards import refuse_judge
-from nonpareil.options.shared import targets_of
-from nonpareil.options.unread import refuse_unread_of_files, refuse_unread_of_rewards
-from nonpareil.records import Group, Prompt, SamplingParams
+from nonpareil.options.shared import WITH_SPLITS, targets_of
+from nonpareil.options.unread import absent_rewards, absent_splits
+from nonpareil.records import Group, Prompt
+from nonpareil.settings import refuse_unread
 
 if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
@@ -109,15 +112,8 @@ def _check(options: EvaluateOptions) -> None:
             "reference_model_name_or_path is missing; name the model that the policy was before it was trained"
         )
     targets_of(options.n, options.num_reference_samples, "num_reference_samples")
-    if not SamplingParams(
-        top_p=options.top_p, top_k=options.top_k, min_p=options.min_p
-    ).keeps_whole_vocabulary:
-        raise ConfigError(
-            "top_p, top_k and min_p draw from a part of the vocabulary; the KL would be that of another policy. "
-            "Evaluate without them"
-        )
-    refuse_unread_of_rewards(options, options.unseen_reward, options.reward_timeout)
-    refuse_unread_of_files(options, {"dataset_split": options.dataset_name or ""})
+    splits = absent_splits({WITH_SPLITS: options.dataset_name or ""})
+    refuse_unread(options, absent_rewards(options, options.unseen_reward) | splits)
 
 
 def _checked_prompts(
@@ -199,3 +195,16 @@ def _groups(
     for reward in rewards:
         reward.release()  # in memory while it scores, never beside the models that draw or are compared
     return result.groups()
+
+
+COMMAND = Command(
+    description=__doc__,
+    example=(
+        "nonpareil evaluate --model_name_or_path ./distilled --reference_model_name_or_path ./my-model \\\n"
+        "      --dataset_name held-out.jsonl --reward_model_name_or_path ./my-reward-model"
+    ),
+    options=lambda: [EvaluateOptions],
+    run=run,
+    show=show,
+    as_json=as_json,
+)

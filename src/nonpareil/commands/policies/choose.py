@@ -3,9 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nonpareil.errors import ConfigError
-from nonpareil.options.engines import SETTINGS_OF
-from nonpareil.protocols import Engine
+from nonpareil.engines.base import Engine
 from nonpareil.records import Prompt, SamplingParams
 
 if TYPE_CHECKING:
@@ -40,16 +38,9 @@ def policy_of(options: "SampleOptions") -> Policy:
     """The policy of the options, on the engine they choose.
 
     Raises:
-        ConfigError: an unknown engine, or a setting that it does not read.
+        ConfigError: a setting that the engine cannot work with.
         ModelError: no such model, or no tokenizer beside it.
     """
-    for owner, names in SETTINGS_OF.items():
-        for name in names:
-            value = getattr(options, name)
-            if owner != options.engine and value is not None:
-                raise ConfigError(
-                    f"{name}={value!r} is not read by engine={options.engine}; remove it, or give engine={owner}"
-                )
     return SOURCES[options.engine](options)
 
 

@@ -1,7 +1,6 @@
 """A policy behind an OpenAI-compatible server, known before any request is sent."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.engines.openai import OpenAIEngine
@@ -17,8 +16,6 @@ REQUEST_TIMEOUT = 600.0
 """Seconds: a whole group may be one request."""
 MAX_CONCURRENCY = 16
 MAX_RETRIES = 6
-NOT_READ = ("model_revision", "dtype", "max_tokens_per_batch")
-"""Options of a model in this process; the server has its own."""
 
 
 class ServedPolicy:
@@ -28,18 +25,11 @@ class ServedPolicy:
         """Checks the server's settings, and reads the tokenizer if one is named.
 
         Raises:
-            ConfigError: no base_url, one that cannot work, or an option that only a model here would read.
+            ConfigError: no base_url, or one that cannot work.
             ModelError: no such tokenizer.
         """
         if options.base_url is None:
             raise ConfigError("base_url is missing; engine=openai draws from a server: --base_url URL")
-        for setting in fields(options):
-            value = getattr(options, setting.name)
-            if setting.name in NOT_READ and value != setting.default:
-                raise ConfigError(
-                    f"{setting.name}={value!r} is not read by engine=openai: the server has loaded the model; "
-                    "remove it"
-                )
         timeout = REQUEST_TIMEOUT if options.request_timeout is None else options.request_timeout
         check_timeout(timeout, "request_timeout")
         self.name = options.model_name_or_path or ""

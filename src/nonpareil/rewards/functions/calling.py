@@ -11,7 +11,7 @@ from typing import Any
 
 from nonpareil.records import ScoreRequest, Scores
 from nonpareil.remote import run_coroutine
-from nonpareil.rewards.functions.values import accepted_arguments, read_values
+from nonpareil.rewards.functions.trl_signature import accepted_arguments, read_values
 from nonpareil.user_code.contained import CallFailed, contained, failure_of
 from nonpareil.user_code.kept_state import Keeper, interruption
 

@@ -10,9 +10,10 @@ from typing import Any
 from nonpareil.errors import ConfigError
 from nonpareil.records import Prompt, ScoreRequest, Scores
 from nonpareil.remote import run_coroutine
+from nonpareil.rewards.base import REMEDY, Reward
 from nonpareil.rewards.functions.calling import call, call_async
 from nonpareil.rewards.functions.error_log import ErrorLog
-from nonpareil.rewards.functions.values import accepted_arguments, unwrapped
+from nonpareil.rewards.functions.trl_signature import accepted_arguments, unwrapped
 from nonpareil.rewards.functions.worker import Worker
 from nonpareil.user_code.contained import CallFailed, contained
 from nonpareil.user_code.load import load_function
@@ -21,7 +22,7 @@ LONE_FAILURES = 8
 """After so many completions that failed alone, and none that did not, the function is broken, not its input."""
 
 
-class FunctionReward:
+class FunctionReward(Reward):
     """`f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or `async def`.
 
     The function is called by keyword, with every dataset column if it takes **kwargs, else those it names.
@@ -47,7 +48,9 @@ class FunctionReward:
         """See the class."""
         self._function = load_function(function) if isinstance(function, str) else function
         if not callable(self._function):
-            raise ConfigError(f"a reward function must be callable; got a {type(function).__name__}")
+            raise ConfigError(
+                f"a reward function must be callable; got a {type(function).__name__}; {REMEDY}"
+            )
         is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
         if timeout is not None and not (is_number and timeout > 0 and math.isfinite(timeout)):
             raise ConfigError(

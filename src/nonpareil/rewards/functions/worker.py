@@ -15,7 +15,7 @@ from typing import Any
 from nonpareil.errors import ConfigError, RewardError
 from nonpareil.records import ScoreRequest, Scores
 from nonpareil.rewards.functions.calling import call
-from nonpareil.rewards.functions.values import unwrapped
+from nonpareil.rewards.functions.trl_signature import unwrapped
 from nonpareil.user_code.contained import CallFailed, contained
 from nonpareil.user_code.kept_state import IN_A_WORKER, WHILE_IMPORTING
 from nonpareil.user_code.load import load_file

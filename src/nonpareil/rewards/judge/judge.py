@@ -9,7 +9,8 @@ from typing import Any
 from nonpareil.errors import ConfigError, RemoteError, RewardError
 from nonpareil.records import ScoreRequest, Scores
 from nonpareil.remote import DEFAULT_KEY, JsonClient, run_coroutine
-from nonpareil.rewards.endpoint import MAX_RETRIES, REQUESTS_AT_ONCE, TIMEOUT
+from nonpareil.rewards.base import Reward
+from nonpareil.rewards.endpoints.requests import MAX_RETRIES, REQUESTS_AT_ONCE, TIMEOUT, ask_all
 from nonpareil.rewards.judge.cache import AnswerCache, question_key
 from nonpareil.rewards.judge.questions import (
     TEMPLATE,
@@ -22,13 +23,12 @@ from nonpareil.rewards.judge.questions import (
 )
 from nonpareil.rewards.judge.schedule import ORDERS, calls_for, opponents_for, schedule
 from nonpareil.rewards.models.encoding import text_of
-from nonpareil.rewards.requests import ask_all
 
 ENOUGH_TO_TELL = 16
 """Answers of which one can be read where the judge understands its task at all."""
 
 
-class JudgeReward:
+class JudgeReward(Reward):
     """The share of its comparisons that a completion wins, 0 to 1; a tie is one half.
 
     A group's pairs are those of `judge_schedule`: all of them, or as many as `max_calls` pays for, each

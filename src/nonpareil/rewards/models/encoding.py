@@ -3,15 +3,15 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.models.chat import template_failure
 from nonpareil.records import Message, Prompt, ScoreRequest, Scores
-from nonpareil.rewards.models.words import check_words
+from nonpareil.rewards.models.template_check import check_words
+from nonpareil.rewards.models.text_options import TextOptions
 
-Overlong = Literal["error", "truncate"]
 PROMPT_CHARACTERS = 60
 """Of a prompt that a message names."""
 
@@ -37,14 +37,26 @@ class RewardEncoder:
     tokenizer: Any
     name: str
     """Of the reward, for messages."""
-    max_length: int | None
-    """Most tokens a text may have, special tokens included; None where there is no limit."""
-    overlong: Overlong = "error"
-    prepend_bos: bool = False
-    append_eos: bool = False
+    options: TextOptions = field(default_factory=TextOptions)
+    """Their `max_length` is the limit, None where there is none."""
 
-    def __post_init__(self) -> None:
-        check_overlong(self.overlong)
+    @classmethod
+    def of(cls, tokenizer: Any, config: Any, name: str, options: TextOptions) -> "RewardEncoder":
+        """The encoder of a model with this configuration, which states how long a text may be.
+
+        Raises:
+            ConfigError: a `max_length` beyond the model's positions.
+            ModelError: a token to be added that the tokenizer does not have.
+        """
+        _check_special_tokens(tokenizer, name, options)
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if options.max_length is None:
+            options = replace(options, max_length=length_limit(tokenizer, config))
+        elif positions and options.max_length > positions:
+            raise ConfigError(
+                f"max_length={options.max_length} must be at most the model's {positions} positions"
+            )
+        return cls(tokenizer, name, options)
 
     def check_prompts(self, prompts: Sequence[Prompt], max_completion_length: int, tokenizer: Any) -> None:
         """Refuse prompts that leave no room for a completion or lose words in the template, before any is drawn.
@@ -58,7 +70,7 @@ class RewardEncoder:
             DataError, ModelError: as `encode` and `check_words`.
         """
         check_words(prompts, self._render, self.name, tokenizer)
-        if self.max_length is None or self.overlong == "truncate" or not prompts:
+        if self.options.max_length is None or self.options.overlong == "truncate" or not prompts:
             return
         texts = ScoreRequest(
             [prompt.prompt for prompt in prompts], [""] * len(prompts), [[]] * len(prompts), {}
@@ -67,14 +79,17 @@ class RewardEncoder:
         row = max(range(len(prompts)), key=lambda place: lengths[place])
         longest, needed = lengths[row], lengths[row] + max_completion_length
         known = tokenizer is not None and tokenizer.get_vocab() == self.tokenizer.get_vocab()
-        if needed <= self.max_length:
+        if needed <= self.options.max_length:
             return
         said = (
             f"prompt {prompts[row].prompt_id} ({_beginning(prompts[row].prompt)}) has {longest} tokens for reward "
-            f"model {self.name!r}, which takes {self.max_length}, and max_completion_length={max_completion_length}"
+            f"model {self.name!r}, which takes {self.options.max_length}, and max_completion_length="
+            f"{max_completion_length}"
         )
-        if known or longest >= self.max_length:
-            too_long = sum(length + max_completion_length * known > self.max_length for length in lengths)
+        if known or longest >= self.options.max_length:
+            too_long = sum(
+                length + max_completion_length * known > self.options.max_length for length in lengths
+            )
             others = f" (nor beside {too_long - 1} others)" if too_long > 1 else ""
             raise DataError(
                 f"{said} does not fit beside it{others}; lower max_completion_length, drop the prompt, or give "
@@ -142,27 +157,27 @@ class RewardEncoder:
 
     def _with_ends(self, ids: list[int]) -> list[int]:
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        if self.prepend_bos and ids[:1] != [bos]:
+        if self.options.prepend_bos and ids[:1] != [bos]:
             ids = [bos, *ids]
         while bos is not None and ids[:2] == [bos, bos]:  # the prompt's text already began with it
             ids = ids[1:]
-        if self.append_eos and ids[-1:] != [eos]:
+        if self.options.append_eos and ids[-1:] != [eos]:
             ids = [*ids, eos]
         return ids
 
     def _fit(self, ids: list[int], prompt: str | list[Message], completion: str) -> EncodedText:
         if not ids:
             return EncodedText(ids, failure="no tokens to score")
-        if self.max_length is None or len(ids) <= self.max_length:
+        if self.options.max_length is None or len(ids) <= self.options.max_length:
             return EncodedText(ids)
-        if self.overlong == "error":
+        if self.options.overlong == "error":
             raise DataError(
-                f"a prompt and completion of {len(ids)} tokens is longer than the {self.max_length} that "
+                f"a prompt and completion of {len(ids)} tokens is longer than the {self.options.max_length} that "
                 f"reward model {self.name!r} takes ({_beginning(prompt)}); shorten the prompts or "
                 "max_completion_length, or set reward_overlong=truncate (overlong='truncate' in Python) to drop "
                 "the left of the prompt"
             )
-        return self._drop_left(ids, completion, self.max_length)
+        return self._drop_left(ids, completion, self.options.max_length)
 
     def _drop_left(self, ids: list[int], completion: str, limit: int) -> EncodedText:
         """Drop the left of the prompt, never its beginning token, and never a part of the completion."""
@@ -183,16 +198,6 @@ def _beginning(prompt: str | list[Message]) -> str:
     """How a prompt is named in a message."""
     text = prompt if isinstance(prompt, str) else next((m["content"] for m in reversed(prompt)), "")
     return repr(text[:PROMPT_CHARACTERS]) + "..." * (len(text) > PROMPT_CHARACTERS)
-
-
-def check_overlong(overlong: str) -> None:
-    """Refuse what is no way to treat a text that is too long.
-
-    Raises:
-        ConfigError: naming the ways there are.
-    """
-    if overlong not in ("error", "truncate"):
-        raise ConfigError(f"overlong={overlong!r} is neither 'error' nor 'truncate'")
 
 
 def without_end_pads(ids: Sequence[int], pad: int | None) -> list[int]:
@@ -231,14 +236,10 @@ def text_of(completion: str | list[Message]) -> str:
     return "".join(message["content"] for message in completion)
 
 
-def check_special_tokens(tokenizer: Any, name: str, *, prepend_bos: bool, append_eos: bool) -> None:
-    """Refuse to add a token that the tokenizer does not have.
-
-    Raises:
-        ModelError: naming the token.
-    """
-    for asked, option, token in ((prepend_bos, "prepend_bos", "bos"), (append_eos, "append_eos", "eos")):
-        if asked and getattr(tokenizer, f"{token}_token_id") is None:
+def _check_special_tokens(tokenizer: Any, name: str, options: TextOptions) -> None:
+    """Refuse to add a token that the tokenizer does not have."""
+    for option, token in (("prepend_bos", "bos"), ("append_eos", "eos")):
+        if getattr(options, option) and getattr(tokenizer, f"{token}_token_id") is None:
             raise ModelError(
                 f"{option}=True, but the tokenizer of reward model {name!r} has no {token}_token"
             )

@@ -1,4 +1,4 @@
-"""A reward model that vLLM serves: our token ids go in, as the model was trained to read them, logits come out."""
+"""A reward model that a vLLM server runs: token ids go in, as the model reads them, and logits come out."""
 
 import os
 from collections.abc import Sequence
@@ -10,23 +10,20 @@ from nonpareil.errors import ModelError, RewardError
 from nonpareil.models.fingerprint import fingerprint
 from nonpareil.models.loading import load_tokenizer
 from nonpareil.models.pretrained import check_local_path, read_config
-from nonpareil.records import Prompt, ScoreRequest, Scores
+from nonpareil.records import ScoreRequest, Scores
 from nonpareil.remote import run_coroutine
-from nonpareil.rewards.endpoint import Endpoint, RemoteReward, parse_endpoint, read_scores
+from nonpareil.rewards.endpoints.address import Endpoint, parse_endpoint
+from nonpareil.rewards.endpoints.json_protocol import RemoteReward, read_scores
 from nonpareil.rewards.models.classifier import check_single_label
-from nonpareil.rewards.models.encoding import (
-    Overlong,
-    RewardEncoder,
-    check_special_tokens,
-    length_limit,
-    without_end_pads,
-)
+from nonpareil.rewards.models.classifier_reward import ClassifierReward
+from nonpareil.rewards.models.encoding import RewardEncoder, without_end_pads
+from nonpareil.rewards.models.text_options import TEXT_OPTIONS, TextOptions
 
 CANARIES = ("a", "The answer is no.", "It was good, and I would go there again.", "0 1 2 3 4 5 6 7 8 9")
 """Texts whose logits tell whether the server honours `use_activation`."""
 
 
-class VLLMReward(RemoteReward):
+class ServedRewardModel(ClassifierReward, RemoteReward):
     """The logit of `python -m vllm.entrypoints.openai.api_server --model MODEL --runner pooling`.
 
     Token ids are sent, written here with the reward model's own tokenizer and chat template, so that the
@@ -37,8 +34,9 @@ class VLLMReward(RemoteReward):
     Args:
         endpoint: `vllm+http://host:port#model`.
         tokenizer: the reward model's own; by default the one beside it.
-        append_eos, prepend_bos, max_length, overlong, trust_remote_code: as `RewardModel` takes them.
-        **settings: as `RemoteReward` takes them.
+        trust_remote_code: run code that the tokenizer brings along.
+        **settings: how a text is written for it, as `TextOptions` has it, and the others of `RemoteReward`:
+            `timeout`, `api_key_env`, `batch_size`, `at_once`, `max_retries`.
 
     Raises:
         ModelError: num_labels not 1, no tokenizer, a server that answers probabilities, or one that serves
@@ -51,14 +49,11 @@ class VLLMReward(RemoteReward):
         endpoint: str | Endpoint,
         tokenizer: Any | None = None,
         *,
-        append_eos: bool = False,
-        prepend_bos: bool = False,
-        max_length: int | None = None,
-        overlong: Overlong = "error",
         trust_remote_code: bool = False,
         **settings: Any,
     ) -> None:
         """See the class."""
+        options = TextOptions(**{name: settings.pop(name) for name in TEXT_OPTIONS if name in settings})
         endpoint = parse_endpoint(endpoint) if isinstance(endpoint, str) else endpoint
         self._path = str(Path(endpoint.label).expanduser())
         check_local_path(self._path, "reward endpoint's model")
@@ -69,21 +64,17 @@ class VLLMReward(RemoteReward):
         config = read_config(self._path, trust_remote_code=trust_remote_code)
         check_single_label(config, self._path)
         name = Path(self._path).name
-        check_special_tokens(tokenizer, name, prepend_bos=prepend_bos, append_eos=append_eos)
-        limit = length_limit(tokenizer, config) if max_length is None else max_length
-        self._encoder = RewardEncoder(tokenizer, name, limit, overlong, prepend_bos, append_eos)
+        self.encoder = RewardEncoder.of(tokenizer, config, name, options)
         self._has_activation = config.problem_type != "regression"  # vLLM leaves a regression's logit alone
         # An encoder pools at its class token, which comes first, whatever comes last.
         is_decoder = tokenizer.cls_token_id is None
         self._pad = config.get_text_config().pad_token_id if is_decoder else None
         self._fingerprint = fingerprint(self._path, trust_remote_code=trust_remote_code)
-        self.truncated = 0
         super().__init__(endpoint, **settings)
 
     async def score_async(self, request: ScoreRequest) -> Scores:
         """As `score`, together with other rewards."""
-        encoded = self._encoder.encode(request)
-        self.truncated += sum(text.truncated for text in encoded)
+        encoded = self._encoded(request)
         # Equal texts are scored once, so that they tie exactly whatever the server's batches do to rounding.
         unique = list(dict.fromkeys(tuple(text.token_ids) for text in encoded if text.failure is None))
         pieces = [unique[at : at + self._batch_size] for at in range(0, len(unique), self._batch_size)]
@@ -94,10 +85,6 @@ class VLLMReward(RemoteReward):
         rows = [(None, text.failure) if text.failure else by_ids[tuple(text.token_ids)] for text in encoded]
         return Scores([value for value, _ in rows], [failure for _, failure in rows])
 
-    def check_prompts(self, prompts: Sequence[Prompt], max_completion_length: int, tokenizer: Any) -> None:
-        """See `RewardEncoder.check_prompts`."""
-        self._encoder.check_prompts(prompts, max_completion_length, tokenizer)
-
     def inspect(self, request: ScoreRequest) -> list[list[int]]:
         """The exact token ids of each text, as `RewardModel.inspect` has them.
 
@@ -106,7 +93,7 @@ class VLLMReward(RemoteReward):
         Raises:
             DataError, ModelError: as `RewardModel.inspect`.
         """
-        return [text.token_ids for text in self._encoder.encode(request)]
+        return super().inspect(request)
 
     def describe(self) -> dict[str, Any]:
         """Settings that change the scores, and no address. `fingerprint` is of the files that are read here."""
@@ -116,18 +103,15 @@ class VLLMReward(RemoteReward):
             "path": self._path,
             "served": self._served,
             "fingerprint": self._fingerprint,
-            "append_eos": self._encoder.append_eos,
-            "prepend_bos": self._encoder.prepend_bos,
-            "max_length": self._encoder.max_length,
-            "overlong": self._encoder.overlong,
+            **self.encoder.options.describe(),
         }
 
     def _name(self) -> str:
-        return self._encoder.name
+        return self.encoder.name
 
     def _introduced(self) -> str | None:
         """The name the model is served under, once its logits have been seen to be logits."""
-        texts = self._encoder.tokenizer(list(CANARIES), add_special_tokens=True)["input_ids"]
+        texts = self.encoder.tokenizer(list(CANARIES), add_special_tokens=True)["input_ids"]
         rows = [list(ids) for ids in texts if ids]
         answer = run_coroutine(self._ask(self._payload(rows)))
         raw = self._read(answer, len(rows)).values

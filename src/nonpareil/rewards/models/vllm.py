@@ -1,6 +1,5 @@
-"""A sequence-classification model as a reward, run by vLLM: the same ids and the same logit as `rewards.model`."""
+"""A reward model that vLLM runs in this process: the ids and the logit are those of `RewardModel`."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,14 @@ from nonpareil.models.fingerprint import fingerprint
 from nonpareil.models.loading import load_tokenizer
 from nonpareil.models.pretrained import check_local_path, read_config, reading
 from nonpareil.models.vllm import make_llm, shut_down
-from nonpareil.records import Prompt, ScoreRequest, Scores
+from nonpareil.records import ScoreRequest, Scores
 from nonpareil.rewards.models.classifier import HEAD_NAMES, check_single_label
-from nonpareil.rewards.models.encoding import (
-    Overlong,
-    RewardEncoder,
-    check_overlong,
-    check_special_tokens,
-    length_limit,
-    score_once,
-    without_end_pads,
-)
+from nonpareil.rewards.models.classifier_reward import ClassifierReward
+from nonpareil.rewards.models.encoding import RewardEncoder, score_once, without_end_pads
+from nonpareil.rewards.models.text_options import TextOptions
 
 
-class VLLMRewardModel:
+class VLLMRewardModel(ClassifierReward):
     """Scores prompt + completion with a `num_labels=1` classifier in vLLM's pooling runner.
 
     vLLM gets token ids, so that its own reading of the text never matters, and no activation is applied.
@@ -35,11 +28,10 @@ class VLLMRewardModel:
         tokenizer: the reward model's own; by default the one beside it.
         name: of the reward's column; by default the last part of the model's path.
         dtype: of the body: "auto", "bfloat16", "float16" or "float32". vLLM keeps the head in float32.
-        append_eos: end every text with the end token, once; set it if the reward model was trained so.
-        prepend_bos: begin every text with the beginning token, once, where the tokenizer itself does not.
-        overlong: "error", or "truncate"; see `RewardModel`.
         gpu_memory_utilization: share of a GPU's memory; a policy may lie beside it. A CPU ignores it.
         revision: of a hub model.
+        trust_remote_code: run code that the model brings along.
+        **text: how a text is written for it, as `RewardModel` takes them; see `TextOptions`.
 
     Raises:
         ModelError: num_labels not 1, no tokenizer, or a class that vLLM cannot run as a classifier.
@@ -53,12 +45,10 @@ class VLLMRewardModel:
         *,
         name: str | None = None,
         dtype: str = "auto",
-        append_eos: bool = False,
-        prepend_bos: bool = False,
-        overlong: Overlong = "error",
         gpu_memory_utilization: float = 0.3,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        **text: Any,
     ) -> None:
         """See the class. Loads the model, so that what vLLM cannot run is refused before anything is drawn."""
         if not isinstance(model, str | Path):
@@ -66,7 +56,7 @@ class VLLMRewardModel:
                 f"reward_engine='vllm' takes reward models by path; a {type(model).__name__} in memory needs "
                 "reward_engine='transformers'"
             )
-        check_overlong(overlong)
+        options = TextOptions(**text)
         self._path, self._revision, self._trust = str(model), revision, trust_remote_code
         check_local_path(self._path, "reward model", revision=revision)
         self._memory_share = gpu_memory_utilization
@@ -79,10 +69,7 @@ class VLLMRewardModel:
         _check_head(self._path, revision)
         self._pad = config.get_text_config().pad_token_id
         self.name = name or Path(self._path).name
-        self.truncated = 0
-        check_special_tokens(tokenizer, self.name, prepend_bos=prepend_bos, append_eos=append_eos)
-        limit = length_limit(tokenizer, config)
-        self._encoder = RewardEncoder(tokenizer, self.name, limit, overlong, prepend_bos, append_eos)
+        self.encoder = RewardEncoder.of(tokenizer, config, self.name, options)
         self._fingerprint: str | None = None
         self._llm: Any = None
         self._load()
@@ -93,22 +80,7 @@ class VLLMRewardModel:
         Raises:
             DataError, ModelError: as `inspect`.
         """
-        encoded = self._encoder.encode(request)
-        self.truncated += sum(text.truncated for text in encoded)
-        return score_once(encoded, self._score_rows)
-
-    def check_prompts(self, prompts: Sequence[Prompt], max_completion_length: int, tokenizer: Any) -> None:
-        """See `RewardEncoder.check_prompts`."""
-        self._encoder.check_prompts(prompts, max_completion_length, tokenizer)
-
-    def inspect(self, request: ScoreRequest) -> list[list[int]]:
-        """The exact token ids of each text; empty where none can be scored.
-
-        Raises:
-            DataError: an over-long text under `overlong="error"`, or one the chat template refuses.
-            ModelError: a conversation, and no chat template.
-        """
-        return [text.token_ids for text in self._encoder.encode(request)]
+        return score_once(self._encoded(request), self._score_rows)
 
     def describe(self) -> dict[str, Any]:
         """Settings that change the scores, with a fingerprint of the weights."""
@@ -126,10 +98,7 @@ class VLLMRewardModel:
             "revision": self._revision,
             "fingerprint": self._fingerprint,
             "dtype": self._dtype,
-            "append_eos": self._encoder.append_eos,
-            "prepend_bos": self._encoder.prepend_bos,
-            "max_length": self._encoder.max_length,
-            "overlong": self._encoder.overlong,
+            **self.encoder.options.describe(),
             **({"trust_remote_code": True} if self._trust else {}),
         }
 
@@ -148,7 +117,7 @@ class VLLMRewardModel:
                 dtype=self._dtype,
                 revision=self._revision,
                 trust_remote_code=self._trust,
-                max_model_len=self._encoder.max_length,
+                max_model_len=self.encoder.options.max_length,
                 default_gpu_share=self._memory_share,
             )
         except ModelError as error:

@@ -1,81 +1,21 @@
-"""Rewards that a server computes: a plain JSON protocol, and what both kinds of endpoint have in common.
-
-An endpoint is named by one string, wherever a reward is named:
-
-    json+http://host:port/path#name      our own protocol, see docs/endpoints-rewards.md
-    vllm+http://host:port#model          vLLM's classify route; `model` is a directory or hub id, for its tokenizer
-
-The name behind the # says what is scored with, the address only where. Stored scores are reused while the
-name (and what the server says of itself) is equal, whatever host and port; so no manifest holds an address.
-"""
+"""A reward that a server computes over our JSON protocol; docs/endpoints-rewards.md is for those who serve one."""
 
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Any
 
 from nonpareil.answers import is_text, shown
-from nonpareil.errors import ConfigError, DataError, RemoteError, RewardError
+from nonpareil.errors import ConfigError, DataError, RewardError
 from nonpareil.files import jsonable
 from nonpareil.records import ScoreRequest, Scores
-from nonpareil.remote import JsonClient, checked_base_url, host_of, run_coroutine
-from nonpareil.rewards.requests import ask_all
+from nonpareil.remote import JsonClient, run_coroutine
+from nonpareil.rewards.base import Reward
+from nonpareil.rewards.endpoints.address import Endpoint, parse_endpoint
+from nonpareil.rewards.endpoints.requests import MAX_RETRIES, REQUESTS_AT_ONCE, TIMEOUT, ask_all, is_refusal
 from nonpareil.user_code.contained import shortened
 
-TIMEOUT = 120.0
-"""Seconds that a request may take, where the user gives no other limit."""
-REQUESTS_AT_ONCE = 8
-MAX_RETRIES = 5
 
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a reward is served, and what it is called."""
-
-    kind: Literal["json", "vllm"]
-    base_url: str
-    path: str
-    label: str
-    """What stands behind the #: a name, or the reward model."""
-
-
-def is_endpoint(spec: Any) -> bool:
-    """Whether a string names an endpoint rather than a model or function."""
-    return isinstance(spec, str) and re.match(r"(\w+\+)?https?://", spec) is not None
-
-
-def public_name(spec: str) -> str:
-    """A reward's name for a report: an endpoint's without its address, any other as it is."""
-    return parse_endpoint(spec).label if is_endpoint(spec) else spec
-
-
-def parse_endpoint(spec: str) -> Endpoint:
-    """The parts of an endpoint's name.
-
-    Raises:
-        ConfigError: no such form, or a password in it (which the message does not repeat).
-    """
-    kind, plus, url = spec.partition("+")
-    address, _, label = url.partition("#")
-    if not plus or kind not in ("json", "vllm") or not label.strip():
-        raise ConfigError(
-            f"reward endpoint {host_of(spec)!r} must be json+http://host:port/path#name, the name that its scores "
-            "are stored under, or vllm+http://host:port#model, the directory or hub id of the served reward model"
-        )
-    address = checked_base_url(address, "reward endpoint")
-    parts = urlsplit(address)
-    if kind == "vllm":
-        return Endpoint("vllm", address, "classify", label)
-    if not re.fullmatch(r"[\w.+-]+", label):
-        raise ConfigError(
-            f"reward endpoint name {label!r} becomes a column's; use letters, digits, '_', '-', '+' and '.'"
-        )
-    return Endpoint("json", f"{parts.scheme}://{parts.netloc}", parts.path or "/", label)
-
-
-class RemoteReward:
+class RemoteReward(Reward):
     """Scores that a server computes over our JSON protocol.
 
     A request is `{"prompts", "completions", "columns"}`, lists of one entry a completion (columns: of each
@@ -247,8 +187,3 @@ def read_scores(scores: Sequence[Any], reasons: Sequence[str | None]) -> Scores:
             )
             failures.append(shortened(reason or said))
     return Scores(values, failures)
-
-
-def is_refusal(failure: RemoteError) -> bool:
-    """Whether the server refuses the request itself (4xx), which says that the settings are wrong."""
-    return failure.status is not None and 400 <= failure.status < 500 and failure.status not in (408, 429)

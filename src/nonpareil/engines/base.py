@@ -1,9 +1,9 @@
-"""What the floors above ask of engines and rewards. Structural: nothing needs to inherit from these."""
+"""The contract of an engine. Structural: an engine need not inherit from it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from nonpareil.records import Draws, Prompt, SamplingParams, ScoreRequest, Scores
+from nonpareil.records import Draws, Prompt, SamplingParams
 
 
 class Engine(Protocol):
@@ -25,21 +25,4 @@ class Engine(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Settings that change what is drawn, for the manifest."""
-        ...
-
-
-class Reward(Protocol):
-    """Scores completions; higher is better."""
-
-    @property
-    def name(self) -> str:
-        """The `<name>` of the column `rewards/<name>`."""
-        ...
-
-    def score(self, request: ScoreRequest) -> Scores:
-        """One value a completion, or None with its reason; never a number that stands for a failure."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Settings that change the scores, for the manifest."""
         ...

@@ -1,4 +1,4 @@
-"""Many questions to one server: a failed one is its own loss, a server that is down ends the run."""
+"""Many requests to one server: a failed one costs its own completions, a server that is down ends the run."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -8,6 +8,10 @@ from nonpareil.errors import RemoteError, RewardError
 from nonpareil.remote import JsonClient
 from nonpareil.user_code.contained import shortened
 
+TIMEOUT = 120.0
+"""Seconds that a request may take, where the user gives no other limit."""
+REQUESTS_AT_ONCE = 8
+MAX_RETRIES = 5
 FAILED_IN_A_ROW = 16
 """After so many failed requests without an answer between them, each tried again and again, a server is down."""
 
@@ -76,3 +80,8 @@ async def ask_all(
 def _may_be_gone(failure: RemoteError) -> bool:
     """Whether it is no word on this request itself: no connection, no answer in time, no JSON, 408, 429, 5xx."""
     return failure.status is None or failure.status in (408, 429) or failure.status >= 500
+
+
+def is_refusal(failure: RemoteError) -> bool:
+    """Whether the server refuses the request itself (4xx), which says that the settings are wrong."""
+    return failure.status is not None and 400 <= failure.status < 500 and failure.status not in (408, 429)

@@ -1,38 +1,31 @@
-"""A sequence-classification model as a reward: own tokenizer, float32 head, scores that no batch changes."""
+"""A reward model that transformers runs in this process: float32 head, scores that no batch changes."""
 
 import inspect
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from nonpareil.errors import ConfigError, ModelError, RewardError
+from nonpareil.errors import ModelError, RewardError
 from nonpareil.models.devices import best_device, resolve_dtype
 from nonpareil.models.fingerprint import fingerprint, module_fingerprint
 from nonpareil.models.memory import free_memory
-from nonpareil.records import Prompt, ScoreRequest, Scores
+from nonpareil.records import ScoreRequest, Scores
 from nonpareil.rewards.models.classifier import (
     cast_body,
     check_single_label,
     keep_head_in_float32,
     load_classifier,
 )
-from nonpareil.rewards.models.encoding import (
-    EncodedText,
-    Overlong,
-    RewardEncoder,
-    check_overlong,
-    check_special_tokens,
-    length_limit,
-    score_once,
-)
+from nonpareil.rewards.models.classifier_reward import ClassifierReward
+from nonpareil.rewards.models.encoding import RewardEncoder, score_once
+from nonpareil.rewards.models.text_options import TextOptions
 from nonpareil.setting_types import check_value
 
 
-class RewardModel:
+class RewardModel(ClassifierReward):
     """Scores prompt + completion with a `num_labels=1` classifier; the logit is the reward.
 
     Args:
@@ -42,16 +35,11 @@ class RewardModel:
         dtype: of the body: "auto" (bfloat16 where the machine gains; a model in memory keeps its own),
             "bfloat16", "float16", "float32" or a torch dtype. The head is float32 always.
         device: by default the machine's best, or where a model in memory lies.
-        append_eos: end every text with the end token, once; set it if the reward model was trained so.
-        prepend_bos: begin every text with the beginning token, once, where the tokenizer itself does not.
-        max_length: most tokens a text may have; by default what the model and tokenizer state.
-        overlong: "error", or "truncate": drop the left of the prompt, keeping the beginning token. A text
-            whose completion alone does not fit scores None.
         max_tokens_per_batch: rows times the longest row; halved when memory runs out.
         revision: of a hub model.
         trust_remote_code: run code that the model brings along.
-
-    `truncated` counts the texts that were shortened since construction.
+        **text: how a text is written for it: `append_eos`, `prepend_bos`, `max_length`, `overlong`; see
+            `TextOptions`.
 
     Raises:
         ModelError: a random head, num_labels not 1, no tokenizer, or no such model; before any scoring.
@@ -66,19 +54,14 @@ class RewardModel:
         name: str | None = None,
         dtype: str | torch.dtype = "auto",
         device: str | torch.device | None = None,
-        append_eos: bool = False,
-        prepend_bos: bool = False,
-        max_length: int | None = None,
-        overlong: Overlong = "error",
         max_tokens_per_batch: int = 16384,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        **text: Any,
     ) -> None:
         """See the class."""
-        check_overlong(overlong)
+        options = TextOptions(**text)
         check_value("max_tokens_per_batch", max_tokens_per_batch, int, at_least=1)
-        check_value("append_eos", append_eos, bool)
-        check_value("prepend_bos", prepend_bos, bool)
         self._path = None if isinstance(model, nn.Module) else str(model)
         self._revision, self._trust = revision, trust_remote_code
         self._tokenizer = tokenizer
@@ -86,19 +69,10 @@ class RewardModel:
         self._tokens_per_batch = max_tokens_per_batch
         self._fingerprint: str | None = None
         self._model: Any = None
-        self.truncated = 0
         self._take(model) if isinstance(model, nn.Module) else self._load()
         config = self._loaded().config
         self.name = name or _short_name(self._path or config.name_or_path, type(self._model).__name__)
-        check_special_tokens(self._tokenizer, self.name, prepend_bos=prepend_bos, append_eos=append_eos)
-        self._encoder = RewardEncoder(
-            self._tokenizer,
-            self.name,
-            _checked_max_length(max_length, self._tokenizer, config),
-            overlong,
-            prepend_bos,
-            append_eos,
-        )
+        self.encoder = RewardEncoder.of(self._tokenizer, config, self.name, options)
 
     def score(self, request: ScoreRequest) -> Scores:
         """The logit of every prompt + completion; None where it is not finite or the text cannot be scored.
@@ -107,26 +81,7 @@ class RewardModel:
             DataError, ModelError: as `inspect`.
             RewardError: out of memory on a single row.
         """
-        encoded = self._encoder.encode(request)
-        self.truncated += sum(text.truncated for text in encoded)
-        return score_once(encoded, self._score_rows)
-
-    def inspect(self, request: ScoreRequest) -> list[list[int]]:
-        """The exact token ids scored for each completion, special tokens included; empty where none can be.
-
-        Raises:
-            DataError: an over-long text under `overlong="error"`, or one the chat template refuses.
-            ModelError: a conversation, and no chat template.
-        """
-        return [text.token_ids for text in self._encoder.encode(request)]
-
-    def check_prompts(self, prompts: Sequence[Prompt], max_completion_length: int, tokenizer: Any) -> None:
-        """See `RewardEncoder.check_prompts`."""
-        self._encoder.check_prompts(prompts, max_completion_length, tokenizer)
-
-    def encode(self, request: ScoreRequest) -> list[EncodedText]:
-        """As `inspect`, with what was truncated and what cannot be scored."""
-        return self._encoder.encode(request)
+        return score_once(self._encoded(request), self._score_rows)
 
     def describe(self) -> dict[str, Any]:
         """Settings that change the scores, with a fingerprint of the weights."""
@@ -143,10 +98,7 @@ class RewardModel:
             "revision": self._revision,
             "fingerprint": self._fingerprint,
             "dtype": str(self._body_dtype).removeprefix("torch."),
-            "append_eos": self._encoder.append_eos,
-            "prepend_bos": self._encoder.prepend_bos,
-            "max_length": self._encoder.max_length,
-            "overlong": self._encoder.overlong,
+            **self.encoder.options.describe(),
             **({"trust_remote_code": True} if self._trust else {}),
         }
 
@@ -267,17 +219,6 @@ def _forward(model: Any, rows: list[tuple[int, ...]]) -> list[float]:
     finally:
         config.pad_token_id = declared
     return output.logits.float().reshape(len(rows)).tolist()
-
-
-def _checked_max_length(max_length: int | None, tokenizer: Any, config: Any) -> int | None:
-    """The limit in tokens: the user's, which may pass the tokenizer's word but not the model's positions."""
-    if max_length is None:
-        return length_limit(tokenizer, config)
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    check_value("max_length", max_length, int, at_least=1)
-    if positions and max_length > positions:
-        raise ConfigError(f"max_length={max_length} must be at most the model's {positions} positions")
-    return max_length
 
 
 def _short_name(path: str | None, fallback: str) -> str:

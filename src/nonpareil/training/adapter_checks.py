@@ -1,0 +1,44 @@
+"""What does not go with a LoRA adapter, refused before a training."""
+
+from typing import Any
+
+from nonpareil.errors import ConfigError
+from nonpareil.training.settings import DistillationSettings
+
+
+def check_adapter(
+    settings: DistillationSettings, adapted: bool, peft_config: Any = None, model: Any = None
+) -> None:
+    """Refuse what does not go with a LoRA adapter, whether `use_peft` or a `peft_config` asks for it."""
+    if not adapted:
+        return
+    if isinstance(model, str):
+        refuse_adapter_on_adapter(model)
+    if peft_config is not None and not hasattr(peft_config, "peft_type"):
+        raise ConfigError(f"peft_config is a {type(peft_config).__name__}; give a peft.LoraConfig")
+    if settings.frozen_parameters:
+        raise ConfigError("frozen_parameters with LoRA: only the adapter is trained; remove one")
+    if settings.shard_weights:
+        raise ConfigError(
+            "LoRA with shard_weights is not supported: the base is whole in every process; remove one"
+        )
+    if settings.use_vllm and settings.vllm_mode == "server":
+        raise ConfigError(
+            "LoRA with vllm_mode=server is not supported: the server takes whole weights; give "
+            "vllm_mode=colocate"
+        )
+
+
+def refuse_adapter_on_adapter(path: str) -> None:
+    """Refuse to train an adapter on a folder that is one.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    from nonpareil.models.adapters import adapter_base
+
+    if adapter_base(path) is not None:
+        raise ConfigError(
+            f"use_peft with model_name_or_path={path!r}, which is an adapter itself: the new one would name the "
+            "wrong base; merge it first (its training's --merge true)"
+        )

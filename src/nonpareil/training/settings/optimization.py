@@ -1,0 +1,28 @@
+"""Size, length and log of a training; the first three have other defaults in transformers."""
+
+from dataclasses import dataclass
+
+from nonpareil.settings import option
+
+
+@dataclass
+class OptimizationSettings:
+    """A step has `per_device_train_batch_size` x `gradient_accumulation_steps` prompts a process."""
+
+    learning_rate: float = option(3e-6, "Peak learning rate of AdamW.", above=0, at_most=1000)
+    per_device_train_batch_size: int = option(
+        128, "Prompts a step, of each process; times gradient_accumulation_steps.", at_least=1
+    )
+    logging_steps: float = option(
+        10, "Steps between logged metrics.", above=0, why="below 1 a share of all steps"
+    )
+    frozen_parameters: list[str] | None = option(
+        None, "Parts of names of parameters that are not trained, such as embed_tokens."
+    )
+    max_train_seconds: float | None = option(
+        None,
+        "Stop after so many seconds of training steps, resumes included.",
+        above=0,
+        compare="budget.seconds sets it",
+    )
+    log_completions: bool = option(True, "Write completions and rewards to Parquet every logging_steps.")
