@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.answers import answer_bytes, is_text
+from nonpareil.engines.checks import check_sampling
 from nonpareil.engines.choices import ServedChoice, read_choices
 from nonpareil.engines.decoding import TEXT
 from nonpareil.engines.sampling import sample_keys
-from nonpareil.engines.transformers import check_sampling
 from nonpareil.errors import RemoteError
 from nonpareil.records import Draws, Prompt, SamplingParams
 from nonpareil.remote import JsonClient, all_of, run_coroutine

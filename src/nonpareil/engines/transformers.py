@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -27,19 +26,18 @@ from nonpareil.engines.cache import (
     is_in_place,
     takes_branches,
 )
+from nonpareil.engines.checks import check_prompts, check_sampling, check_token_ids
 from nonpareil.engines.decoding import TEXT, as_draws
 from nonpareil.engines.finite import check_draws
 from nonpareil.engines.load_check import check_drawing, check_scoring, draws_alike
 from nonpareil.engines.rows import Completion, Rows, left_pad
 from nonpareil.engines.sampling import sample_keys, sample_tokens
-from nonpareil.errors import ConfigError, DataError
+from nonpareil.errors import ConfigError
 from nonpareil.models.adapters import RowAdapters, row_adapters
 from nonpareil.models.devices import device_of
 from nonpareil.models.loading import end_token_ids, stated_limits
 from nonpareil.models.modes import generation_mode
 from nonpareil.records import Draws, Prompt, SamplingParams
-from nonpareil.setting_types import check_value
-from nonpareil.settings import check_settings
 
 
 class TransformersEngine:
@@ -229,57 +227,3 @@ class TransformersEngine:
             ).logits
 
         return forward
-
-
-def check_prompts(prompts: Sequence[Prompt], max_completion_length: int, window: int | None) -> None:
-    """Refuse, before any compute, prompts that the model cannot answer in full.
-
-    Raises:
-        DataError: an empty prompt, or prompt + max_completion_length longer than the window.
-    """
-    for prompt in prompts:
-        if not prompt.token_ids:
-            raise DataError(
-                f"prompt {prompt.prompt_id} is empty: no token to start from; remove it or give the "
-                "tokenizer a beginning-of-text token"
-            )
-        needed = len(prompt.token_ids) + max_completion_length
-        if window is not None and needed > window:
-            raise DataError(
-                f"prompt {prompt.prompt_id} has {len(prompt.token_ids)} tokens; with max_completion_length="
-                f"{max_completion_length} that is {needed}, over the model's window of {window}; "
-                "drop or shorten the prompt, or lower max_completion_length"
-            )
-
-
-def check_token_ids(prompts: Sequence[Prompt], vocabulary: int | None, model: str) -> None:
-    """Refuse token ids that the model has no embedding for; `vocabulary` is how many it has, None where unknown.
-
-    A tokenizer may know more tokens than the model, as long as no prompt has one.
-
-    Raises:
-        DataError: naming the prompt, the id and the model.
-    """
-    for prompt in prompts:
-        for token in prompt.token_ids:
-            if not isinstance(token, Integral):
-                raise DataError(
-                    f"prompt {prompt.prompt_id} has token id {token!r}, a {type(token).__name__}; "
-                    "ids are whole numbers"
-                )
-            if token < 0 or (vocabulary is not None and token >= vocabulary):
-                raise DataError(
-                    f"prompt {prompt.prompt_id} has token id {token}, and {model} has token embeddings 0 to "
-                    f"{vocabulary - 1 if vocabulary else '...'}: the tokenizer is not this model's, or got tokens "
-                    "that the model was not resized for (model.resize_token_embeddings)"
-                )
-
-
-def check_sampling(sampling: SamplingParams) -> None:
-    """Refuse sampling parameters out of range, naming the field.
-
-    Raises:
-        ConfigError: with the field, its value and the range.
-    """
-    check_value("sampling", sampling, SamplingParams)
-    check_settings(sampling)

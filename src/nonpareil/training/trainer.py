@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.trainer_callback import ProgressCallback
 
-from nonpareil.engines.transformers import check_prompts, check_token_ids
+from nonpareil.engines.checks import check_prompts, check_token_ids
 from nonpareil.errors import ConfigError
 from nonpareil.methods.base import Method
 from nonpareil.models.adapters import AdapterAnchor, add_policy_adapter, is_adapted, plain_model

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.engines.cache import check_architecture
-from nonpareil.engines.transformers import TransformersEngine, check_prompts, check_sampling, check_token_ids
+from nonpareil.engines.checks import check_prompts, check_sampling, check_token_ids
+from nonpareil.engines.transformers import TransformersEngine
 from nonpareil.errors import ConfigError, ModelError
 from nonpareil.models.adapters import adapter_base
 from nonpareil.models.devices import best_device, dtype_name, resolve_dtype

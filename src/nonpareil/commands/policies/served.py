@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.engines.checks import check_prompts, check_sampling
 from nonpareil.engines.openai import OpenAIEngine
-from nonpareil.engines.transformers import check_prompts, check_sampling
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Prompt, SamplingParams
 from nonpareil.remote import DEFAULT_KEY, JsonClient, check_timeout

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.policies.local import local_policy
-from nonpareil.engines.transformers import check_prompts
+from nonpareil.engines.checks import check_prompts
 from nonpareil.engines.vllm.requests import check_vllm_sampling
 from nonpareil.errors import ConfigError
 from nonpareil.models.vllm import adapter_rank, check_vllm_adapter, supported_rank

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.engines.checks import check_prompts, check_sampling
 from nonpareil.engines.decoding import TEXT
-from nonpareil.engines.transformers import check_prompts, check_sampling
 from nonpareil.engines.vllm.requests import (
     LOGPROBS_MODE,
     VLLMChoice,

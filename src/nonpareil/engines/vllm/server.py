@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 
 from nonpareil.answers import MOST_BYTES, Answer, UnusableAnswer, answer_bytes, fetch, parse_json, shown
+from nonpareil.engines.checks import check_prompts, check_sampling
 from nonpareil.engines.decoding import TEXT
-from nonpareil.engines.transformers import check_prompts, check_sampling
 from nonpareil.engines.vllm.answers import choices_of, field_of, read_choice, read_score
 from nonpareil.engines.vllm.requests import (
     LOGPROBS_MODE,
