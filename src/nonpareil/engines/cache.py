@@ -13,7 +13,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from nonpareil.errors import ModelError
 
@@ -45,6 +45,16 @@ def arguments_taken(model: type[PreTrainedModel]) -> set[str]:
     passed_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     known = {"position_ids", "logits_to_keep"}
     return known if passed_on else known & set(parameters)
+
+
+def takes_branches(model: type[PreTrainedModel], config: PretrainedConfig) -> bool:
+    """Whether a row of the model may hold several completions: positions and masks are given, not counted.
+
+    A model that works out biases from the order of its keys (ALiBi) would see the branches as one text.
+    """
+    return "position_ids" in inspect.signature(model.forward).parameters and not getattr(
+        config, "alibi", False
+    )
 
 
 def check_architecture(config: PretrainedConfig) -> None:
@@ -105,6 +115,30 @@ class InPlaceLayer(DynamicLayer):
         """Repeat rows and make room for `capacity` tokens in all, in one copy."""
         self._reallocate(rows, max(capacity, self.keys.shape[-2]))
 
+    def take(self, rows: Tensor, prompt: int, source: Tensor, branches: int, capacity: int) -> None:
+        """Keep some rows: their prompt, and behind it the branches that `source` names.
+
+        Args:
+            rows: `[b]`, rows to keep.
+            prompt: tokens of a row that all of its branches share.
+            source: `[b, s]`, the old branch that each new one was.
+            branches: branches of a row until now.
+            capacity: tokens of a row that there is to be room for.
+        """
+        length, kept = self.keys.shape[-2], source.shape[1]
+        steps = (length - prompt) // branches
+        end = prompt + steps * kept
+        grown = []
+        for filled in (self.keys, self.values):
+            buffer = filled.new_empty(len(rows), filled.shape[1], capacity, filled.shape[-1])
+            buffer[:, :, :prompt] = filled[rows, :, :prompt]
+            own = filled[rows, :, prompt:].unflatten(2, (steps, branches))
+            index = source[:, None, None, :, None].expand(-1, own.shape[1], steps, -1, own.shape[-1])
+            buffer[:, :, prompt:end] = own.gather(3, index).flatten(2, 3)
+            grown.append(buffer)
+        self._buffers = (grown[0], grown[1])
+        self._set_length(end)
+
     def _reallocate(self, rows: Tensor, capacity: int) -> None:
         length = self.keys.shape[-2]
         grown = []
@@ -119,13 +153,28 @@ class InPlaceLayer(DynamicLayer):
         self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
 
 
-def in_place_cache(config: PretrainedConfig) -> DynamicCache:
-    """A cache for one batch; layers that are not plain attention (sliding window, recurrent) stay as they are."""
+def in_place_cache(config: PretrainedConfig, tokens: int | None = None) -> DynamicCache:
+    """A cache for one batch; layers that are not plain attention (sliding window, recurrent) stay as they are.
+
+    `tokens`: most of a prompt with its completion, where known; a sliding window that holds them all is none.
+    """
     cache = DynamicCache(config=config)
-    cache.layers = [InPlaceLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [InPlaceLayer() if _is_plain(layer, tokens) else layer for layer in cache.layers]
     if cache.layer_class_to_replicate is DynamicLayer:
         cache.layer_class_to_replicate = InPlaceLayer
     return cache
+
+
+def is_in_place(cache: DynamicCache) -> bool:
+    """Whether all of its layers are plain attention, whose keys may lie in any order."""
+    return all(isinstance(layer, InPlaceLayer) for layer in cache.layers)
+
+
+def _is_plain(layer: Any, tokens: int | None) -> bool:
+    window = getattr(layer, "sliding_window", None)
+    if type(layer) is DynamicSlidingWindowLayer:
+        return tokens is not None and window is not None and tokens <= window
+    return type(layer) is DynamicLayer
 
 
 def expand_cache(cache: DynamicCache, rows: Tensor, capacity: int) -> None:

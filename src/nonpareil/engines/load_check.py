@@ -32,6 +32,7 @@ PROMPT_LENGTHS = (7, 3)
 """Uneven, so that one prompt is padded; less where the model's window leaves no room."""
 COMPLETION_LENGTH = 4
 GROUP = 2
+STRICTER = 0.05
 FINER = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float64}
 """In the finer dtype, rounding goes and a fault stays."""
 LEAST_SPREAD = 0.01
@@ -56,6 +57,26 @@ def check_drawing(model: PreTrainedModel, tokenizer: Tokenizer, draw: Draw) -> N
         check.draws_what_it_scores(draw)
 
     _ask(model, compare)
+
+
+def draws_alike(model: PreTrainedModel, tokenizer: Tokenizer, draw: Draw) -> bool:
+    """Whether this way of drawing gives the log-probs of one pass; what ends in an error does not.
+
+    Held more strictly than a model is: there is another way, and float32 leaves no room for doubt.
+    """
+    check = _LoadCheck(model, set(tokenizer.all_special_ids))
+
+    def compare() -> None:
+        check.sees_no_future()
+        if model.dtype == torch.float32:
+            check.tolerance *= STRICTER
+        check.draws_what_it_scores(draw)
+
+    try:
+        _ask(model, compare)
+    except ModelError:
+        return False
+    return True
 
 
 def check_scoring(model: PreTrainedModel, *, trained: bool = False) -> None:

@@ -27,12 +27,7 @@ class Rows:
     """The rows of a batch that are still in the cache, and everything drawn so far."""
 
     keys: np.ndarray
-    lengths: Int[Tensor, " r"]
-    real: Tensor | None
-    """True on the columns that are no padding; None where there is none."""
     end_ids: Int[Tensor, " e"]
-    adapters: list[str]
-    """The adapter each row is drawn from; empty for a model without adapters."""
     tokens: list[Tensor] = field(default_factory=list)
     logprobs: list[Tensor] = field(default_factory=list)
     members: list[Tensor] = field(default_factory=list)
@@ -40,8 +35,8 @@ class Rows:
 
     def __post_init__(self) -> None:
         self.count = len(self.keys)
-        self.here = torch.arange(self.count, device=self.lengths.device)
-        self.done = torch.zeros(self.count, dtype=torch.bool, device=self.lengths.device)
+        self.here = torch.arange(self.count, device=self.end_ids.device)
+        self.done = torch.zeros(self.count, dtype=torch.bool, device=self.end_ids.device)
 
     def record(self, tokens: Int[Tensor, " r"], logprobs: Float[Tensor, " r"]) -> Int[Tensor, " r"]:
         """Keep one step's draws of the rows not finished; returns the tokens to feed back."""
@@ -62,9 +57,7 @@ class Rows:
         if len(alive) > RETIRE_BELOW * len(self.done):
             return None
         self.keys = self.keys[alive.cpu().numpy()]
-        self.lengths, self.here, self.done = self.lengths[alive], self.here[alive], self.done[alive]
-        self.real = None if self.real is None else self.real[alive]
-        self.adapters = [self.adapters[row] for row in alive.tolist()] if self.adapters else []
+        self.here, self.done = self.here[alive], self.done[alive]
         return alive
 
     def completions(self) -> list[Completion]:

@@ -12,6 +12,8 @@ from nonpareil.records import SamplingParams
 
 BLOCK = 64
 """Vocabulary entries that are first drawn together; about the square root of common vocabulary sizes."""
+ROWS_AT_ONCE = 32
+"""Rows whose logits a CPU's cache holds."""
 
 
 def sample_keys(prompt_id: str, samples: Sequence[int], seed: int) -> np.ndarray:
@@ -37,7 +39,7 @@ def gumbel_noise(keys: np.ndarray, step: int, count: int) -> Float[Tensor, "r n"
         counter = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03)
         bits = _mix(row[:, None] + counter[None])
     uniform = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
-    return torch.from_numpy(-np.log(-np.log(uniform))).float()
+    return torch.from_numpy(uniform).log_().neg_().log_().neg_().float()
 
 
 def sampling_logits(logits: Float[Tensor, "r v"], sampling: SamplingParams) -> Float[Tensor, "r v"]:
@@ -59,6 +61,22 @@ def sampling_logits(logits: Float[Tensor, "r v"], sampling: SamplingParams) -> F
         floor = logits.max(-1, keepdim=True).values + float(np.log(sampling.min_p))
         logits = logits.masked_fill(logits < floor, -torch.inf)
     return logits
+
+
+def sample_tokens(
+    logits: Float[Tensor, "r v"], sampling: SamplingParams, keys: np.ndarray, step: int
+) -> tuple[Int[Tensor, " r"], Float[Tensor, " r"]]:
+    """One token per row, and its log-prob in nats under the sampling policy; see `draw_tokens`.
+
+    On a CPU some rows at a time, whose passes over the vocabulary then stay in its cache.
+    """
+    at_once = ROWS_AT_ONCE if logits.device.type == "cpu" else max(1, len(logits))
+    parts = [
+        draw_tokens(sampling_logits(part, sampling), keys[i * at_once : (i + 1) * at_once], step)
+        for i, part in enumerate(logits.split(at_once))
+    ]
+    tokens, logprobs = zip(*parts, strict=True)
+    return torch.cat(tokens), torch.cat(logprobs)
 
 
 def draw_tokens(

@@ -14,17 +14,24 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.engines.batches import DrawRequest, Unit, batches
-from nonpareil.engines.cache import arguments_taken, cache_argument, expand_cache, in_place_cache
+from nonpareil.engines.branches import BRANCHES, Branches, Prefilled, branches_for
+from nonpareil.engines.cache import (
+    arguments_taken,
+    cache_argument,
+    in_place_cache,
+    is_in_place,
+    takes_branches,
+)
 from nonpareil.engines.checks import check_prompts, check_sampling, check_token_ids
 from nonpareil.engines.decoding import TEXT, as_draws
 from nonpareil.engines.finite import check_draws
-from nonpareil.engines.load_check import check_drawing
+from nonpareil.engines.load_check import check_drawing, check_scoring, draws_alike
 from nonpareil.engines.rows import Completion, Rows, left_pad
-from nonpareil.engines.sampling import draw_tokens, sample_keys, sampling_logits
+from nonpareil.engines.sampling import sample_keys, sample_tokens
 from nonpareil.errors import ConfigError
 from nonpareil.models.adapters import RowAdapters, row_adapters
 from nonpareil.models.devices import device_of
@@ -59,6 +66,8 @@ class TransformersEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.max_tokens_per_batch = max_tokens_per_batch
+        self.branching = takes_branches(type(model), model.config) and device_of(model).type == "cpu"
+        """Whether the samples of a prompt share its row; every check asks whether the model takes it."""
         self.end_ids = end_token_ids(model, tokenizer)
         if checked:
             self.check()
@@ -69,7 +78,12 @@ class TransformersEngine:
         Raises:
             ModelError: they differ, or the model cannot be drawn from.
         """
-        check_drawing(self.model, self.tokenizer, partial(self._complete_until, adapter))
+        draw = partial(self._complete_until, adapter)
+        self.branching = self.branching and draws_alike(self.model, self.tokenizer, draw)
+        if self.branching:
+            check_scoring(self.model)  # its draws were compared just now
+        else:
+            check_drawing(self.model, self.tokenizer, draw)
 
     def _complete_until(
         self,
@@ -156,60 +170,60 @@ class TransformersEngine:
         asked = [requests[unit.request] for unit in units]
         prompts = [request.prompts[unit.prompt] for request, unit in zip(asked, units, strict=True)]
         sampling = asked[0].sampling  # they differ in their seeds alone
-        device = device_of(self.model)
-        input_ids, lengths = left_pad([prompt.token_ids for prompt in prompts], device)
-        width, budget = input_ids.shape[1], sampling.max_completion_length
-        padded = bool((lengths < width).any())
-        columns = torch.arange(width + budget, device=device)
-        real = columns[None] >= (width - lengths)[:, None]
-        cache = in_place_cache(self.model.config)
         if routes is not None:
             routes.names = [request.adapter for request in asked]
-        positions = (columns[:width] - (width - lengths)[:, None]).clamp(min=0)
-        # Without padding there is nothing to mask, and attention takes its fast path.
-        logits = self._logits(input_ids, real[:, :width] if padded else None, positions, cache)
-
+        prefilled, logits = self._prefill(prompts, sampling.max_completion_length)
         counts = [len(unit.samples) for unit in units]
-        unit_of_row = torch.repeat_interleave(
-            torch.arange(len(units), device=device), torch.tensor(counts, device=device)
-        )
-        expand_cache(cache, unit_of_row, width + budget)
+        branches = branches_for(counts, self._most_branches(prefilled.cache))
+        samples = Branches(self._forward(prefilled.cache), prefilled, counts, branches, self.model.dtype)
+        keys = [
+            sample_keys(prompt.prompt_id, unit.samples, request.sampling.seed)
+            for prompt, unit, request in zip(prompts, units, asked, strict=True)
+        ]
         rows = Rows(
-            keys=np.concatenate(
-                [
-                    sample_keys(prompt.prompt_id, unit.samples, request.sampling.seed)
-                    for prompt, unit, request in zip(prompts, units, asked, strict=True)
-                ]
-            ),
-            lengths=lengths[unit_of_row],
-            real=real[unit_of_row] if padded else None,
-            end_ids=torch.tensor(sorted(self.end_ids), device=device),
-            adapters=[asked[i].adapter for i in unit_of_row.tolist()] if routes is not None else [],
+            keys=np.concatenate(keys), end_ids=torch.tensor(sorted(self.end_ids), device=logits.device)
         )
-        logits = logits[unit_of_row]
-        for step in range(budget):
-            tokens, logprobs = draw_tokens(sampling_logits(logits, sampling), rows.keys, step)
+        logits = logits.repeat_interleave(torch.tensor(counts, device=logits.device), dim=0)
+        for step in range(sampling.max_completion_length):
+            tokens, logprobs = sample_tokens(logits, sampling, rows.keys, step)
             tokens = rows.record(tokens, logprobs)
-            if rows.all_done() or step == budget - 1:
+            if rows.all_done() or step == sampling.max_completion_length - 1:
                 break
             if (alive := rows.retire()) is not None:
-                cache.reorder_cache(alive)  # type: ignore[arg-type]
+                samples.keep(alive)
                 tokens = tokens[alive]
             if routes is not None:
-                routes.names = rows.adapters
-            mask = None if rows.real is None else rows.real[:, : width + step + 1]
-            logits = self._logits(tokens[:, None], mask, (rows.lengths + step)[:, None], cache)
+                routes.names = [asked[i].adapter for i in samples.prompt_of_row.tolist()]
+            logits = samples.next(tokens, step)
         return rows.completions()
 
-    def _logits(
-        self, ids: Int[Tensor, "r t"], mask: Tensor | None, positions: Int[Tensor, "r t"], cache: Cache
-    ) -> Float[Tensor, "r v"]:
-        """Of the token that follows each row."""
-        arguments: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
-        return self.model(
-            input_ids=ids,
-            attention_mask=None if mask is None else mask.long(),
-            use_cache=True,
-            **{self.cache_argument: cache},
-            **{name: value for name, value in arguments.items() if name in self.takes},
-        ).logits[:, -1]
+    def _prefill(self, prompts: list[Prompt], budget: int) -> tuple[Prefilled, Float[Tensor, "b v"]]:
+        """The prompts' keys and values in a cache, and the logits of the token that follows each."""
+        input_ids, lengths = left_pad([prompt.token_ids for prompt in prompts], device_of(self.model))
+        width = input_ids.shape[1]
+        cache = in_place_cache(self.model.config, width + budget)
+        prefilled = Prefilled(cache, lengths, width, budget)
+        start = (width - lengths)[:, None]
+        columns = torch.arange(width, device=input_ids.device)[None]
+        # Without padding there is nothing to mask, and attention takes its fast path.
+        mask = (columns >= start).long() if prefilled.padded else None
+        positions = (columns - start).clamp(min=0)
+        return prefilled, self._forward(cache)(input_ids, mask, positions, 1)[:, -1]
+
+    def _most_branches(self, cache: DynamicCache) -> int:
+        return BRANCHES if self.branching and is_in_place(cache) else 1
+
+    def _forward(self, cache: Cache) -> Callable[..., Float[Tensor, "b s v"]]:
+        def forward(
+            ids: Int[Tensor, "b t"], mask: Tensor | None, positions: Int[Tensor, "b t"], keep: int = 0
+        ) -> Float[Tensor, "b s v"]:
+            arguments: dict[str, Any] = {"position_ids": positions, "logits_to_keep": keep}
+            return self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                use_cache=True,
+                **{self.cache_argument: cache},
+                **{name: value for name, value in arguments.items() if name in self.takes},
+            ).logits
+
+        return forward
