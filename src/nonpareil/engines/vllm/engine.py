@@ -14,14 +14,15 @@ from nonpareil.engines.vllm.requests import (
     VLLMChoice,
     check_vllm_sampling,
     draws_of,
+    keyed_settings,
     request_settings,
 )
-from nonpareil.engines.vllm.worker import EXTENSION
+from nonpareil.engines.vllm.worker import EXTENSION, KEYED_DRAWS
 from nonpareil.errors import ConfigError, DataError, EngineError, SyncError
 from nonpareil.models.devices import best_device, resolve_dtype
 from nonpareil.models.loading import stored_end_token_ids
 from nonpareil.models.logprobs import TokenSequences
-from nonpareil.models.vllm import make_llm, save_tensors, shut_down, supported_rank
+from nonpareil.models.vllm import make_llm, save_tensors, shut_down, supported_rank, takes_processors
 from nonpareil.records import Draws, Prompt, SamplingParams
 
 if TYPE_CHECKING:
@@ -78,6 +79,10 @@ class VLLMEngine:
         self._adapters: dict[str, Any] = {}
         self._adapters_pushed = 0
         settings: dict[str, Any] = {"max_model_len": max_model_len}
+        self.keyed = takes_processors()
+        """Whether the draws are the transformers engine's, from its keys; else vLLM has a seed for each request."""
+        if self.keyed:
+            settings["logits_processors"] = [KEYED_DRAWS]
         if gpu_memory_utilization is not None:
             settings["gpu_memory_utilization"] = gpu_memory_utilization
         if max_lora_rank is not None:
@@ -108,6 +113,7 @@ class VLLMEngine:
             "version": __version__,
             "dtype": self.dtype,
             "logprobs_mode": LOGPROBS_MODE,
+            **({"noise": "by key"} if self.keyed else {}),
         }
 
     def draw(
@@ -132,20 +138,47 @@ class VLLMEngine:
         lora = self._request_of(adapter)
         if not prompts:
             return []
-        from vllm import SamplingParams as VLLMParams
-
-        settings = [request_settings(p, num_generations, sampling, self.end_ids) for p in prompts]
-        params = [VLLMParams(**each, detokenize=False) for each in settings]
-        outputs = self._generate([prompt.token_ids for prompt in prompts], params, lora)
-        drawn = []
-        for prompt, output in zip(prompts, outputs, strict=True):
-            if list(output.prompt_token_ids) != prompt.token_ids:
-                raise EngineError(f"prompt {prompt.prompt_id}: vLLM answered another prompt in its place")
-            choices = [_choice(each) for each in sorted(output.outputs, key=lambda each: each.index)]
-            drawn.append(draws_of(prompt, choices, num_generations, sampling, self.end_ids, self.tokenizer))
+        choices = (self._drawn_by_key if self.keyed else self._drawn_by_seed)(
+            prompts, num_generations, sampling, lora
+        )
+        drawn = [
+            draws_of(prompt, each, num_generations, sampling, self.end_ids, self.tokenizer)
+            for prompt, each in zip(prompts, choices, strict=True)
+        ]
         if on_progress is not None:
             on_progress(len(drawn), sum(len(ids) for d in drawn for ids in d.completion_token_ids))
         return drawn
+
+    def _drawn_by_key(
+        self, prompts: Sequence[Prompt], count: int, sampling: SamplingParams, lora: Any
+    ) -> list[list[VLLMChoice]]:
+        """A request for each completion, whose tokens `keyed_draws` draws; its log-probs are asked for apart."""
+        from vllm import SamplingParams as VLLMParams
+
+        asked = keyed_settings(prompts, count, sampling, self.end_ids)
+        params = [VLLMParams(**each, detokenize=False) for each in asked]
+        repeated = [prompt for prompt in prompts for _ in range(count)]
+        outputs = self._generate([prompt.token_ids for prompt in repeated], params, lora)
+        logprobs = dict(self._loaded().collective_rpc("nonpareil_take_logprobs")[0])
+        choices = []
+        for number, (prompt, output) in enumerate(zip(repeated, outputs, strict=True)):
+            (one,) = _answers(prompt, output)
+            choices.append(VLLMChoice(list(one.token_ids), logprobs.get(number, []), one.finish_reason))
+        return [choices[start : start + count] for start in range(0, len(choices), count)]
+
+    def _drawn_by_seed(
+        self, prompts: Sequence[Prompt], count: int, sampling: SamplingParams, lora: Any
+    ) -> list[list[VLLMChoice]]:
+        """A request for each prompt, with a seed of its own, which vLLM draws and gives the log-probs of."""
+        from vllm import SamplingParams as VLLMParams
+
+        settings = [request_settings(prompt, count, sampling, self.end_ids) for prompt in prompts]
+        params = [VLLMParams(**each, detokenize=False) for each in settings]
+        outputs = self._generate([prompt.token_ids for prompt in prompts], params, lora)
+        return [
+            [_choice(one) for one in _answers(prompt, output)]
+            for prompt, output in zip(prompts, outputs, strict=True)
+        ]
 
     def check(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
         """Refuse what cannot be drawn; see `draw`."""
@@ -290,6 +323,13 @@ class VLLMEngine:
             raise SyncError(
                 "vLLM keeps prefixes that were cached under the old weights: requests are running"
             )
+
+
+def _answers(prompt: Prompt, output: Any) -> list[Any]:
+    """The completions of a request, by their index."""
+    if list(output.prompt_token_ids) != prompt.token_ids:
+        raise EngineError(f"prompt {prompt.prompt_id}: vLLM answered another prompt in its place")
+    return sorted(output.outputs, key=lambda each: each.index)
 
 
 def _choice(completion: Any) -> VLLMChoice:
