@@ -3,6 +3,8 @@
 import gc
 import json
 import os
+import shutil
+import sysconfig
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +23,13 @@ _ALIVE: list[Any] = []
 """Engines of this process that were not shut down."""
 
 
-def make_llm(model: str, *, default_gpu_share: float | None = None, **settings: Any) -> Any:
+def make_llm(
+    model: str, *, default_gpu_share: float | None = None, may_compile: bool = False, **settings: Any
+) -> Any:
     """A `vllm.LLM` over token ids alone, with what a CPU needs set where the user has not set it.
 
-    `default_gpu_share` is the gpu_memory_utilization of a GPU where the settings name none.
+    `default_gpu_share` is the gpu_memory_utilization of a GPU where the settings name none. `may_compile`: on a
+    CPU too, where that is possible; on a GPU vLLM decides by itself.
 
     Raises:
         ConfigError: vLLM is not installed.
@@ -38,7 +43,7 @@ def make_llm(model: str, *, default_gpu_share: float | None = None, **settings: 
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         if "gpu_memory_utilization" not in settings:  # which that variable would override
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-        settings["enforce_eager"] = True
+        settings["enforce_eager"] = not (may_compile and can_compile())
     elif default_gpu_share is not None:
         settings.setdefault("gpu_memory_utilization", default_gpu_share)
     # Ours to end, too, where an engine that is still alive began it.
@@ -52,10 +57,18 @@ def make_llm(model: str, *, default_gpu_share: float | None = None, **settings: 
     return llm
 
 
-def takes_processors() -> bool:
-    """Whether vLLM draws with the model runner of CPUs, which takes processors of logits by their rows in the batch.
+def can_compile() -> bool:
+    """Whether torch can compile for this CPU: it has a C++ compiler, Python's headers, and leave to."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    return compiler is not None and headers and os.environ.get("TORCH_COMPILE_DISABLE") != "1"
 
-    Its next runner, which GPUs have, has another interface for them, and draws by seeds at no cost.
+
+def takes_processors() -> bool:
+    """Whether vLLM runs models as on CPUs, where `engines.vllm.keyed_draws` can draw.
+
+    The second version of its model runner, which GPUs have, knows no such processors, and draws by seeds on the
+    device.
 
     Raises:
         ConfigError: vLLM is not installed.

@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.engines.checks import check_prompts, check_sampling
 from nonpareil.engines.decoding import TEXT
-from nonpareil.engines.vllm.requests import (
-    LOGPROBS_MODE,
-    VLLMChoice,
-    check_vllm_sampling,
-    draws_of,
-    keyed_settings,
-    request_settings,
-)
+from nonpareil.engines.vllm.drawing import draw_by_key, draw_by_seed
+from nonpareil.engines.vllm.requests import LOGPROBS_MODE, check_vllm_sampling, draws_of
 from nonpareil.engines.vllm.worker import EXTENSION, KEYED_DRAWS
 from nonpareil.errors import ConfigError, DataError, EngineError, SyncError
 from nonpareil.models.devices import best_device, resolve_dtype
@@ -97,6 +91,7 @@ class VLLMEngine:
             revision=revision,
             logprobs_mode=LOGPROBS_MODE,
             worker_extension_cls=EXTENSION,
+            may_compile=True,
             enable_prefix_caching=True,
             tensor_parallel_size=tensor_parallel_size,
             trust_remote_code=trust_remote_code,
@@ -138,9 +133,13 @@ class VLLMEngine:
         lora = self._request_of(adapter)
         if not prompts:
             return []
-        choices = (self._drawn_by_key if self.keyed else self._drawn_by_seed)(
-            prompts, num_generations, sampling, lora
-        )
+        generate = partial(self._generate, lora=lora)
+        if self.keyed:
+            choices = draw_by_key(
+                generate, self._drawn_logprobs, prompts, num_generations, sampling, self.end_ids
+            )
+        else:
+            choices = draw_by_seed(generate, prompts, num_generations, sampling, self.end_ids)
         drawn = [
             draws_of(prompt, each, num_generations, sampling, self.end_ids, self.tokenizer)
             for prompt, each in zip(prompts, choices, strict=True)
@@ -148,37 +147,6 @@ class VLLMEngine:
         if on_progress is not None:
             on_progress(len(drawn), sum(len(ids) for d in drawn for ids in d.completion_token_ids))
         return drawn
-
-    def _drawn_by_key(
-        self, prompts: Sequence[Prompt], count: int, sampling: SamplingParams, lora: Any
-    ) -> list[list[VLLMChoice]]:
-        """A request for each completion, whose tokens `keyed_draws` draws; its log-probs are asked for apart."""
-        from vllm import SamplingParams as VLLMParams
-
-        asked = keyed_settings(prompts, count, sampling, self.end_ids)
-        params = [VLLMParams(**each, detokenize=False) for each in asked]
-        repeated = [prompt for prompt in prompts for _ in range(count)]
-        outputs = self._generate([prompt.token_ids for prompt in repeated], params, lora)
-        logprobs = dict(self._loaded().collective_rpc("nonpareil_take_logprobs")[0])
-        choices = []
-        for number, (prompt, output) in enumerate(zip(repeated, outputs, strict=True)):
-            (one,) = _answers(prompt, output)
-            choices.append(VLLMChoice(list(one.token_ids), logprobs.get(number, []), one.finish_reason))
-        return [choices[start : start + count] for start in range(0, len(choices), count)]
-
-    def _drawn_by_seed(
-        self, prompts: Sequence[Prompt], count: int, sampling: SamplingParams, lora: Any
-    ) -> list[list[VLLMChoice]]:
-        """A request for each prompt, with a seed of its own, which vLLM draws and gives the log-probs of."""
-        from vllm import SamplingParams as VLLMParams
-
-        settings = [request_settings(prompt, count, sampling, self.end_ids) for prompt in prompts]
-        params = [VLLMParams(**each, detokenize=False) for each in settings]
-        outputs = self._generate([prompt.token_ids for prompt in prompts], params, lora)
-        return [
-            [_choice(one) for one in _answers(prompt, output)]
-            for prompt, output in zip(prompts, outputs, strict=True)
-        ]
 
     def check(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
         """Refuse what cannot be drawn; see `draw`."""
@@ -301,6 +269,9 @@ class VLLMEngine:
             self.release()
             raise
 
+    def _drawn_logprobs(self) -> dict[int, list[float]]:
+        return dict(self._loaded().collective_rpc("nonpareil_take_logprobs")[0])
+
     def _loaded(self) -> Any:
         if self._llm is None:
             raise EngineError("this vLLM engine was released; make a new one")
@@ -323,16 +294,3 @@ class VLLMEngine:
             raise SyncError(
                 "vLLM keeps prefixes that were cached under the old weights: requests are running"
             )
-
-
-def _answers(prompt: Prompt, output: Any) -> list[Any]:
-    """The completions of a request, by their index."""
-    if list(output.prompt_token_ids) != prompt.token_ids:
-        raise EngineError(f"prompt {prompt.prompt_id}: vLLM answered another prompt in its place")
-    return sorted(output.outputs, key=lambda each: each.index)
-
-
-def _choice(completion: Any) -> VLLMChoice:
-    ids = list(completion.token_ids)
-    logprobs = [at[token].logprob for token, at in zip(ids, completion.logprobs, strict=True)]
-    return VLLMChoice(ids, logprobs, completion.finish_reason)

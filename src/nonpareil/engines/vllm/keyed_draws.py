@@ -1,8 +1,8 @@
 """Draw inside vLLM what the transformers engine draws: each token by its completion's own key and step.
 
-A processor of vLLM's (version 1 of its model runner, the one on CPUs): it draws the token, and leaves it as the only
-one that vLLM, picking greedily, can pick. Drawn by vLLM with a seed for each request, a token costs one random number
-for every entry of the vocabulary. Loaded in vLLM's workers by its import path.
+A processor of logits for version 1 of vLLM's model runner, the one on CPUs: it draws the token, and leaves it as
+the only one that vLLM, picking greedily, can pick. Drawn by vLLM, with a seed for each request, a token costs a
+random number for every entry of the vocabulary. vLLM's workers load this file by its import path.
 """
 
 from collections.abc import Iterable
@@ -83,7 +83,7 @@ class KeyedDraws(LogitsProcessor):
             self._batches = list(_alike(self._rows, self.device))
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """Draw a token for each row that is ours, float32 logits [rows, vocabulary]; the others stay as they are."""
+        """Draw a token for each row that is ours, of float32 logits [rows, vocabulary]; the others stay."""
         for rows in self._batches:
             whole = len(rows.places) == len(logits)
             steps = np.array([len(drawn) for drawn in rows.drawn])
@@ -96,7 +96,7 @@ class KeyedDraws(LogitsProcessor):
 
 
 def _row(params: "VLLMParams", prompt: list[int] | None, drawn: list[int]) -> _Row | None:
-    arguments: dict[str, Any] | None = (params.extra_args or {}).get(KEYED)
+    arguments: list[Any] | None = (params.extra_args or {}).get(KEYED)
     return None if arguments is None else _Row(*keyed_request(arguments), drawn)
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ def keyed_settings(
 
     Temperature 0 makes vLLM pick greedily what was drawn; the policy's own is among the extra arguments.
     """
-    policy = {name: getattr(sampling, name) for name in _OF_POLICY}
+    policy = [getattr(sampling, name) for name in _OF_POLICY]
     keys = [
         key
         for prompt in prompts
@@ -90,16 +90,16 @@ def keyed_settings(
             "temperature": 0.0,
             "ignore_eos": True,
             "stop_token_ids": sorted(end_ids),
-            "extra_args": {KEYED: {"number": number, "key": key, **policy}},
+            "extra_args": {KEYED: [number, key, *policy]},
         }
         for number, key in enumerate(keys)
     ]
 
 
-def keyed_request(arguments: Mapping[str, Any]) -> tuple[int, int, SamplingParams]:
+def keyed_request(arguments: Sequence[Any]) -> tuple[int, int, SamplingParams]:
     """Number, key and sampling settings of a request of `keyed_settings`."""
-    policy = {name: arguments[name] for name in _OF_POLICY}
-    return arguments["number"], arguments["key"], SamplingParams(**policy)
+    number, key, *policy = arguments
+    return number, key, SamplingParams(**dict(zip(_OF_POLICY, policy, strict=True)))
 
 
 def draws_of(

@@ -31,7 +31,7 @@ class WeightPush:
         }
 
     def nonpareil_take_logprobs(self) -> list[tuple[int, list[float]]]:
-        """Log-probs of what `KeyedDraws` drew since they were last taken: the number of each request, and its own."""
+        """Log-probs of what `KeyedDraws` drew since they were last taken, beside the number of each request."""
         name = KEYED_DRAWS.rpartition(":")[2]
         processors = self.model_runner.input_batch.logitsprocs.all
         (ours,) = (each for each in processors if type(each).__name__ == name)
