@@ -120,7 +120,9 @@ def _agrees(model: PreTrainedModel, sequence: TokenSequences, token_ids: Int[Ten
 def _placed(parts: Iterator[Part], read: Callable[[Tensor], Tensor], shape: torch.Size) -> Tensor:
     where, values = zip(*((where, read(states)) for where, states in parts), strict=True)
     rows = torch.cat(values)
-    placed = rows.new_zeros(shape.numel(), *rows.shape[1:]).index_copy_(0, torch.cat(where), rows)
+    placed = rows.new_zeros(shape.numel(), *rows.shape[1:]).index_copy_(
+        0, torch.cat(where).to(rows.device), rows
+    )
     return placed.unflatten(0, shape)
 
 
