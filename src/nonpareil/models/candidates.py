@@ -1,16 +1,4 @@
-"""Candidate next tokens at every position of completions: the drawn one, the likeliest, and a few from the tail.
-
-What is expected of the next token is a sum over the vocabulary. The likeliest tokens give most of it exactly; the
-rest of the vocabulary, the tail, is estimated from tokens drawn from it one after another, each by its probability
-among those that are left. Of `r` such draws with probabilities p_1 .. p_r, the i-th alone gives an estimate of the
-tail's sum: what the draws before it add to the sum, and f(a_i) for all the mass that was left. The mean of these
-estimates (Des Raj, 1956) is a weighted sum over the draws, so that for every f
-
-    E_{a ~ pi} f(a) = E[sum_k w_k f(a_k)],   w = pi(a) of the drawn and the likeliest tokens,
-                                             w_i = (mass left before i + (r - i) p_i) / r of the i-th from the tail.
-
-The weights of a position add up to 1, whatever was drawn: a constant is exact.
-"""
+"""Candidate next tokens at every position of completions: the drawn one, the likeliest, and a few from the tail."""
 
 from dataclasses import dataclass
 
@@ -22,6 +10,7 @@ from transformers import PreTrainedModel
 
 from nonpareil.errors import ConfigError
 from nonpareil.maths.keyed_noise import gumbel_noise
+from nonpareil.maths.vocabulary_sums import next_token_candidates
 from nonpareil.models.devices import device_of
 from nonpareil.models.logprobs import (
     TokenSequences,
@@ -45,7 +34,7 @@ class Candidates:
     logprobs: Float[Tensor, "b t k"]
     """Nats, of the whole vocabulary, temperature applied."""
     weights: Float[Tensor, "b t k"]
-    """Of a sum that is expected to be the expectation over the whole vocabulary; see the module."""
+    """Of a sum over the candidates that is, on average, the vocabulary's expectation (`maths.vocabulary_sums`)."""
 
 
 @torch.no_grad()
@@ -111,33 +100,7 @@ def _choose(
     parts = []
     for chunk in vocabulary_chunks(states, model.config.get_text_config().vocab_size):
         logits = logits_of(states[chunk]).float() / temperature
-        noise = gumbel_noise(
-            keys[rows[chunk].cpu().numpy()], positions[chunk].cpu().numpy(), logits.shape[-1]
-        )
-        parts.append(candidates_of(logits, drawn[chunk], noise.to(logits.device), likeliest, from_tail))
+        own, steps = keys[rows[chunk].cpu().numpy()], positions[chunk].cpu().numpy()
+        noise = gumbel_noise(own, steps, logits.shape[-1]).to(logits.device)
+        parts.append(next_token_candidates(logits, drawn[chunk], noise, likeliest, from_tail))
     return rows, positions, *(torch.cat(column) for column in zip(*parts, strict=True))
-
-
-def candidates_of(
-    logits: Float[Tensor, "q v"],
-    drawn: Int[Tensor, " q"],
-    noise: Float[Tensor, "q v"],
-    likeliest: int,
-    from_tail: int,
-) -> tuple[Int[Tensor, "q k"], Float[Tensor, "q k"], Float[Tensor, "q k"]]:
-    """Of each position the candidates, their log-probs in nats and their weights, as in `Candidates`.
-
-    `noise`: standard Gumbel numbers. The largest of log-probs with noise are draws without replacement.
-    """
-    logprobs = logits.log_softmax(-1)
-    kept = logprobs.scatter(-1, drawn[:, None], torch.inf).topk(1 + likeliest).indices
-    mass = logprobs.scatter(-1, kept, -torch.inf).exp().sum(-1, keepdim=True)
-    # A token without any probability is drawn when there is no other, but none twice.
-    perturbed = (logprobs + noise).clamp(min=torch.finfo(logprobs.dtype).min)
-    tail = perturbed.scatter(-1, kept, -torch.inf).topk(from_tail).indices
-    token_ids = torch.cat([kept, tail], -1)
-    chosen = logprobs.gather(-1, token_ids)
-    certain, draws = chosen.exp().split([1 + likeliest, from_tail], -1)
-    left = (mass - (draws.cumsum(-1) - draws)).clamp(min=0)
-    after = torch.arange(from_tail - 1, -1, -1, device=draws.device)
-    return token_ids, chosen, torch.cat([certain, (left + after * draws) / max(1, from_tail)], -1)
