@@ -40,13 +40,16 @@ def test_the_tail_is_drawn_without_replacement_by_probability() -> None:
         assert ((found - expected).abs() <= 4.5 * spread + 1e-6).all()
 
 
-def test_the_completions_token_comes_first_then_the_likeliest() -> None:
-    chosen = choose([0, 1, 2, 3])
+@pytest.mark.parametrize("kind", ["llama_grouped_heads", "gemma2_capped"])
+def test_the_completions_token_comes_first_then_the_likeliest(kind: str) -> None:
+    """Also where the logits are more than the head's."""
+    model = make_model(kind)
+    chosen = choose_candidates(model, SEQUENCES, KEYS, likeliest=4, from_tail=3)
     assert chosen.token_ids.shape == (4, 8, 8)
     for row, (prompt, completion) in enumerate(
         zip(SEQUENCES.prompt_ids, SEQUENCES.completion_ids, strict=True)
     ):
-        logprobs = forced_logits(make_model(), prompt, completion).log_softmax(-1)
+        logprobs = forced_logits(model, prompt, completion).log_softmax(-1)
         for position, token in enumerate(completion):
             ids = chosen.token_ids[row, position]
             others = [i for i in logprobs[position].argsort(descending=True).tolist() if i != token]

@@ -1,11 +1,13 @@
 """Candidate next tokens at every position of completions: the drawn one, the likeliest, and a few from the tail."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nonpareil.errors import ConfigError
@@ -13,13 +15,13 @@ from nonpareil.maths.keyed_noise import gumbel_noise
 from nonpareil.maths.vocabulary_sums import next_token_candidates
 from nonpareil.models.devices import device_of
 from nonpareil.models.logprobs import (
+    CHUNK_ELEMENTS,
     TokenSequences,
-    predicting_states,
+    output_head_is_plain,
     token_budget_batches,
-    vocabulary_chunks,
 )
 from nonpareil.models.modes import evaluation_mode
-from nonpareil.models.sharding import within
+from nonpareil.models.sharding import output_head, within
 
 STREAM = np.uint64(0x5851F42D4C957F2D)
 """Sets the tail's random numbers apart from those that a completion was drawn by, where both have one key."""
@@ -71,10 +73,8 @@ def choose_candidates(
             f"likeliest={likeliest} and from_tail={from_tail} must not be negative, and with the completion's own "
             f"token not more than the vocabulary's {vocabulary}"
         )
-    device = device_of(model)
-    found = Candidates(
-        torch.zeros(shape, dtype=torch.long, device=device), *torch.zeros(2, *shape, device=device)
-    )
+    token_ids = torch.zeros(shape, dtype=torch.long, device=device_of(model))
+    found = Candidates(token_ids, *torch.zeros(2, *shape, device=token_ids.device))
     with evaluation_mode(model):
         for batch in token_budget_batches(sequences.lengths(), max_tokens_per_batch):
             if not any(sequences.completion_ids[row] for row in batch):
@@ -82,7 +82,7 @@ def choose_candidates(
             some = (sequences.select(batch), keys[batch] ^ STREAM, likeliest, from_tail, temperature)
             rows, positions, *chosen = within(model, _choose, *some)
             for whole, part in zip((found.token_ids, found.logprobs, found.weights), chosen, strict=True):
-                whole[torch.tensor(batch, device=device)[rows], positions] = part
+                whole[np.array(batch)[rows], positions] = part
     return found
 
 
@@ -93,14 +93,30 @@ def _choose(
     likeliest: int,
     from_tail: int,
     temperature: float,
-) -> tuple[Tensor, ...]:
+) -> tuple[Any, ...]:
     """Rows and positions of the completions' tokens, then of each the candidates, their log-probs and weights."""
-    states, drawn, rows, logits_of = predicting_states(model, sequences)
-    positions = torch.cat([torch.arange(len(ids)) for ids in sequences.completion_ids]).to(rows.device)
-    parts = []
-    for chunk in vocabulary_chunks(states, model.config.get_text_config().vocab_size):
+    places = [(row, i) for row, ids in enumerate(sequences.completion_ids) for i in range(len(ids))]
+    rows, positions = np.array(places).T
+    before = np.array([len(ids) for ids in sequences.prompt_ids])[rows] + positions - 1
+    states, logits_of = _states_and_head(model, sequences)
+    states = states[rows, before]
+    drawn = torch.tensor([sequences.completion_ids[row][i] for row, i in places], device=states.device)
+    size, parts = max(1, CHUNK_ELEMENTS // model.config.get_text_config().vocab_size), []
+    for chunk in (slice(start, start + size) for start in range(0, len(places), size)):
         logits = logits_of(states[chunk]).float() / temperature
-        own, steps = keys[rows[chunk].cpu().numpy()], positions[chunk].cpu().numpy()
-        noise = gumbel_noise(own, steps, logits.shape[-1]).to(logits.device)
+        noise = gumbel_noise(keys[rows[chunk]], positions[chunk], logits.shape[-1]).to(logits.device)
         parts.append(next_token_candidates(logits, drawn[chunk], noise, likeliest, from_tail))
     return rows, positions, *(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def _states_and_head(
+    model: PreTrainedModel, sequences: TokenSequences
+) -> tuple[Float[Tensor, "b s d"], Callable[[Tensor], Tensor]]:
+    """The states that predict, and what makes logits of them; where only the model itself can, its logits."""
+    texts = [p + c for p, c in zip(sequences.prompt_ids, sequences.completion_ids, strict=True)]
+    # Right padding needs no attention mask: under causal attention no real token sees what comes behind it.
+    ids = torch.tensor([ids + [0] * (max(sequences.lengths()) - len(ids)) for ids in texts])
+    ids = ids.to(device_of(model))
+    if output_head_is_plain(model):
+        return model.base_model(input_ids=ids, use_cache=False).last_hidden_state, output_head(model)
+    return model(input_ids=ids, use_cache=False).logits, nn.Identity()

@@ -85,9 +85,9 @@ def completion_token_logprobs(
 def _token_logprobs(
     model: PreTrainedModel, sequences: TokenSequences, temperature: float
 ) -> Float[Tensor, "b t"]:
-    hidden, targets, owner, logits_of = predicting_states(model, sequences)
+    hidden, targets, owner, logits_of = _predicting_states(model, sequences)
     values = []
-    for chunk in vocabulary_chunks(hidden, model.config.get_text_config().vocab_size):
+    for chunk in _chunks(hidden, model.config.get_text_config().vocab_size):
         arguments = (logits_of, hidden[chunk], targets[chunk], temperature)
         if torch.is_grad_enabled():
             values.append(checkpoint(_target_logprobs, *arguments, use_reentrant=False))
@@ -108,11 +108,11 @@ def completion_divergence(
     Averaged over completions that the policy drew, both estimate the sequence-level KL; the first with far
     less variance, since each step's expectation is exact.
     """
-    states, targets, owner, policy_logits = predicting_states(policy, sequences)
-    reference_states, _, _, reference_logits = predicting_states(reference, sequences)
+    states, targets, owner, policy_logits = _predicting_states(policy, sequences)
+    reference_states, _, _, reference_logits = _predicting_states(reference, sequences)
     kl = torch.zeros(len(sequences), device=states.device)
     log_ratio = torch.zeros_like(kl)
-    for chunk in vocabulary_chunks(states, 2 * policy.config.get_text_config().vocab_size):
+    for chunk in _chunks(states, 2 * policy.config.get_text_config().vocab_size):
         ours = policy_logits(states[chunk]).float() / temperature
         theirs = reference_logits(reference_states[chunk]).float() / temperature
         kl.index_add_(0, owner[chunk], token_kl(ours, theirs))
@@ -121,7 +121,7 @@ def completion_divergence(
     return kl, log_ratio
 
 
-def predicting_states(
+def _predicting_states(
     model: PreTrainedModel, sequences: TokenSequences
 ) -> tuple[Float[Tensor, "t d"], Int[Tensor, " t"], Int[Tensor, " t"], Callable[[Tensor], Tensor]]:
     """The states that predict each completion token, those tokens, the sequence of each, and the output head."""
@@ -197,8 +197,7 @@ def _logits_are_the_heads(model: PreTrainedModel, head: nn.Module) -> bool:
     return same_states and torch.equal(seen[0][1].float(), logits.float())
 
 
-def vocabulary_chunks(states: Float[Tensor, "t d"], vocab_size: int) -> Iterator[slice]:
-    """States of which so many have their logits at once as there is room for: `CHUNK_ELEMENTS`."""
+def _chunks(states: Float[Tensor, "t d"], vocab_size: int) -> Iterator[slice]:
     elements = CHUNK_ELEMENTS * (1 if states.device.type == "cpu" else ACCELERATOR_CHUNKS)
     size = max(1, elements // vocab_size)
     return (slice(start, start + size) for start in range(0, len(states), size))
