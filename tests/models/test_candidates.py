@@ -22,8 +22,7 @@ def choose(rows: list[int], **settings: int) -> Candidates:
 
 
 def test_the_tail_is_drawn_without_replacement_by_probability() -> None:
-    torch.manual_seed(0)
-    count, logits = 6000, torch.randn(8)
+    count = 3000
     keys = sample_keys("p", range(count), seed=0)
     sequences = TokenSequences([[1]] * count, [[END]] * count)
     model = make_model()
@@ -84,7 +83,7 @@ def test_temperature_is_that_of_the_law_that_drew() -> None:
 
 def test_the_tail_knows_nothing_of_the_noise_that_drew_the_completion() -> None:
     """One key for both: the column of noise that the drawn token won by must not bring up a token of the tail."""
-    count, vocabulary = 4000, 2 * BLOCK + 10
+    count, vocabulary = 2000, 2 * BLOCK + 10
     model = make_model(vocab_size=vocabulary)
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()  # type: ignore[union-attr]
@@ -93,7 +92,7 @@ def test_the_tail_knows_nothing_of_the_noise_that_drew_the_completion() -> None:
     sequences = TokenSequences([[1]] * count, drawn[:, None].tolist())
     first = choose_candidates(model, sequences, keys, likeliest=0, from_tail=1).token_ids[:, 0, 1]
     blocks = 3
-    assert (first == blocks + drawn % BLOCK).float().mean().item() < 0.02  # 1 / 137; 0.3 from one stream
+    assert (first == blocks + drawn % BLOCK).float().mean().item() < 0.02  # 1 / 137; 0.4 from one stream
 
 
 @pytest.mark.parametrize(("likeliest", "from_tail"), [(-1, 2), (2, -1), (10, 9)])

@@ -5,6 +5,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_STRIDE = np.uint64(0x9E3779B97F4A7C15)
+"""From a key's numbers for one token to those for the next."""
+
+
+def keys_after(keys: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Keys whose token 0 has the noise that token `steps[i]` of key i has: for rows that are not in step."""
+    with np.errstate(over="ignore"):
+        return keys + steps.astype(np.uint64) * _STRIDE
+
 
 def _mix(z: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser: every input bit moves every output bit."""
@@ -13,14 +22,13 @@ def _mix(z: np.ndarray) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def gumbel_noise(keys: np.ndarray, step: int | np.ndarray, count: int) -> Float[Tensor, "r n"]:
+def gumbel_noise(keys: np.ndarray, step: int, count: int) -> Float[Tensor, "r n"]:
     """`count` standard Gumbel numbers a key, for its `step`-th token, from a counter-based generator.
 
-    `step` is one for all keys, or of each its own. Without state there is nothing to save for a resume, and
-    retiring a row moves no other row's numbers.
+    Without state there is nothing to save for a resume, and retiring a row moves no other row's numbers.
     """
     with np.errstate(over="ignore"):
-        row = _mix(keys + (np.asarray(step, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
+        row = _mix(keys + np.uint64(step + 1) * _STRIDE)
         counter = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03)
         bits = _mix(row[:, None] + counter[None])
     uniform = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52

@@ -46,7 +46,8 @@ def score_candidates(
     completion's end are not looked at.
 
     Args:
-        model: a causal language model or a causal classifier, whole in this process; in evaluation mode meanwhile.
+        model: a causal language model or a causal classifier, whole in this process; of a PEFT model its
+            `adapters.plain_model`. In evaluation mode meanwhile.
         sequences: prompts, none of them empty, with their completions; t is the longest completion.
         token_ids: as in `candidates.Candidates`, or any others.
         read: of the last layer's states (behind its norm, in the model's dtype) a value or a row each: a

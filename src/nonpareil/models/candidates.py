@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nonpareil.errors import ConfigError
-from nonpareil.maths.keyed_noise import gumbel_noise
+from nonpareil.maths.keyed_noise import gumbel_noise, keys_after
 from nonpareil.maths.vocabulary_sums import next_token_candidates
 from nonpareil.models.devices import device_of
 from nonpareil.models.logprobs import (
@@ -104,7 +104,8 @@ def _choose(
     size, parts = max(1, CHUNK_ELEMENTS // model.config.get_text_config().vocab_size), []
     for chunk in (slice(start, start + size) for start in range(0, len(places), size)):
         logits = logits_of(states[chunk]).float() / temperature
-        noise = gumbel_noise(keys[rows[chunk]], positions[chunk], logits.shape[-1]).to(logits.device)
+        own = keys_after(keys[rows[chunk]], positions[chunk])
+        noise = gumbel_noise(own, 0, logits.shape[-1]).to(logits.device)
         parts.append(next_token_candidates(logits, drawn[chunk], noise, likeliest, from_tail))
     return rows, positions, *(torch.cat(column) for column in zip(*parts, strict=True))
 
