@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from nonpareil.engines.sampling import BLOCK, draw_tokens, gumbel_noise, keys_after, sample_keys
+from nonpareil.engines.sampling import BLOCK, draw_tokens, gumbel_noise, sample_keys
 
 
 @pytest.mark.parametrize("vocab", [1, 2, 63, 64, 65, 150, 1000])
@@ -47,12 +47,6 @@ def test_a_rows_numbers_do_not_depend_on_the_other_rows() -> None:
     whole = gumbel_noise(keys, step=4, count=7)
     assert torch.equal(whole[[3, 1]], gumbel_noise(keys[[3, 1]], step=4, count=7))
     assert not torch.equal(whole, gumbel_noise(keys, step=5, count=7))
-
-
-def test_rows_that_are_not_in_step_have_each_its_own_steps_numbers() -> None:
-    keys, steps = sample_keys("p", range(4), seed=0), np.array([0, 7, 1, 300])
-    rows = [gumbel_noise(keys[i : i + 1], int(step), count=7) for i, step in enumerate(steps)]
-    assert torch.equal(gumbel_noise(keys_after(keys, steps), step=0, count=7), torch.cat(rows))
 
 
 def test_noise_is_standard_gumbel() -> None:

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
 
-from nonpareil.engines.sampling import keys_after, sample_tokens
+from nonpareil.engines.sampling import sample_tokens
 from nonpareil.engines.vllm.requests import KEYED, keyed_request
+from nonpareil.maths.keyed_noise import keys_after
 from nonpareil.records import SamplingParams
 
 if TYPE_CHECKING:
