@@ -48,6 +48,19 @@ def none_without_memory(run: Callable[[], Result]) -> Result | None:
         raise
 
 
+def check_ids(model: Any, rows: Sequence[Sequence[int]]) -> None:
+    """Refuse ids that the model has no embeddings for.
+
+    Raises:
+        ModelError: naming the largest.
+    """
+    largest, vocabulary = max(map(max, rows)), model.get_input_embeddings().weight.shape[0]
+    if largest >= vocabulary:
+        raise ModelError(
+            f"the reward model's tokenizer gave token {largest}, but its model has {vocabulary} embeddings"
+        )
+
+
 @torch.inference_mode()
 def logits_of(
     model: Any,
@@ -69,11 +82,6 @@ def logits_of(
     config = model.config.get_text_config()
     embeddings = model.get_input_embeddings().weight
     vocabulary = embeddings.shape[0]
-    largest = max(map(max, rows))
-    if largest >= vocabulary:
-        raise ModelError(
-            f"the reward model's tokenizer gave token {largest}, but its model has {vocabulary} embeddings"
-        )
     declared = config.pad_token_id
     pad = pad_of(model)
     if pad is None:

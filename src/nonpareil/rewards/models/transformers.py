@@ -21,7 +21,7 @@ from nonpareil.rewards.models.loading import (
     keep_head_in_float32,
     load_classifier,
 )
-from nonpareil.rewards.models.passes import logits_of, none_without_memory, pad_of, pass_size
+from nonpareil.rewards.models.passes import check_ids, logits_of, none_without_memory, pad_of, pass_size
 from nonpareil.rewards.models.prefix_cache import read_prefixes
 from nonpareil.rewards.models.prefix_check import PrefixCheck
 from nonpareil.rewards.models.shared_prefixes import Row, SharedBatch, shared_batches
@@ -158,6 +158,7 @@ class RewardModel(ClassifierReward):
         if not rows:
             return []
         model = self._loaded()
+        check_ids(model, rows)
         was_training = model.training
         model.eval()
         logits: dict[int, float] = {}
