@@ -62,7 +62,7 @@ def whole(reward: RewardModel, request: ScoreRequest) -> tuple[list[float], int]
 def assert_shared(reward: RewardModel, request: ScoreRequest, share: float = 0.5) -> None:
     expected, tokens = whole(reward, request)
     values, embedded = computed(reward, request)
-    assert values == pytest.approx(expected, abs=2e-5)
+    assert values == pytest.approx(expected, abs=1e-4)
     assert max(expected) - min(expected) > 0.1  # else the comparison would say little
     assert embedded < share * tokens
 
@@ -70,7 +70,7 @@ def assert_shared(reward: RewardModel, request: ScoreRequest, share: float = 0.5
 def assert_whole(reward: RewardModel, request: ScoreRequest) -> None:
     expected, tokens = whole(reward, request)
     values, embedded = computed(reward, request)
-    assert values == pytest.approx(expected, abs=2e-5)
+    assert values == pytest.approx(expected, abs=1e-4)
     assert embedded >= tokens
 
 
@@ -120,7 +120,7 @@ def test_texts_cut_on_the_left_share_what_is_left(llama_rm: str) -> None:
     reward = RewardModel(llama_rm, **CPU32, overlong="truncate", max_length=40)
     request = request_of(*[(words(6, 36) + " ", words(i, 3 + i % 4)) for i in range(24)])
     expected, _ = whole(reward, request)
-    assert reward.score(request).values == pytest.approx(expected, abs=2e-5)
+    assert reward.score(request).values == pytest.approx(expected, abs=1e-4)
     assert reward.truncated > 0
 
 
@@ -134,7 +134,7 @@ def test_a_text_that_is_no_number_spoils_no_other() -> None:
         model.get_input_embeddings().weight[spoilt] = torch.nan  # after it was asked
     pairs = list(zip(request.prompts, request.completions, strict=True))
     scores = reward.score(request_of(*pairs, (request.prompts[0], "good <assistant> film")))
-    assert scores.values[:-1] == pytest.approx(clean, abs=2e-5)
+    assert scores.values[:-1] == pytest.approx(clean, abs=1e-4)
     assert scores.failures == [None] * 8 + ["score is nan"]
 
 
@@ -168,7 +168,7 @@ def test_where_memory_runs_out_behind_a_prefix_texts_are_scored_whole(llama_rm: 
     reward = RewardModel(model, AutoTokenizer.from_pretrained(llama_rm), max_tokens_per_batch=600)
     request = groups(40)
     expected, _ = whole(reward, request)
-    assert reward.score(request).values == pytest.approx(expected, abs=2e-5)
+    assert reward.score(request).values == pytest.approx(expected, abs=1e-4)
     assert reward._tokens_per_batch < 600  # the lesson is kept
 
 

@@ -28,35 +28,40 @@ KEYS_TOLERANCE = 0.05
 
 
 class PrefixCheck:
-    """Asks a model once, and again for lengths that it was not asked about."""
+    """Asks a model once, and again for lengths that no answer covers yet."""
 
     def __init__(self, model: Any):
         """`model`: in evaluation mode whenever it is asked."""
         self._model = model
         self._scores_alike: bool | None = None
-        self._lengths: list[tuple[int, int]] = []
+        self._held: list[tuple[int, int]] = []
+        self._failed: list[tuple[int, int]] = []
 
     def holds(self, shortest: int, longest: int) -> bool:
         """Whether prefixes of `shortest` tokens or more may be read apart, in texts of at most `longest`.
 
-        What ends in an error does not hold.
+        What holds does so for all lengths between; what ends in an error does not hold.
         """
-        if any(least <= shortest and longest <= most for least, most in self._lengths):
+        if any(least <= shortest and longest <= most for least, most in self._held):
             return True
-        try:
-            if self._scores_alike is None:
-                self._scores_alike = False
-                self._scores_alike = _scores_alike(self._model)
-            holds = (
-                self._scores_alike
-                and keeps_all(self._model.config, longest)
-                and _reads_beginnings_alike(self._model, shortest, longest)
-            )
-        except Exception:  # noqa: BLE001 - models fail as they like; the other way asks nothing of them
+        if any(shortest <= least and most <= longest for least, most in self._failed):
             return False
-        if holds:
-            self._lengths.append((shortest, longest))
+        try:
+            holds = self._ask(shortest, longest)
+        except Exception:  # noqa: BLE001 - models fail as they like; the other way asks nothing of them
+            holds = False
+        (self._held if holds else self._failed).append((shortest, longest))
         return holds
+
+    def _ask(self, shortest: int, longest: int) -> bool:
+        if self._scores_alike is None:
+            self._scores_alike = False
+            self._scores_alike = _scores_alike(self._model)
+        return (
+            self._scores_alike
+            and keeps_all(self._model.config, longest)
+            and _reads_beginnings_alike(self._model, shortest, longest)
+        )
 
 
 def _scores_alike(model: Any) -> bool:
