@@ -50,8 +50,8 @@ def seen_packed(engine: TransformersEngine) -> set[str]:
 def without(engine: TransformersEngine) -> TransformersEngine:
     """Draws of the same model without room for packed weights."""
     other = TransformersEngine(engine.model, engine.tokenizer, checked=False)
-    other.branching, other.end_ids = engine.branching, engine.end_ids
-    other.packing.max_tokens = 0
+    other.branching, other.end_ids, other.packing.spare_bytes = engine.branching, engine.end_ids, -ROOM
+    engine.packing.spare_bytes = ROOM
     return other
 
 
@@ -89,6 +89,7 @@ def test_bfloat16_layers_answer_bit_for_bit_whatever_the_rows(shape: tuple[int, 
 def test_weights_that_moved_since_are_seen() -> None:
     needs(FLOAT32)
     engine = make_engine(make_model("llama_grouped_heads"))
+    engine.packing.spare_bytes = ROOM
     before = engine.complete([DrawRequest(UNEVEN, 3, SAMPLING)])
     torch.manual_seed(1)
     with torch.no_grad():
@@ -106,6 +107,7 @@ def test_weights_that_moved_since_are_seen() -> None:
 def test_nothing_stays_packed_after_an_error(error: type[BaseException]) -> None:
     needs(FLOAT32)
     engine = make_engine(make_model("llama_grouped_heads"))
+    engine.packing.spare_bytes = ROOM
     names = seen_packed(engine)
     passes: list[int] = []
 
@@ -182,18 +184,35 @@ def test_layers_are_packed_as_far_as_there_is_room() -> None:
 def test_many_rows_and_short_completions_are_drawn_from_plain_weights() -> None:
     needs(BFLOAT16)
     engine = TransformersEngine(cast_weights(make_model("llama_grouped_heads"), BFLOAT16), make_tokenizer())
+    engine.packing.spare_bytes = ROOM
     names = seen_packed(engine)
     many = MOST_ROWS[BFLOAT16] // len(UNEVEN) + 1
     engine.complete([DrawRequest(UNEVEN, many, SAMPLING)])
     engine.complete([DrawRequest(UNEVEN, 2, replace(SAMPLING, max_completion_length=8))])
     assert not names
-    # A batch leaves no room where it is as large as one may be.
-    engine.packing.max_tokens = 2 * len(UNEVEN) * (max(len(p.token_ids) for p in UNEVEN) + 20)
-    engine.complete([DrawRequest(UNEVEN, 2, SAMPLING)])
-    assert not names
-    engine.packing.spare_bytes = ROOM
     engine.complete([DrawRequest(UNEVEN, 2, SAMPLING)])
     assert names
+
+
+def test_packed_weights_take_the_room_of_keys_that_samples_share() -> None:
+    needs(FLOAT32)
+    engine = make_engine(make_model("llama_grouped_heads"))
+    assert engine.branching
+    names = seen_packed(engine)
+    shared = sum(len(prompt.token_ids) for prompt in UNEVEN)
+    of_a_token = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, numbers of a head, bytes
+    layer = 32 * 32 * 4  # the smallest; queries and outputs
+    engine.complete([DrawRequest(UNEVEN, 1, SAMPLING)])
+    assert not names, "a sample alone shares nothing"
+    enough = -(-layer // (shared * of_a_token))
+    engine.complete([DrawRequest(UNEVEN, enough, SAMPLING)])
+    assert not names
+    engine.complete([DrawRequest(UNEVEN, enough + 1, SAMPLING)])
+    assert len(names) == 1
+    names.clear()
+    engine.branching = False
+    engine.complete([DrawRequest(UNEVEN, enough + 1, SAMPLING)])
+    assert not names, "copies of the prompt save nothing"
 
 
 def test_operators_that_answer_otherwise_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

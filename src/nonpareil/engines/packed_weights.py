@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nonpareil.engines.batches import DrawRequest, Unit
+from nonpareil.engines.cache import in_place_cache, is_in_place
 
 FEWEST_STEPS = 16
 """Tokens of a completion from which packing pays: it costs what 8 to 10 of them save."""
@@ -29,25 +30,26 @@ SMALLEST_SIDE = 32
 class Packing:
     """When an engine packs a model's weights for a batch of draws, and the memory that it may take for that.
 
-    Weights and keys of a batch together stay within the keys of a full one: drawing is never given more memory than
-    `max_tokens` allowed it without.
+    Packed weights take the place of keys that samples would hold if each had its prompt for itself: with them,
+    drawing takes no more memory than it would without them and without sharing prompts.
     """
 
     model: PreTrainedModel
-    max_tokens: int
-    """Rows x (longest prompt + completion) of a full batch."""
     spare_bytes: int = 0
     """Memory that is free while drawing for another reason, such as that of gradients."""
 
     @contextmanager
-    def of(self, requests: Sequence[DrawRequest], units: Sequence[Unit]) -> Iterator[None]:
-        """Packed weights for one batch, where they pay and fit; see `packed_weights`."""
+    def of(self, requests: Sequence[DrawRequest], units: Sequence[Unit], shared: bool) -> Iterator[None]:
+        """Packed weights for one batch, where they pay and fit; `shared`: samples share their prompts' keys."""
         steps = requests[0].sampling.max_completion_length
-        rows = sum(len(unit.samples) for unit in units)
-        longest = max(len(requests[unit.request].prompts[unit.prompt].token_ids) for unit in units)
-        free_tokens = max(0, self.max_tokens - rows * (longest + steps))
-        room = self.spare_bytes + free_tokens * _cache_bytes(self.model)
-        with packed_weights(self.model, rows, room) if steps >= FEWEST_STEPS else nullcontext():
+        counts = [len(unit.samples) for unit in units]
+        lengths = [len(requests[unit.request].prompts[unit.prompt].token_ids) for unit in units]
+        shared = shared and is_in_place(in_place_cache(self.model.config, max(lengths) + steps))
+        saved = (
+            sum((count - 1) * length for count, length in zip(counts, lengths, strict=True)) if shared else 0
+        )
+        room = self.spare_bytes + saved * _cache_bytes(self.model)
+        with packed_weights(self.model, sum(counts), room) if steps >= FEWEST_STEPS else nullcontext():
             yield
 
 
@@ -142,7 +144,7 @@ def _equal(ours: Tensor, expected: Tensor) -> bool:
 
 
 def _cache_bytes(model: PreTrainedModel) -> int:
-    """Of the keys and values of one token, about; 0 where the model's configuration does not tell."""
+    """Of the keys and values of one token; 0 where the model's configuration does not tell."""
     config = model.config.get_text_config()
     layers, heads, hidden = (
         getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads", "hidden_size")

@@ -67,7 +67,7 @@ class TransformersEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.max_tokens_per_batch = max_tokens_per_batch
-        self.packing = Packing(model, max_tokens_per_batch)
+        self.packing = Packing(model)
         self.branching = takes_branches(type(model), model.config) and device_of(model).type == "cpu"
         """Whether the samples of a prompt share its row; every check asks whether the model takes it."""
         self.end_ids = end_token_ids(model, tokenizer)
@@ -155,7 +155,7 @@ class TransformersEngine:
         adapted = any(request.adapter for request in requests)
         with generation_mode(self.model), row_adapters(self.model) if adapted else nullcontext() as routes:
             for units in batches(requests, self.max_tokens_per_batch):
-                with self.packing.of(requests, units):
+                with self.packing.of(requests, units, self.branching):
                     batch = self._draw_batch(requests, units, routes)
                 flat = iter(batch)
                 for unit in units:
