@@ -6,7 +6,7 @@ that have no public name; they serve here only where they are found to give what
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nonpareil.engines.batches import DrawRequest, Unit
+from nonpareil.engines.branches import BRANCHES, branches_for
 from nonpareil.engines.cache import in_place_cache, is_in_place
+from nonpareil.models.devices import device_of
 
 FEWEST_STEPS = 16
 """Tokens of a completion from which packing pays: it costs what 8 to 10 of them save."""
@@ -42,14 +44,15 @@ class Packing:
     def of(self, requests: Sequence[DrawRequest], units: Sequence[Unit], shared: bool) -> Iterator[None]:
         """Packed weights for one batch, where they pay and fit; `shared`: samples share their prompts' keys."""
         steps = requests[0].sampling.max_completion_length
+        if steps < FEWEST_STEPS or device_of(self.model).type != "cpu":
+            yield
+            return
         counts = [len(unit.samples) for unit in units]
         lengths = [len(requests[unit.request].prompts[unit.prompt].token_ids) for unit in units]
         shared = shared and is_in_place(in_place_cache(self.model.config, max(lengths) + steps))
-        saved = (
-            sum((count - 1) * length for count, length in zip(counts, lengths, strict=True)) if shared else 0
-        )
-        room = self.spare_bytes + saved * _cache_bytes(self.model)
-        with packed_weights(self.model, sum(counts), room) if steps >= FEWEST_STEPS else nullcontext():
+        branches = branches_for(counts, BRANCHES if shared else 1)
+        saved = sum((n - -(-n // branches)) * length for n, length in zip(counts, lengths, strict=True))
+        with packed_weights(self.model, sum(counts), self.spare_bytes + saved * _cache_bytes(self.model)):
             yield
 
 
