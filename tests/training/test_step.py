@@ -247,7 +247,7 @@ def test_a_working_copy_is_packed_in_the_place_of_gradients(tmp_path: Path) -> N
             tmp_path,
             peft_config=peft_config,
             max_steps=2,
-            max_completion_length=20,
+            max_completion_length=24,
         )
         engine = trainer.step_sampler.actors.engine
         query = next(m for name, m in engine.model.named_modules() if name.endswith("q_proj"))

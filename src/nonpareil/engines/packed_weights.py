@@ -20,8 +20,8 @@ from nonpareil.engines.branches import BRANCHES, branches_for
 from nonpareil.engines.cache import in_place_cache, is_in_place
 from nonpareil.models.devices import device_of
 
-FEWEST_STEPS = 16
-"""Tokens of a completion from which packing pays: it costs what 8 to 10 of them save."""
+FEWEST_STEPS = 24
+"""Tokens of a completion from which packing pays: it costs what 8 to 16 of them save."""
 MOST_ROWS = {torch.bfloat16: 128, torch.float32: 2**31}
 """Completions of a batch up to which it pays: with many, the product is all; in float32 it is quicker itself."""
 SMALLEST_SIDE = 32
@@ -32,8 +32,8 @@ SMALLEST_SIDE = 32
 class Packing:
     """When an engine packs a model's weights for a batch of draws, and the memory that it may take for that.
 
-    Packed weights take the place of keys that samples would hold if each had its prompt for itself: with them,
-    drawing takes no more memory than it would without them and without sharing prompts.
+    Packed weights take half the place of the keys that samples would hold, had each its prompt for itself:
+    sharing prompts lowers the peak of drawing, and packing does not undo that.
     """
 
     model: PreTrainedModel
@@ -52,7 +52,8 @@ class Packing:
         shared = shared and is_in_place(in_place_cache(self.model.config, max(lengths) + steps))
         branches = branches_for(counts, BRANCHES if shared else 1)
         saved = sum((n - -(-n // branches)) * length for n, length in zip(counts, lengths, strict=True))
-        with packed_weights(self.model, sum(counts), self.spare_bytes + saved * _cache_bytes(self.model)):
+        room = self.spare_bytes + saved * _cache_bytes(self.model) // 2
+        with packed_weights(self.model, sum(counts), room):
             yield
 
 
