@@ -30,6 +30,7 @@ from nonpareil.engines.checks import check_prompts, check_sampling, check_token_
 from nonpareil.engines.decoding import TEXT, as_draws
 from nonpareil.engines.finite import check_draws
 from nonpareil.engines.load_check import check_drawing, check_scoring, draws_alike
+from nonpareil.engines.packed_weights import Packing
 from nonpareil.engines.rows import Completion, Rows, left_pad
 from nonpareil.engines.sampling import sample_keys, sample_tokens
 from nonpareil.errors import ConfigError
@@ -66,6 +67,7 @@ class TransformersEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.max_tokens_per_batch = max_tokens_per_batch
+        self.packing = Packing(model)
         self.branching = takes_branches(type(model), model.config) and device_of(model).type == "cpu"
         """Whether the samples of a prompt share its row; every check asks whether the model takes it."""
         self.end_ids = end_token_ids(model, tokenizer)
@@ -153,7 +155,8 @@ class TransformersEngine:
         adapted = any(request.adapter for request in requests)
         with generation_mode(self.model), row_adapters(self.model) if adapted else nullcontext() as routes:
             for units in batches(requests, self.max_tokens_per_batch):
-                batch = self._draw_batch(requests, units, routes)
+                with self.packing.of(requests, units, self.branching):
+                    batch = self._draw_batch(requests, units, routes)
                 flat = iter(batch)
                 for unit in units:
                     for i in unit.samples:
