@@ -7,16 +7,17 @@ position, and itself. In place of a whole sequence for every candidate, this cos
 
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, get_args
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from nonpareil.errors import ModelError
+from nonpareil.models.cache_name import cache_name
 from nonpareil.models.devices import device_of
 from nonpareil.models.logprobs import TokenSequences, token_budget_batches
 from nonpareil.models.modes import generation_mode
@@ -191,7 +192,7 @@ def _states(
     body: Any = model.base_model  # the model itself where there is no inner one
     arguments: dict[str, Any] = {"use_cache": cache is not None}
     if cache is not None:
-        arguments[_cache_argument(body)] = cache
+        arguments[str(cache_name(type(body)))] = cache  # it takes one: `_takes_masks_and_positions`
     if seen is not None:
         hidden = torch.finfo(model.dtype).min
         mask = torch.zeros(seen.shape, dtype=model.dtype, device=seen.device).masked_fill_(~seen, hidden)
@@ -235,11 +236,6 @@ def _shared_cache(config: PretrainedConfig, tokens: int) -> DynamicCache | None:
 
 
 def _takes_masks_and_positions(model: PreTrainedModel) -> bool:
-    parameters = inspect.signature(model.base_model.forward).parameters
-    return {"attention_mask", "position_ids", _cache_argument(model.base_model)} <= set(parameters)
-
-
-def _cache_argument(body: nn.Module) -> str:
-    """`past_key_values`, or `cache` in newer transformers; some old models have a dictionary by that name."""
-    parameter = inspect.signature(body.forward).parameters.get("cache")
-    return "cache" if parameter is not None and Cache in get_args(parameter.annotation) else "past_key_values"
+    body = type(model.base_model)
+    named = {"attention_mask", "position_ids"} <= set(inspect.signature(body.forward).parameters)
+    return named and cache_name(body) is not None
