@@ -1,34 +1,35 @@
 """Training in bfloat16 on CPUs: attention as plain products, since torch's own is slow there, mostly backwards."""
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 WIDEST = 512
 """Most keys: attention's weights are kept for the backward pass, and grow with the square of a row's tokens."""
 
 
-def products_on(device: torch.device) -> AbstractContextManager[Any]:
+@contextmanager
+def products_on(device: torch.device) -> Iterator[None]:
     """Where it is faster, `scaled_dot_product_attention` as plain products; on accelerators nothing changes.
 
-    It belongs around the backward pass too, in which checkpointing repeats the forward one.
+    It belongs around the backward pass too, in which checkpointing repeats the forward one. That is why torch's
+    function is exchanged by name: a `TorchFunctionMode` is laid aside for the whole of a backward pass.
     """
-    return _Products() if device.type == "cpu" else nullcontext()
-
-
-class _Products(TorchFunctionMode):
-    def __torch_function__(
-        self, func: Callable, types: Iterable[type], args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is functional.scaled_dot_product_attention:
-            return _attention(func, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+    if device.type != "cpu":
+        yield
+        return
+    usual = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = partial(_attention, usual)
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = usual
 
 
 def _attention(
