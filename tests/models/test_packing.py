@@ -189,6 +189,7 @@ def test_sharing_pays_by_prompt_and_group_and_not_for_the_shortest() -> None:
     assert chosen(400, 16, device="cuda") == 16
     assert chosen(40, 3, groups=1) == 1, "too little to look at the model for"
     assert chosen(8000, 64) == 4, "no row is wider than the mask may be"
+    assert completions_per_row([400] * 64, [[40] * 16] * 64, "cpu", 600) == 4, "nor wider than a pass may be"
     assert completions_per_row([], [], "cpu") == 1
 
 

@@ -23,7 +23,9 @@ LEAST_TOKENS = 256
 """What it must save at all, since the model has to be asked."""
 
 
-def completions_per_row(prompts: Sequence[int], completions: Sequence[Sequence[int]], device: str) -> int:
+def completions_per_row(
+    prompts: Sequence[int], completions: Sequence[Sequence[int]], device: str, widest: int = WIDEST
+) -> int:
     """How many completions of a prompt share a row, at most; 1 where that would not pay.
 
     A row costs its tokens, times 1 + width / `ATTENTION_WIDTH`.
@@ -32,15 +34,15 @@ def completions_per_row(prompts: Sequence[int], completions: Sequence[Sequence[i
         prompts: the length of each.
         completions: those of each prompt's completions.
         device: the kind it is computed on.
+        widest: most tokens of a row that is shared.
     """
     largest = max(map(len, completions), default=0)
     doubling = [2**power for power in range(1, largest.bit_length()) if 2**power < largest]
-    alone = _cost(prompts, completions, 1)
-    costs = {
-        count: _cost(prompts, completions, count) for count in (*doubling, largest) if 1 < count <= largest
-    }
+    counts = [*doubling, largest] if largest > 1 else []
+    costs = {count: _cost(prompts, completions, count, min(widest, WIDEST)) for count in counts}
     if not costs:
         return 1
+    alone = _cost(prompts, completions, 1, WIDEST)
     best = min(costs, key=lambda count: costs[count])
     saved = alone - costs[best]
     least = max(LEAST_TOKENS, LEAST_SAVED.get(device, LEAST_SAVED_ELSEWHERE) * alone)
@@ -59,13 +61,13 @@ def row_width(prompt: int, completions: Sequence[int]) -> int:
     return prompt + sum(completions) - shared * len(completions)
 
 
-def _cost(prompts: Sequence[int], completions: Sequence[Sequence[int]], most: int) -> float:
+def _cost(prompts: Sequence[int], completions: Sequence[Sequence[int]], most: int, widest: int) -> float:
     cost = 0.0
     for prompt, lengths in zip(prompts, completions, strict=True):
         start = 0
         for size in even_sizes(len(lengths), most) if lengths else []:
             width = row_width(prompt, lengths[start : start + size])
-            if size > 1 and width > WIDEST:
+            if size > 1 and width > widest:
                 return float("inf")
             cost += width * (1 + width / ATTENTION_WIDTH)
             start += size

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from nonpareil.models.devices import device_of
 from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs
-from nonpareil.models.packing import completions_per_row
+from nonpareil.models.packing import WIDEST, completions_per_row
 from nonpareil.models.sharding import is_sharded
 
 IMPLEMENTATIONS = ("sdpa", "eager")
@@ -27,16 +27,18 @@ _TAKEN: "WeakKeyDictionary[nn.Module, tuple[int, int]]" = WeakKeyDictionary()
 NEVER = (-1, -1)
 
 
-def per_row(model: PreTrainedModel, sequences: TokenSequences) -> int:
+def per_row(model: PreTrainedModel, sequences: TokenSequences, widest: int = WIDEST) -> int:
     """How many of these sequences of one prompt share a row in passes through the model; 1 for a row each.
 
-    The same numbers come out, but for rounding. Adapters are those that are active.
+    The same numbers come out, but for rounding. Adapters are those that are active. `widest`: most tokens of a row
+    that is shared.
     """
     groups = sequences.by_prompt()
     count = completions_per_row(
         [len(sequences.prompt_ids[group[0]]) for group in groups],
         [[len(sequences.completion_ids[i]) for i in group] for group in groups],
         device_of(model).type,
+        widest,
     )
     return count if count > 1 and takes_rows(model, sequences, sequences.in_rows(count)) else 1
 

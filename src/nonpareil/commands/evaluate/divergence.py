@@ -57,8 +57,9 @@ def divergence(
         )
         kl, ratio = torch.empty(len(sequences)), torch.empty(len(sequences))
         lengths = sequences.lengths()
-        together = min(per_row(model, sequences) for model in (policy, reference))
-        for rows in row_batches(sequences, together, options.max_tokens_per_batch):
+        budget = options.max_tokens_per_batch
+        together = min(per_row(model, sequences, budget) for model in (policy, reference))
+        for rows in row_batches(sequences, together, budget):
             members, sizes = [i for row in rows for i in row], [len(row) for row in rows]
             part = sequences.select(members)
             values = completion_divergence(policy, reference, part, temperature, sizes)

@@ -100,7 +100,7 @@ def token_logprobs(
 ) -> list[Tensor]:
     """log-probs of each completion's tokens, float32 on the CPU, in passes of at most `budget` tokens."""
     values: list[Tensor] = [torch.empty(0)] * len(sequences)
-    together = per_row(model, sequences)
+    together = per_row(model, sequences, budget)
     with row_adapters(model) if adapter else nullcontext() as routes:
         for rows in row_batches(sequences, together, budget):
             if routes is not None:
