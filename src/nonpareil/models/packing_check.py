@@ -90,14 +90,13 @@ def _alike(model: PreTrainedModel, row: TokenSequences) -> bool:
     """Whether a shared row's first and last completion have the log-probs that they have apart."""
     ends = [0, len(row) - 1]
     try:
-        together = completion_token_logprobs(model, row, sizes=[len(row)])[ends]
-        apart = completion_token_logprobs(model, row.select(ends))
+        with torch.autocast(device_of(model).type, enabled=False):  # its rounding would hide what differs
+            together = completion_token_logprobs(model, row, sizes=[len(row)])[ends]
+            apart = completion_token_logprobs(model, row.select(ends))
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception:  # noqa: BLE001 - whatever a model of another kind makes of such a row
         return False
-    finally:
-        torch.clear_autocast_cache()  # as `output_head_is_plain`
     lengths = torch.tensor([len(row.completion_ids[i]) for i in ends], device=apart.device)
     gaps = (together[:, : apart.shape[1]] - apart).abs().sum(-1) / lengths
     return bool((gaps <= TOLERANCE.get(model.dtype, 0.0)).all())
