@@ -14,6 +14,7 @@ from nonpareil.models.sharding import local
 from tests.tiny import make_model
 from tests.training.conftest import PROMPTS, StopAfter, ending_model, goodness, make_trainer, stored_groups
 from tests.training.test_not_finite import one_extreme
+from tests.training.test_shared_rows import LONG
 from tests.training.test_step import some_fail
 
 WHOLE_CHUNK = logprobs.CHUNK_ELEMENTS
@@ -30,7 +31,8 @@ def train(folder: Path, settings: dict[str, Any]) -> None:
     stops = [StopAfter(stop)] if stop else None
     reward = some_fail if settings.pop("some_fail", False) else goodness
     reward = one_extreme if settings.pop("extreme", False) else reward
-    prompts = None if groups else PROMPTS[: settings.pop("num_prompts", None)]
+    known = LONG if settings.pop("long", False) else PROMPTS
+    prompts = None if groups else known[: settings.pop("num_prompts", None)]
     torch.manual_seed(process_index())  # what a process drew before must not matter
     given = {"model": model, "reward": reward, "prompts": prompts, "callbacks": stops, "groups": groups}
     trainer = make_trainer(folder, **given, **settings)

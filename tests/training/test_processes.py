@@ -38,6 +38,7 @@ JOBS: dict[str, dict[str, Any]] = {
     },
     "accumulated": {**SGD, "gradient_accumulation_steps": 2, "max_steps": 2},
     "passes": {**SGD, "max_tokens_per_batch": 20},
+    "shared rows": {**SGD, "method": "rloo", "num_generations": 4, "long": True, "max_steps": 2},
     "failing": {**SGD, "some_fail": True},
     "dropping": {**SGD, "method": "rloo", "num_generations": 3, "extreme": True},
 }

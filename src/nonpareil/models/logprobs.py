@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from nonpareil.maths.kl import token_kl
 from nonpareil.models.devices import device_of
+from nonpareil.models.packing import even_sizes, pack, row_width
 from nonpareil.models.sharding import output_head, within
 from nonpareil.records import Draws, Prompt
 
@@ -48,6 +49,37 @@ class TokenSequences:
         """Tokens of prompt and completion together, one number per sequence."""
         return [len(p) + len(c) for p, c in zip(self.prompt_ids, self.completion_ids, strict=True)]
 
+    def by_prompt(self) -> list[list[int]]:
+        """The sequences of each prompt, where they come one after another."""
+        groups: list[list[int]] = []
+        for index, prompt in enumerate(self.prompt_ids):
+            if groups and self.prompt_ids[groups[-1][0]] == prompt:
+                groups[-1].append(index)
+            else:
+                groups.append([index])
+        return groups
+
+    def in_rows(self, per_row: int) -> list[list[int]]:
+        """The sequences of each row, where up to so many of one prompt share one."""
+        rows = []
+        for group in self.by_prompt():
+            start = 0
+            for size in even_sizes(len(group), per_row):
+                rows.append(group[start : start + size])
+                start += size
+        return rows
+
+    def width(self, row: Sequence[int]) -> int:
+        """Tokens of a row that these sequences share."""
+        return row_width(len(self.prompt_ids[row[0]]), [len(self.completion_ids[i]) for i in row])
+
+
+def row_batches(sequences: TokenSequences, per_row: int, max_tokens: int) -> list[list[list[int]]]:
+    """Batches as `token_budget_batches` makes them, of rows that up to `per_row` sequences of a prompt share."""
+    rows = sequences.in_rows(per_row)
+    batches = token_budget_batches([sequences.width(row) for row in rows], max_tokens)
+    return [[rows[i] for i in batch] for batch in batches]
+
 
 def token_budget_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Rows in batches of about one length: rows x longest stays within `max_tokens` (one row may exceed it)."""
@@ -72,20 +104,26 @@ def completion_logprobs(
 
 
 def completion_token_logprobs(
-    model: PreTrainedModel, sequences: TokenSequences, temperature: float = 1.0
+    model: PreTrainedModel,
+    sequences: TokenSequences,
+    temperature: float = 1.0,
+    sizes: Sequence[int] | None = None,
 ) -> Float[Tensor, "b t"]:
     """log pi of each completion token, nats, the end token included; 0 behind the completion's end.
 
     t is the longest completion. One forward pass; gradients flow where grad mode is on. Logits are upcast to
     float32 before the softmax, `CHUNK_ELEMENTS` of them at a time, and computed anew in the backward pass.
+
+    `sizes`: how many consecutive sequences, of one prompt, share each row (`packing`), of a model that takes such
+    rows (`packing_check`); without it, each has its own.
     """
-    return within(model, _token_logprobs, sequences, temperature)
+    return within(model, _token_logprobs, sequences, temperature, sizes)
 
 
 def _token_logprobs(
-    model: PreTrainedModel, sequences: TokenSequences, temperature: float
+    model: PreTrainedModel, sequences: TokenSequences, temperature: float, sizes: Sequence[int] | None
 ) -> Float[Tensor, "b t"]:
-    hidden, targets, owner, logits_of = _predicting_states(model, sequences)
+    hidden, targets, owner, logits_of = _predicting_states(model, sequences, sizes)
     values = []
     for chunk in _chunks(hidden, model.config.get_text_config().vocab_size):
         arguments = (logits_of, hidden[chunk], targets[chunk], temperature)
@@ -101,15 +139,19 @@ def _token_logprobs(
 
 @torch.no_grad()
 def completion_divergence(
-    policy: PreTrainedModel, reference: PreTrainedModel, sequences: TokenSequences, temperature: float = 1.0
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    sequences: TokenSequences,
+    temperature: float = 1.0,
+    sizes: Sequence[int] | None = None,
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """Exact per-token KL(policy || reference), and log pi - log pi_ref, summed along each completion, nats.
 
     Averaged over completions that the policy drew, both estimate the sequence-level KL; the first with far
-    less variance, since each step's expectation is exact.
+    less variance, since each step's expectation is exact. `sizes`: as in `completion_token_logprobs`.
     """
-    states, targets, owner, policy_logits = _predicting_states(policy, sequences)
-    reference_states, _, _, reference_logits = _predicting_states(reference, sequences)
+    states, targets, owner, policy_logits = _predicting_states(policy, sequences, sizes)
+    reference_states, _, _, reference_logits = _predicting_states(reference, sequences, sizes)
     kl = torch.zeros(len(sequences), device=states.device)
     log_ratio = torch.zeros_like(kl)
     for chunk in _chunks(states, 2 * policy.config.get_text_config().vocab_size):
@@ -122,29 +164,43 @@ def completion_divergence(
 
 
 def _predicting_states(
-    model: PreTrainedModel, sequences: TokenSequences
+    model: PreTrainedModel, sequences: TokenSequences, sizes: Sequence[int] | None
 ) -> tuple[Float[Tensor, "t d"], Int[Tensor, " t"], Int[Tensor, " t"], Callable[[Tensor], Tensor]]:
     """The states that predict each completion token, those tokens, the sequence of each, and the output head."""
     device = device_of(model)
+    completions = sequences.completion_ids
+    if sizes is None or max(sizes) == 1:
+        inputs, predicting = _separate_rows(sequences, device)
+    else:
+        packed = pack(sequences.prompt_ids, completions, sizes, device)
+        added = model.config._attn_implementation == "eager"
+        inputs, predicting = packed.inputs(additive=model.dtype if added else None), packed.predicting
+    target_ids = torch.tensor([token for ids in completions for token in ids], dtype=torch.long).to(device)
+    owners = torch.repeat_interleave(
+        torch.arange(len(completions)), torch.tensor([len(ids) for ids in completions])
+    ).to(device)
+    if output_head_is_plain(model):
+        states = _hidden_states(model, inputs)
+        return states.flatten(0, 1)[predicting], target_ids, owners, output_head(model)
+    logits = model(**inputs, use_cache=False).logits
+    return logits.flatten(0, 1)[predicting], target_ids, owners, nn.Identity()
+
+
+def _separate_rows(
+    sequences: TokenSequences, device: torch.device
+) -> tuple[dict[str, Tensor], Int[Tensor, " t"]]:
+    """Each sequence as a row, and where in the flattened rows the states that predict its completion lie."""
     width = max(sequences.lengths())
     # Right padding needs no attention mask: under causal attention no real token sees what comes behind it.
     input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
-    positions, owners, targets = [], [], []
+    positions = []
     for row, (prompt, completion) in enumerate(
         zip(sequences.prompt_ids, sequences.completion_ids, strict=True)
     ):
         input_ids[row, : len(prompt) + len(completion)] = torch.tensor(prompt + completion)
         first = row * width + len(prompt) - 1
         positions.append(torch.arange(first, first + len(completion)))
-        owners.append(torch.full((len(completion),), row))
-        targets.append(torch.tensor(completion, dtype=torch.long))
-    flat, target_ids = torch.cat(positions).to(device), torch.cat(targets).to(device)
-    owner, input_ids = torch.cat(owners).to(device), input_ids.to(device)
-    if output_head_is_plain(model):
-        states = _hidden_states(model, input_ids)
-        return states.flatten(0, 1)[flat], target_ids, owner, output_head(model)
-    logits = model(input_ids=input_ids, use_cache=False).logits
-    return logits.flatten(0, 1)[flat], target_ids, owner, nn.Identity()
+    return {"input_ids": input_ids.to(device)}, torch.cat(positions).to(device)
 
 
 _PLAIN_HEADS: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
@@ -165,8 +221,8 @@ def output_head_is_plain(model: PreTrainedModel) -> bool:
     return _PLAIN_HEADS[model]
 
 
-def _hidden_states(model: PreTrainedModel, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+def _hidden_states(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Float[Tensor, "b t d"]:
+    return model.base_model(**inputs, use_cache=False).last_hidden_state
 
 
 def _logits_are_the_heads(model: PreTrainedModel, head: nn.Module) -> bool:
@@ -184,7 +240,7 @@ def _logits_are_the_heads(model: PreTrainedModel, head: nn.Module) -> bool:
     try:
         ids = torch.arange(3, device=device_of(model))[None]
         logits = model(input_ids=ids, use_cache=False).logits
-        states = within(model, _hidden_states, ids)
+        states = within(model, _hidden_states, {"input_ids": ids})
     finally:
         hook.remove()
         # Autocast keeps the casts made here; torch before 2.11 would train on them, and they pass on no gradient.

@@ -21,8 +21,9 @@ class Spent(TrainerCallback, ExportableState):
     """Counts what each step spends, keeps the sums in checkpoints, and stops at a limit of seconds.
 
     `completions_drawn` and `tokens_drawn` (prompts included, once per completion) are the run's own, not those of
-    stored groups; `tokens_trained` went through a forward and backward pass; `seconds` are those of steps. The
-    losses are summed beside them, since transformers forgets those before a resume.
+    stored groups; `tokens_trained` went through a forward and backward pass, a prompt once for the completions that
+    share its row; `seconds` are those of steps. The losses are summed beside them, since transformers forgets those
+    before a resume.
     """
 
     def __init__(self, max_seconds: float | None = None):

@@ -41,7 +41,8 @@ def divergence(
     import torch
 
     from nonpareil.engines.load_check import check_scoring
-    from nonpareil.models.logprobs import TokenSequences, completion_divergence, token_budget_batches
+    from nonpareil.models.logprobs import TokenSequences, completion_divergence, row_batches
+    from nonpareil.models.packing_check import per_row
     from nonpareil.rollouts.progress import ProgressBar
 
     policy, reference = (side.load(products) for side in sides)
@@ -56,10 +57,14 @@ def divergence(
         )
         kl, ratio = torch.empty(len(sequences)), torch.empty(len(sequences))
         lengths = sequences.lengths()
-        for rows in token_budget_batches(lengths, options.max_tokens_per_batch):
-            values = completion_divergence(policy, reference, sequences.select(rows), temperature)
-            kl[rows], ratio[rows] = values[0].cpu(), values[1].cpu()
-            progress.update(len(rows), sum(lengths[row] for row in rows))
+        budget = options.max_tokens_per_batch
+        together = min(per_row(model, sequences, budget) for model in (policy, reference))
+        for rows in row_batches(sequences, together, budget):
+            members, sizes = [i for row in rows for i in row], [len(row) for row in rows]
+            part = sequences.select(members)
+            values = completion_divergence(policy, reference, part, temperature, sizes)
+            kl[members], ratio[members] = values[0].cpu(), values[1].cpu()
+            progress.update(len(members), sum(lengths[i] for i in members))
         return kl.view(len(groups), -1), ratio.view(len(groups), -1)
 
     with ProgressBar() as progress:

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nonpareil.models.adapters import row_adapters
-from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs, token_budget_batches
+from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs, row_batches
+from nonpareil.models.packing_check import per_row
 from nonpareil.records import Draws, Prompt, SamplingParams
 
 if TYPE_CHECKING:
@@ -99,11 +100,13 @@ def token_logprobs(
 ) -> list[Tensor]:
     """log-probs of each completion's tokens, float32 on the CPU, in passes of at most `budget` tokens."""
     values: list[Tensor] = [torch.empty(0)] * len(sequences)
+    together = per_row(model, sequences, budget)
     with row_adapters(model) if adapter else nullcontext() as routes:
-        for rows in token_budget_batches(sequences.lengths(), budget):
+        for rows in row_batches(sequences, together, budget):
             if routes is not None:
                 routes.names = [adapter] * len(rows)
-            part = completion_token_logprobs(model, sequences.select(rows), temperature).float().cpu()
-            for row, logprobs in zip(rows, part, strict=True):
-                values[row] = logprobs[: len(sequences.completion_ids[row])]
+            members, sizes = [i for row in rows for i in row], [len(row) for row in rows]
+            part = completion_token_logprobs(model, sequences.select(members), temperature, sizes)
+            for member, logprobs in zip(members, part.float().cpu(), strict=True):
+                values[member] = logprobs[: len(sequences.completion_ids[member])]
     return values

@@ -11,8 +11,12 @@ from torch import Tensor, nn
 
 from nonpareil.errors import ConfigError
 from nonpareil.methods.base import Method, Targets
+from nonpareil.models.attention import products_on
+from nonpareil.models.devices import device_of
 from nonpareil.models.distributed import num_processes, of_each_process, process_index, sum_gradients
 from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs, token_budget_batches
+from nonpareil.models.packing import even_sizes
+from nonpareil.models.packing_check import per_row
 from nonpareil.models.sharding import is_sharded
 from nonpareil.models.zero import engine_of
 from nonpareil.records import Group
@@ -23,6 +27,15 @@ from nonpareil.training.step.not_finite import NotFinite, logprob_at
 
 Pass = dict[int, list[int]]
 """One forward and backward pass: rows of the batch, and of each the completions that are trained on."""
+
+
+class Plan(NamedTuple):
+    """A step's passes."""
+
+    passes: list[list[Pass]]
+    """Of each process."""
+    per_row: int
+    """How many completions of a prompt share a row, at most."""
 
 
 class PromptLoss(NamedTuple):
@@ -77,9 +90,11 @@ class Accumulator:
 
     def step(self, model: nn.Module, batch: StepBatch, targets: Targets) -> Outcome:
         """The gradient of an optimizer step, the same on every process as the outcome that is returned."""
-        plan = self._plan(batch, targets)
-        slots = {row: places for passes in plan for part in passes for row, places in part.items()}
-        self.spent.tokens_trained += sum(batch.tokens(row, places) for row, places in slots.items())
+        plan = self._plan(model, batch, targets)
+        slots = {row: places for passes in plan.passes for part in passes for row, places in part.items()}
+        self.spent.tokens_trained += sum(
+            batch.tokens(row, places, plan.per_row) for row, places in slots.items()
+        )
         with adapters_take_what_comes(model, self.autocast):
             mine = self._descend(model, batch, targets, plan)
         outcome = self._outcome(batch, [each for share in of_each_process(mine) for each in share])
@@ -92,22 +107,21 @@ class Accumulator:
             self._probe = TokenSequences([group.prompt_token_ids], [group.completion_token_ids[first]])
         return outcome
 
-    def _descend(
-        self, model: nn.Module, batch: StepBatch, targets: Targets, plan: list[list[Pass]]
-    ) -> list[PromptLoss]:
+    def _descend(self, model: nn.Module, batch: StepBatch, targets: Targets, plan: Plan) -> list[PromptLoss]:
         """This process's passes, whose gradients add up in the weights."""
-        mine, used = plan[process_index()], sum(len(part) for passes in plan for part in passes)
+        mine, used = plan.passes[process_index()], sum(len(part) for each in plan.passes for part in each)
         sharded, zero = is_sharded(model), engine_of(model)
         backward = zero.backward if zero else self.backward
         # FSDP2 and DeepSpeed take the mean over processes where the sum is meant.
         scale = num_processes() if sharded else 1
         seen: list[Tensor] = []
         for part in mine:
-            losses, bad_places = self._losses(model, batch, targets, part)
-            backward(losses.sum() / used * scale)
+            with products_on(device_of(model)):
+                losses, bad_places = self._losses(model, batch, targets, part, plan.per_row)
+                backward(losses.sum() / used * scale)
             seen.append(torch.stack([losses.detach().float(), bad_places.float()]))
         # Every pass gathers shards from all processes: one that has no rows left takes part with none.
-        for _ in range(max(map(len, plan)) - len(mine) if sharded else 0):
+        for _ in range(max(map(len, plan.passes)) - len(mine) if sharded else 0):
             backward(self._no_loss(model))
         values = torch.cat(seen, dim=1).tolist() if seen else [[], []]
         rows = [row for part in mine for row in part]
@@ -139,32 +153,29 @@ class Accumulator:
         total = sum(each.loss for each in sorted(losses))  # in one order, however many processes there are
         return Outcome(total / max(len(losses), 1), len(losses), bad)
 
-    def _plan(self, batch: StepBatch, targets: Targets) -> list[list[Pass]]:
+    def _plan(self, model: Any, batch: StepBatch, targets: Targets) -> Plan:
         """Each process's passes over the usable rows, dealt out so that all have about as many tokens."""
         wanted = torch.cat([targets.train_policy, targets.train_anchor], dim=1)
         slots = {row: wanted[row].nonzero()[:, 0].tolist() for row in wanted.any(-1).nonzero()[:, 0].tolist()}
-        costs = {row: batch.padded_tokens(row, places) for row, places in slots.items()}
+        together = min(of_each_process(per_row(model, _sequences(batch, slots))))
+        costs = {row: batch.padded_tokens(row, places, together) for row, places in slots.items()}
         by_cost = sorted(slots, key=lambda row: (-costs[row], row))
         plan = []
         for process in range(num_processes()):
             rows = sorted(by_cost[process :: num_processes()])
             batches = token_budget_batches([costs[row] for row in rows], self.max_tokens_per_batch)
             plan.append([{rows[i]: slots[rows[i]] for i in one} for one in batches])
-        return plan
+        return Plan(plan, together)
 
     def _losses(
-        self, model: nn.Module, batch: StepBatch, targets: Targets, part: Pass
+        self, model: Any, batch: StepBatch, targets: Targets, part: Pass, per_row: int
     ) -> tuple[Tensor, Tensor]:
         """The loss of each of a pass's prompts, and its bad place; see `PromptLoss`."""
         rows = list(part)
         places = [(i, j) for i, slots in enumerate(part.values()) for j in slots]
-        groups = [batch.groups[row] for row in rows]
-        sequences = TokenSequences(
-            [groups[i].prompt_token_ids for i, _ in places],
-            [groups[i].completion_token_ids[j] for i, j in places],
-        )
+        sizes = [size for slots in part.values() for size in even_sizes(len(slots), per_row)]
         with self.autocast():
-            values = completion_token_logprobs(model, sequences, self.temperature)  # type: ignore[arg-type]
+            values = completion_token_logprobs(model, _sequences(batch, part), self.temperature, sizes)
         index = tuple(torch.tensor(places, device=values.device).T)
         values = nn.functional.pad(values, (0, batch.width - values.shape[1]))
         completions = targets.train_policy.shape[1] + targets.train_anchor.shape[1]
@@ -187,6 +198,15 @@ class Accumulator:
         with self.autocast():
             values = completion_token_logprobs(model, TokenSequences([[0]], [[0]]), self.temperature)  # type: ignore[arg-type]
         return values.sum() * 0.0
+
+
+def _sequences(batch: StepBatch, part: Pass) -> TokenSequences:
+    """The completions that are trained on, prompt by prompt."""
+    pairs = [(batch.groups[row], place) for row, slots in part.items() for place in slots]
+    return TokenSequences(
+        [group.prompt_token_ids for group, _ in pairs],
+        [group.completion_token_ids[place] for group, place in pairs],
+    )
 
 
 def _of(group: Group) -> str:

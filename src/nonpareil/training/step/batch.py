@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nonpareil.methods.base import ScoredDraws
+from nonpareil.models.packing import even_sizes, row_width
 from nonpareil.records import Group, ScoreRequest
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.step.not_finite import NotFinite
@@ -93,16 +94,20 @@ class StepBatch:
         sums = torch.stack([torch.stack([tokens.sum() for tokens in row]) for row in ratios])
         return sums.exp().clamp(max=cap)
 
-    def padded_tokens(self, row: int, places: Sequence[int]) -> int:
+    def padded_tokens(self, row: int, places: Sequence[int], per_row: int) -> int:
         """What these completions of a group cost in one forward pass, prompts and padding included."""
         group = self.groups[row]
-        longest = max(len(group.completion_token_ids[place]) for place in places)
-        return len(places) * (len(group.prompt_token_ids) + longest)
+        widths, lengths = [], [len(group.completion_token_ids[place]) for place in places]
+        for size in even_sizes(len(places), per_row):
+            widths.append(row_width(len(group.prompt_token_ids), lengths[:size]))
+            lengths = lengths[size:]
+        return len(widths) * max(widths)
 
-    def tokens(self, row: int, places: Sequence[int]) -> int:
-        """Tokens of these completions of a group with their prompts, without padding."""
+    def tokens(self, row: int, places: Sequence[int], per_row: int = 1) -> int:
+        """Tokens of these completions of a group with their prompts, each once per row, without padding."""
         group = self.groups[row]
-        return sum(len(group.prompt_token_ids) + len(group.completion_token_ids[place]) for place in places)
+        prompts = len(even_sizes(len(places), per_row)) * len(group.prompt_token_ids)
+        return prompts + sum(len(group.completion_token_ids[place]) for place in places)
 
     @property
     def width(self) -> int:
