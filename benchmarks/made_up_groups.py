@@ -2,9 +2,9 @@
 
     python benchmarks/made_up_groups.py FOLDER --groups 10000 [--completions 64] [--tokens 64] [--rewards distinct]
 
-Token ids, texts, log-probs and rewards are random numbers made shard by shard as Arrow columns; no model draws and no
-list is made of a completion. All else is the package's own: `draw_and_score` divides the prompts, writes each shard
-with its notes and its checksum, and the manifest before and after, so that every reader takes the folder for a run's.
+Token ids, texts, log-probs and rewards are random numbers made shard by shard as Arrow columns; no model draws, no
+list is made of a completion. All else is the package's own: `draw_and_score` divides the prompts, writes each
+shard with its notes and checksum, and the manifest before and after: every reader takes the folder for a run's.
 A second call with the same arguments goes on where the first was stopped.
 """
 
@@ -160,4 +160,5 @@ if __name__ == "__main__":
     began = time.perf_counter()
     result = fill_folder(**asked)
     size = sum(path.stat().st_size for path in Path(result.output_dir).rglob("*.parquet"))
-    print(f"{asked['groups']} groups, {size / 1e9:.2f} GB, {time.perf_counter() - began:.1f} s: {result.output_dir}")
+    seconds = time.perf_counter() - began
+    print(f"{asked['groups']} groups, {size / 1e9:.2f} GB, {seconds:.1f} s: {result.output_dir}")
