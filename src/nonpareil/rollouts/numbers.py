@@ -70,7 +70,9 @@ def _numbers_of(table: pa.Table) -> GroupNumbers | None:
     if len(sizes) > 1 or not sizes.isdisjoint({0, None}) or table["prompt_id"].null_count:
         return None
     ids, rewards = _flat(table["completion_token_ids"]), _flat(table["rewards"])
-    if not (_is_lists(ids) and pa.types.is_integer(ids.type.value_type) and pa.types.is_floating(rewards.type)):
+    if not (
+        _is_lists(ids) and pa.types.is_integer(ids.type.value_type) and pa.types.is_floating(rewards.type)
+    ):
         return None
     if ids.null_count or ids.values.null_count:
         return None
