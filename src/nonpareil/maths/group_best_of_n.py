@@ -4,6 +4,8 @@
 value is that of those formulas, for any M.
 """
 
+import functools
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,7 +14,7 @@ from nonpareil.maths.counts import count_among
 from nonpareil.maths.interpolation import invert_rising
 from nonpareil.maths.tie_classes import at_distinct, group_quantities, without_ties
 
-_NUMBERS_AT_ONCE = 2**22  # 32 MiB of float64
+_NUMBERS_AT_ONCE = 2**20  # 8 MiB of float64
 _NODE_RATIO = 1.1
 _SAME = 1e-9  # of win rates
 
@@ -85,12 +87,12 @@ def _tied_win_rates(rewards: Tensor, n: Tensor) -> Tensor:
     counts = count_among(rewards, rewards)
     below, valid = counts.below[..., None].double(), counts.valid[..., None].double()
     size = counts.at_or_below[..., None].double() - below
-    beaten = at_distinct(lambda *of_draw: _not_won(*of_draw, n), below, size, valid)
+    beaten = at_distinct(functools.partial(_not_won, n), below, size, valid)
     here = ~rewards.isnan()[..., None]
     return 1 - torch.where(here, beaten, 0.0).sum(1) / valid[:, 0]
 
 
-def _not_won(below: Tensor, size: Tensor, valid: Tensor, n: Tensor) -> Tensor:
+def _not_won(n: Tensor, below: Tensor, size: Tensor, valid: Tensor) -> Tensor:
     """The chance that best-of-n does not beat a draw with these counts, ties one half."""
     end = below + size
     shown = torch.minimum(n, (valid - 1).clamp(min=0))

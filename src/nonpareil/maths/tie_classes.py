@@ -8,7 +8,7 @@ matter and the formulas of `best_of_n` are exact. So nothing changes where rewar
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from nonpareil.maths.counts import count_among
@@ -18,7 +18,7 @@ OfDraw = Callable[[Tensor, Tensor, Tensor], Tensor]
 OfSums = Callable[[Tensor], Tensor]
 """The terms' sums over the draws [..., f] -> the quantities [..., g], elementwise in the leading axes."""
 
-_NUMBERS_AT_ONCE = 2**22  # 32 MiB of float64
+_NUMBERS_AT_ONCE = 2**16  # 512 KiB of float64: they stay in a processor's cache
 
 
 def without_ties(rewards: Float[Tensor, "b m"]) -> Bool[Tensor, "b 1"]:
@@ -52,14 +52,26 @@ def at_distinct(
     of_draw: OfDraw,
     below: Float[Tensor, "b m 1"],
     size: Float[Tensor, "b m 1"],
-    valid: Float[Tensor, "b #m 1"],
+    valid: Float[Tensor, "b n 1"],
 ) -> Float[Tensor, "b m f"]:
-    """The terms of every draw, worked out once for each three counts that occur: there are few of them."""
+    """The terms of every draw, worked out once for each three counts that occur; `valid` may be one per prompt."""
+    counts, place = distinct_counts(below[..., 0], size[..., 0], valid[..., 0])
+    below, size, valid = (count[:, None, None] for count in counts)
+    terms = of_draw(below, size, valid)[:, 0]
+    return terms[place]
+
+
+def distinct_counts(
+    below: Shaped[Tensor, "b m"], size: Shaped[Tensor, "b m"], valid: Shaped[Tensor, "b n"]
+) -> tuple[tuple[Float[Tensor, " d"], ...], Int[Tensor, "b m"]]:
+    """Every three counts that a draw has (below its class, in it, in all), and which of them are each draw's.
+
+    They are few: two numbers of successes per prompt, at most m^2 / 2 whatever the rewards, where none failed.
+    """
     base = below.shape[1] + 2
-    codes = ((valid * base + below) * base + size).long()[..., 0]
-    distinct, place = codes.unique(return_inverse=True)
+    distinct, place = ((valid * base + below) * base + size).long().unique(return_inverse=True)
     counts = distinct // base % base, distinct % base, distinct // base**2
-    return of_draw(*(count.double()[:, None, None] for count in counts))[:, 0][place]
+    return tuple(count.double() for count in counts), place
 
 
 def _tie_patterns(rewards: Float[Tensor, "b m"]) -> tuple[Float[Tensor, "p m"], Int[Tensor, " b"]]:
