@@ -1,6 +1,6 @@
 """Groups drawn, scored and kept: prompts in, Parquet shards out, selections and exports from them.
 
-What loads models or datasets is imported when first used: whoever reads groups needs neither torch nor transformers.
+What loads models or datasets is imported when first used: reading groups needs neither torch nor transformers.
 """
 
 import importlib
