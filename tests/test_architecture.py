@@ -94,8 +94,9 @@ def test_import_is_light():
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stdout + done.stderr
 
 
-def test_the_trainers_own_settings_are_light():
-    done = python(f"import sys, nonpareil.training.settings; print({HEAVY})")
+@pytest.mark.parametrize("module", ["training.settings", "rollouts.numbers"])
+def test_the_trainers_own_settings_and_reading_groups_are_light(module):
+    done = python(f"import sys, nonpareil.{module}; print({HEAVY})")
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stdout + done.stderr
 
 

@@ -1,10 +1,11 @@
 """What best-of-N is worth for N = 1..m, from groups drawn once: no more drawing, no subsampling noise."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -18,11 +19,12 @@ from nonpareil.maths.best_of_n import win_rate
 from nonpareil.maths.bootstrap import Interval, Scale
 from nonpareil.maths.counts import count_among
 from nonpareil.maths.order_statistics import best_of_n_curve
-from nonpareil.maths.tie_classes import without_ties
-from nonpareil.records import Group, refuse_repeated
+from nonpareil.maths.tie_classes import distinct_counts, without_ties
+from nonpareil.records import Group, GroupNumbers, refuse_repeated
 
 ENOUGH_GAIN = 0.9
 _MOST = 0.9
+_REWARDS_AT_ONCE = 2**16
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,9 @@ class CurveReport:
         }
 
 
-def best_of_n_report(groups: Sequence[Group], max_n: int | None = None, *, seed: int = 0) -> CurveReport:
+def best_of_n_report(
+    groups: Sequence[Group] | GroupNumbers, max_n: int | None = None, *, seed: int = 0
+) -> CurveReport:
     """The best-of-n curve of scored groups, for n = 1..max_n (all m completions if None).
 
     Intervals are bootstrapped over prompts. Every point rests on the same prompts. Where rewards failed that is a
@@ -162,14 +166,14 @@ def best_of_n_report(groups: Sequence[Group], max_n: int | None = None, *, seed:
             did not fail.
         ConfigError: max_n outside 1..m.
     """
-    if not groups:
-        raise DataError("There are no groups to make a curve of.")
-    size = group_size(groups)
-    refuse_repeated((group.prompt_id for group in groups), "groups")
+    numbers = groups if isinstance(groups, GroupNumbers) else _numbers_of(groups)
+    size = numbers.rewards.shape[1]
+    refuse_repeated(numbers.prompt_ids, "groups")
     if max_n is not None and not 1 <= max_n <= size:
         raise ConfigError(f"max_n must lie in 1..{size} (the completions per prompt), got {max_n}.")
-    ordered = sorted(groups, key=lambda group: group.prompt_id)
-    rewards, mean_length = rewards_of(ordered), lengths_of(ordered).mean().item()
+    order = sorted(range(len(numbers)), key=numbers.prompt_ids.__getitem__)
+    rewards = torch.from_numpy(numbers.rewards[order])
+    mean_length = torch.from_numpy(numbers.lengths[order]).mean().item()
     valid = (~rewards.isnan()).sum(1)
     if not valid.any():
         raise DataError(f"All {rewards.numel()} rewards failed: there is nothing to select by.")
@@ -180,15 +184,28 @@ def best_of_n_report(groups: Sequence[Group], max_n: int | None = None, *, seed:
     return CurveReport(
         points=_points(used, reward_of_best, mean_length, Bootstrap(seed), "share" if zero_one else "real"),
         max_n=max_n or size,
-        num_prompts=len(ordered),
+        num_prompts=len(numbers),
         num_prompts_used=len(used),
         num_completions=size,
         failed_rewards=int(rewards.isnan().sum()),
         frac_reward_zero_std=_share_of_equal_rewards(rewards[valid > 0]),
-        mean_unique_completions=sum(_num_unique(group) for group in ordered) / len(ordered),
+        mean_unique_completions=int(numbers.num_unique.sum()) / len(numbers),
         mean_length=mean_length,
         zero_one=zero_one,
         rewards_tie=not bool(without_ties(used).all()),
+    )
+
+
+def _numbers_of(groups: Sequence[Group]) -> GroupNumbers:
+    if not groups:
+        raise DataError("There are no groups to make a curve of.")
+    group_size(groups)
+    ordered = sorted(groups, key=lambda group: group.prompt_id)
+    return GroupNumbers(
+        [group.prompt_id for group in ordered],
+        rewards_of(ordered).numpy(),
+        lengths_of(ordered).numpy(),
+        np.array([_num_unique(group) for group in ordered]),
     )
 
 
@@ -243,19 +260,33 @@ def win_rate_against_one(rewards: Float[Tensor, "b m"]) -> Float[Tensor, "b m"]:
     one less the mean of the two. Without ties it is n / (n+1) whatever the rewards. NaN (failed) rewards are
     left out; NaN where fewer than n + 1 are left, so always at n = m.
     """
-    counts = count_among(rewards, rewards)
-    valid = rewards.isfinite()
-    others = counts.valid.double() - 1
-    at_or_below, below = counts.at_or_below.double() - 1, counts.below.double()
-    all_at_or_below, all_below = torch.ones_like(rewards), torch.ones_like(rewards)
+    at_once = max(1, _REWARDS_AT_ONCE // rewards.shape[1])
+    return torch.cat([_win_rate_against_one(part) for part in rewards.split(at_once)])
+
+
+def _win_rate_against_one(rewards: Tensor) -> Tensor:
+    counts, valid = count_among(rewards, rewards), rewards.isfinite()
+    (below, size, others), place = distinct_counts(
+        counts.below, counts.at_or_below - counts.below, counts.valid - 1
+    )
+    place = place.masked_fill(~valid, len(below)).flatten()  # behind the others, where a zero stands
     columns = []
-    for drawn in range(rewards.shape[1]):  # the ratio of binomials, one factor for each further draw
+    for drawn, not_won in enumerate(_not_won(below, size, others, rewards.shape[1])):
+        of_draw = torch.nn.functional.pad(not_won, (0, 1)).index_select(0, place).view_as(rewards)
+        win = 1 - of_draw.sum(1) / valid.sum(1)
+        columns.append(torch.where(counts.valid[:, 0] > drawn + 1, win, math.nan))
+    return torch.stack(columns, dim=1)
+
+
+def _not_won(below: Tensor, size: Tensor, others: Tensor, most: int) -> Iterator[Tensor]:
+    """Chance that the best of n = 1..most others does not beat a draw with these counts, ties one half."""
+    at_or_below = below + size - 1
+    all_at_or_below, all_below = torch.ones_like(below), torch.ones_like(below)
+    for drawn in range(most):  # the ratio of binomials, one factor for each further draw
         left = (others - drawn).clamp(min=1)
         all_at_or_below = all_at_or_below * (at_or_below - drawn).clamp(min=0) / left
         all_below = all_below * (below - drawn).clamp(min=0) / left
-        not_won = torch.where(valid, (all_at_or_below + all_below) / 2, 0.0).sum(1) / valid.sum(1)
-        columns.append(torch.where(others[:, 0] > drawn, 1 - not_won, math.nan))
-    return torch.stack(columns, dim=1)
+        yield (all_at_or_below + all_below) / 2
 
 
 def _share_of_equal_rewards(rewards: Tensor) -> float:

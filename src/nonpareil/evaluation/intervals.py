@@ -117,7 +117,7 @@ def few_prompts(num_prompts: int) -> str | None:
 def _unseen(values: Float[Tensor, "b metrics"], shares: Tensor) -> Float[Tensor, " metrics"] | None:
     """The metrics of a prompt that the others do not exclude; None where they vary, or are no shares."""
     kept = values[~values.isnan().any(1)]
-    if not len(kept):
+    if not len(kept) or not shares.any():
         return None
     means = kept.mean(0)
     extreme = shares & ((kept == 0).all(0) | (kept == 1).all(0))

@@ -26,6 +26,7 @@ from nonpareil.maths.win_rate import pairwise
 from nonpareil.records import Group
 
 KL_ESTIMATOR = "exact per token along sampled completions"
+_PAIRS_AT_ONCE = 2**18
 LOG_RATIO_ESTIMATOR = "k1: mean sampled log-ratio, never clamped"
 
 
@@ -167,14 +168,26 @@ def _length_strata(matched: MatchedGroups, bootstrap: Bootstrap) -> tuple[Length
 
     Pairs won over pairs, both summed over prompts: a prompt without such a pair adds nothing.
     """
-    policy, reference = rewards_of(matched.policy)[:, :, None], rewards_of(matched.reference)[:, None, :]
-    longer = lengths_of(matched.policy)[:, :, None] - lengths_of(matched.reference)[:, None, :]
+    groups = matched.policy, matched.reference
+    sides = [numbers(side) for numbers in (rewards_of, lengths_of) for side in groups]
+    at_once = max(1, _PAIRS_AT_ONCE // (sides[0].shape[1] * sides[1].shape[1]))
+    parts = zip(*(side.split(at_once) for side in sides), strict=True)
+    scored, pairs, wins = (torch.cat(each) for each in zip(*(_pairs(*part) for part in parts), strict=True))
+    return tuple(
+        LengthStratum(label, bootstrap.ratio(own, scored), bootstrap.ratio(won, own))
+        for label, own, won in zip(("longer", "equal", "shorter"), pairs.T, wins.T, strict=True)
+    )
+
+
+def _pairs(
+    policy: Tensor, reference: Tensor, policy_length: Tensor, reference_length: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scored pairs [b]; those where the policy's is longer, equal, shorter, and how many it won of them [b, 3]."""
+    policy, reference = policy[:, :, None], reference[:, None, :]
     scored = policy.isfinite() & reference.isfinite()
     won = (policy > reference).double() + (policy == reference).double() / 2
-    strata = []
-    for label, where in (("longer", longer > 0), ("equal", longer == 0), ("shorter", longer < 0)):
-        pairs = (where & scored).double().sum((1, 2))
-        wins = torch.where(where & scored, won, 0.0).sum((1, 2))
-        share = bootstrap.ratio(pairs, scored.double().sum((1, 2)))
-        strata.append(LengthStratum(label, share, bootstrap.ratio(wins, pairs)))
-    return tuple(strata)
+    longer = policy_length[:, :, None] - reference_length[:, None, :]
+    strata = [where & scored for where in (longer > 0, longer == 0, longer < 0)]
+    pairs = [where.double().sum((1, 2)) for where in strata]
+    wins = [torch.where(where, won, 0.0).sum((1, 2)) for where in strata]
+    return scored.double().sum((1, 2)), torch.stack(pairs, 1), torch.stack(wins, 1)

@@ -124,17 +124,22 @@ def _resampled_means(
     means = []
     for size, part in zip(sizes, seeds.tolist(), strict=True):
         # A place for the unseen prompt always, so that the others' weights do not depend on it.
-        weights = _exponential(size, len(values) + 1, part)[:, : len(rows)]
-        means.append(centre + (weights @ (rows - centre)) / weights.sum(1, keepdim=True))
+        weights, total, total_with_unseen = _exponential(size, len(values) + 1, part)
+        means.append(
+            centre
+            + (weights[:, : len(rows)] @ (rows - centre)) / (total if unseen is None else total_with_unseen)
+        )
     return torch.cat(means)
 
 
-@functools.lru_cache(maxsize=2)  # at most 64 MiB: the metrics of a report ask for the same ones
+@functools.lru_cache(maxsize=8)  # at most 256 MiB: the metrics of a report ask for the same ones
 def _exponential(
     num_resamples: int, num_prompts: int, seed: int
-) -> Float[Tensor, "num_resamples num_prompts"]:
+) -> tuple[Float[Tensor, "s b"], Float[Tensor, "s 1"], Float[Tensor, "s 1"]]:
+    """The draws [s, b], and each resample's sum without the last prompt's and with it."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.empty(num_resamples, num_prompts, dtype=torch.float64).exponential_(generator=generator)
+    drawn = torch.empty(num_resamples, num_prompts, dtype=torch.float64).exponential_(generator=generator)
+    return drawn, drawn[:, :-1].sum(1, keepdim=True), drawn.sum(1, keepdim=True)
 
 
 def _moved_out(end: Tensor, estimate: Tensor, factor: float, scale: Scale) -> float:

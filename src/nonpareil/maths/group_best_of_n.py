@@ -4,15 +4,17 @@
 value is that of those formulas, for any M.
 """
 
+import functools
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nonpareil.maths.counts import count_among
 from nonpareil.maths.interpolation import invert_rising
-from nonpareil.maths.tie_classes import group_quantities, without_ties
+from nonpareil.maths.tie_classes import at_distinct, group_quantities, without_ties
 
-_NUMBERS_AT_ONCE = 2**22  # 32 MiB of float64
+_NUMBERS_AT_ONCE = 2**20  # 8 MiB of float64
 _NODE_RATIO = 1.1
 _SAME = 1e-9  # of win rates
 
@@ -26,8 +28,13 @@ def group_win_rate(rewards: Float[Tensor, "b m"], n: Float[Tensor, " g"]) -> Flo
     worse than the reference, by the same formula. Beyond m - 1 the rise is that of best-of-n from the group
     with replacement (biased, O(1/m)). NaN (failed) rewards are left out; a prompt without any is NaN.
     """
+    rewards, n = rewards.double(), n.double()
+    rates = (n / (n + 1)).repeat(len(rewards), 1)
+    rates[rewards.isnan().all(1)] = torch.nan
     at_once = max(1, _NUMBERS_AT_ONCE // (rewards.shape[1] * len(n)))
-    return torch.cat([_tied_win_rates(part, n.double()) for part in rewards.double().split(at_once)])
+    for rows in (~without_ties(rewards)[:, 0]).nonzero()[:, 0].split(at_once):
+        rates[rows] = _tied_win_rates(rewards[rows], n)
+    return rates
 
 
 def group_kl(rewards: Float[Tensor, "b m"], n: Float[Tensor, " g"]) -> Float[Tensor, "b g"]:
@@ -78,10 +85,17 @@ def group_equivalent_n(
 
 def _tied_win_rates(rewards: Tensor, n: Tensor) -> Tensor:
     counts = count_among(rewards, rewards)
+    below, valid = counts.below[..., None].double(), counts.valid[..., None].double()
+    size = counts.at_or_below[..., None].double() - below
+    beaten = at_distinct(functools.partial(_not_won, n), below, size, valid)
     here = ~rewards.isnan()[..., None]
-    below, end = counts.below[..., None].double(), counts.at_or_below[..., None].double()
-    valid = counts.valid[..., None].double()
-    shown = torch.minimum(n, (valid - 1).clamp(min=0))  # [b, 1, g]
+    return 1 - torch.where(here, beaten, 0.0).sum(1) / valid[:, 0]
+
+
+def _not_won(n: Tensor, below: Tensor, size: Tensor, valid: Tensor) -> Tensor:
+    """The chance that best-of-n does not beat a draw with these counts, ties one half."""
+    end = below + size
+    shown = torch.minimum(n, (valid - 1).clamp(min=0))
     # Nothing lies below the lowest class, whatever a real n < 1 makes of C(0, n).
     beaten = _subsets(below, valid, shown) * (below > 0) + _subsets(end - 1, valid, shown)
 
@@ -89,9 +103,7 @@ def _tied_win_rates(rewards: Tensor, n: Tensor) -> Tensor:
         """Twice the chance that none of n draws with replacement from the group beats a draw."""
         return (end / valid) ** power + (below / valid) ** power
 
-    beaten = beaten + replaced(n.expand_as(shown)) - replaced(shown)
-    with_ties = 1 - torch.where(here, beaten / 2, 0.0).sum(1) / valid[:, 0]
-    return torch.where(without_ties(rewards) & (valid[:, 0] > 0), n / (n + 1), with_ties)
+    return (beaten + replaced(n.expand_as(shown)) - replaced(shown)) / 2
 
 
 def _subsets(count: Tensor, valid: Tensor, n: Tensor) -> Tensor:

@@ -33,7 +33,8 @@ def seal_holds(content: bytes) -> bool | None:
     found = _SEALED.match(content, mark) if mark >= 0 else None
     if found is None:
         return None
-    digest = hashlib.sha256(content[: found.start(1)])
+    view = memoryview(content)  # a slice of bytes would be a copy
+    digest = hashlib.sha256(view[: found.start(1)])
     digest.update(_ZEROS)
-    digest.update(content[found.end(1) :])
+    digest.update(view[found.end(1) :])
     return digest.hexdigest().encode() == found[1]

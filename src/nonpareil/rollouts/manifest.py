@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 from nonpareil.constant_rewards import RewardSpread
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.files import jsonable, write_json
-from nonpareil.models.first_fingerprint import renewed
 from nonpareil.records import Prompt, SamplingParams, prompt_identity
 from nonpareil.rollouts.folder import MANIFEST
 from nonpareil.rollouts.rendering import token_ids_sha256
@@ -73,6 +72,10 @@ def check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], folder: Path
     Raises:
         ConfigError: naming every setting that differs, with the stored and the asked value.
     """
+    from nonpareil.models.first_fingerprint import (
+        renewed,
+    )  # imports transformers; readers of groups need none
+
     old, new = flat(renewed(stored, asked)), flat(asked)
     others = old.get("prompts.sha256") != new.get("prompts.sha256")
     if others or any(key.startswith("prompts.rendering") for key in (*old, *new)):

@@ -1,10 +1,11 @@
 """Groups read whole, a folder's held against its manifest: no shard is missing, foreign or there twice."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Group, refuse_repeated
@@ -21,6 +22,7 @@ from nonpareil.rollouts.store import (
 )
 from nonpareil.rollouts.vbon_lines import is_vbon, read_vbon
 
+T = TypeVar("T")
 ONLY_THAT = "delete it and rerun: only that shard is drawn anew"
 
 
@@ -55,6 +57,22 @@ def read_available(path: str | Path) -> tuple[list[Group], str]:
     path = Path(path)
     if not path.is_dir():
         return (read_vbon(path) if is_vbon(path) else read_shard(path)), ""
+    shards, lacking = read_shards(path, read_table, to_groups)
+    groups = [group for shard in shards for group in shard]
+    refuse_repeated((group.prompt_id for group in groups), str(path))
+    return groups, lacking
+
+
+def read_shards(
+    path: Path, read: Callable[[Path], pa.Table], keep: Callable[[pa.Table], T]
+) -> tuple[list[T], str]:
+    """What `keep` makes of each shard of a folder, in the order drawn, and what the folder lacks, in words.
+
+    One shard is in memory at a time, as `read` gives it: whole, or some of its columns with what it says of itself.
+
+    Raises:
+        DataError: as `read_available`.
+    """
     folder = path.parent if path.name == DATA_FOLDER and (path.parent / MANIFEST).is_file() else path
     data = folder / DATA_FOLDER
     manifest = read_manifest(folder)
@@ -62,11 +80,9 @@ def read_available(path: str | Path) -> tuple[list[Group], str]:
     if not files:
         raise DataError(f"{path} holds no shards; give a folder that `nonpareil sample` wrote")
     if manifest is None:
-        tables = [read_table(file) for file in files]
-        _check_without_manifest(path, [notes_of(table.schema) for table in tables], sum(map(len, tables)))
-        return _joined(tables, path), ""
+        return _without_manifest(path, files, read, keep), ""
     refuse_foreign(folder, num_shards(manifest))
-    return _of_run(path, folder, manifest)
+    return _of_run(path, folder, manifest, read, keep)
 
 
 def num_shards(manifest: Mapping[str, Any]) -> int:
@@ -106,7 +122,8 @@ def check_shard(path: Path, index: int, table: pa.Table, manifest: Mapping[str, 
         raise DataError(
             f"{path} holds {len(table)} prompts, and its place in the run has {expected}; {ONLY_THAT}"
         )
-    lengths = {len(row) for row in table["completions"].to_pylist()}
+    sized = table["completions" if "completions" in table.column_names else "completion_token_ids"]
+    lengths = set(pc.unique(pc.list_value_length(sized)).to_pylist())
     if lengths != {draw["num_generations"]}:
         raise DataError(
             f"{path} holds groups of {sorted(lengths)} completions, and the run has num_generations="
@@ -114,29 +131,35 @@ def check_shard(path: Path, index: int, table: pa.Table, manifest: Mapping[str, 
         )
 
 
-def _of_run(path: Path, folder: Path, manifest: Mapping[str, Any]) -> tuple[list[Group], str]:
-    whole, tables = num_shards(manifest), []
+def _of_run(
+    path: Path,
+    folder: Path,
+    manifest: Mapping[str, Any],
+    read: Callable[[Path], pa.Table],
+    keep: Callable[[pa.Table], T],
+) -> tuple[list[T], str]:
+    whole, kept = num_shards(manifest), []
     missing, unscored = [], []
     for index in range(whole):
         file = shard_path(folder, index)
         if not file.is_file():
             missing.append(file.name)
             continue
-        table = read_table(file)
+        table = read(file)
         check_shard(file, index, table, manifest)
         if _is_scored(notes_of(table.schema), manifest.get("scoring")):
-            tables.append(table)
+            kept.append(keep(table))
         else:
             unscored.append(file.name)
-    lacking = _lacking(manifest, len(tables), missing, unscored)
+    lacking = _lacking(manifest, len(kept), missing, unscored)
     if lacking and manifest["complete"]:
         raise DataError(
             f"{path}: {lacking}, though its run was finished. Run `nonpareil sample` again with the same "
             "settings: only that is made anew"
         )
-    if not tables:
+    if not kept:
         raise DataError(f"{path} is not finished: {lacking}. Wait for it, or run it again")
-    return _joined(tables, path), lacking
+    return kept, lacking
 
 
 def _is_scored(notes: ShardNotes, scoring: Mapping[str, Any] | None) -> bool:
@@ -167,7 +190,14 @@ def _check_without_manifest(path: Path, notes: Sequence[ShardNotes], count: int)
         )
 
 
-def _joined(tables: Sequence[pa.Table], path: Path) -> list[Group]:
-    groups = [group for table in tables for group in to_groups(table)]
-    refuse_repeated((group.prompt_id for group in groups), str(path))
-    return groups
+def _without_manifest(
+    path: Path, files: Sequence[Path], read: Callable[[Path], pa.Table], keep: Callable[[pa.Table], T]
+) -> list[T]:
+    notes, kept, count = [], [], 0
+    for file in files:
+        table = read(file)
+        notes.append(notes_of(table.schema))
+        kept.append(keep(table))
+        count += len(table)
+    _check_without_manifest(path, notes, count)
+    return kept
