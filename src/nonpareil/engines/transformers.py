@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from nonpareil.engines.attention import attention_configs, shared_attention
 from nonpareil.engines.batches import DrawRequest, Unit, batches
-from nonpareil.engines.branches import BRANCHES, Branches, Prefilled, branches_for
+from nonpareil.engines.branches import BRANCHES, Branches, Forward, Prefilled, branches_for
 from nonpareil.engines.cache import (
     arguments_taken,
     cache_argument,
@@ -32,12 +33,16 @@ from nonpareil.engines.finite import check_draws
 from nonpareil.engines.load_check import check_drawing, check_scoring, draws_alike
 from nonpareil.engines.rows import Completion, Rows, left_pad
 from nonpareil.engines.sampling import sample_keys, sample_tokens
+from nonpareil.engines.shared_prompts import SharedPrompts
 from nonpareil.errors import ConfigError
 from nonpareil.models.adapters import RowAdapters, row_adapters
 from nonpareil.models.devices import device_of
 from nonpareil.models.loading import end_token_ids, stated_limits
 from nonpareil.models.modes import generation_mode
 from nonpareil.records import Draws, Prompt, SamplingParams
+
+SHARED, BRANCHED, COPIED = "shared", "branches", "copied"
+"""A prompt's keys once, attended apart; once a row of several samples, behind one mask; a copy per sample."""
 
 
 class TransformersEngine:
@@ -66,8 +71,8 @@ class TransformersEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.max_tokens_per_batch = max_tokens_per_batch
-        self.branching = takes_branches(type(model), model.config) and device_of(model).type == "cpu"
-        """Whether the samples of a prompt share its row; every check asks whether the model takes it."""
+        self.prompt_cache = COPIED
+        """How the samples of a prompt read its keys; every check asks which way the model takes."""
         self.end_ids = end_token_ids(model, tokenizer)
         if checked:
             self.check()
@@ -79,11 +84,21 @@ class TransformersEngine:
             ModelError: they differ, or the model cannot be drawn from.
         """
         draw = partial(self._complete_until, adapter)
-        self.branching = self.branching and draws_alike(self.model, self.tokenizer, draw)
-        if self.branching:
-            check_scoring(self.model)  # its draws were compared just now
-        else:
-            check_drawing(self.model, self.tokenizer, draw)
+        for way in self._ways():
+            self.prompt_cache = way
+            if draws_alike(self.model, self.tokenizer, draw):
+                check_scoring(self.model)  # its draws were compared just now
+                return
+        self.prompt_cache = COPIED
+        check_drawing(self.model, self.tokenizer, draw)
+
+    def _ways(self) -> list[str]:
+        """How the samples of a prompt might share its keys, the quickest first."""
+        if not takes_branches(type(self.model), self.model.config):
+            return []
+        # Branches look at each other's keys, which on a GPU costs more than it saves.
+        branches = [BRANCHED] if device_of(self.model).type == "cpu" else []
+        return [SHARED, *branches] if attention_configs(self.model) else branches
 
     def _complete_until(
         self,
@@ -174,8 +189,7 @@ class TransformersEngine:
             routes.names = [request.adapter for request in asked]
         prefilled, logits = self._prefill(prompts, sampling.max_completion_length)
         counts = [len(unit.samples) for unit in units]
-        branches = branches_for(counts, self._most_branches(prefilled.cache))
-        samples = Branches(self._forward(prefilled.cache), prefilled, counts, branches, self.model.dtype)
+        samples = self._samples(prefilled, counts)
         keys = [
             sample_keys(prompt.prompt_id, unit.samples, request.sampling.seed)
             for prompt, unit, request in zip(prompts, units, asked, strict=True)
@@ -210,8 +224,23 @@ class TransformersEngine:
         positions = (columns - start).clamp(min=0)
         return prefilled, self._forward(cache)(input_ids, mask, positions, 1)[:, -1]
 
-    def _most_branches(self, cache: DynamicCache) -> int:
-        return BRANCHES if self.branching and is_in_place(cache) else 1
+    def _samples(self, prompts: Prefilled, counts: list[int]) -> Branches | SharedPrompts:
+        way = self.prompt_cache if is_in_place(prompts.cache) else COPIED
+        forward = self._forward(prompts.cache)
+        if way == SHARED:
+            return SharedPrompts(self._attending(forward), prompts, counts)
+        branches = branches_for(counts, BRANCHES if way == BRANCHED else 1)
+        return Branches(forward, prompts, counts, branches, self.model.dtype)
+
+    def _attending(self, forward: Forward) -> Forward:
+        """Passes whose attention is that of `attention.attend`."""
+        configs = attention_configs(self.model)
+
+        def attending(*arguments: Any) -> Float[Tensor, "b s v"]:
+            with shared_attention(configs):
+                return forward(*arguments)
+
+        return attending
 
     def _forward(self, cache: Cache) -> Callable[..., Float[Tensor, "b s v"]]:
         def forward(
