@@ -66,7 +66,8 @@ class Room:
             self.size = min(self.budget, self.size + GROWTH)
             self.hidden = self.hidden.new_full((1, 1, self.size), -torch.inf)
             self.hidden[..., : self.filled] = 0
-        self.hidden[..., self.filled - 1] = 0
+        if self.whole:
+            self.hidden[..., self.filled - 1] = 0
 
 
 class SharedLayer(DynamicLayer):

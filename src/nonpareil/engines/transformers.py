@@ -206,7 +206,7 @@ class TransformersEngine:
             if (alive := rows.retire()) is not None:
                 samples.keep(alive)
                 tokens = tokens[alive]
-            if routes is not None:
+            if routes is not None and (step == 0 or alive is not None):
                 routes.names = [asked[i].adapter for i in samples.prompt_of_row.tolist()]
             logits = samples.next(tokens, step)
         return rows.completions()
@@ -226,6 +226,8 @@ class TransformersEngine:
 
     def _samples(self, prompts: Prefilled, counts: list[int]) -> Branches | SharedPrompts:
         way = self.prompt_cache if is_in_place(prompts.cache) else COPIED
+        if way == SHARED and max(counts) == 1 and self.model.device.type != "cpu":
+            way = COPIED  # nothing to share, and elsewhere one query a row costs little
         forward = self._forward(prompts.cache)
         if way == SHARED:
             return SharedPrompts(self._attending(forward), prompts, counts)
