@@ -4,6 +4,7 @@ transformers looks an attention function up by the name in a model's config. Whi
 ours; nothing of a model is replaced. `shared_prompts` holds the keys, and the products.
 """
 
+import functools
 import inspect
 import weakref
 from collections.abc import Iterator, Sequence
@@ -55,16 +56,17 @@ def attend(
         NotImplementedError: a model that asks for something else, a mask of its own or changed keys included.
     """
     found, same = _owner(key), _owner(value)
-    more = [name for name in _arguments() - READ if options.get(name) is not None]
+    more = [name for name in _arguments_unread() if options.get(name) is not None]
     if found is None or same is not found or attention_mask is not None or dropout or more:
         raise NotImplementedError(f"{type(module).__name__} attends in a way of its own")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return found.attend(query, scale), None
 
 
-def _arguments() -> set[str]:
+@functools.cache
+def _arguments_unread() -> set[str]:
     """Of the usual attention in this version of transformers; what it does not name, it does not heed."""
-    return set(inspect.signature(AttentionInterface()[USUAL]).parameters)
+    return set(inspect.signature(AttentionInterface()[USUAL]).parameters) - READ
 
 
 def attention_configs(model: PreTrainedModel) -> list[PretrainedConfig]:
