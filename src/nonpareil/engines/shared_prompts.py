@@ -38,15 +38,20 @@ class Places:
         self.sample = torch.zeros(prompts * self.each, dtype=torch.long, device=rank.device)
         self.sample[self.place] = torch.arange(len(rank), device=rank.device)
 
-    def by_prompt(self, rows: Float[Tensor, "r ..."]) -> Float[Tensor, "b m ..."]:
-        """What belongs to samples, by prompt and place; at an empty place stands any sample."""
-        placed = rows[self.sample] if self.uneven else rows
-        return placed.unflatten(0, (self.prompts, self.each))
+    def by_prompt(self, rows: Float[Tensor, "rk g n"], kv_heads: int) -> Float[Tensor, "bk mg n"]:
+        """What belongs to samples and heads, by prompt, head and place; at an empty place stands any sample."""
+        if self.each == 1:
+            return rows
+        each, groups, size = rows.unflatten(0, (-1, kv_heads)), rows.shape[1], rows.shape[2]
+        placed = (each[self.sample] if self.uneven else each).unflatten(0, (self.prompts, self.each))
+        return placed.transpose(1, 2).reshape(self.prompts * kv_heads, self.each * groups, size)
 
-    def by_sample(self, placed: Float[Tensor, "b m ..."]) -> Float[Tensor, "r ..."]:
-        """The other way round."""
-        rows = placed.flatten(0, 1)
-        return rows[self.place] if self.uneven else rows
+    def by_sample(self, placed: Float[Tensor, "bk mg n"], kv_heads: int) -> Float[Tensor, "..."]:
+        """The other way round, with the first axis still taken apart: what is left to do is a copy."""
+        if self.each == 1:
+            return placed
+        apart = placed.view(self.prompts, kv_heads, self.each, -1, placed.shape[-1]).transpose(1, 2)
+        return apart.flatten(0, 1)[self.place] if self.uneven else apart
 
 
 class Room:
@@ -84,8 +89,9 @@ class SharedLayer(DynamicLayer):
         super().__init__()
         self.lazy_initialization(filled.keys, filled.values)
         self.prompt = (filled.keys.contiguous(), filled.values.contiguous())
-        self.places, self.room, self.hidden = places, room, hidden
-        rows = len(places.place)
+        self.places, self.room = places, room
+        heads, rows = filled.keys.shape[1], len(places.place)
+        self.hidden = None if hidden is None else hidden[:, None].repeat(1, heads, 1)
         self._hold(*(part.new_zeros(rows, part.shape[1], 0, part.shape[-1]) for part in self.prompt))
         self.unread = False
         """Whether keys were written that nothing has attended to."""
@@ -120,31 +126,23 @@ class SharedLayer(DynamicLayer):
     def attend(self, query: Float[Tensor, "r h 1 d"], scale: float) -> Float[Tensor, "r 1 h e"]:
         """What the queries of a step find: the mean of the values by the softmax of scale x query x key."""
         self.unread = False
-        places, room = self.places, self.room
-        rows, heads, _, _ = query.shape
-        kv_heads, width = self.prompt[0].shape[1:3]
-        grouped = query.reshape(rows, kv_heads, heads // kv_heads, -1)
-        together = places.by_prompt(grouped).transpose(1, 2)
-        shape = together.shape[:-1]
-        prompt_keys, prompt_values = (part.flatten(0, 1) for part in self.prompt)
+        by_prompt, by_sample, room = self.places.by_prompt, self.places.by_sample, self.room
+        rows, heads, _, dim = query.shape
+        prompt_keys, prompt_values = self.prompt
+        kv_heads, width = prompt_keys.shape[1:3]
+        queries = query.reshape(rows * kv_heads, heads // kv_heads, dim)
         end = room.size if room.whole else room.filled
         keys, values = (part[:, :, :end].flatten(0, 1) for part in (self.keys, self.values))
 
-        hidden = (
-            None
-            if self.hidden is None
-            else self.hidden[:, None].expand(-1, kv_heads, -1).flatten(0, 1)[:, None]
-        )
-        to_prompt = _scores(together.flatten(2, 3).flatten(0, 1), prompt_keys, hidden, scale)
-        to_own = _scores(grouped.flatten(0, 1), keys, room.hidden if room.whole else None, scale)
-        to_prompt = places.by_sample(to_prompt.view(*shape, width).transpose(1, 2))
-        weights = _softmax(torch.cat([to_prompt, to_own.view(*grouped.shape[:-1], end)], -1))
-
-        shared = places.by_prompt(weights[..., :width]).transpose(1, 2)
-        found = torch.bmm(shared.flatten(2, 3).flatten(0, 1), prompt_values)
-        found = places.by_sample(found.view(*shape, -1).transpose(1, 2)).flatten(0, 1)
-        found = torch.baddbmm(found, weights[..., width:].flatten(0, 1), values)
-        return found.view(rows, 1, heads, -1)
+        hidden = None if self.hidden is None else self.hidden.flatten(0, 1)[:, None]
+        together = by_prompt(queries, kv_heads)
+        to_prompt = by_sample(_scores(together, prompt_keys.flatten(0, 1), hidden, scale), kv_heads)
+        to_own = _scores(queries, keys, room.hidden if room.whole else None, scale)
+        scores = torch.cat([to_prompt, to_own.view(*to_prompt.shape[:-1], end)], -1)
+        weights = _softmax(scores).view(*queries.shape[:-1], -1)
+        found = torch.bmm(by_prompt(weights[..., :width], kv_heads), prompt_values.flatten(0, 1))
+        found = by_sample(found, kv_heads).reshape(*queries.shape[:-1], -1)
+        return torch.baddbmm(found, weights[..., width:], values).view(rows, 1, heads, -1)
 
     def take(self, rows: Int[Tensor, " r"], prompts: Int[Tensor, " b"], places: Places) -> None:
         """Only these samples, and these prompts, go on."""

@@ -18,6 +18,7 @@ from transformers import Cache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.engines.attention import attention_configs, shared_attention
+from nonpareil.engines.base import PROMPT_CACHE
 from nonpareil.engines.batches import DrawRequest, Unit, batches
 from nonpareil.engines.branches import BRANCHES, Branches, Forward, Prefilled, branches_for
 from nonpareil.engines.cache import (
@@ -115,8 +116,9 @@ class TransformersEngine:
             self.end_ids = usual
 
     def describe(self) -> dict[str, Any]:
-        """What changes the draws; batch size does not."""
-        return {"engine": "transformers", "dtype": str(self.model.dtype).removeprefix("torch."), **TEXT}
+        """What changes the draws; batch size does not, nor, but for rounding, does `PROMPT_CACHE`."""
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return {"engine": "transformers", "dtype": dtype, PROMPT_CACHE: self.prompt_cache, **TEXT}
 
     def draw(
         self,
