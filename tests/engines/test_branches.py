@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
-from nonpareil.engines import shared_prompts
+from nonpareil.engines import shared_layers, shared_prompts
 from nonpareil.engines import transformers as engine_module
 from nonpareil.engines.attention import NAME, attend, attention_configs, shared_attention, sign
 from nonpareil.engines.batches import DrawRequest
 from nonpareil.engines.branches import branches_for
 from nonpareil.engines.cache import InPlaceLayer
 from nonpareil.engines.rows import Completion
-from nonpareil.engines.shared_prompts import SharedLayer
+from nonpareil.engines.shared_layers import ApartLayer, JointLayer
 from nonpareil.engines.transformers import BRANCHED, COPIED, SHARED, TransformersEngine
 from nonpareil.errors import ModelError
 from nonpareil.records import Prompt, SamplingParams
@@ -71,18 +71,27 @@ def test_they_do_in_rarer_architectures(kind: str) -> None:
     compare(kind)
 
 
-@pytest.mark.parametrize(("way", "most"), [(SHARED, 16), (BRANCHED, 16), (BRANCHED, 3), (BRANCHED, 2)])
+@pytest.mark.parametrize(
+    ("layer", "masked", "most"),
+    [
+        (JointLayer, 99, 16),
+        (ApartLayer, 0, 16),
+        (InPlaceLayer, 2, 16),
+        (InPlaceLayer, 2, 3),
+        (InPlaceLayer, 2, 2),
+    ],
+)
 def test_samples_that_end_leave_and_the_others_go_on(
-    monkeypatch: pytest.MonkeyPatch, way: str, most: int
+    monkeypatch: pytest.MonkeyPatch, layer: Any, masked: float, most: int
 ) -> None:
     """Groups of other sizes in one batch, several rows a prompt, completions that end early, room that grows."""
     monkeypatch.setattr(engine_module, "BRANCHES", most)
-    monkeypatch.setattr(shared_prompts, "GROWTH", 3)
+    monkeypatch.setattr(shared_prompts, "MOST_MASKED", masked)
+    monkeypatch.setattr(shared_layers, "GROWTH", 3)
     engine = make_engine()
     assert engine.prompt_cache == SHARED
-    engine.prompt_cache = way
+    engine.prompt_cache = BRANCHED if layer is InPlaceLayer else SHARED
     engine.end_ids = frozenset(range(0, 64, 5))  # about every fifth token ends one
-    layer = SharedLayer if way == SHARED else InPlaceLayer
     moved: list[Any] = []
     monkeypatch.setattr(layer, "take", counting(layer.take, moved))
     requests = [
@@ -137,10 +146,12 @@ def storages(cache: Any) -> list[Any]:
     return [part.untyped_storage() for part in parts]
 
 
+@pytest.mark.parametrize("masked", [0, 99])
 @pytest.mark.parametrize("m", [1, 2, 5])
-def test_room_grows_and_no_padding_is_seen(monkeypatch: pytest.MonkeyPatch, m: int) -> None:
-    """Prompts of one length, without a mask, and of uneven ones; a few samples and many."""
-    monkeypatch.setattr(shared_prompts, "GROWTH", 5)
+def test_room_grows_and_no_padding_is_seen(monkeypatch: pytest.MonkeyPatch, m: int, masked: float) -> None:
+    """Prompts of one length, without a mask, and of uneven ones; a few samples and many; apart and joint."""
+    monkeypatch.setattr(shared_layers, "GROWTH", 5)
+    monkeypatch.setattr(shared_prompts, "MOST_MASKED", masked)
     for prompts in ([UNEVEN[0], replace(UNEVEN[0], prompt_id="again")], UNEVEN):
         engine = make_engine()
         assert_same(*both_ways(engine, DrawRequest(prompts, m, SAMPLING)))
@@ -197,7 +208,7 @@ def test_keys_that_nothing_attends_to_are_told(monkeypatch: pytest.MonkeyPatch) 
     engine.prompt_cache = SHARED
     monkeypatch.setattr(engine_module, "attention_configs", lambda model: [model.config])
     with pytest.raises(NotImplementedError, match="in a way of its own"):
-        engine.complete([DrawRequest(UNEVEN, 2, SAMPLING)])
+        engine.complete([DrawRequest(UNEVEN, 1, SAMPLING)])
 
 
 @pytest.mark.parametrize(
