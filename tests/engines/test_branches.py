@@ -14,10 +14,11 @@ from nonpareil.engines import shared_layers, shared_prompts
 from nonpareil.engines import transformers as engine_module
 from nonpareil.engines.attention import NAME, attend, attention_configs, shared_attention, sign
 from nonpareil.engines.batches import DrawRequest
-from nonpareil.engines.branches import branches_for
+from nonpareil.engines.branches import Branches, branches_for
 from nonpareil.engines.cache import InPlaceLayer
 from nonpareil.engines.rows import Completion
-from nonpareil.engines.shared_layers import ApartLayer, JointLayer
+from nonpareil.engines.shared_layers import ApartLayer, JointLayer, Room
+from nonpareil.engines.shared_prompts import SharedPrompts
 from nonpareil.engines.transformers import BRANCHED, COPIED, SHARED, TransformersEngine
 from nonpareil.errors import ModelError
 from nonpareil.records import Prompt, SamplingParams
@@ -146,15 +147,46 @@ def storages(cache: Any) -> list[Any]:
     return [part.untyped_storage() for part in parts]
 
 
+@pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("masked", [0, 99])
-@pytest.mark.parametrize("m", [1, 2, 5])
-def test_room_grows_and_no_padding_is_seen(monkeypatch: pytest.MonkeyPatch, m: int, masked: float) -> None:
-    """Prompts of one length, without a mask, and of uneven ones; a few samples and many; apart and joint."""
+@pytest.mark.parametrize("m", [1, 5])
+def test_room_grows_and_no_padding_is_seen(
+    monkeypatch: pytest.MonkeyPatch, m: int, masked: float, whole: bool
+) -> None:
+    """Prompts of one length, without a mask, and of uneven ones; apart and joint; room not filled, or left out."""
+
+    class Here(Room):
+        def __init__(self, *arguments: Any):
+            super().__init__(*arguments)
+            self.whole = whole
+
+    monkeypatch.setattr(shared_prompts, "Room", Here)
     monkeypatch.setattr(shared_layers, "GROWTH", 5)
     monkeypatch.setattr(shared_prompts, "MOST_MASKED", masked)
     for prompts in ([UNEVEN[0], replace(UNEVEN[0], prompt_id="again")], UNEVEN):
         engine = make_engine()
         assert_same(*both_ways(engine, DrawRequest(prompts, m, SAMPLING)))
+
+
+@pytest.mark.parametrize(
+    ("count", "tokens", "kind"),
+    [(5, 3, Branches), (5, 40, SharedPrompts), (1, 40, Branches), (2, 40, Branches)],
+)
+def test_on_a_gpu_each_way_has_its_lengths(
+    monkeypatch: pytest.MonkeyPatch, count: int, tokens: int, kind: Any
+) -> None:
+    """Prompts of up to 9 tokens; a row of branches holds four times the keys of a sample at most."""
+    engine = make_engine()
+    engine._on_gpu = True
+    engine.check()
+    assert (engine.prompt_cache, engine._taken) == (SHARED, [SHARED, BRANCHED])
+    engine.end_ids = frozenset([10**6])  # no token: rows stay
+    made: list[Any] = []
+    samples = engine._samples
+    monkeypatch.setattr(engine, "_samples", lambda *given: made.append(samples(*given)) or made[-1])
+    assert_same(*both_ways(engine, DrawRequest(UNEVEN, count, SamplingParams(max_completion_length=tokens))))
+    assert [type(one) for one in made] == [kind, Branches]
+    assert made[0].branches == count if kind is Branches else made[0].places.each == count
 
 
 def test_a_model_attends_as_before_once_drawn() -> None:

@@ -8,11 +8,12 @@ import functools
 import inspect
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 NAME = "nonpareil_shared_prompt"
@@ -87,6 +88,12 @@ def shared_attention(configs: Sequence[PretrainedConfig]) -> Iterator[None]:
     finally:
         for config in configs:
             config._attn_implementation = {"": USUAL}
+
+
+def quick_to_start(device: torch.device) -> AbstractContextManager[None]:
+    """On a GPU, attention without cuDNN's: it plans anew for every number of keys, and each token has another."""
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(kernels) if device.type == "cuda" else nullcontext()
 
 
 AttentionInterface.register(NAME, attend)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from nonpareil.engines.attention import attention_configs, shared_attention
+from nonpareil.engines.attention import attention_configs, quick_to_start, shared_attention
 from nonpareil.engines.base import PROMPT_CACHE
 from nonpareil.engines.batches import DrawRequest, Unit, batches
 from nonpareil.engines.branches import BRANCHES, Branches, Forward, Prefilled, branches_for
@@ -44,6 +44,8 @@ from nonpareil.records import Draws, Prompt, SamplingParams
 
 SHARED, BRANCHED, COPIED = "shared", "branches", "copied"
 """A prompt's keys once, attended apart; once a row of several samples, behind one mask; a copy per sample."""
+MOST_MASKED_ON_GPU = 4
+"""A GPU takes branches as long as a row holds so many times the keys that each of its samples sees at most."""
 
 
 class TransformersEngine:
@@ -74,6 +76,8 @@ class TransformersEngine:
         self.max_tokens_per_batch = max_tokens_per_batch
         self.prompt_cache = COPIED
         """How the samples of a prompt read its keys; every check asks which way the model takes."""
+        self._taken: list[str] = []
+        self._on_gpu = device_of(model).type != "cpu"
         self.end_ids = end_token_ids(model, tokenizer)
         if checked:
             self.check()
@@ -85,21 +89,24 @@ class TransformersEngine:
             ModelError: they differ, or the model cannot be drawn from.
         """
         draw = partial(self._complete_until, adapter)
+        taken = []
         for way in self._ways():
-            self.prompt_cache = way
+            self.prompt_cache, self._taken = way, [way]
             if draws_alike(self.model, self.tokenizer, draw):
-                check_scoring(self.model)  # its draws were compared just now
-                return
-        self.prompt_cache = COPIED
-        check_drawing(self.model, self.tokenizer, draw)
+                taken.append(way)
+                if not self._on_gpu:  # there, each has its lengths
+                    break
+        self.prompt_cache, self._taken = (taken or [COPIED])[0], taken
+        if taken:
+            check_scoring(self.model)  # its draws were compared just now
+        else:
+            check_drawing(self.model, self.tokenizer, draw)
 
     def _ways(self) -> list[str]:
         """How the samples of a prompt might share its keys, the quickest first."""
         if not takes_branches(type(self.model), self.model.config):
             return []
-        # Branches look at each other's keys, which on a GPU costs more than it saves.
-        branches = [BRANCHED] if device_of(self.model).type == "cpu" else []
-        return [SHARED, *branches] if attention_configs(self.model) else branches
+        return [SHARED, BRANCHED] if attention_configs(self.model) else [BRANCHED]
 
     def _complete_until(
         self,
@@ -168,7 +175,8 @@ class TransformersEngine:
             [[None] * request.num_generations for _ in request.prompts] for request in requests
         ]
         adapted = any(request.adapter for request in requests)
-        with generation_mode(self.model), row_adapters(self.model) if adapted else nullcontext() as routes:
+        adapters = row_adapters(self.model) if adapted else nullcontext()
+        with generation_mode(self.model), quick_to_start(device_of(self.model)), adapters as routes:
             for units in batches(requests, self.max_tokens_per_batch):
                 batch = self._draw_batch(requests, units, routes)
                 flat = iter(batch)
@@ -227,14 +235,23 @@ class TransformersEngine:
         return prefilled, self._forward(cache)(input_ids, mask, positions, 1)[:, -1]
 
     def _samples(self, prompts: Prefilled, counts: list[int]) -> Branches | SharedPrompts:
-        way = self.prompt_cache if is_in_place(prompts.cache) else COPIED
-        if way == SHARED and max(counts) == 1 and self.model.device.type != "cpu":
-            way = COPIED  # nothing to share, and elsewhere one query a row costs little
-        forward = self._forward(prompts.cache)
+        way, forward = self._way(prompts, counts), self._forward(prompts.cache)
         if way == SHARED:
             return SharedPrompts(self._attending(forward), prompts, counts)
         branches = branches_for(counts, BRANCHES if way == BRANCHED else 1)
         return Branches(forward, prompts, counts, branches, self.model.dtype)
+
+    def _way(self, prompts: Prefilled, counts: list[int]) -> str:
+        """Of one batch. A GPU waits for the host to start its kernels: there, few of them outdo little work."""
+        if self.prompt_cache == COPIED or not is_in_place(prompts.cache):
+            return COPIED
+        if not self._on_gpu:
+            return self.prompt_cache
+        branches = branches_for(counts, BRANCHES)
+        keys, own = prompts.width + branches * prompts.budget, prompts.width + prompts.budget
+        if BRANCHED in self._taken and branches > 1 and keys <= MOST_MASKED_ON_GPU * own:
+            return BRANCHED
+        return SHARED if SHARED in self._taken and max(counts) > 1 else COPIED
 
     def _attending(self, forward: Forward) -> Forward:
         """Passes whose attention is that of `attention.attend`."""
