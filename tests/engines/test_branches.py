@@ -56,7 +56,7 @@ def compare(kind: str) -> str:
         engine = TransformersEngine(tiny_model(kind), make_tokenizer())
     except ModelError as error:
         pytest.skip(f"refused in this version of transformers: {error}")
-    way = engine.prompt_cache
+    way = engine.describe()["prompt_cache"]
     assert_same(*both_ways(engine, DrawRequest(UNEVEN, 5, SAMPLING)))
     return way
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from nonpareil.records import Draws, Prompt, SamplingParams
 
 PROMPT_CACHE = "prompt_cache"
-"""What an engine may say of itself that changes no draw but by rounding: groups drawn either way go together."""
+"""What an engine may say of itself that changes no draw but by rounding; manifests leave it out."""
 
 
 class Engine(Protocol):

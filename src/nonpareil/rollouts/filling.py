@@ -135,7 +135,7 @@ class Filling:
     def _begin(self, engine: Engine | ShardWorkers) -> None:
         """Check the engine against the folder's, or write the manifest of a new folder, emptied if it must be."""
         description = jsonable(engine.describe())
-        informative = {key: description.pop(key) for key in (PROMPT_CACHE,) if key in description}
+        description.pop(PROMPT_CACHE, None)
         if self.old:
             delete_rollouts(self.old)
             self.old = None
@@ -151,7 +151,6 @@ class Filling:
                 "draw": {**self.settings, "engine": description},
                 "shard_size": self.shard_size,
                 "versions": versions(),
-                **informative,
             },
         )
         write_rendered(self.folder, self.prompts)
