@@ -63,7 +63,9 @@ def compare(kind: str) -> str:
 
 @pytest.mark.parametrize("kind", COMMON)
 def test_shared_prompts_and_branches_draw_what_copies_draw(kind: str) -> None:
-    assert compare(kind) == TAKEN.get(kind, SHARED)
+    # Newer transformers has eager attention alone for gemma2, whose scores are capped.
+    others = SHARED if attention_configs(tiny_model(kind)) else BRANCHED
+    assert compare(kind) == TAKEN.get(kind, others)
 
 
 @pytest.mark.slow
