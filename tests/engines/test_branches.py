@@ -1,31 +1,39 @@
 """Completions of a prompt as branches of one row draw what rows of their own draw."""
 
+import copy
+from contextlib import suppress
+from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import pytest
 import torch
+from transformers import AttentionInterface
 
-from nonpareil.engines import branches as module
+from nonpareil.engines import shared_layers, shared_prompts
 from nonpareil.engines import transformers as engine_module
+from nonpareil.engines.attention import NAME, attend, attention_configs, shared_attention, sign
 from nonpareil.engines.batches import DrawRequest
-from nonpareil.engines.branches import branches_for
+from nonpareil.engines.branches import Branches, branches_for
 from nonpareil.engines.cache import InPlaceLayer
 from nonpareil.engines.rows import Completion
-from nonpareil.engines.transformers import TransformersEngine
+from nonpareil.engines.shared_layers import ApartLayer, JointLayer, Room
+from nonpareil.engines.shared_prompts import SharedPrompts
+from nonpareil.engines.transformers import BRANCHED, COPIED, SHARED, TransformersEngine
 from nonpareil.errors import ModelError
 from nonpareil.records import Prompt, SamplingParams
 from tests.architectures import COMMON, DRAWN, known, tiny_model
 from tests.tiny import UNEVEN, make_engine, make_tokenizer
 
 SAMPLING = SamplingParams(max_completion_length=12, seed=5)
-ROWS = {"bloom", "mpt"}
-"""Their biases follow from the order of the keys."""
+TAKEN = {"bloom": COPIED, "mpt": COPIED, "falcon": BRANCHED}
+"""Biases that follow from the order of the keys; attention that no config names. The others share."""
 
 
 def both_ways(engine: TransformersEngine, *requests: DrawRequest) -> list[list[list[list[Completion]]]]:
-    """With branches where the model takes them, then a row per sample."""
+    """As the model was found to take it, then a copy of the prompt per sample."""
     usual = engine.complete(requests)
-    engine.branching = False
+    engine.prompt_cache = COPIED
     return [usual, engine.complete(requests)]
 
 
@@ -41,37 +49,54 @@ def flat(drawn: list[list[list[Completion]]]) -> list[Completion]:
     return [completion for groups in drawn for group in groups for completion in group]
 
 
-def compare(kind: str) -> bool:
+def compare(kind: str) -> str:
     if not known(kind):
         pytest.skip("not in this version of transformers")
     try:
         engine = TransformersEngine(tiny_model(kind), make_tokenizer())
     except ModelError as error:
         pytest.skip(f"refused in this version of transformers: {error}")
-    branching = engine.branching
+    way = engine.describe()["prompt_cache"]
     assert_same(*both_ways(engine, DrawRequest(UNEVEN, 5, SAMPLING)))
-    return branching
+    return way
 
 
 @pytest.mark.parametrize("kind", COMMON)
-def test_branches_draw_what_rows_draw(kind: str) -> None:
-    assert compare(kind) == (kind not in ROWS)
+def test_shared_prompts_and_branches_draw_what_copies_draw(kind: str) -> None:
+    # Newer transformers has eager attention alone for gemma2, whose scores are capped.
+    others = SHARED if attention_configs(tiny_model(kind)) else BRANCHED
+    assert compare(kind) == TAKEN.get(kind, others)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(set(DRAWN) - set(COMMON)))
-def test_branches_draw_what_rows_draw_in_rarer_architectures(kind: str) -> None:
+def test_they_do_in_rarer_architectures(kind: str) -> None:
     compare(kind)
 
 
-@pytest.mark.parametrize("most", [16, 3, 2])
-def test_branches_that_end_leave_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    """Groups of other sizes in one batch, several rows a prompt, completions that end early."""
+@pytest.mark.parametrize(
+    ("layer", "masked", "most"),
+    [
+        (JointLayer, 99, 16),
+        (ApartLayer, 0, 16),
+        (InPlaceLayer, 2, 16),
+        (InPlaceLayer, 2, 3),
+        (InPlaceLayer, 2, 2),
+    ],
+)
+def test_samples_that_end_leave_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, layer: Any, masked: float, most: int
+) -> None:
+    """Groups of other sizes in one batch, several rows a prompt, completions that end early, room that grows."""
     monkeypatch.setattr(engine_module, "BRANCHES", most)
+    monkeypatch.setattr(shared_prompts, "MOST_MASKED", masked)
+    monkeypatch.setattr(shared_layers, "GROWTH", 3)
     engine = make_engine()
+    assert engine.prompt_cache == SHARED
+    engine.prompt_cache = BRANCHED if layer is InPlaceLayer else SHARED
     engine.end_ids = frozenset(range(0, 64, 5))  # about every fifth token ends one
-    moved = []
-    monkeypatch.setattr(InPlaceLayer, "take", counting(InPlaceLayer.take, moved))
+    moved: list[Any] = []
+    monkeypatch.setattr(layer, "take", counting(layer.take, moved))
     requests = [
         DrawRequest(UNEVEN, 7, SAMPLING),
         DrawRequest(UNEVEN[:2], 6, SamplingParams(max_completion_length=12, seed=6)),
@@ -91,21 +116,133 @@ def counting(function: Any, calls: list[Any]) -> Any:
     return counted
 
 
-def test_a_prompts_keys_are_held_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """8 samples of a prompt of 20 tokens and 4 new ones: 20 + 8 x 4 places, not 8 x (20 + 4)."""
-    buffers: list[torch.Size] = []
-    expand = module.expand_cache
-
-    def seen(cache: Any, rows: Any, capacity: int) -> None:
-        expand(cache, rows, capacity)
-        buffers.append(cache.layers[0]._buffers[0].shape)
-
-    monkeypatch.setattr(module, "expand_cache", seen)
+@pytest.mark.parametrize(
+    ("way", "tokens"), [(SHARED, 20 + 8 * 4), (BRANCHED, 20 + 8 * 4), (COPIED, 8 * (20 + 4))]
+)
+def test_a_prompts_keys_are_held_once(monkeypatch: pytest.MonkeyPatch, way: str, tokens: int) -> None:
+    """8 samples of a prompt of 20 tokens and 4 new ones: the bytes of the cache in each way."""
+    held: list[int] = []
     engine = make_engine()
-    buffers.clear()
-    prompts = [Prompt("p", "", [5] * 20)]
-    both_ways(engine, DrawRequest(prompts, 8, SamplingParams(max_completion_length=4)))
-    assert [(shape[0], shape[2]) for shape in buffers] == [(1, 52), (8, 24)]
+    forward = engine._forward
+
+    def watched(cache: Any) -> Any:
+        def passed(*arguments: Any) -> Any:
+            logits = forward(cache)(*arguments)
+            held.append(sum({t.data_ptr(): t.nbytes() for t in storages(cache)}.values()))
+            return logits
+
+        return passed
+
+    monkeypatch.setattr(engine, "_forward", watched)
+    engine.prompt_cache = way
+    engine.complete([DrawRequest([Prompt("p", "", [5] * 20)], 8, SamplingParams(max_completion_length=4))])
+    config = engine.model.config
+    size = config.hidden_size // config.num_attention_heads * config.num_key_value_heads * 4
+    assert max(held) == tokens * size * 2 * config.num_hidden_layers
+
+
+def storages(cache: Any) -> list[Any]:
+    """What holds the keys and values of a cache."""
+    parts = [
+        part for layer in cache.layers for part in (layer.keys, layer.values, *getattr(layer, "prompt", ()))
+    ]
+    return [part.untyped_storage() for part in parts]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("masked", [0, 99])
+@pytest.mark.parametrize("m", [1, 5])
+def test_room_grows_and_no_padding_is_seen(
+    monkeypatch: pytest.MonkeyPatch, m: int, masked: float, whole: bool
+) -> None:
+    """Prompts of one length, without a mask, and of uneven ones; apart and joint; room not filled, or left out."""
+
+    class Here(Room):
+        def __init__(self, *arguments: Any):
+            super().__init__(*arguments)
+            self.whole = whole
+
+    monkeypatch.setattr(shared_prompts, "Room", Here)
+    monkeypatch.setattr(shared_layers, "GROWTH", 5)
+    monkeypatch.setattr(shared_prompts, "MOST_MASKED", masked)
+    for prompts in ([UNEVEN[0], replace(UNEVEN[0], prompt_id="again")], UNEVEN):
+        engine = make_engine()
+        assert_same(*both_ways(engine, DrawRequest(prompts, m, SAMPLING)))
+
+
+@pytest.mark.parametrize(
+    ("count", "tokens", "kind"),
+    [(5, 3, Branches), (5, 40, SharedPrompts), (1, 40, Branches), (2, 40, Branches)],
+)
+def test_on_a_gpu_each_way_has_its_lengths(
+    monkeypatch: pytest.MonkeyPatch, count: int, tokens: int, kind: Any
+) -> None:
+    """Prompts of up to 9 tokens; a row of branches holds four times the keys of a sample at most."""
+    engine = make_engine()
+    engine._on_gpu = True
+    engine.check()
+    assert (engine.prompt_cache, engine._taken) == (SHARED, [SHARED, BRANCHED])
+    engine.end_ids = frozenset([10**6])  # no token: rows stay
+    made: list[Any] = []
+    samples = engine._samples
+    monkeypatch.setattr(engine, "_samples", lambda *given: made.append(samples(*given)) or made[-1])
+    assert_same(*both_ways(engine, DrawRequest(UNEVEN, count, SamplingParams(max_completion_length=tokens))))
+    assert [type(one) for one in made] == [kind, Branches]
+    assert made[0].branches == count if kind is Branches else made[0].places.each == count
+
+
+def test_a_model_attends_as_before_once_drawn() -> None:
+    engine = make_engine()
+    asked = DrawRequest(UNEVEN, 3, SAMPLING)
+    engine.complete([asked])
+    assert engine.model.config._attn_implementation == "sdpa"
+    with suppress(ZeroDivisionError), shared_attention(attention_configs(engine.model)):
+        assert engine.model.config._attn_implementation == NAME
+        raise ZeroDivisionError
+    assert engine.model.config._attn_implementation == "sdpa"
+
+
+def test_another_attention_than_the_usual_is_left_to_the_model() -> None:
+    engine = TransformersEngine(tiny_model("llama", attn_implementation="eager"), make_tokenizer())
+    assert (engine.prompt_cache, engine.model.config._attn_implementation) == (BRANCHED, "eager")
+    assert_same(*both_ways(engine, DrawRequest(UNEVEN, 5, SAMPLING)))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"attention_mask": torch.zeros(1, 1, 1, 1)}, {"dropout": 0.1}, {"position_bias": torch.ones(1)}, {}],
+)
+def test_what_a_model_asks_for_beside_is_refused_not_left_out(asked: dict[str, Any]) -> None:
+    """A mask, dropout, a bias; or keys that are not the cache's own."""
+    keys = torch.zeros(1, 2, 4, 8)
+    if asked:
+        sign(keys, HOLDER)
+    if "position_bias" in asked and "position_bias" not in signature(AttentionInterface()["sdpa"]).parameters:
+        pytest.skip("not in this version of transformers")
+    with pytest.raises(NotImplementedError, match="Linear attends in a way of its own"):
+        attend(torch.nn.Linear(1, 1), keys[:, :, :1], keys, keys, **{"attention_mask": None, **asked})
+
+
+class Holder:
+    """Answers whatever reaches it."""
+
+    def attend(self, query: Any, scale: float) -> Any:
+        return query
+
+
+HOLDER = Holder()
+
+
+def test_keys_that_nothing_attends_to_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that reads its cache past the attention that it was told to use."""
+    engine = make_engine()
+    model: Any = engine.model
+    for layer in model.model.layers:
+        layer.self_attn.config = copy.copy(layer.self_attn.config)  # looks there for its attention
+    engine.prompt_cache = SHARED
+    monkeypatch.setattr(engine_module, "attention_configs", lambda model: [model.config])
+    with pytest.raises(NotImplementedError, match="in a way of its own"):
+        engine.complete([DrawRequest(UNEVEN, 1, SAMPLING)])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from nonpareil.engines.base import PROMPT_CACHE
 from nonpareil.errors import RewardError
 from nonpareil.rollouts import best, export, read_groups
 from tests.rollouts.conftest import (
@@ -66,6 +67,7 @@ def test_the_manifest_says_how(rollouts):
     assert manifest["complete"] is True
     assert manifest["draw"]["model"] == {"path": "tiny", "fingerprint": "sha256:0"}
     assert manifest["draw"]["engine"]["engine"] == "transformers"
+    assert PROMPT_CACHE not in manifest["draw"]["engine"]  # another machine may have another way
     assert manifest["draw"]["sampling"]["max_completion_length"] == 6
     assert (manifest["draw"]["seed"], manifest["draw"]["num_generations"]) == (3, 4)
     assert manifest["rewards"]["weights"] == [1.0]

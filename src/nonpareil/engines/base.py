@@ -5,6 +5,9 @@ from typing import Any, Protocol
 
 from nonpareil.records import Draws, Prompt, SamplingParams
 
+PROMPT_CACHE = "prompt_cache"
+"""What an engine may say of itself that changes no draw but by rounding; manifests leave it out."""
+
 
 class Engine(Protocol):
     """Draws completions from a policy."""
@@ -24,5 +27,5 @@ class Engine(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Settings that change what is drawn, for the manifest."""
+        """Settings that change what is drawn, for the manifest; and `PROMPT_CACHE`, for its reader."""
         ...

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from nonpareil.engines.attention import attention_configs, quick_to_start, shared_attention
+from nonpareil.engines.base import PROMPT_CACHE
 from nonpareil.engines.batches import DrawRequest, Unit, batches
-from nonpareil.engines.branches import BRANCHES, Branches, Prefilled, branches_for
+from nonpareil.engines.branches import BRANCHES, Branches, Forward, Prefilled, branches_for
 from nonpareil.engines.cache import (
     arguments_taken,
     cache_argument,
@@ -33,12 +35,18 @@ from nonpareil.engines.load_check import check_drawing, check_scoring, draws_ali
 from nonpareil.engines.packed_weights import Packing
 from nonpareil.engines.rows import Completion, Rows, left_pad
 from nonpareil.engines.sampling import sample_keys, sample_tokens
+from nonpareil.engines.shared_prompts import SharedPrompts
 from nonpareil.errors import ConfigError
 from nonpareil.models.adapters import RowAdapters, row_adapters
 from nonpareil.models.devices import device_of
 from nonpareil.models.loading import end_token_ids, stated_limits
 from nonpareil.models.modes import generation_mode
 from nonpareil.records import Draws, Prompt, SamplingParams
+
+SHARED, BRANCHED, COPIED = "shared", "branches", "copied"
+"""A prompt's keys once, attended apart; once a row of several samples, behind one mask; a copy per sample."""
+MOST_MASKED_ON_GPU = 4
+"""A GPU takes branches as long as a row holds so many times the keys that each of its samples sees at most."""
 
 
 class TransformersEngine:
@@ -68,8 +76,10 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.max_tokens_per_batch = max_tokens_per_batch
         self.packing = Packing(model)
-        self.branching = takes_branches(type(model), model.config) and device_of(model).type == "cpu"
-        """Whether the samples of a prompt share its row; every check asks whether the model takes it."""
+        self.prompt_cache = COPIED
+        """How the samples of a prompt read its keys; every check asks which way the model takes."""
+        self._taken: list[str] = []
+        self._on_gpu = device_of(model).type != "cpu"
         self.end_ids = end_token_ids(model, tokenizer)
         if checked:
             self.check()
@@ -81,11 +91,24 @@ class TransformersEngine:
             ModelError: they differ, or the model cannot be drawn from.
         """
         draw = partial(self._complete_until, adapter)
-        self.branching = self.branching and draws_alike(self.model, self.tokenizer, draw)
-        if self.branching:
+        taken = []
+        for way in self._ways():
+            self.prompt_cache, self._taken = way, [way]
+            if draws_alike(self.model, self.tokenizer, draw):
+                taken.append(way)
+                if not self._on_gpu:  # there, each has its lengths
+                    break
+        self.prompt_cache, self._taken = (taken or [COPIED])[0], taken
+        if taken:
             check_scoring(self.model)  # its draws were compared just now
         else:
             check_drawing(self.model, self.tokenizer, draw)
+
+    def _ways(self) -> list[str]:
+        """How the samples of a prompt might share its keys, the quickest first."""
+        if not takes_branches(type(self.model), self.model.config):
+            return []
+        return [SHARED, BRANCHED] if attention_configs(self.model) else [BRANCHED]
 
     def _complete_until(
         self,
@@ -102,8 +125,9 @@ class TransformersEngine:
             self.end_ids = usual
 
     def describe(self) -> dict[str, Any]:
-        """What changes the draws; batch size does not."""
-        return {"engine": "transformers", "dtype": str(self.model.dtype).removeprefix("torch."), **TEXT}
+        """What changes the draws; batch size does not, nor, but for rounding, does `PROMPT_CACHE`."""
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return {"engine": "transformers", "dtype": dtype, PROMPT_CACHE: self.prompt_cache, **TEXT}
 
     def draw(
         self,
@@ -153,9 +177,10 @@ class TransformersEngine:
             [[None] * request.num_generations for _ in request.prompts] for request in requests
         ]
         adapted = any(request.adapter for request in requests)
-        with generation_mode(self.model), row_adapters(self.model) if adapted else nullcontext() as routes:
+        adapters = row_adapters(self.model) if adapted else nullcontext()
+        with generation_mode(self.model), quick_to_start(device_of(self.model)), adapters as routes:
             for units in batches(requests, self.max_tokens_per_batch):
-                with self.packing.of(requests, units, self.branching):
+                with self.packing.of(requests, units, self.prompt_cache != COPIED):
                     batch = self._draw_batch(requests, units, routes)
                 flat = iter(batch)
                 for unit in units:
@@ -177,8 +202,7 @@ class TransformersEngine:
             routes.names = [request.adapter for request in asked]
         prefilled, logits = self._prefill(prompts, sampling.max_completion_length)
         counts = [len(unit.samples) for unit in units]
-        branches = branches_for(counts, self._most_branches(prefilled.cache))
-        samples = Branches(self._forward(prefilled.cache), prefilled, counts, branches, self.model.dtype)
+        samples = self._samples(prefilled, counts)
         keys = [
             sample_keys(prompt.prompt_id, unit.samples, request.sampling.seed)
             for prompt, unit, request in zip(prompts, units, asked, strict=True)
@@ -195,7 +219,7 @@ class TransformersEngine:
             if (alive := rows.retire()) is not None:
                 samples.keep(alive)
                 tokens = tokens[alive]
-            if routes is not None:
+            if routes is not None and (step == 0 or alive is not None):
                 routes.names = [asked[i].adapter for i in samples.prompt_of_row.tolist()]
             logits = samples.next(tokens, step)
         return rows.completions()
@@ -213,8 +237,34 @@ class TransformersEngine:
         positions = (columns - start).clamp(min=0)
         return prefilled, self._forward(cache)(input_ids, mask, positions, 1)[:, -1]
 
-    def _most_branches(self, cache: DynamicCache) -> int:
-        return BRANCHES if self.branching and is_in_place(cache) else 1
+    def _samples(self, prompts: Prefilled, counts: list[int]) -> Branches | SharedPrompts:
+        way, forward = self._way(prompts, counts), self._forward(prompts.cache)
+        if way == SHARED:
+            return SharedPrompts(self._attending(forward), prompts, counts)
+        branches = branches_for(counts, BRANCHES if way == BRANCHED else 1)
+        return Branches(forward, prompts, counts, branches, self.model.dtype)
+
+    def _way(self, prompts: Prefilled, counts: list[int]) -> str:
+        """Of one batch. A GPU waits for the host to start its kernels: there, few of them outdo little work."""
+        if self.prompt_cache == COPIED or not is_in_place(prompts.cache):
+            return COPIED
+        if not self._on_gpu:
+            return self.prompt_cache
+        branches = branches_for(counts, BRANCHES)
+        keys, own = prompts.width + branches * prompts.budget, prompts.width + prompts.budget
+        if BRANCHED in self._taken and branches > 1 and keys <= MOST_MASKED_ON_GPU * own:
+            return BRANCHED
+        return SHARED if SHARED in self._taken and max(counts) > 1 else COPIED
+
+    def _attending(self, forward: Forward) -> Forward:
+        """Passes whose attention is that of `attention.attend`."""
+        configs = attention_configs(self.model)
+
+        def attending(*arguments: Any) -> Float[Tensor, "b s v"]:
+            with shared_attention(configs):
+                return forward(*arguments)
+
+        return attending
 
     def _forward(self, cache: Cache) -> Callable[..., Float[Tensor, "b s v"]]:
         def forward(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from nonpareil.engines.base import Engine
+from nonpareil.engines.base import PROMPT_CACHE, Engine
 from nonpareil.errors import ConfigError
 from nonpareil.files import jsonable
 from nonpareil.records import Group, Prompt, SamplingParams
@@ -139,7 +139,9 @@ class ShardWorker:
         if self.engine is None:
             self._enter_folder()
             self.engine = self.make_engine()
-            check_alike("engine", jsonable(self.engine.describe()), self.engine_settings)
+            described = jsonable(self.engine.describe())
+            described.pop(PROMPT_CACHE, None)
+            check_alike("engine", described, self.engine_settings)
         return self.engine
 
     def _reward(self, make: Callable[[], CombinedReward]) -> CombinedReward:

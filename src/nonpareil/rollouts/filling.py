@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from nonpareil.engines.base import Engine
+from nonpareil.engines.base import PROMPT_CACHE, Engine
 from nonpareil.errors import DataError, NotFiniteError, RewardError
 from nonpareil.files import jsonable, write_bytes
 from nonpareil.markers import OutputFolder
@@ -135,6 +135,7 @@ class Filling:
     def _begin(self, engine: Engine | ShardWorkers) -> None:
         """Check the engine against the folder's, or write the manifest of a new folder, emptied if it must be."""
         description = jsonable(engine.describe())
+        description.pop(PROMPT_CACHE, None)
         if self.old:
             delete_rollouts(self.old)
             self.old = None
