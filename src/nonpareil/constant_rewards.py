@@ -25,6 +25,11 @@ class RewardSpread:
             if len(set(known)) > 1:
                 self._varies.add(name)
 
+    def include(self, other: "RewardSpread") -> None:
+        """What another has seen, of other groups."""
+        self._groups.update(other._groups)
+        self._varies |= other._varies
+
     def add_all(self, groups: Iterable[Mapping[str, Sequence[float | None]]]) -> None:
         """The scores of groups, each by reward."""
         for by_name in groups:

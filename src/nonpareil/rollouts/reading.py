@@ -1,10 +1,10 @@
-"""Groups read whole, a folder's held against its manifest: no shard is missing, foreign or there twice."""
+"""Groups read from disk, a folder's held against its manifest: no shard is missing, foreign or there twice."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Group, refuse_repeated
@@ -19,9 +19,36 @@ from nonpareil.rollouts.store import (
     shard_path,
     to_groups,
 )
+from nonpareil.rollouts.summaries import ShardSummary, summary_of
 from nonpareil.rollouts.vbon_lines import is_vbon, read_vbon
 
 ONLY_THAT = "delete it and rerun: only that shard is drawn anew"
+
+
+@dataclass(frozen=True)
+class StoredGroups:
+    """Groups on disk, checked to be those of one run, each once; they are gone through as often as one likes.
+
+    One shard is in memory at a time, and found whole to the last bit before its groups are given.
+    """
+
+    shards: Sequence[tuple[Path, ShardNotes]]
+    without: Sequence[str] = ()
+    """Columns that are not read; their lists are empty."""
+
+    def __iter__(self) -> Iterator[Group]:
+        """The groups, in the order drawn.
+
+        Raises:
+            DataError: a shard that is damaged, or is being scored anew meanwhile.
+        """
+        for path, notes in self.shards:
+            table = read_table(path, self.without)
+            if notes_of(table.schema) != notes:
+                raise DataError(
+                    f"{path} was written anew while the groups were read; wait for that, and run again"
+                )
+            yield from to_groups(table)
 
 
 def read_groups(path: str | Path) -> list[Group]:
@@ -34,7 +61,16 @@ def read_groups(path: str | Path) -> list[Group]:
         DataError: nothing there, a damaged file, a run that is not finished, or a folder that lacks a shard of
             its run, holds one twice, or holds a file that is none.
     """
-    groups, lacking = read_available(path)
+    return list(stored_groups(path))
+
+
+def stored_groups(path: str | Path, without: Sequence[str] = ()) -> Iterable[Group]:
+    """As `read_groups`, without ever holding more than one file's; see `StoredGroups`.
+
+    Raises:
+        ConfigError, DataError: as `read_groups`, before the first group but for a damaged file's.
+    """
+    groups, lacking = _available(path, without)
     if lacking:
         raise DataError(
             f"{path} is not finished: {lacking}. Run `nonpareil sample` again with the same settings to finish it"
@@ -50,6 +86,11 @@ def read_available(path: str | Path) -> tuple[list[Group], str]:
     Raises:
         ConfigError, DataError: as `read_groups`, or an unfinished run of which no shard is done.
     """
+    groups, lacking = _available(path)
+    return list(groups), lacking
+
+
+def _available(path: str | Path, without: Sequence[str] = ()) -> tuple[Iterable[Group], str]:
     if not isinstance(path, str | Path):
         raise ConfigError(f"path is a {type(path).__name__}; give a folder of groups or a file")
     path = Path(path)
@@ -61,12 +102,15 @@ def read_available(path: str | Path) -> tuple[list[Group], str]:
     files = sorted((data if data.is_dir() else folder).glob("*.parquet"))
     if not files:
         raise DataError(f"{path} holds no shards; give a folder that `nonpareil sample` wrote")
+    lacking = ""
     if manifest is None:
-        tables = [read_table(file) for file in files]
-        _check_without_manifest(path, [notes_of(table.schema) for table in tables], sum(map(len, tables)))
-        return _joined(tables, path), ""
-    refuse_foreign(folder, num_shards(manifest))
-    return _of_run(path, folder, manifest)
+        shards = [(file, summary_of(file)) for file in files]
+        _check_without_manifest(path, [one.notes for _, one in shards], sum(one.prompts for _, one in shards))
+    else:
+        refuse_foreign(folder, num_shards(manifest))
+        shards, lacking = _of_run(path, folder, manifest)
+    refuse_repeated(chain.from_iterable(one.prompt_ids for _, one in shards), str(path))
+    return StoredGroups([(file, one.notes) for file, one in shards], without), lacking
 
 
 def num_shards(manifest: Mapping[str, Any]) -> int:
@@ -86,13 +130,16 @@ def refuse_foreign(folder: Path, whole: int) -> None:
             raise DataError(f"{str(file)!r} is none of the run's {whole} shards; move it out of the folder")
 
 
-def check_shard(path: Path, index: int, table: pa.Table, manifest: Mapping[str, Any]) -> None:
+def check_shard(
+    path: Path, index: int, manifest: Mapping[str, Any], notes: ShardNotes, prompts: int, sizes: set[int]
+) -> None:
     """Refuse a shard that is not the one of its place in the run of the manifest.
+
+    `notes`, `prompts` and `sizes`: what it says of itself, how many groups it has, and of how many completions.
 
     Raises:
         DataError: it is of another run or place, or has other numbers of prompts or completions.
     """
-    notes = notes_of(table.schema)
     draw = manifest["draw"]
     if manifest["format"] != 1 and notes.draw != draw:
         raise DataError(f"{path} is of another run: it was drawn with other settings; {ONLY_THAT}")
@@ -102,41 +149,42 @@ def check_shard(path: Path, index: int, table: pa.Table, manifest: Mapping[str, 
         )
     size, count = manifest["shard_size"], draw["prompts"]["count"]
     expected = min(size, count - index * size)
-    if len(table) != expected:
+    if prompts != expected:
         raise DataError(
-            f"{path} holds {len(table)} prompts, and its place in the run has {expected}; {ONLY_THAT}"
+            f"{path} holds {prompts} prompts, and its place in the run has {expected}; {ONLY_THAT}"
         )
-    lengths = {len(row) for row in table["completions"].to_pylist()}
-    if lengths != {draw["num_generations"]}:
+    if sizes != {draw["num_generations"]}:
         raise DataError(
-            f"{path} holds groups of {sorted(lengths)} completions, and the run has num_generations="
+            f"{path} holds groups of {sorted(sizes)} completions, and the run has num_generations="
             f"{draw['num_generations']}; {ONLY_THAT}"
         )
 
 
-def _of_run(path: Path, folder: Path, manifest: Mapping[str, Any]) -> tuple[list[Group], str]:
-    whole, tables = num_shards(manifest), []
+def _of_run(
+    path: Path, folder: Path, manifest: Mapping[str, Any]
+) -> tuple[list[tuple[Path, ShardSummary]], str]:
+    shards: list[tuple[Path, ShardSummary]] = []
     missing, unscored = [], []
-    for index in range(whole):
+    for index in range(num_shards(manifest)):
         file = shard_path(folder, index)
         if not file.is_file():
             missing.append(file.name)
             continue
-        table = read_table(file)
-        check_shard(file, index, table, manifest)
-        if _is_scored(notes_of(table.schema), manifest.get("scoring")):
-            tables.append(table)
+        found = summary_of(file)
+        check_shard(file, index, manifest, found.notes, found.prompts, found.group_sizes)
+        if _is_scored(found.notes, manifest.get("scoring")):
+            shards.append((file, found))
         else:
             unscored.append(file.name)
-    lacking = _lacking(manifest, len(tables), missing, unscored)
+    lacking = _lacking(manifest, len(shards), missing, unscored)
     if lacking and manifest["complete"]:
         raise DataError(
             f"{path}: {lacking}, though its run was finished. Run `nonpareil sample` again with the same "
             "settings: only that is made anew"
         )
-    if not tables:
+    if not shards:
         raise DataError(f"{path} is not finished: {lacking}. Wait for it, or run it again")
-    return _joined(tables, path), lacking
+    return shards, lacking
 
 
 def _is_scored(notes: ShardNotes, scoring: Mapping[str, Any] | None) -> bool:
@@ -165,9 +213,3 @@ def _check_without_manifest(path: Path, notes: Sequence[ShardNotes], count: int)
         raise DataError(
             f"{path} holds {count} of its run's {expected} prompts; give the whole folder, or read one shard"
         )
-
-
-def _joined(tables: Sequence[pa.Table], path: Path) -> list[Group]:
-    groups = [group for table in tables for group in to_groups(table)]
-    refuse_repeated((group.prompt_id for group in groups), str(path))
-    return groups

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from nonpareil.errors import DataError, NotFiniteError
 from nonpareil.files import write_bytes
 from nonpareil.records import Group, refuse_repeated
-from nonpareil.rollouts.checksum import CHECKSUM_KEY, seal_holds, sealed_parquet
+from nonpareil.rollouts.checksum import CHECKSUM_KEY, FOOTER_KEY, seal_holds, sealed_parquet
 from nonpareil.rollouts.columns import (
     OWN_NAMES,
     REWARD_PREFIX,
@@ -156,8 +156,10 @@ def write_shard(
     return write_table(path, to_table(groups, types, notes))
 
 
-def read_table(path: Path) -> pa.Table:
+def read_table(path: Path, without: Sequence[str] = ()) -> pa.Table:
     """A shard's table, after its checksum was found to hold; of a file that has none, every page is checked.
+
+    `without`: columns that nobody will look at.
 
     Raises:
         DataError: the file is missing, damaged or holds no groups.
@@ -175,19 +177,22 @@ def read_table(path: Path) -> pa.Table:
         # Of a ParquetFile rather than pq.read_table, which would make columns of a folder's name.
         with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
             # Threads of Arrow that are still there when Python ends abort the process, one time in three.
-            table = file.read(use_threads=False)
+            names = file.schema_arrow.names
+            wanted = [name for name in names if name not in without] if without else None
+            table = file.read(columns=wanted, use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _corrupt(path, printable(str(error))) from error
     metadata = dict(table.schema.metadata or {})
     if holds is None and b'"draw"' in metadata.get(METADATA_KEY, b""):
         raise _corrupt(path, "its checksum is gone")
-    missing = [name for name in OWN_NAMES if name not in table.column_names and name != "rewards"]
+    missing = [name for name in OWN_NAMES if name not in names and name != "rewards"]
     if missing:
         raise DataError(
             f"{path} holds no groups: it has no column {missing[0]!r} "
-            f"(it has: {', '.join(map(printable, table.column_names))})"
+            f"(it has: {', '.join(map(printable, names))})"
         )
-    metadata.pop(CHECKSUM_KEY.encode(), None)  # of this file, and not of what is made from it
+    for key in (CHECKSUM_KEY, FOOTER_KEY):
+        metadata.pop(key.encode(), None)  # of this file, and not of what is made from it
     return table.replace_schema_metadata(metadata)
 
 
@@ -207,7 +212,7 @@ def read_shard(path: Path) -> list[Group]:
 
 
 def to_groups(table: pa.Table) -> list[Group]:
-    """The table's rows as groups."""
+    """The table's rows as groups; a list whose column was not read is empty."""
     names = table.column_names
     rewards = [name for name in names if name.startswith(REWARD_PREFIX)]
     columns = {name: table[name].to_pylist() for name in names}
@@ -222,7 +227,7 @@ def to_groups(table: pa.Table) -> list[Group]:
             },
             rewards=None if aggregates[row] is None else _numbers(aggregates[row]),
             columns={name: values[row] for name, values in further.items()},
-            **{name: columns[name][row] for name in _OWN_COLUMNS},
+            **{name: columns[name][row] if name in columns else [] for name in _OWN_COLUMNS},
         )
         for row in range(len(table))
     ]
