@@ -1,6 +1,7 @@
 """Draw m completions per prompt, score them, and keep the groups."""
 
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def run(options: SampleOptions) -> dict[str, Any]:
     """
     _check(options)
     from nonpareil.rollouts.progress import ProgressBar
+    from nonpareil.rollouts.reading import stored_groups
     from nonpareil.rollouts.run import draw_and_score
 
     policy, sampling = policy_of(options), options.sampling()
@@ -60,7 +62,7 @@ def run(options: SampleOptions) -> dict[str, Any]:
     counts = _asked_for(result.manifest["counts"], reward.names)
     _tell_constant(counts, options.output_dir)
     if options.inspect:
-        _inspect(result.groups()[:2], reward, policy.tokenizer)
+        _inspect(list(islice(stored_groups(result.output_dir), 2)), reward, policy.tokenizer)
     return {
         "output_dir": str(Path(options.output_dir)),
         "shards_drawn": result.shards_drawn,
