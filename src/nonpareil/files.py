@@ -79,7 +79,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, bit by bit, that takes its name at the end: no reader, crash or power cut sees half of it.
+    """A file to write to that takes its name at the end: no reader, crash or power cut sees half of it.
 
     An error in the block leaves what was there before. In a folder that `folders.writing` holds the file is listed
     as ours. A kill can leave `.<name>.<pid>.tmp` beside it.
