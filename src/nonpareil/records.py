@@ -7,10 +7,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nonpareil.errors import DataError
 from nonpareil.settings import option
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Message = dict[str, str]
 PromptText = str | list[Message]
@@ -180,6 +183,22 @@ class Group:
             },
             rewards=rewards,
         )
+
+
+@dataclass(frozen=True)
+class GroupNumbers:
+    """b scored groups of m completions each, as far as a best-of-N curve reads them: no list per completion."""
+
+    prompt_ids: list[str]
+    rewards: "np.ndarray"
+    """[b, m], float64; NaN where the reward failed."""
+    lengths: "np.ndarray"
+    """Tokens of each completion [b, m], float64; NaN where its ids are not known."""
+    num_unique: "np.ndarray"
+    """Different completions of each group [b]: by token ids, or by text where those of one are not known."""
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids)
 
 
 def prompt_of(group: Group) -> Prompt:

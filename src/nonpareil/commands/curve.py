@@ -24,14 +24,14 @@ def run(options: CurveOptions) -> dict[str, Any]:
         raise ConfigError("groups is missing; give a folder written by `nonpareil sample`: --groups FOLDER")
     from nonpareil.evaluation import best_of_n_report
     from nonpareil.evaluation.report import write_curve
-    from nonpareil.rollouts.reading import read_available
+    from nonpareil.rollouts.numbers import read_numbers
 
     source = Path(options.groups)
     output_dir = Path(options.output_dir) if options.output_dir is not None else _beside(source)
     check_output("output_dir", output_dir, inputs_of(options))
     with writing(output_dir, "curve") as folder:
         folder.refuse_foreign(["curve.json", "curve.png"])
-        groups, lacking = read_available(source)
+        groups, lacking = read_numbers(source)
         curve = best_of_n_report(groups, options.max_n, seed=options.seed)
         path = write_curve(curve, output_dir)
     result = {"report": curve, "curve": str(path), "picture": str(output_dir / "curve.png")}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -19,7 +20,7 @@ from nonpareil.maths.bootstrap import Interval, Scale
 from nonpareil.maths.counts import count_among
 from nonpareil.maths.order_statistics import best_of_n_curve
 from nonpareil.maths.tie_classes import without_ties
-from nonpareil.records import Group, refuse_repeated
+from nonpareil.records import Group, GroupNumbers, refuse_repeated
 
 ENOUGH_GAIN = 0.9
 _MOST = 0.9
@@ -150,7 +151,9 @@ class CurveReport:
         }
 
 
-def best_of_n_report(groups: Sequence[Group], max_n: int | None = None, *, seed: int = 0) -> CurveReport:
+def best_of_n_report(
+    groups: Sequence[Group] | GroupNumbers, max_n: int | None = None, *, seed: int = 0
+) -> CurveReport:
     """The best-of-n curve of scored groups, for n = 1..max_n (all m completions if None).
 
     Intervals are bootstrapped over prompts. Every point rests on the same prompts. Where rewards failed that is a
@@ -162,14 +165,14 @@ def best_of_n_report(groups: Sequence[Group], max_n: int | None = None, *, seed:
             did not fail.
         ConfigError: max_n outside 1..m.
     """
-    if not groups:
-        raise DataError("There are no groups to make a curve of.")
-    size = group_size(groups)
-    refuse_repeated((group.prompt_id for group in groups), "groups")
+    numbers = groups if isinstance(groups, GroupNumbers) else _numbers_of(groups)
+    size = numbers.rewards.shape[1]
+    refuse_repeated(numbers.prompt_ids, "groups")
     if max_n is not None and not 1 <= max_n <= size:
         raise ConfigError(f"max_n must lie in 1..{size} (the completions per prompt), got {max_n}.")
-    ordered = sorted(groups, key=lambda group: group.prompt_id)
-    rewards, mean_length = rewards_of(ordered), lengths_of(ordered).mean().item()
+    order = sorted(range(len(numbers)), key=numbers.prompt_ids.__getitem__)
+    rewards = torch.from_numpy(numbers.rewards[order])
+    mean_length = torch.from_numpy(numbers.lengths[order]).mean().item()
     valid = (~rewards.isnan()).sum(1)
     if not valid.any():
         raise DataError(f"All {rewards.numel()} rewards failed: there is nothing to select by.")
@@ -180,15 +183,28 @@ def best_of_n_report(groups: Sequence[Group], max_n: int | None = None, *, seed:
     return CurveReport(
         points=_points(used, reward_of_best, mean_length, Bootstrap(seed), "share" if zero_one else "real"),
         max_n=max_n or size,
-        num_prompts=len(ordered),
+        num_prompts=len(numbers),
         num_prompts_used=len(used),
         num_completions=size,
         failed_rewards=int(rewards.isnan().sum()),
         frac_reward_zero_std=_share_of_equal_rewards(rewards[valid > 0]),
-        mean_unique_completions=sum(_num_unique(group) for group in ordered) / len(ordered),
+        mean_unique_completions=int(numbers.num_unique.sum()) / len(numbers),
         mean_length=mean_length,
         zero_one=zero_one,
         rewards_tie=not bool(without_ties(used).all()),
+    )
+
+
+def _numbers_of(groups: Sequence[Group]) -> GroupNumbers:
+    if not groups:
+        raise DataError("There are no groups to make a curve of.")
+    group_size(groups)
+    ordered = sorted(groups, key=lambda group: group.prompt_id)
+    return GroupNumbers(
+        [group.prompt_id for group in ordered],
+        rewards_of(ordered).numpy(),
+        lengths_of(ordered).numpy(),
+        np.array([_num_unique(group) for group in ordered]),
     )
 
 

@@ -1,10 +1,12 @@
 """Groups read from disk, a folder's held against its manifest: no shard is missing, foreign or there twice."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import pyarrow as pa
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Group, refuse_repeated
@@ -14,14 +16,15 @@ from nonpareil.rollouts.store import (
     DATA_FOLDER,
     ShardNotes,
     notes_of,
+    read_columns,
     read_shard,
-    read_table,
     shard_path,
     to_groups,
 )
 from nonpareil.rollouts.summaries import ShardSummary, summary_of
 from nonpareil.rollouts.vbon_lines import is_vbon, read_vbon
 
+T = TypeVar("T")
 ONLY_THAT = "delete it and rerun: only that shard is drawn anew"
 
 
@@ -42,13 +45,17 @@ class StoredGroups:
         Raises:
             DataError: a shard that is damaged, or is being scored anew meanwhile.
         """
-        for path, notes in self.shards:
-            table = read_table(path, self.without)
-            if notes_of(table.schema) != notes:
-                raise DataError(
-                    f"{path} was written anew while the groups were read; wait for that, and run again"
-                )
-            yield from to_groups(table)
+        for shard in self.shards:
+            yield from to_groups(_unchanged(shard, lambda path: read_columns(path, without=self.without)[0]))
+
+
+def _unchanged(shard: tuple[Path, ShardNotes], read: Callable[[Path], pa.Table]) -> pa.Table:
+    """A shard's table, if it still is what it was when the folder was looked through."""
+    path, notes = shard
+    table = read(path)
+    if notes_of(table.schema) != notes:
+        raise DataError(f"{path} was written anew while the groups were read; wait for that, and run again")
+    return table
 
 
 def read_groups(path: str | Path) -> list[Group]:
@@ -96,6 +103,26 @@ def _available(path: str | Path, without: Sequence[str] = ()) -> tuple[Iterable[
     path = Path(path)
     if not path.is_dir():
         return (read_vbon(path) if is_vbon(path) else read_shard(path)), ""
+    shards, lacking = _shards_of(path)
+    return StoredGroups(shards, without), lacking
+
+
+def read_shards(
+    path: Path, read: Callable[[Path], pa.Table], keep: Callable[[pa.Table], T]
+) -> tuple[list[T], str]:
+    """What `keep` makes of each shard of a folder, in the order drawn, and what the folder lacks, in words.
+
+    One shard is in memory at a time, as `read` gives it: whole, or some of its columns with what it says of itself.
+
+    Raises:
+        DataError: as `read_available`.
+    """
+    shards, lacking = _shards_of(path)
+    return [keep(_unchanged(shard, read)) for shard in shards], lacking
+
+
+def _shards_of(path: Path) -> tuple[list[tuple[Path, ShardNotes]], str]:
+    """The shards of a folder that are drawn and scored, and what is lacking; completions are not looked at yet."""
     folder = path.parent if path.name == DATA_FOLDER and (path.parent / MANIFEST).is_file() else path
     data = folder / DATA_FOLDER
     manifest = read_manifest(folder)
@@ -110,7 +137,7 @@ def _available(path: str | Path, without: Sequence[str] = ()) -> tuple[Iterable[
         refuse_foreign(folder, num_shards(manifest))
         shards, lacking = _of_run(path, folder, manifest)
     refuse_repeated(chain.from_iterable(one.prompt_ids for _, one in shards), str(path))
-    return StoredGroups([(file, one.notes) for file, one in shards], without), lacking
+    return [(file, one.notes) for file, one in shards], lacking
 
 
 def num_shards(manifest: Mapping[str, Any]) -> int:

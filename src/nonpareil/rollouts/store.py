@@ -3,7 +3,7 @@
 import importlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -156,13 +156,27 @@ def write_shard(
     return write_table(path, to_table(groups, types, notes))
 
 
-def read_table(path: Path, without: Sequence[str] = ()) -> pa.Table:
+def read_table(path: Path) -> pa.Table:
     """A shard's table, after its checksum was found to hold; of a file that has none, every page is checked.
-
-    `without`: columns that nobody will look at.
 
     Raises:
         DataError: the file is missing, damaged or holds no groups.
+    """
+    return read_columns(path)[0]
+
+
+def read_columns(
+    path: Path, wanted: Collection[str] | None = None, *, without: Collection[str] = ()
+) -> tuple[pa.Table, int]:
+    """Those of a shard's columns that are there and wanted (None: all), and how many completions the file holds.
+
+    `without`: columns that are not, whatever is wanted.
+
+    Checked as a whole all the same: every byte of a file with a checksum is read for it, and no column is decoded
+    for it but the wanted ones; of a file without one, all pages of all columns.
+
+    Raises:
+        DataError: as `read_table`.
     """
     try:
         content = path.read_bytes()
@@ -176,10 +190,10 @@ def read_table(path: Path, without: Sequence[str] = ()) -> pa.Table:
     try:
         # Of a ParquetFile rather than pq.read_table, which would make columns of a folder's name.
         with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
+            names, completions = file.schema_arrow.names, _num_completions(file.metadata)
+            kept = [n for n in names if (wanted is None or n in wanted) and n not in without]
             # Threads of Arrow that are still there when Python ends abort the process, one time in three.
-            names = file.schema_arrow.names
-            wanted = [name for name in names if name not in without] if without else None
-            table = file.read(columns=wanted, use_threads=False)
+            table = file.read(columns=kept if holds else None, use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _corrupt(path, printable(str(error))) from error
     metadata = dict(table.schema.metadata or {})
@@ -193,7 +207,18 @@ def read_table(path: Path, without: Sequence[str] = ()) -> pa.Table:
         )
     for key in (CHECKSUM_KEY, FOOTER_KEY):
         metadata.pop(key.encode(), None)  # of this file, and not of what is made from it
-    return table.replace_schema_metadata(metadata)
+    table = table.select([place for place, name in enumerate(table.column_names) if name in kept])
+    return table.replace_schema_metadata(metadata), completions
+
+
+def _num_completions(metadata: pq.FileMetaData) -> int:
+    """By the footer; a group without any counts as one."""
+    columns = (
+        metadata.row_group(group).column(column)
+        for group in range(metadata.num_row_groups)
+        for column in range(metadata.num_columns)
+    )
+    return sum(each.num_values for each in columns if each.path_in_schema.startswith("completions."))
 
 
 def _corrupt(path: Path, reason: str) -> DataError:

@@ -1,14 +1,17 @@
 """What a shard holds, counted from its footer, its ids and its small columns: completions are not read for that."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nonpareil.constant_rewards import RewardSpread
-from nonpareil.rollouts.checksum import sealed_footer
+from nonpareil.rollouts.checksum import seal_holds, sealed_footer
 from nonpareil.rollouts.columns import OWN_NAMES, REWARD_PREFIX
 from nonpareil.rollouts.store import ShardNotes, narrow_rewards, notes_of, read_table
 
@@ -42,21 +45,26 @@ class ShardSummary:
 def summary_of(path: Path) -> ShardSummary:
     """Count a shard. What is read is checked to the last bit, the footer by its checksum, columns by their pages'.
 
-    A file whose footer has no checksum that holds (of an earlier version, or damaged) is read and checked whole.
+    A file of an earlier version, which has no checksum of its footer, is checked whole.
 
     Raises:
         DataError: as `store.read_table`.
     """
-    summary = _from_footer(path)
+    try:
+        if sealed_footer(path) is not None:
+            summary = _from_small_columns(path)
+        else:
+            content = path.read_bytes()
+            summary = _from_small_columns(pa.BufferReader(content)) if seal_holds(content) else None
+    except OSError:
+        summary = None
     return _counted(read_table(path)) if summary is None else summary
 
 
-def _from_footer(path: Path) -> ShardSummary | None:
+def _from_small_columns(file_or_path: Any) -> ShardSummary | None:
     """None where the footer and small columns do not say it all, each the same as the others."""
     try:
-        if sealed_footer(path) is None:
-            return None
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(file_or_path, page_checksum_verification=True) as file:
             names = file.schema_arrow.names
             if not {*OWN_NAMES} - {"rewards"} <= {*names}:
                 return None
@@ -96,9 +104,6 @@ def _summary(table: pa.Table, sized: pa.ChunkedArray, completions: int, tokens: 
     if "rewards" in table.column_names:
         values = pc.list_flatten(table["rewards"])
         rewards = len(values) - values.null_count
-    spread = RewardSpread()
-    for name in notes.rewards:
-        spread.add(name, table[REWARD_PREFIX + name].to_pylist())
     return ShardSummary(
         notes=notes,
         prompt_ids=table["prompt_id"].to_pylist(),
@@ -108,9 +113,25 @@ def _summary(table: pa.Table, sized: pa.ChunkedArray, completions: int, tokens: 
         tokens=tokens,
         finish_reasons={r: pc.sum(pc.equal(reasons, r)).as_py() or 0 for r in ("stop", "length")},
         rewards=rewards,
-        spread=spread,
+        spread=_spread(table, notes.rewards),
         narrow=bool(narrow_rewards(table.schema)),
     )
+
+
+def _spread(table: pa.Table, names: Iterable[str]) -> RewardSpread:
+    spread = RewardSpread()
+    for name in names:
+        column = table[REWARD_PREFIX + name]
+        values = pc.list_flatten(column)
+        sizes = pc.unique(pc.list_value_length(column)).to_pylist()
+        if len(sizes) != 1 or not sizes[0] or pc.any(pc.is_nan(values)).as_py():
+            spread.add(name, column.to_pylist())
+            continue
+        groups = values.to_numpy(zero_copy_only=False).astype(float).reshape(len(column), sizes[0])
+        known = (~np.isnan(groups)).sum(1) > 1
+        groups = groups[known]  # of nulls alone there is neither most nor least
+        spread.count(name, len(groups), bool((np.nanmax(groups, 1) > np.nanmin(groups, 1)).any()))
+    return spread
 
 
 def _inner_length(lists: pa.ChunkedArray) -> int:
