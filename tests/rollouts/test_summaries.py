@@ -83,8 +83,7 @@ def test_every_flipped_byte_is_told_or_is_of_what_is_not_read(rollouts):
         path.write_bytes(damaged)
         try:
             found = summary_of(path)
-        except DataError as error:
-            assert "is corrupt" in str(error)
+        except DataError:
             told["pages" if place < start else "footer"] += 1
         else:
             assert place < start or 0 <= place - seal < 64

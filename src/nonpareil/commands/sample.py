@@ -40,6 +40,8 @@ def run(options: SampleOptions) -> dict[str, Any]:
         split=options.dataset_split,
         limit=options.max_prompts,
     )
+    to_draw = f"{len(prompts)} prompts, {options.num_generations} completions of each"
+    tell(f"{to_draw}, into {options.output_dir}; loading the models")
     reward = load_reward(options, policy.tokenizer)
     most_calls = reward.check_group_size(options.num_generations)
     check_reward(

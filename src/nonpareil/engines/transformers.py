@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from nonpareil.engines.batches import DrawRequest, Unit, batches
+from nonpareil.engines.batches import BatchProgress, DrawRequest, Unit, batches
 from nonpareil.engines.branches import BRANCHES, Branches, Prefilled, branches_for
 from nonpareil.engines.cache import (
     arguments_taken,
@@ -153,19 +153,23 @@ class TransformersEngine:
         adapted = any(request.adapter for request in requests)
         with generation_mode(self.model), row_adapters(self.model) if adapted else nullcontext() as routes:
             for units in batches(requests, self.max_tokens_per_batch):
-                batch = self._draw_batch(requests, units, routes)
+                progress = BatchProgress(requests, units, on_progress) if on_progress is not None else None
+                batch = self._draw_batch(requests, units, routes, progress)
                 flat = iter(batch)
                 for unit in units:
                     for i in unit.samples:
                         drawn[unit.request][unit.prompt][i] = next(flat)
-                if on_progress is not None:
-                    finished = sum(u.samples[-1] == requests[u.request].num_generations - 1 for u in units)
-                    on_progress(finished, sum(len(c.token_ids) for c in batch))
+                if progress is not None:
+                    progress.update((), sum(len(c.token_ids) for c in batch))
         return [[[c for c in group if c is not None] for group in groups] for groups in drawn]
 
     @torch.inference_mode()
     def _draw_batch(
-        self, requests: Sequence[DrawRequest], units: list[Unit], routes: RowAdapters | None
+        self,
+        requests: Sequence[DrawRequest],
+        units: list[Unit],
+        routes: RowAdapters | None,
+        progress: BatchProgress | None,
     ) -> list[Completion]:
         asked = [requests[unit.request] for unit in units]
         prompts = [request.prompts[unit.prompt] for request, unit in zip(asked, units, strict=True)]
@@ -192,6 +196,8 @@ class TransformersEngine:
             if (alive := rows.retire()) is not None:
                 samples.keep(alive)
                 tokens = tokens[alive]
+                if progress is not None:
+                    progress.update(rows.here.tolist(), sum(map(len, rows.tokens)))
             if routes is not None:
                 routes.names = [asked[i].adapter for i in samples.prompt_of_row.tolist()]
             logits = samples.next(tokens, step)

@@ -92,6 +92,8 @@ class Filling:
             return list(range(len(self.paths)))
         self._known = shards_there(self.folder, self.manifest, self.shards)
         missing = [index for index in range(len(self.paths)) if index not in self._known]
+        if missing and self._known:
+            tell(f"{len(self._known)} of {len(self.paths)} shards are drawn; the others follow")
         if self.moved:
             tell(
                 f"the chat template renders the prompts otherwise than when {self.folder} was begun (it may write "
