@@ -160,7 +160,7 @@ def test_a_prompt_is_told_of_when_its_last_sample_has_ended_inside_a_batch() -> 
     model = make_model()
     seen.clear()
     engine = TransformersEngine(model, make_engine(model).tokenizer)
-    engine.draw(UNEVEN, 7, replace(SAMPLING, max_completion_length=60), lambda *told: seen.append(told))
+    engine.draw(UNEVEN, 7, replace(SAMPLING, max_completion_length=50), lambda *told: seen.append(told))
     assert len(seen) > 1, "one batch, told of more than once"
     assert sum(groups for groups, _ in seen) == len(UNEVEN)
 
