@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nonpareil.maths.keyed_noise import gumbel_noise
 from nonpareil.records import SamplingParams
 
 BLOCK = 64
@@ -20,26 +21,6 @@ def sample_keys(prompt_id: str, samples: Sequence[int], seed: int) -> np.ndarray
     """One 64-bit key per sample: the hash of seed, prompt id and the sample's index within its group."""
     digests = (hashlib.blake2b(f"{seed}/{prompt_id}/{i}".encode(), digest_size=8) for i in samples)
     return np.array([int.from_bytes(d.digest(), "little") for d in digests], dtype=np.uint64)
-
-
-def _mix(z: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser: every input bit moves every output bit."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def gumbel_noise(keys: np.ndarray, step: int, count: int) -> Float[Tensor, "r n"]:
-    """`count` standard Gumbel numbers a key, for its `step`-th token, from a counter-based generator.
-
-    Without state there is nothing to save for a resume, and retiring a row moves no other row's numbers.
-    """
-    with np.errstate(over="ignore"):
-        row = _mix(keys + np.uint64(step + 1) * np.uint64(0x9E3779B97F4A7C15))
-        counter = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03)
-        bits = _mix(row[:, None] + counter[None])
-    uniform = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
-    return torch.from_numpy(uniform).log_().neg_().log_().neg_().float()
 
 
 def sampling_logits(logits: Float[Tensor, "r v"], sampling: SamplingParams) -> Float[Tensor, "r v"]:
