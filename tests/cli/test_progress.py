@@ -1,9 +1,12 @@
 """What a user sees of a long command while it runs: in a log, and on a terminal. Real processes."""
 
+import fcntl
 import os
 import re
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,7 @@ def in_log(*words: str) -> list[str]:
 def on_terminal(*words: str) -> str:
     """All that a command writes to a terminal."""
     terminal, side = os.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
     running = subprocess.Popen([*COMMAND, *words], stdin=side, stdout=side, stderr=side)
     os.close(side)
     shown = b""
