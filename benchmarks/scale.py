@@ -128,20 +128,24 @@ def growth(sizes: list[int], values: list[float]) -> tuple[float, float]:
     return slopes[-1], slopes[-1] / slopes[-2] if len(slopes) > 1 and slopes[-2] > 0 else float("nan")
 
 
-def show(part: str, sizes: list[int], figures: list[dict[str, float]]) -> dict[str, float]:
-    """Print one part's figures; returns how they grow."""
-    for groups, each in zip(sizes, figures, strict=True):
-        print(f"{part:>18} {groups:>8} groups {each['cpu_seconds']:>9.2f} s {each['memory_mb']:>8.0f} MB")
+def show(part: str, groups: int, figure: dict[str, float]) -> None:
+    """Print one figure, as soon as it is known."""
+    cost = f"{figure['cpu_seconds']:>9.2f} s {figure['memory_mb']:>8.0f} MB"
+    print(f"{part:>18} {groups:>8} groups {cost}", flush=True)
+
+
+def show_growth(part: str, sizes: list[int], figures: list[dict[str, float]]) -> dict[str, float | None]:
+    """Print and return how one part's figures grow."""
     each, ratio = growth(sizes, [figure["cpu_seconds"] for figure in figures])
     memory, _ = growth(sizes, [figure["memory_mb"] for figure in figures])
     verdict = "too small to tell" if ratio != ratio else "linear" if ratio <= NEARLY_LINEAR else "NOT linear"
     print(
-        f"{'':>18} {verdict}: a further group {1e6 * each:.0f} us ({ratio:.2f} times that of the smaller sizes), "
+        f"{part:>18} {verdict}: a further group {1e6 * each:.0f} us ({ratio:.2f} times that of the smaller sizes), "
         f"a further thousand {1e3 * memory:.2f} MB"
     )
     return {
         "us_per_group": round(1e6 * each, 1),
-        "ratio": round(ratio, 2),
+        "ratio": None if ratio != ratio else round(ratio, 2),
         "mb_per_1000": round(1e3 * memory, 3),
     }
 
@@ -171,10 +175,10 @@ def main() -> None:
             if "store" not in args.parts:
                 measure("store", Path(folder), args, groups)
             for part in args.parts:
-                found[part].append(
-                    _median([measure(part, Path(folder), args, groups) for _ in _turns(part, args)])
-                )
-    grown = {part: show(part, sizes, figures) for part, figures in found.items()}
+                runs = [measure(part, Path(folder), args, groups) for _ in _turns(part, args)]
+                found[part].append(_median(runs))
+                show(part, groups, found[part][-1])
+    grown = {part: show_growth(part, sizes, figures) for part, figures in found.items()}
     if args.write:
         result = {
             "machine": {"processor": platform.machine(), "threads": 1},
