@@ -152,7 +152,7 @@ def test_rounding_is_told_from_a_fault_where_experts_are_multiplied_in_groups() 
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8}
     model = tiny_model("mixtral", **sizes, num_key_value_heads=4, head_dim=32, initializer_range=1.0)
     before = model.config._experts_implementation
-    with load_check._in_dtype(model, torch.float64), torch.no_grad():
+    with load_check.in_dtype(model, torch.float64), torch.no_grad():
         assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.dtype == torch.float64
     assert (model.dtype, model.config._experts_implementation) == (torch.float32, before)
     disable_dropout(model)

@@ -42,6 +42,23 @@ def test_a_certain_token_has_log_prob_zero() -> None:
     assert logprobs.tolist() == [0.0]
 
 
+def test_logits_far_from_zero_lose_no_digits() -> None:
+    """A constant added to all logits changes no probability: neither the draws nor their log-probs see it."""
+    logits = torch.randint(-64, 64, (64, 200), generator=torch.Generator().manual_seed(0)) / 16
+    keys = sample_keys("p", range(64), seed=0)
+    tokens, logprobs = draw_tokens(logits, keys, step=0)
+    far_tokens, far_logprobs = draw_tokens(logits + 2.0**19, keys, step=0)
+    assert torch.equal(tokens, far_tokens)
+    assert torch.equal(logprobs, far_logprobs)
+
+
+def test_logits_that_are_no_numbers_give_none() -> None:
+    logits = torch.zeros(4, 100)
+    logits[0, 7], logits[1, 7], logits[2] = torch.nan, torch.inf, -torch.inf
+    _, logprobs = draw_tokens(logits, sample_keys("p", range(4), seed=0), step=0)
+    assert logprobs.isnan().tolist() == [True, True, True, False]
+
+
 def test_a_rows_numbers_do_not_depend_on_the_other_rows() -> None:
     keys = sample_keys("p", range(5), seed=9)
     whole = gumbel_noise(keys, step=4, count=7)

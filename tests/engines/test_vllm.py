@@ -1,16 +1,26 @@
 """What vLLM draws is what the transformers engine would have recorded of it."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
+from nonpareil.engines.transformers import TransformersEngine
+from nonpareil.engines.vllm import engine as vllm_engine
 from nonpareil.engines.vllm.engine import VLLMEngine
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.models.logprobs import completion_logprobs
-from nonpareil.records import SamplingParams
+from nonpareil.models.vllm import make_llm
+from nonpareil.records import Prompt, SamplingParams
 from tests.engines.test_draws import kept_tokens
 from tests.engines.vllm_models import CANARIES, save, tied_llama
 from tests.tiny import END, UNEVEN, forced_logits, make_tokenizer, prompts_of, said, worst_error
@@ -18,13 +28,35 @@ from tests.tiny import END, UNEVEN, forced_logits, make_tokenizer, prompts_of, s
 pytestmark = pytest.mark.vllm
 SAMPLING = SamplingParams(max_completion_length=12, seed=5)
 USER = 4
+COMPILED = """
+import json, sys
+from nonpareil.engines.vllm.engine import VLLMEngine
+from tests.engines.test_vllm import SAMPLING
+from tests.tiny import UNEVEN, make_tokenizer
+
+before, after, answer = sys.argv[1:]
+engine = VLLMEngine(before, make_tokenizer(), dtype="float32")
+assert not engine._loaded().llm_engine.vllm_config.model_config.enforce_eager
+drawn = []
+for weights in (None, after):
+    if weights:
+        engine.push_weights(weights)
+    drawn.append([draws.completion_token_ids for draws in engine.draw(UNEVEN, 6, SAMPLING)])
+with open(answer, "w", encoding="utf-8") as file:
+    json.dump(drawn, file)
+"""
+
+
+def ending_llama(seed: int = 0) -> PreTrainedModel:
+    """With two tokens that end a completion."""
+    model = tied_llama(seed)
+    model.generation_config.eos_token_id = [END, USER]
+    return model
 
 
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
-    model = tied_llama()
-    model.generation_config.eos_token_id = [END, USER]
-    return model
+    return ending_llama()
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +65,68 @@ def engine(model: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> 
     engine = VLLMEngine(path, make_tokenizer(), dtype="float32")
     yield engine
     engine.release()
+
+
+def transformers_ids(model: PreTrainedModel, prompts: list[Prompt], m: int, sampling: SamplingParams) -> Any:
+    engine = TransformersEngine(model, make_tokenizer())
+    return [draws.completion_token_ids for draws in engine.draw(prompts, m, sampling)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"temperature": 0.6}, {"top_k": 5, "min_p": 0.1}, {"top_p": 0.8, "temperature": 1.3}],
+    ids=str,
+)
+def test_the_draws_are_those_of_the_transformers_engine(
+    model: PreTrainedModel, engine: VLLMEngine, settings: dict[str, float]
+) -> None:
+    sampling = replace(SAMPLING, **settings)
+    drawn = engine.draw(UNEVEN, 6, sampling)
+    assert [draws.completion_token_ids for draws in drawn] == transformers_ids(model, UNEVEN, 6, sampling)
+
+
+def test_a_request_put_off_and_a_prompt_read_in_parts_keep_their_draws(
+    model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache of 7 blocks of 128 tokens: requests that outgrow one are put off, and begin anew in another place."""
+    few = {"num_gpu_blocks_override": 8, "max_num_batched_tokens": 128, "max_num_seqs": 16}
+    monkeypatch.setattr(vllm_engine, "make_llm", partial(make_llm, **few))
+    engine = VLLMEngine(save(model, tmp_path / "lm"), make_tokenizer(), dtype="float32")
+    scheduler, put_off = engine._loaded().llm_engine.engine_core.engine_core.scheduler, []
+    preempt = scheduler._preempt_request
+
+    def preempted(request: Any, *rest: Any, **options: Any) -> Any:
+        put_off.append(request.num_output_tokens)
+        return preempt(request, *rest, **options)
+
+    scheduler._preempt_request = preempted
+    numbers = torch.Generator().manual_seed(0)
+    rows = [torch.randint(6, 18, (length,), generator=numbers).tolist() for length in (124, 250, 9, 121)]
+    prompts, sampling = prompts_of(*rows), replace(SAMPLING, max_completion_length=20)
+    drawn = engine.draw(prompts, 6, sampling)
+    engine.release()
+    assert max(put_off) > 1
+    assert [draws.completion_token_ids for draws in drawn] == transformers_ids(model, prompts, 6, sampling)
+    assert worst_error(model, prompts, drawn, sampling) < 1e-4
+
+
+def test_a_compiled_engine_draws_the_same_and_takes_new_weights(
+    model: PreTrainedModel, engine: VLLMEngine, tmp_path: Path
+) -> None:
+    """In a process of its own, in which torch may compile."""
+    before, after = save(model, tmp_path / "before"), save(ending_llama(1), tmp_path / "after")
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED, before, after, str(tmp_path / "drawn.json")],
+        env={**os.environ, "TORCH_COMPILE_DISABLE": "0", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = json.loads((tmp_path / "drawn.json").read_text(encoding="utf-8"))
+    assert engine._loaded().llm_engine.vllm_config.model_config.enforce_eager, "so that there is a difference"
+    assert first == [draws.completion_token_ids for draws in engine.draw(UNEVEN, 6, SAMPLING)]
+    assert second == transformers_ids(ending_llama(1), UNEVEN, 6, SAMPLING) != first
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -151,6 +245,7 @@ def test_the_manifest_learns_engine_version_dtype_and_mode(engine: VLLMEngine) -
         "version": vllm.__version__,
         "dtype": "float32",
         "logprobs_mode": "processed_logprobs",
+        "noise": "by key",
         "special_tokens": "in the text",
     }
 

@@ -7,9 +7,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch import Tensor
+from peft import LoraConfig
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from nonpareil.engines.packed_weights import packed_weights
 from nonpareil.errors import RewardError
 from nonpareil.maths.quantiles import two_sample_log_quantile
 from nonpareil.models.loading import disable_dropout
@@ -230,3 +232,33 @@ def test_a_policy_with_dropout_is_trained_without(tmp_path: Path) -> None:
     assert trainer.model.training
     assert loss == again
     assert_same(gradients, same)
+
+
+def test_a_working_copy_is_packed_in_the_place_of_gradients(tmp_path: Path) -> None:
+    """Drawing holds no gradients, whose memory packed weights take; adapters have small ones."""
+    layer = nn.Linear(64, 64)
+    with packed_weights(layer, 4, layer.weight.nbytes):
+        if "forward" not in vars(layer):
+            pytest.skip("this processor, or this torch, has no such products")
+    seen: dict[bool, list[tuple[bool, bool]]] = {False: [], True: []}
+    for lora in (False, True):
+        peft_config = LoraConfig(r=4, target_modules="all-linear") if lora else None
+        trainer = make_trainer(
+            tmp_path,
+            peft_config=peft_config,
+            max_steps=2,
+            max_completion_length=24,
+        )
+        engine = trainer.step_sampler.actors.engine
+        query = next(m for name, m in engine.model.named_modules() if name.endswith("q_proj"))
+        query = getattr(query, "base_layer", query)
+        weights = list(trainer.model.parameters())
+
+        def look(*_: Any, lora=lora, query=query, weights=weights) -> None:
+            if torch.is_inference_mode_enabled():  # draws
+                seen[lora].append(("forward" in vars(query), any(w.grad is not None for w in weights)))
+
+        engine.model.register_forward_pre_hook(look)
+        trainer.train()
+    assert set(seen[False]) == {(True, False)}
+    assert set(seen[True]) == {(False, False)}

@@ -16,6 +16,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from nonpareil.errors import ModelError
+from nonpareil.models.cache_name import cache_name
 
 
 def cache_argument(model: type[PreTrainedModel], config: PretrainedConfig) -> str:
@@ -26,11 +27,8 @@ def cache_argument(model: type[PreTrainedModel], config: PretrainedConfig) -> st
     Raises:
         ModelError: a model that keeps its state in another way, or that has no layer of attention.
     """
-    parameters = inspect.signature(model.forward).parameters
-    # Some old models have a dictionary of their own by the name of cache.
-    takes_cache = "cache" in parameters and Cache in get_args(parameters["cache"].annotation)
-    name = "cache" if takes_cache else "past_key_values"
-    if name not in parameters or not _has_attention(config):
+    name = cache_name(model)
+    if name is None or not _has_attention(config):
         # Most models take any name without a word, and would draw each token without its past.
         raise ModelError(
             f"{model.__name__} does not take transformers' cache of attention's keys and values, and would "

@@ -8,8 +8,7 @@ Log-probs that are NaN or infinite say nothing here: where a prompt is drawn fro
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from nonpareil.engines.canary import TOLERANCE
 from nonpareil.engines.rows import Completion
 from nonpareil.errors import ModelError, NonpareilError
 from nonpareil.models.devices import device_of
+from nonpareil.models.finer_dtype import FINER, in_dtype
 from nonpareil.models.loading import stated_limits
 from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs
 from nonpareil.models.modes import evaluation_mode, training_mode
@@ -33,8 +33,6 @@ PROMPT_LENGTHS = (7, 3)
 COMPLETION_LENGTH = 4
 GROUP = 2
 STRICTER = 0.05
-FINER = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float64}
-"""In the finer dtype, rounding goes and a fault stays."""
 LEAST_SPREAD = 0.01
 """Standard deviation of the logits below which a model is not compared more strictly still."""
 
@@ -131,29 +129,11 @@ def _agrees_in_finer_dtype(model: PreTrainedModel, compare: Callable[[], None]) 
     if model.dtype not in FINER:
         return False
     try:
-        with _in_dtype(model, FINER[model.dtype]):
+        with in_dtype(model, FINER[model.dtype]):
             compare()
     except Exception:  # noqa: BLE001 - a kernel of one dtype alone, or no room: then the difference stands
         return False
     return True
-
-
-@contextmanager
-def _in_dtype(model: PreTrainedModel, finer: torch.dtype) -> Iterator[None]:
-    """Weights in a finer dtype, and as they were afterwards, bit for bit."""
-    coarse, experts = model.dtype, getattr(model.config, "_experts_implementation", None)
-    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.dtype == coarse]
-    try:
-        if experts is not None:
-            model.set_experts_implementation("eager")  # grouped products know no float64
-        for tensor in tensors:
-            tensor.data = tensor.data.to(finer)
-        yield
-    finally:
-        for tensor in tensors:
-            tensor.data = tensor.data.to(coarse)
-        if experts is not None:
-            model.set_experts_implementation(experts)
 
 
 class _LoadCheck:

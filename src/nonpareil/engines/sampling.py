@@ -72,11 +72,15 @@ def draw_tokens(
     """
     rows, vocab = logits.shape
     num_blocks = -(-vocab // BLOCK)
-    lse = logits.logsumexp(-1, keepdim=True)
-    probs = torch.nn.functional.pad((logits - lse).exp_(), (0, num_blocks * BLOCK - vocab))
-    probs = probs.view(rows, num_blocks, BLOCK)
+    # One exponential over the vocabulary: neither draw asks what the masses add up to.
+    masses = (logits - logits.amax(-1, keepdim=True)).exp_()
+    if vocab % BLOCK:
+        masses = torch.nn.functional.pad(masses, (0, num_blocks * BLOCK - vocab))
+    masses = masses.view(rows, num_blocks, BLOCK)
+    of_block = masses.sum(-1)
     noise = gumbel_noise(keys, step, num_blocks + BLOCK).to(logits.device)
-    block = (probs.sum(-1).log() + noise[:, :num_blocks]).argmax(-1)
-    within = probs[torch.arange(rows, device=logits.device), block]
-    tokens = block * BLOCK + (within.log() + noise[:, num_blocks:]).argmax(-1)
-    return tokens, (logits.gather(-1, tokens[:, None]) - lse)[:, 0]
+    block = (of_block.log() + noise[:, :num_blocks]).argmax(-1)
+    within = masses[torch.arange(rows, device=logits.device), block].log_()
+    place = (within + noise[:, num_blocks:]).argmax(-1)
+    logprobs = within.gather(-1, place[:, None])[:, 0] - of_block.sum(-1).log()
+    return block * BLOCK + place, logprobs

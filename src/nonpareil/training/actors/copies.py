@@ -12,7 +12,7 @@ from nonpareil.engines.transformers import TransformersEngine
 from nonpareil.models.anchors import Anchor, WorkingCopy
 from nonpareil.models.distributed import process_index
 from nonpareil.models.logprobs import TokenSequences
-from nonpareil.models.sharding import is_empty
+from nonpareil.models.sharding import is_empty, is_sharded
 from nonpareil.records import Draws, Prompt, SamplingParams
 from nonpareil.training.actors.base import ActorDraws, no_draws, scored, token_logprobs
 from nonpareil.training.config import DistillationConfig
@@ -45,6 +45,11 @@ class CopiedActors:
             checked=self._checked,
         )
         self.engine.keeps_not_finite = True  # a step leaves such prompts out
+        if self._checked and not is_sharded(policy):
+            # A step draws before there are gradients, which are in float32.
+            self.engine.packing.spare_bytes = 4 * sum(
+                p.numel() for p in policy.parameters() if p.requires_grad
+            )
         self._holds = ""
 
     def begin_step(self) -> None:
