@@ -21,9 +21,18 @@ class RewardSpread:
         """The scores of one reward, group by group; nulls, and groups with a single score, show nothing."""
         for group in values:
             known = [value for value in group if value is not None]
-            self._groups[name] += len(known) > 1
-            if len(set(known)) > 1:
-                self._varies.add(name)
+            self.count(name, len(known) > 1, len(set(known)) > 1)
+
+    def count(self, name: str, groups: int, varies: bool) -> None:
+        """So many groups with two scores or more, and whether two of one group differ."""
+        self._groups[name] += groups
+        if varies:
+            self._varies.add(name)
+
+    def include(self, other: "RewardSpread") -> None:
+        """What another has seen, of other groups."""
+        self._groups.update(other._groups)
+        self._varies |= other._varies
 
     def add_all(self, groups: Iterable[Mapping[str, Sequence[float | None]]]) -> None:
         """The scores of groups, each by reward."""

@@ -3,11 +3,13 @@
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, Union, get_args, get_origin, get_type_hints
 
 from nonpareil import folders
 from nonpareil.errors import DataError
@@ -69,22 +71,30 @@ def from_jsonable(hint: Any, value: Any, where: str = "") -> Any:
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file in one step, so that a reader, a crash or a power cut never leaves half of it.
+    """Write a file in one step; see `whole_file`."""
+    with whole_file(path) as stream:
+        stream.write(content)
+    return path
 
-    In a folder that `folders.writing` holds it is listed as ours. A kill can leave `.<name>.<pid>.tmp` beside it.
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that takes its name at the end: no reader, crash or power cut sees half of it.
+
+    An error in the block leaves what was there before. In a folder that `folders.writing` holds the file is listed
+    as ours. A kill can leave `.<name>.<pid>.tmp` beside it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
         with temporary.open("xb") as stream:  # never through a link of that name
-            stream.write(content)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())  # else the name may reach the disk before the content
         folders.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path
 
 
 def write_json(path: Path, value: Any) -> Path:

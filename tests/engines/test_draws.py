@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from nonpareil.engines.batches import BatchProgress, DrawRequest, Unit
 from nonpareil.engines.transformers import TransformersEngine
 from nonpareil.records import SamplingParams
 from tests.tiny import CONFIGS, UNEVEN, forced_logits, make_engine, make_model, prompts_of, worst_error
@@ -141,6 +142,27 @@ def test_progress_counts_every_group_and_token_once() -> None:
     assert sum(groups for groups, _ in seen) == len(UNEVEN)
     tokens = sum(len(ids) for d in drawn for ids in d.completion_token_ids)
     assert sum(count for _, count in seen) == tokens
+
+
+def test_a_prompt_is_told_of_when_its_last_sample_has_ended_inside_a_batch() -> None:
+    requests = [DrawRequest(UNEVEN[:3], 2, SAMPLING)]
+    units = [
+        Unit(0, 0, range(2)),
+        Unit(0, 1, range(1)),
+        Unit(0, 2, range(2)),
+    ]  # the second's last is yet to come
+    seen: list[tuple[int, int]] = []
+    progress = BatchProgress(requests, units, lambda *told: seen.append(told))
+    progress.update([1, 3, 4], 10)
+    progress.update([3], 14)
+    progress.update([], 20)
+    assert seen == [(0, 10), (1, 4), (1, 6)]
+    model = make_model()
+    seen.clear()
+    engine = TransformersEngine(model, make_engine(model).tokenizer)
+    engine.draw(UNEVEN, 7, replace(SAMPLING, max_completion_length=50), lambda *told: seen.append(told))
+    assert len(seen) > 1, "one batch, told of more than once"
+    assert sum(groups for groups, _ in seen) == len(UNEVEN)
 
 
 def test_batches_stay_within_the_budget() -> None:

@@ -1,13 +1,17 @@
 import json
+import weakref
 from collections import Counter
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from nonpareil.errors import ConfigError, DataError
-from nonpareil.rollouts import best, export, worst
-from tests.rollouts.conftest import group_of
+from nonpareil.rollouts import best, export, row_files, worst
+from nonpareil.rollouts.export import UNREAD
+from nonpareil.rollouts.reading import stored_groups
+from tests.rollouts.conftest import combined, count_of_good, group_of, never, roll
 
 CHAT = [{"role": "user", "content": "the film"}]
 
@@ -185,3 +189,91 @@ def test_overwriting_an_export(tmp_path):
     (tmp_path / "a.jsonl").write_text("x")
     report = export([GROUP], tmp_path / "a.jsonl", "sft", overwrite=True)
     assert rows_of(report.path) == EXPECTED["sft"]
+
+
+# --- Streaming
+
+
+def in_one_go(path, groups, format):
+    """The file as it is when all rows are held: one list, one table."""
+    export(list(groups), path.with_suffix(".jsonl"), format)
+    rows = rows_of(path.with_suffix(".jsonl"))
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    pq.write_table(pa.table({name: pa.array([row.get(name) for row in rows]) for name in names}), path)
+    return path.read_bytes()
+
+
+def many(count, **columns):
+    """Groups with a column that is null at first and one that not all have; `columns` of the second half alone."""
+    for i in range(count):
+        further = {"answer": None if i < 1100 else i, **({"note": [i, None]} if i % 3 else {})}
+        further |= columns if i > count // 2 else {}
+        yield group_of([1.0, float(i % 5), 2.0], [f"a{i}", f"b{i}", "c"], prompt_id=f"p-{i}", **further)
+
+
+@pytest.mark.parametrize("format", EXPECTED)
+def test_rows_written_as_they_come_are_byte_for_byte_those_of_one_table(tmp_path, format):
+    for columns in ({}, {"answer": 0.5}):  # whole and broken numbers: only all values together have a type
+        expected = in_one_go(tmp_path / "all.parquet", many(2300, **columns), format)
+        path = export(many(2300, **columns), tmp_path / "a.parquet", format, overwrite=True).path
+        assert path.read_bytes() == expected
+        (tmp_path / "all.jsonl").unlink()
+
+
+def test_a_large_parquet_file_has_row_groups_and_the_same_rows(tmp_path, monkeypatch):
+    in_one_go(tmp_path / "all.parquet", many(2300), "preference")
+    monkeypatch.setattr(row_files, "ROW_GROUP_BYTES", 50_000)
+    path = export(many(2300), tmp_path / "a.parquet", "preference").path
+    assert pq.ParquetFile(path).num_row_groups > 2
+    assert pq.read_table(path).equals(pq.read_table(tmp_path / "all.parquet"))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_one_group_at_a_time_is_alive_and_an_error_leaves_what_was_there(tmp_path, suffix):
+    alive = weakref.WeakSet()
+
+    class Watched:
+        """Groups that can be gone through again, as those of a folder."""
+
+        def __iter__(self):
+            for i in range(1300):
+                group = group_of([1.0, 2.0], prompt_id=f"p-{i}")
+                group.completions = Texts(group.completions)
+                alive.add(group.completions)
+                assert len(alive) <= 3
+                yield group
+                del group
+            if broken:
+                raise DataError("the last shard is corrupt")
+
+    path, broken = tmp_path / f"a{suffix}", False
+    assert export(Watched(), path, "preference").rows == 1300
+    before, broken = path.read_bytes(), True
+    with pytest.raises(DataError, match="the last shard"):
+        export(Watched(), path, "preference", overwrite=True)
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+class Texts(list):
+    """A list that can be watched."""
+
+    __hash__ = object.__hash__
+
+
+def test_a_folder_is_exported_without_its_tokens_as_its_groups_are(rollouts, tmp_path):
+    groups = rollouts.groups()
+    stored = list(stored_groups(rollouts.output_dir, without=UNREAD))
+    assert [group.logprobs for group in stored] == [[]] * 8
+    for suffix in (".jsonl", ".parquet"):
+        whole = export(groups, tmp_path / f"whole{suffix}", "sft").path
+        streamed = export(stored_groups(rollouts.output_dir, UNREAD), tmp_path / f"a{suffix}", "sft").path
+        assert streamed.read_bytes() == whole.read_bytes()
+
+
+def test_a_folder_that_is_scored_anew_meanwhile_is_not_mixed(rollouts):
+    groups = iter(stored_groups(rollouts.output_dir))
+    next(groups)
+    roll(rollouts.output_dir, engine=never, reward=combined(count_of_good))
+    with pytest.raises(DataError, match=r"shard-00001.parquet was written anew while the groups were read"):
+        list(groups)

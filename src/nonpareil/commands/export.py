@@ -21,9 +21,9 @@ def run(options: ExportOptions) -> dict[str, Any]:
     for name in ("groups", "output"):
         if getattr(options, name) is None:
             raise ConfigError(f"{name} is missing; give --{name}")
-    from nonpareil.rollouts.export import export
+    from nonpareil.rollouts.export import UNREAD, export
     from nonpareil.rollouts.manifest import read_manifest
-    from nonpareil.rollouts.reading import read_groups
+    from nonpareil.rollouts.reading import stored_groups
     from nonpareil.rollouts.resume import tell_old_texts
 
     source, output = Path(options.groups or ""), Path(options.output or "")
@@ -34,7 +34,7 @@ def run(options: ExportOptions) -> dict[str, Any]:
         if options.overwrite:
             folder.refuse_foreign([output.name])
         report = export(
-            read_groups(source),
+            stored_groups(source, without=UNREAD),
             output,
             options.format,  # type: ignore[arg-type]
             n=options.n,

@@ -1,6 +1,7 @@
 """Draw m completions per prompt, score them, and keep the groups."""
 
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def run(options: SampleOptions) -> dict[str, Any]:
     """
     _check(options)
     from nonpareil.rollouts.progress import ProgressBar
+    from nonpareil.rollouts.reading import stored_groups
     from nonpareil.rollouts.run import draw_and_score
 
     policy, sampling = policy_of(options), options.sampling()
@@ -38,6 +40,8 @@ def run(options: SampleOptions) -> dict[str, Any]:
         split=options.dataset_split,
         limit=options.max_prompts,
     )
+    to_draw = f"{len(prompts)} prompts, {options.num_generations} completions of each"
+    tell(f"{to_draw}, into {options.output_dir}; loading the models")
     reward = load_reward(options, policy.tokenizer)
     most_calls = reward.check_group_size(options.num_generations)
     check_reward(
@@ -60,7 +64,7 @@ def run(options: SampleOptions) -> dict[str, Any]:
     counts = _asked_for(result.manifest["counts"], reward.names)
     _tell_constant(counts, options.output_dir)
     if options.inspect:
-        _inspect(result.groups()[:2], reward, policy.tokenizer)
+        _inspect(list(islice(stored_groups(result.output_dir), 2)), reward, policy.tokenizer)
     return {
         "output_dir": str(Path(options.output_dir)),
         "shards_drawn": result.shards_drawn,

@@ -1,6 +1,6 @@
 """What is drawn together: requests, and the batches that they are drawn in."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from nonpareil.records import Prompt, SamplingParams
@@ -56,3 +56,29 @@ def batches(requests: Sequence[DrawRequest], max_tokens: int) -> Iterator[list[U
             rows += len(samples)
     if batch:
         yield batch
+
+
+class BatchProgress:
+    """Tells of a batch's prompts as the last of their samples end, and of tokens; each once.
+
+    `on_progress` is that of `Engine.draw`. A prompt whose samples are split is told of with its last ones.
+    """
+
+    def __init__(
+        self, requests: Sequence[DrawRequest], units: Sequence[Unit], on_progress: Callable[[int, int], None]
+    ):
+        """Nothing told yet."""
+        self._prompts = [(unit.request, unit.prompt) for unit in units for _ in unit.samples]
+        self._waiting = {
+            (unit.request, unit.prompt)
+            for unit in units
+            if unit.samples[-1] == requests[unit.request].num_generations - 1
+        }
+        self._tokens = 0
+        self._on_progress = on_progress
+
+    def update(self, running: Iterable[int], tokens: int) -> None:
+        """These rows of the batch still run, and so many tokens are drawn in all."""
+        still = self._waiting & {self._prompts[row] for row in running}
+        self._on_progress(len(self._waiting) - len(still), tokens - self._tokens)
+        self._waiting, self._tokens = still, tokens

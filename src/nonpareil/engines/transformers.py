@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.engines.attention import attention_configs, quick_to_start, shared_attention
 from nonpareil.engines.base import PROMPT_CACHE
-from nonpareil.engines.batches import DrawRequest, Unit, batches
+from nonpareil.engines.batches import BatchProgress, DrawRequest, Unit, batches
 from nonpareil.engines.branches import BRANCHES, Branches, Forward, Prefilled, branches_for
 from nonpareil.engines.cache import (
     arguments_taken,
@@ -180,20 +180,24 @@ class TransformersEngine:
         adapters = row_adapters(self.model) if adapted else nullcontext()
         with generation_mode(self.model), quick_to_start(device_of(self.model)), adapters as routes:
             for units in batches(requests, self.max_tokens_per_batch):
+                progress = BatchProgress(requests, units, on_progress) if on_progress is not None else None
                 with self.packing.of(requests, units, self.prompt_cache != COPIED):
-                    batch = self._draw_batch(requests, units, routes)
+                    batch = self._draw_batch(requests, units, routes, progress)
                 flat = iter(batch)
                 for unit in units:
                     for i in unit.samples:
                         drawn[unit.request][unit.prompt][i] = next(flat)
-                if on_progress is not None:
-                    finished = sum(u.samples[-1] == requests[u.request].num_generations - 1 for u in units)
-                    on_progress(finished, sum(len(c.token_ids) for c in batch))
+                if progress is not None:
+                    progress.update((), sum(len(c.token_ids) for c in batch))
         return [[[c for c in group if c is not None] for group in groups] for groups in drawn]
 
     @torch.inference_mode()
     def _draw_batch(
-        self, requests: Sequence[DrawRequest], units: list[Unit], routes: RowAdapters | None
+        self,
+        requests: Sequence[DrawRequest],
+        units: list[Unit],
+        routes: RowAdapters | None,
+        progress: BatchProgress | None,
     ) -> list[Completion]:
         asked = [requests[unit.request] for unit in units]
         prompts = [request.prompts[unit.prompt] for request, unit in zip(asked, units, strict=True)]
@@ -219,6 +223,8 @@ class TransformersEngine:
             if (alive := rows.retire()) is not None:
                 samples.keep(alive)
                 tokens = tokens[alive]
+                if progress is not None:
+                    progress.update(rows.here.tolist(), sum(map(len, rows.tokens)))
             if routes is not None and (step == 0 or alive is not None):
                 routes.names = [asked[i].adapter for i in samples.prompt_of_row.tolist()]
             logits = samples.next(tokens, step)

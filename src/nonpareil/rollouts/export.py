@@ -1,22 +1,16 @@
 """Scored groups as TRL's datasets: preference, SFT and unpaired preference."""
 
-import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from nonpareil.errors import ConfigError, DataError
-from nonpareil.files import write_bytes
 from nonpareil.records import Group, Message, PromptText
 from nonpareil.rollouts.columns import ESCAPE
+from nonpareil.rollouts.row_files import write_rows
 from nonpareil.rollouts.select import Truncated, best, eligible, worst
-from nonpareil.terminal import printable
 
 ExportFormat = Literal["preference", "sft", "unpaired"]
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -24,6 +18,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "sft": ("prompt", "completion"),
     "unpaired": ("prompt", "completion", "label"),
 }
+UNREAD = ("prompt_token_ids", "completion_token_ids", "logprobs")
+"""Columns of groups that no format has."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,8 @@ def export(
     along; one that has the name of a field is called `columns/<name>`.
 
     Args:
-        groups: scored.
+        groups: scored. They are gone through one by one, for a large Parquet file twice; `reading.stored_groups`
+            gives them without holding them all.
         path: its suffix says which kind of file.
         format: one of the three above.
         n: look at the first n completions of each group, so that one pass gives best-of-n for several n.
@@ -70,21 +67,32 @@ def export(
     """
     path = Path(path)
     _check(path, format, n, overwrite)
-    rows: list[dict[str, Any]] = []
+    if path.suffix == ".parquet" and iter(groups) is groups:  # they can be gone through once
+        groups = list(groups)
+    count = written = 0
     skipped: Counter[str] = Counter()
-    count = 0
-    for group in groups:
-        count += 1
-        made = _rows(group, format, n, seed, truncated)
-        if isinstance(made, str):
-            skipped[made] += 1
-            continue
-        rows.extend({**row, **_further(group, FIELDS[format])} for row in made)
-    if not rows:
-        reasons = "; ".join(f"{number} {reason}" for reason, number in skipped.items()) or "there are none"
-        raise DataError(f"none of the {count} groups gives a row of {format}: {reasons}")
-    write_bytes(path, _parquet(rows) if path.suffix == ".parquet" else _json_lines(rows))
-    return ExportReport(path, format, count, len(rows), dict(skipped))
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal count, written
+        count = written = 0
+        skipped.clear()
+        for group in groups:
+            count += 1
+            made = _rows(group, format, n, seed, truncated)
+            if isinstance(made, str):
+                skipped[made] += 1
+                continue
+            written += len(made)
+            for row in made:
+                yield {**row, **_further(group, FIELDS[format])}
+        if not written:
+            reasons = "; ".join(f"{number} {reason}" for reason, number in skipped.items())
+            raise DataError(
+                f"none of the {count} groups gives a row of {format}: {reasons or 'there are none'}"
+            )
+
+    write_rows(path, rows)
+    return ExportReport(path, format, count, written, dict(skipped))
 
 
 def _check(path: Path, format: str, n: int | None, overwrite: bool) -> None:
@@ -137,24 +145,3 @@ def _turns(prompt: PromptText, completion: str) -> tuple[PromptText, str | list[
 
 def _further(group: Group, fields: tuple[str, ...]) -> dict[str, Any]:
     return {ESCAPE + name if name in fields else name: value for name, value in group.columns.items()}
-
-
-def _json_lines(rows: list[dict[str, Any]]) -> bytes:
-    def lines() -> Iterator[str]:
-        for row in rows:
-            yield json.dumps(row, ensure_ascii=False, default=str) + "\n"
-
-    return "".join(lines()).encode()
-
-
-def _parquet(rows: list[dict[str, Any]]) -> bytes:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    try:
-        table = pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer)
-    except (pa.ArrowException, OverflowError, ValueError, TypeError) as error:
-        raise DataError(
-            f"the rows do not fit one Parquet table: {printable(str(error))}; export to .jsonl"
-        ) from error
-    return buffer.getvalue()

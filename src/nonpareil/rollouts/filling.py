@@ -30,9 +30,10 @@ from nonpareil.rollouts.manifest import (
 )
 from nonpareil.rollouts.progress import Progress
 from nonpareil.rollouts.rendering import read_rendered, write_rendered
-from nonpareil.rollouts.resume import missing_shards, stored_manifest
+from nonpareil.rollouts.resume import shards_there, stored_manifest
 from nonpareil.rollouts.scoring import reward_settings, score_shard, shards_to_score
 from nonpareil.rollouts.store import ShardNotes, read_table, shard_path, write_shard
+from nonpareil.rollouts.summaries import ShardSummary, summary_of
 from nonpareil.terminal import tell
 
 
@@ -65,6 +66,8 @@ class Filling:
             DataError: a damaged manifest or shard.
         """
         self.manifest: dict[str, Any] = {}
+        self._known: dict[int, ShardSummary] = {}
+        """By index the shards on disk that were counted and not written to since."""
         stored = None if self.old else stored_manifest(self.folder)
         if stored is not None:
             self.moved = rendering_moved(stored["draw"], self.settings)
@@ -87,7 +90,10 @@ class Filling:
         """
         if self.old:
             return list(range(len(self.paths)))
-        missing = missing_shards(self.folder, self.manifest, self.shards)
+        self._known = shards_there(self.folder, self.manifest, self.shards)
+        missing = [index for index in range(len(self.paths)) if index not in self._known]
+        if missing and self._known:
+            tell(f"{len(self._known)} of {len(self.paths)} shards are drawn; the others follow")
         if self.moved:
             tell(
                 f"the chat template renders the prompts otherwise than when {self.folder} was begun (it may write "
@@ -173,6 +179,7 @@ class Filling:
             self.progress.start("score", sum(len(self.shards[i]) for i in todo))
         try:
             for i in todo:
+                self._known.pop(i, None)
                 self.progress.update(score_shard(self.paths[i], scorer, settings), 0)
         finally:
             if scorer is not reward:
@@ -190,10 +197,16 @@ class Filling:
             "scoring": {"rewards": settings, "aggregate": weights},
         }
         sizes = [len(shard) * self.num_generations for shard in self.shards]
-        todo = shards_to_score(self.paths, settings, weights, sizes)
+        there = [self._counted(i) if path.is_file() else None for i, path in enumerate(self.paths)]
+        todo = shards_to_score(there, settings, weights, sizes)
         if todo:
             self.manifest = write_manifest(self.folder, {**self.manifest, "complete": False})
         return settings, todo
+
+    def _counted(self, index: int) -> ShardSummary:
+        if index not in self._known:
+            self._known[index] = summary_of(self.paths[index]).without_ids()
+        return self._known[index]
 
     def fill_missing(
         self, workers: ShardWorkers, reward: GivenReward | None
@@ -229,6 +242,7 @@ class Filling:
                 if shard.index in waiting:  # a worker that died may have been answered for twice
                     waiting.remove(shard.index)
                     counts.update(shard.counts)
+                    self._known.pop(shard.index, None)
                     write_bytes(self.paths[shard.index], shard.content)
                     self.progress.update(shard.groups, shard.tokens)
         if waiting:
@@ -244,8 +258,8 @@ class Filling:
             RewardError: every reward is null.
         """
         counts = GroupCounts()
-        for path in self.paths:
-            counts.add(read_table(path))
+        for index in range(len(self.paths)):
+            counts.add(self._counted(index))
         self.manifest = write_manifest(
             self.folder, {**self.manifest, "complete": True, "counts": counts.to_dict()}
         )

@@ -10,16 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from nonpareil.constant_rewards import RewardSpread
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.files import jsonable, write_json
 from nonpareil.records import Prompt, SamplingParams, prompt_identity
 from nonpareil.rollouts.folder import MANIFEST
 from nonpareil.rollouts.rendering import token_ids_sha256
-from nonpareil.rollouts.store import REWARD_PREFIX, notes_of
+from nonpareil.rollouts.summaries import ShardSummary
 from nonpareil.settings import differing, flat
 from nonpareil.terminal import printable
 
@@ -156,7 +153,7 @@ def versions() -> dict[str, str | None]:
 
 
 class GroupCounts:
-    """Sums over shards, one shard in memory at a time."""
+    """Sums over shards."""
 
     def __init__(self) -> None:
         """Nothing counted yet."""
@@ -167,21 +164,17 @@ class GroupCounts:
         """Completions whose aggregate is not null."""
         self.spread = RewardSpread()
 
-    def add(self, table: pa.Table) -> None:
+    def add(self, shard: ShardSummary) -> None:
         """Count one shard."""
         self.shards += 1
-        self.prompts += len(table)
-        self.completions += len(pc.list_flatten(table["completions"]))
-        self.tokens += len(pc.list_flatten(pc.list_flatten(table["completion_token_ids"])))
-        reasons = pc.list_flatten(table["finish_reasons"])
-        self.finish_reasons.update({r: pc.sum(pc.equal(reasons, r)).as_py() or 0 for r in ("stop", "length")})
-        if "rewards" in table.column_names:
-            values = pc.list_flatten(table["rewards"])
-            self.rewards += len(values) - values.null_count
-        notes = notes_of(table.schema)
-        for name in notes.rewards:
-            self.failures.setdefault(name, Counter()).update(notes.failures.get(name, {}))
-            self.spread.add(name, table[REWARD_PREFIX + name].to_pylist())
+        self.prompts += shard.prompts
+        self.completions += shard.completions
+        self.tokens += shard.tokens
+        self.finish_reasons.update(shard.finish_reasons)
+        self.rewards += shard.rewards
+        for name in shard.notes.rewards:
+            self.failures.setdefault(name, Counter()).update(shard.notes.failures.get(name, {}))
+        self.spread.include(shard.spread)
 
     def reasons(self, names: Iterable[str], most: int = 3) -> str:
         """Why rewards of these names are null, the commonest first, in words."""

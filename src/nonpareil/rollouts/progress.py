@@ -1,4 +1,4 @@
-"""How far a long run is: a bar with rates and the time left, or a line every tenth where nobody watches."""
+"""How far a long run is: a bar with rates and the time left, or now and then a line where nobody watches."""
 
 import sys
 import time
@@ -7,6 +7,8 @@ from typing import Protocol, Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+FIRST_LINE_SECONDS = 10.0
 
 
 class Progress(Protocol):
@@ -34,7 +36,8 @@ class Silent:
 class ProgressBar:
     """Groups done, groups/s, tokens/s and time left, on stderr; a context manager.
 
-    A terminal gets a bar; anything else gets one line every 10 percent.
+    A terminal gets a bar. Anything else gets a line when a phase begins, after its first 10 seconds, 20, 40, ...
+    and every 10 percent. A phase is what is left to do, so that what an earlier run did counts in no rate.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -70,8 +73,11 @@ class ProgressBar:
         self._phase, self._total = phase, total
         self._groups = self._tokens = self._tenths = 0
         self._began = time.monotonic()
+        self._next_line = FIRST_LINE_SECONDS
         if self._bar is not None and total:
             self._task = self._bar.add_task(phase, total=total, rates="")
+        elif total:
+            print(f"{total} {unit} to {phase}", file=self._stream, flush=True)
 
     def update(self, groups: int, tokens: int) -> None:
         """So many groups and tokens more are done."""
@@ -79,11 +85,20 @@ class ProgressBar:
         self._tokens += tokens
         if self._bar is not None:
             self._bar.update(self._task, advance=groups, rates=self._rates())
-        elif (tenths := 10 * self._groups // max(self._total, 1)) > self._tenths:
+        elif (tenths := 10 * self._groups // max(self._total, 1)) > self._tenths or self._is_due():
             self._tenths = tenths
-            left = self._elapsed() / self._groups * (self._total - self._groups)
             done = f"{self._phase} {self._groups}/{self._total} {self._unit}, {self._rates()}"
-            print(f"{done}, {_clock(left)} left", file=self._stream, flush=True)
+            if self._groups:
+                left = self._elapsed() / self._groups * (self._total - self._groups)
+                done += f", {_clock(left)} left"
+            print(done, file=self._stream, flush=True)
+
+    def _is_due(self) -> bool:
+        """Whether a line is due by the clock; the next one is when twice the time has passed."""
+        due = self._elapsed() >= self._next_line
+        while self._elapsed() >= self._next_line:
+            self._next_line *= 2
+        return due
 
     def _rates(self) -> str:
         groups = f"{self._groups / self._elapsed():.3g} {self._unit}/s"

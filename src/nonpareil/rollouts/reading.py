@@ -1,11 +1,12 @@
-"""Groups read whole, a folder's held against its manifest: no shard is missing, foreign or there twice."""
+"""Groups read from disk, a folder's held against its manifest: no shard is missing, foreign or there twice."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Group, refuse_repeated
@@ -15,15 +16,46 @@ from nonpareil.rollouts.store import (
     DATA_FOLDER,
     ShardNotes,
     notes_of,
+    read_columns,
     read_shard,
-    read_table,
     shard_path,
     to_groups,
 )
+from nonpareil.rollouts.summaries import ShardSummary, summary_of
 from nonpareil.rollouts.vbon_lines import is_vbon, read_vbon
 
 T = TypeVar("T")
 ONLY_THAT = "delete it and rerun: only that shard is drawn anew"
+
+
+@dataclass(frozen=True)
+class StoredGroups:
+    """Groups on disk, checked to be those of one run, each once; they are gone through as often as one likes.
+
+    One shard is in memory at a time, and found whole to the last bit before its groups are given.
+    """
+
+    shards: Sequence[tuple[Path, ShardNotes]]
+    without: Sequence[str] = ()
+    """Columns that are not read; their lists are empty."""
+
+    def __iter__(self) -> Iterator[Group]:
+        """The groups, in the order drawn.
+
+        Raises:
+            DataError: a shard that is damaged, or is being scored anew meanwhile.
+        """
+        for shard in self.shards:
+            yield from to_groups(_unchanged(shard, lambda path: read_columns(path, without=self.without)[0]))
+
+
+def _unchanged(shard: tuple[Path, ShardNotes], read: Callable[[Path], pa.Table]) -> pa.Table:
+    """A shard's table, if it still is what it was when the folder was looked through."""
+    path, notes = shard
+    table = read(path)
+    if notes_of(table.schema) != notes:
+        raise DataError(f"{path} was written anew while the groups were read; wait for that, and run again")
+    return table
 
 
 def read_groups(path: str | Path) -> list[Group]:
@@ -36,7 +68,16 @@ def read_groups(path: str | Path) -> list[Group]:
         DataError: nothing there, a damaged file, a run that is not finished, or a folder that lacks a shard of
             its run, holds one twice, or holds a file that is none.
     """
-    groups, lacking = read_available(path)
+    return list(stored_groups(path))
+
+
+def stored_groups(path: str | Path, without: Sequence[str] = ()) -> Iterable[Group]:
+    """As `read_groups`, without ever holding more than one file's; see `StoredGroups`.
+
+    Raises:
+        ConfigError, DataError: as `read_groups`, before the first group but for a damaged file's.
+    """
+    groups, lacking = _available(path, without)
     if lacking:
         raise DataError(
             f"{path} is not finished: {lacking}. Run `nonpareil sample` again with the same settings to finish it"
@@ -52,15 +93,18 @@ def read_available(path: str | Path) -> tuple[list[Group], str]:
     Raises:
         ConfigError, DataError: as `read_groups`, or an unfinished run of which no shard is done.
     """
+    groups, lacking = _available(path)
+    return list(groups), lacking
+
+
+def _available(path: str | Path, without: Sequence[str] = ()) -> tuple[Iterable[Group], str]:
     if not isinstance(path, str | Path):
         raise ConfigError(f"path is a {type(path).__name__}; give a folder of groups or a file")
     path = Path(path)
     if not path.is_dir():
         return (read_vbon(path) if is_vbon(path) else read_shard(path)), ""
-    shards, lacking = read_shards(path, read_table, to_groups)
-    groups = [group for shard in shards for group in shard]
-    refuse_repeated((group.prompt_id for group in groups), str(path))
-    return groups, lacking
+    shards, lacking = _shards_of(path)
+    return StoredGroups(shards, without), lacking
 
 
 def read_shards(
@@ -73,16 +117,27 @@ def read_shards(
     Raises:
         DataError: as `read_available`.
     """
+    shards, lacking = _shards_of(path)
+    return [keep(_unchanged(shard, read)) for shard in shards], lacking
+
+
+def _shards_of(path: Path) -> tuple[list[tuple[Path, ShardNotes]], str]:
+    """The shards of a folder that are drawn and scored, and what is lacking; completions are not looked at yet."""
     folder = path.parent if path.name == DATA_FOLDER and (path.parent / MANIFEST).is_file() else path
     data = folder / DATA_FOLDER
     manifest = read_manifest(folder)
     files = sorted((data if data.is_dir() else folder).glob("*.parquet"))
     if not files:
         raise DataError(f"{path} holds no shards; give a folder that `nonpareil sample` wrote")
+    lacking = ""
     if manifest is None:
-        return _without_manifest(path, files, read, keep), ""
-    refuse_foreign(folder, num_shards(manifest))
-    return _of_run(path, folder, manifest, read, keep)
+        shards = [(file, summary_of(file)) for file in files]
+        _check_without_manifest(path, [one.notes for _, one in shards], sum(one.prompts for _, one in shards))
+    else:
+        refuse_foreign(folder, num_shards(manifest))
+        shards, lacking = _of_run(path, folder, manifest)
+    refuse_repeated(chain.from_iterable(one.prompt_ids for _, one in shards), str(path))
+    return [(file, one.notes) for file, one in shards], lacking
 
 
 def num_shards(manifest: Mapping[str, Any]) -> int:
@@ -102,13 +157,16 @@ def refuse_foreign(folder: Path, whole: int) -> None:
             raise DataError(f"{str(file)!r} is none of the run's {whole} shards; move it out of the folder")
 
 
-def check_shard(path: Path, index: int, table: pa.Table, manifest: Mapping[str, Any]) -> None:
+def check_shard(
+    path: Path, index: int, manifest: Mapping[str, Any], notes: ShardNotes, prompts: int, sizes: set[int]
+) -> None:
     """Refuse a shard that is not the one of its place in the run of the manifest.
+
+    `notes`, `prompts` and `sizes`: what it says of itself, how many groups it has, and of how many completions.
 
     Raises:
         DataError: it is of another run or place, or has other numbers of prompts or completions.
     """
-    notes = notes_of(table.schema)
     draw = manifest["draw"]
     if manifest["format"] != 1 and notes.draw != draw:
         raise DataError(f"{path} is of another run: it was drawn with other settings; {ONLY_THAT}")
@@ -118,48 +176,42 @@ def check_shard(path: Path, index: int, table: pa.Table, manifest: Mapping[str, 
         )
     size, count = manifest["shard_size"], draw["prompts"]["count"]
     expected = min(size, count - index * size)
-    if len(table) != expected:
+    if prompts != expected:
         raise DataError(
-            f"{path} holds {len(table)} prompts, and its place in the run has {expected}; {ONLY_THAT}"
+            f"{path} holds {prompts} prompts, and its place in the run has {expected}; {ONLY_THAT}"
         )
-    sized = table["completions" if "completions" in table.column_names else "completion_token_ids"]
-    lengths = set(pc.unique(pc.list_value_length(sized)).to_pylist())
-    if lengths != {draw["num_generations"]}:
+    if sizes != {draw["num_generations"]}:
         raise DataError(
-            f"{path} holds groups of {sorted(lengths)} completions, and the run has num_generations="
+            f"{path} holds groups of {sorted(sizes)} completions, and the run has num_generations="
             f"{draw['num_generations']}; {ONLY_THAT}"
         )
 
 
 def _of_run(
-    path: Path,
-    folder: Path,
-    manifest: Mapping[str, Any],
-    read: Callable[[Path], pa.Table],
-    keep: Callable[[pa.Table], T],
-) -> tuple[list[T], str]:
-    whole, kept = num_shards(manifest), []
+    path: Path, folder: Path, manifest: Mapping[str, Any]
+) -> tuple[list[tuple[Path, ShardSummary]], str]:
+    shards: list[tuple[Path, ShardSummary]] = []
     missing, unscored = [], []
-    for index in range(whole):
+    for index in range(num_shards(manifest)):
         file = shard_path(folder, index)
         if not file.is_file():
             missing.append(file.name)
             continue
-        table = read(file)
-        check_shard(file, index, table, manifest)
-        if _is_scored(notes_of(table.schema), manifest.get("scoring")):
-            kept.append(keep(table))
+        found = summary_of(file)
+        check_shard(file, index, manifest, found.notes, found.prompts, found.group_sizes)
+        if _is_scored(found.notes, manifest.get("scoring")):
+            shards.append((file, found))
         else:
             unscored.append(file.name)
-    lacking = _lacking(manifest, len(kept), missing, unscored)
+    lacking = _lacking(manifest, len(shards), missing, unscored)
     if lacking and manifest["complete"]:
         raise DataError(
             f"{path}: {lacking}, though its run was finished. Run `nonpareil sample` again with the same "
             "settings: only that is made anew"
         )
-    if not kept:
+    if not shards:
         raise DataError(f"{path} is not finished: {lacking}. Wait for it, or run it again")
-    return kept, lacking
+    return shards, lacking
 
 
 def _is_scored(notes: ShardNotes, scoring: Mapping[str, Any] | None) -> bool:
@@ -188,16 +240,3 @@ def _check_without_manifest(path: Path, notes: Sequence[ShardNotes], count: int)
         raise DataError(
             f"{path} holds {count} of its run's {expected} prompts; give the whole folder, or read one shard"
         )
-
-
-def _without_manifest(
-    path: Path, files: Sequence[Path], read: Callable[[Path], pa.Table], keep: Callable[[pa.Table], T]
-) -> list[T]:
-    notes, kept, count = [], [], 0
-    for file in files:
-        table = read(file)
-        notes.append(notes_of(table.schema))
-        kept.append(keep(table))
-        count += len(table)
-    _check_without_manifest(path, notes, count)
-    return kept

@@ -11,6 +11,7 @@ from nonpareil.rollouts.folder import MANIFEST
 from nonpareil.rollouts.manifest import FORMAT, read_manifest, versions
 from nonpareil.rollouts.reading import ONLY_THAT, check_shard, num_shards, refuse_foreign
 from nonpareil.rollouts.store import notes_of, read_table, shard_path
+from nonpareil.rollouts.summaries import ShardSummary, summary_of
 from nonpareil.terminal import printable, tell
 
 
@@ -55,23 +56,28 @@ def tell_old_texts(folder: Path, manifest: dict[str, Any] | None) -> None:
         )
 
 
-def missing_shards(folder: Path, manifest: dict[str, Any], shards: Sequence[Sequence[Prompt]]) -> list[int]:
-    """Which shards are still to be drawn; those on disk are checked, to the last bit.
+def shards_there(
+    folder: Path, manifest: dict[str, Any], shards: Sequence[Sequence[Prompt]]
+) -> dict[int, ShardSummary]:
+    """The shards that are drawn, counted, by index: each once, and without its completions.
+
+    That they are of this run, in their place, and of these prompts is checked, with the bits that say so. The bits
+    of completions and log-probs are checked by whoever reads them, be it to score them.
 
     Raises:
-        DataError: one that is damaged, or not the one of its place.
+        DataError: one that is damaged there, or not the one of its place.
     """
-    missing = []
+    there = {}
     for index, prompts in enumerate(shards):
         path = shard_path(folder, index)
         if not path.is_file():
-            missing.append(index)
             continue
-        table = read_table(path)
-        check_shard(path, index, table, manifest)
-        if table["prompt_id"].to_pylist() != [prompt.prompt_id for prompt in prompts]:
+        found = summary_of(path)
+        check_shard(path, index, manifest, found.notes, found.prompts, found.group_sizes)
+        if found.prompt_ids != [prompt.prompt_id for prompt in prompts]:
             raise DataError(f"{path} holds other prompts than its place in the run; {ONLY_THAT}")
-    return missing
+        there[index] = found.without_ids()
+    return there
 
 
 def check_prompts(prompts: Sequence[Prompt]) -> None:

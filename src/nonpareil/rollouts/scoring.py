@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from nonpareil.files import jsonable
 from nonpareil.records import ScoreRequest, Scores
@@ -23,6 +22,7 @@ from nonpareil.rollouts.store import (
     with_notes,
     write_table,
 )
+from nonpareil.rollouts.summaries import ShardSummary
 
 
 def reward_settings(reward: CombinedReward) -> dict[str, Any]:
@@ -39,25 +39,23 @@ def is_scored(
 
 
 def shards_to_score(
-    paths: Sequence[Path],
+    shards: Sequence[ShardSummary | None],
     settings: Mapping[str, Any],
     weights: Mapping[str, float],
     completions: Sequence[int],
 ) -> list[int]:
-    """The shards, by index, that are still to be drawn or lack these rewards.
+    """The shards, by index, that are still to be drawn (None) or lack these rewards.
 
     Where there is one, also those of which an earlier version kept rewards in float32: they are widened, without
     being scored again, so that readers of the folder find one type.
     """
-    schemas = [pq.read_schema(path) if path.is_file() else None for path in paths]
     todo = [
-        schema is None or not is_scored(notes_of(schema), settings, weights, count)
-        for schema, count in zip(schemas, completions, strict=True)
+        shard is None or not is_scored(shard.notes, settings, weights, count)
+        for shard, count in zip(shards, completions, strict=True)
     ]
     if any(todo):
         todo = [
-            lacks or (schema is not None and bool(narrow_rewards(schema)))
-            for lacks, schema in zip(todo, schemas, strict=True)
+            lacks or (shard is not None and shard.narrow) for lacks, shard in zip(todo, shards, strict=True)
         ]
     return [index for index, lacks in enumerate(todo) if lacks]
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from nonpareil.errors import DataError, NotFiniteError
 from nonpareil.files import write_bytes
 from nonpareil.records import Group, refuse_repeated
-from nonpareil.rollouts.checksum import CHECKSUM_KEY, seal_holds, sealed_parquet
+from nonpareil.rollouts.checksum import CHECKSUM_KEY, FOOTER_KEY, seal_holds, sealed_parquet
 from nonpareil.rollouts.columns import (
     OWN_NAMES,
     REWARD_PREFIX,
@@ -162,11 +162,15 @@ def read_table(path: Path) -> pa.Table:
     Raises:
         DataError: the file is missing, damaged or holds no groups.
     """
-    return read_columns(path, None)[0]
+    return read_columns(path)[0]
 
 
-def read_columns(path: Path, wanted: Collection[str] | None) -> tuple[pa.Table, int]:
+def read_columns(
+    path: Path, wanted: Collection[str] | None = None, *, without: Collection[str] = ()
+) -> tuple[pa.Table, int]:
     """Those of a shard's columns that are there and wanted (None: all), and how many completions the file holds.
+
+    `without`: columns that are not, whatever is wanted.
 
     Checked as a whole all the same: every byte of a file with a checksum is read for it, and no column is decoded
     for it but the wanted ones; of a file without one, all pages of all columns.
@@ -187,7 +191,7 @@ def read_columns(path: Path, wanted: Collection[str] | None) -> tuple[pa.Table, 
         # Of a ParquetFile rather than pq.read_table, which would make columns of a folder's name.
         with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
             names, completions = file.schema_arrow.names, _num_completions(file.metadata)
-            kept = [name for name in names if wanted is None or name in wanted]
+            kept = [n for n in names if (wanted is None or n in wanted) and n not in without]
             # Threads of Arrow that are still there when Python ends abort the process, one time in three.
             table = file.read(columns=kept if holds else None, use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -201,7 +205,8 @@ def read_columns(path: Path, wanted: Collection[str] | None) -> tuple[pa.Table, 
             f"{path} holds no groups: it has no column {missing[0]!r} "
             f"(it has: {', '.join(map(printable, names))})"
         )
-    metadata.pop(CHECKSUM_KEY.encode(), None)  # of this file, and not of what is made from it
+    for key in (CHECKSUM_KEY, FOOTER_KEY):
+        metadata.pop(key.encode(), None)  # of this file, and not of what is made from it
     table = table.select([place for place, name in enumerate(table.column_names) if name in kept])
     return table.replace_schema_metadata(metadata), completions
 
@@ -232,7 +237,7 @@ def read_shard(path: Path) -> list[Group]:
 
 
 def to_groups(table: pa.Table) -> list[Group]:
-    """The table's rows as groups."""
+    """The table's rows as groups; a list whose column was not read is empty."""
     names = table.column_names
     rewards = [name for name in names if name.startswith(REWARD_PREFIX)]
     columns = {name: table[name].to_pylist() for name in names}
@@ -247,7 +252,7 @@ def to_groups(table: pa.Table) -> list[Group]:
             },
             rewards=None if aggregates[row] is None else _numbers(aggregates[row]),
             columns={name: values[row] for name, values in further.items()},
-            **{name: columns[name][row] for name in _OWN_COLUMNS},
+            **{name: columns[name][row] if name in columns else [] for name in _OWN_COLUMNS},
         )
         for row in range(len(table))
     ]

@@ -96,6 +96,31 @@ class CompactProgress(ProgressCallback):
 
     SHOWN = ("reward", "kl_to_anchor", "entropy", "step_time")
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Steps before a resume are shown as done, and count in no rate and no time left."""
+        super().on_train_begin(args, state, control, **kwargs)
+        self.current_step = state.global_step
+        if (bar := self.training_bar) is not None:
+            bar.initial = bar.n = bar.last_print_n = state.global_step
+            bar.refresh()
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether the bar is there, and somebody may watch it."""
+        return self.training_bar is not None and self.training_bar.fp.isatty()
+
+    def describe(self, text: str) -> None:
+        """Show what the step is at, before the bar."""
+        if self.training_bar is not None:
+            self.training_bar.set_description_str(text)
+
+    def write(self, line: str) -> None:
+        """Say something on a line of its own, where the bar is."""
+        if self.training_bar is not None:
+            self.training_bar.write(f"nonpareil: {line}", file=self.training_bar.fp)
+
     def on_log(  # type: ignore[override]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

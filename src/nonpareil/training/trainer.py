@@ -30,6 +30,7 @@ from nonpareil.training.checkpoints.output_folder import ListingTrainer
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.costs import Spent
 from nonpareil.training.method import method_of
+from nonpareil.training.phases import StepPhases
 from nonpareil.training.policy import make_anchor, prepare_policy, read_policy
 from nonpareil.training.prompt_order import RepeatedBatches, planned_steps, whole_batches
 from nonpareil.training.step.batch import StepBatch, reward_tensor
@@ -141,8 +142,10 @@ class DistillationTrainer(ListingTrainer):
             callbacks=[MetricsFile(), self.stopper, self.spent, self.signal, *(callbacks or [])],
             optimizers=optimizers,
         )
+        self.phases = StepPhases()
         if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(CompactProgress())
+            self.phases.bar = CompactProgress()
+            self.add_callback(self.phases.bar)
         # A step's loss is a mean over its own prompts, whatever the model's forward accepts.
         self.model_accepts_loss_kwargs = False
         # Gradients are summed by the accumulator; DDP's wrapper would hold them a second time.
@@ -157,6 +160,7 @@ class DistillationTrainer(ListingTrainer):
             self.reward,
             args,
             {group.prompt_id: group for group in groups or ()},
+            phases=self.phases,
         )
         self.descent = Descent.of(self.method, args, self.accelerator, self.spent, self.signal)
         self.accumulator = self.descent.accumulator
@@ -199,6 +203,7 @@ class DistillationTrainer(ListingTrainer):
         """Draw, score, and compute the gradient of a whole optimizer step; returns its mean loss, nats."""
         start = time.perf_counter()
         batch = self._draw(inputs)
+        self.phases.begin("train", self.state.global_step)
         descended = self.descent.step(plain_model(model), batch, self.state.global_step + 1)
         self._record(descended, time.perf_counter() - start)
         loss = torch.tensor(descended.loss, device=self.args.device)

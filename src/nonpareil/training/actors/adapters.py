@@ -1,7 +1,7 @@
 """Policy and anchor as two adapters over one base: rows of one batch."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 class AdapterActors:
     """Policy and anchor are adapters on one base: one pass draws from both, and no weight is copied."""
+
+    on_progress: Callable[[int, int], None] | None = None
 
     def __init__(
         self, policy: nn.Module, anchor: Anchor | None, tokenizer: Tokenizer, config: DistillationConfig
@@ -53,7 +55,8 @@ class AdapterActors:
             for role, count, sampling in (("policy", k, policy), ("anchor", m, anchor))
             if count
         }
-        drawn = dict(zip(requests, self.engine.draw_together(list(requests.values())), strict=True))
+        groups = self.engine.draw_together(list(requests.values()), self.on_progress)
+        drawn = dict(zip(requests, groups, strict=True))
         if k and self.model.dtype != torch.float32:
             drawn["policy"] = scored(self, "policy", prompts, drawn["policy"], policy.temperature)
         return ActorDraws(drawn.get("policy", no_draws(prompts)), drawn.get("anchor", no_draws(prompts)))

@@ -1,6 +1,6 @@
 """Where a step's completions come from: policy and anchor as they are now, however their weights are held."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
@@ -54,6 +54,9 @@ class Scorers(Protocol):
 
 class Actors(Protocol):
     """Draws from policy and anchor as they are now, and scores under either; see `Scorers`."""
+
+    on_progress: Callable[[int, int], None] | None
+    """Told of groups (the policy's or the anchor's, of one prompt) and tokens as they are drawn."""
 
     def begin_step(self) -> None:
         """Policy and anchor may have moved since the last draw."""

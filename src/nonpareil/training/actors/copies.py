@@ -1,6 +1,6 @@
 """Policy and anchor as copies: one working copy takes on the weights of either."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 class CopiedActors:
     """One working copy in the compute type takes on the policy's weights, then the anchor's."""
+
+    on_progress: Callable[[int, int], None] | None = None
 
     def __init__(
         self, policy: PreTrainedModel, anchor: Anchor | None, tokenizer: Tokenizer, config: DistillationConfig
@@ -85,7 +87,7 @@ class CopiedActors:
         if not self._checked:
             self.engine.check()
             self._checked = True
-        return self.engine.draw(prompts, count, sampling)
+        return self.engine.draw(prompts, count, sampling, self.on_progress)
 
     def take(self, role: str) -> PreTrainedModel:
         """The working copy with the weights of "policy" or "anchor"."""

@@ -1,6 +1,6 @@
 """Draw a step's completions with vLLM, which is given policy and anchor anew whenever they have moved."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,8 @@ class VLLMActors:
     After every push the engine's log-probs of a few canary sequences must be the trainer's: training on another
     model's draws would look like training. `shared`: one server draws for all processes; the first one pushes.
     """
+
+    on_progress: Callable[[int, int], None] | None = None
 
     def __init__(
         self,
@@ -79,7 +81,7 @@ class VLLMActors:
         if not count:
             return no_draws(prompts)
         options = self._bring(role)
-        drawn = self.engine.draw(prompts, count, sampling, **options)
+        drawn = self.engine.draw(prompts, count, sampling, self.on_progress, **options)
         if self.shared:
             wait_for_all()  # the next push must not meet another process's draws
         return drawn

@@ -19,6 +19,7 @@ from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.actors.base import Actors, no_draws
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.method import check_group_rewards
+from nonpareil.training.phases import StepPhases
 from nonpareil.training.step.batch import PromptDraws, StepBatch, reward_tensor, score_groups
 from nonpareil.training.step.not_finite import NotFinite, of_logprobs, refuse_all_bad
 
@@ -37,11 +38,14 @@ class StepSampler:
         reward: CombinedReward,
         config: DistillationConfig,
         stored: Mapping[str, Group] | None = None,
+        *,
+        phases: StepPhases | None = None,
     ):
         self._make_actors = make_actors
         self.actors: Actors | None = None
         self.method, self.reward, self.config = method, reward, config
         self.stored = stored or {}
+        self.phases = phases or StepPhases()
         self._spread = RewardSpread()
         check_group_rewards(reward, method, config, stored=bool(self.stored))
 
@@ -49,6 +53,7 @@ class StepSampler:
         """Make what draws, unless it is there: for most trainings a second model, for some an engine beside it."""
         if self.actors is None:
             self.actors = self._make_actors()
+            self.actors.on_progress = self.phases.update
         return self.actors
 
     def release(self) -> None:
@@ -92,6 +97,8 @@ class StepSampler:
         k, m = self.method.policy_draws, self.method.anchor_draws
         actors = self.start()
         actors.begin_step()
+        what = f"{k + m} completions for each of {len(prompts)} prompts"
+        self.phases.begin("draw", step, what, total=len(prompts) * ((k > 0) + (m > 0)))
         drawn = actors.draw(prompts, k, m, self._sampling(step, "policy"), self._sampling(step, "anchor"))
         sequences = TokenSequences.of(prompts, drawn.policy)
         by_anchor = iter(actors.token_logprobs("anchor", sequences, self.config.temperature))
@@ -103,6 +110,7 @@ class StepSampler:
             bad = _not_finite(prompt, ours, theirs, tokens)
             found.append(PromptDraws(group, [each.sum().item() for each in tokens], sampler, bad))
         groups = [one.group for one in found if not one.not_finite]
+        self.phases.begin("score", step, f"{sum(map(len, groups))} completions")
         failures = score_groups(groups, self.reward) if groups else {}
         reason = next((reason for reasons in failures.values() for reason in reasons if reason), None)
         return [replace(one, failure=reason) for one in found]
@@ -113,6 +121,7 @@ class StepSampler:
         actors = self.start()
         actors.begin_step()
         sampling = self.config.sampling(seed)
+        self.phases.begin("evaluate", None, total=len(mine))
         draws = actors.draw(mine, 1, 0, sampling, sampling).policy
         groups = [Group.of(prompt, drawn) for prompt, drawn in zip(mine, draws, strict=True)]
         if groups:
