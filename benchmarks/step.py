@@ -31,8 +31,10 @@ from nonpareil.training import DistillationConfig, DistillationTrainer
 # hidden, intermediate, layers, heads, key-value heads, vocabulary
 SHAPES: dict[str, tuple[int, int, int, int, int, int]] = {
     "tiny": (64, 128, 2, 4, 2, 512),
+    "10M": (320, 864, 6, 5, 5, 8192),
     "25M": (512, 1408, 8, 8, 4, 2048),
     "100M": (768, 2560, 13, 12, 4, 2048),
+    "135M": (576, 1536, 30, 9, 3, 49152),
     "250M": (1024, 3584, 18, 16, 8, 2048),
     "0.5B": (896, 4864, 24, 14, 2, 128256),
     "1.5B": (1536, 8960, 28, 12, 2, 128256),
