@@ -21,7 +21,8 @@ import transformers
 from step import make_model, make_prompts, make_tokenizer, spread
 from torch.profiler import ProfilerActivity, profile
 
-from nonpareil.engines.transformers import COPIED, SHARED, TransformersEngine
+from nonpareil.engines.transformers import TransformersEngine
+from nonpareil.engines.ways import COPIED, SHARED
 from nonpareil.records import SamplingParams
 
 CUDA = torch.cuda.is_available()
@@ -43,10 +44,10 @@ class Sides:
         )  # the last prompt is about half as long as the first
         self.prompts = [replace(p, token_ids=p.token_ids[i * cut :]) for i, p in enumerate(whole)]
         self.engine = TransformersEngine(self.model, make_tokenizer(self.end), max_tokens_per_batch=10**9)
-        self.way = self.engine.prompt_cache
+        self.way = self.engine.ways.first
 
     def ours(self, way: str, tokens: int, seed: int = 0) -> list[Any]:
-        self.engine.prompt_cache = way
+        self.engine.ways.taken = [] if way == COPIED else [way]
         return self.engine.draw(self.prompts, self.args.m, SamplingParams(tokens, seed=seed))
 
     @torch.inference_mode()

@@ -19,7 +19,8 @@ from nonpareil.engines.cache import InPlaceLayer
 from nonpareil.engines.rows import Completion
 from nonpareil.engines.shared_layers import ApartLayer, JointLayer, Room
 from nonpareil.engines.shared_prompts import SharedPrompts
-from nonpareil.engines.transformers import BRANCHED, COPIED, SHARED, TransformersEngine
+from nonpareil.engines.transformers import TransformersEngine
+from nonpareil.engines.ways import BRANCHED, COPIED, SHARED
 from nonpareil.errors import ModelError
 from nonpareil.records import Prompt, SamplingParams
 from tests.architectures import COMMON, DRAWN, known, tiny_model
@@ -33,7 +34,7 @@ TAKEN = {"bloom": COPIED, "mpt": COPIED, "falcon": BRANCHED}
 def both_ways(engine: TransformersEngine, *requests: DrawRequest) -> list[list[list[list[Completion]]]]:
     """As the model was found to take it, then a copy of the prompt per sample."""
     usual = engine.complete(requests)
-    engine.prompt_cache = COPIED
+    engine.ways.taken = []
     return [usual, engine.complete(requests)]
 
 
@@ -92,8 +93,8 @@ def test_samples_that_end_leave_and_the_others_go_on(
     monkeypatch.setattr(shared_prompts, "MOST_MASKED", masked)
     monkeypatch.setattr(shared_layers, "GROWTH", 3)
     engine = make_engine()
-    assert engine.prompt_cache == SHARED
-    engine.prompt_cache = BRANCHED if layer is InPlaceLayer else SHARED
+    assert engine.ways.first == SHARED
+    engine.ways.taken = [BRANCHED if layer is InPlaceLayer else SHARED]
     engine.end_ids = frozenset(range(0, 64, 5))  # about every fifth token ends one
     moved: list[Any] = []
     monkeypatch.setattr(layer, "take", counting(layer.take, moved))
@@ -134,7 +135,7 @@ def test_a_prompts_keys_are_held_once(monkeypatch: pytest.MonkeyPatch, way: str,
         return passed
 
     monkeypatch.setattr(engine, "_forward", watched)
-    engine.prompt_cache = way
+    engine.ways.taken = [way]
     engine.complete([DrawRequest([Prompt("p", "", [5] * 20)], 8, SamplingParams(max_completion_length=4))])
     config = engine.model.config
     size = config.hidden_size // config.num_attention_heads * config.num_key_value_heads * 4
@@ -179,9 +180,9 @@ def test_on_a_gpu_each_way_has_its_lengths(
 ) -> None:
     """Prompts of up to 9 tokens; a row of branches holds four times the keys of a sample at most."""
     engine = make_engine()
-    engine._on_gpu = True
+    engine.ways.on_gpu = True
     engine.check()
-    assert (engine.prompt_cache, engine._taken) == (SHARED, [SHARED, BRANCHED])
+    assert engine.ways.taken == [SHARED, BRANCHED]
     engine.end_ids = frozenset([10**6])  # no token: rows stay
     made: list[Any] = []
     samples = engine._samples
@@ -189,6 +190,21 @@ def test_on_a_gpu_each_way_has_its_lengths(
     assert_same(*both_ways(engine, DrawRequest(UNEVEN, count, SamplingParams(max_completion_length=tokens))))
     assert [type(one) for one in made] == [kind, Branches]
     assert made[0].branches == count if kind is Branches else made[0].places.each == count
+
+
+@pytest.mark.parametrize("limit", [{"window_size": 48}, {"max_position_embeddings": 48}])
+def test_a_model_that_counts_its_keys_gets_copies_once_they_are_many(limit: dict[str, int]) -> None:
+    """GPT-Neo's local layers cut their window by the order of the keys, from a buffer as wide as its positions."""
+    model = tiny_model("gpt_neo", **{"max_position_embeddings": 512, "window_size": 256, **limit})
+    engine = TransformersEngine(model, make_tokenizer())
+    engine.end_ids = frozenset([10**6])  # no token: rows stay
+    few, many = (DrawRequest(UNEVEN, 16, SamplingParams(max_completion_length=n, seed=5)) for n in (2, 20))
+    assert engine.ways.taken == [BRANCHED]
+    for asked, reached in ((few, True), (many, False)):
+        assert_same(*both_ways(engine, asked))
+        engine.ways.taken = [BRANCHED]
+        longest = max(len(prompt.token_ids) for prompt in UNEVEN)
+        assert (engine.ways.key_order.most >= longest + 16 * asked.sampling.max_completion_length) is reached
 
 
 def test_a_model_attends_as_before_once_drawn() -> None:
@@ -204,7 +220,7 @@ def test_a_model_attends_as_before_once_drawn() -> None:
 
 def test_another_attention_than_the_usual_is_left_to_the_model() -> None:
     engine = TransformersEngine(tiny_model("llama", attn_implementation="eager"), make_tokenizer())
-    assert (engine.prompt_cache, engine.model.config._attn_implementation) == (BRANCHED, "eager")
+    assert (engine.ways.first, engine.model.config._attn_implementation) == (BRANCHED, "eager")
     assert_same(*both_ways(engine, DrawRequest(UNEVEN, 5, SAMPLING)))
 
 
@@ -239,7 +255,7 @@ def test_keys_that_nothing_attends_to_are_told(monkeypatch: pytest.MonkeyPatch) 
     model: Any = engine.model
     for layer in model.model.layers:
         layer.self_attn.config = copy.copy(layer.self_attn.config)  # looks there for its attention
-    engine.prompt_cache = SHARED
+    engine.ways.taken = [SHARED]
     monkeypatch.setattr(engine_module, "attention_configs", lambda model: [model.config])
     with pytest.raises(NotImplementedError, match="in a way of its own"):
         engine.complete([DrawRequest(UNEVEN, 1, SAMPLING)])

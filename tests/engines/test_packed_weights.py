@@ -12,7 +12,8 @@ from torch import nn
 from nonpareil.engines import packed_weights as module
 from nonpareil.engines.batches import DrawRequest
 from nonpareil.engines.packed_weights import MOST_ROWS, PackedLinear, packed_weights
-from nonpareil.engines.transformers import COPIED, TransformersEngine
+from nonpareil.engines.transformers import TransformersEngine
+from nonpareil.engines.ways import COPIED
 from nonpareil.models.adapters import ANCHOR, POLICY, AdapterAnchor, add_policy_adapter, plain_model
 from nonpareil.models.devices import cast_weights
 from nonpareil.records import SamplingParams
@@ -50,7 +51,7 @@ def seen_packed(engine: TransformersEngine) -> set[str]:
 def without(engine: TransformersEngine) -> TransformersEngine:
     """Draws of the same model without room for packed weights."""
     other = TransformersEngine(engine.model, engine.tokenizer, checked=False)
-    other.prompt_cache, other.end_ids, other.packing.spare_bytes = engine.prompt_cache, engine.end_ids, -ROOM
+    other.ways.taken, other.end_ids, other.packing.spare_bytes = engine.ways.taken, engine.end_ids, -ROOM
     engine.packing.spare_bytes = ROOM
     return other
 
@@ -197,7 +198,7 @@ def test_many_rows_and_short_completions_are_drawn_from_plain_weights() -> None:
 def test_packed_weights_take_half_the_room_of_keys_that_samples_share() -> None:
     needs(FLOAT32)
     engine = make_engine(make_model("llama_grouped_heads"))
-    assert engine.prompt_cache != COPIED
+    assert engine.ways.first != COPIED
     names = seen_packed(engine)
     shared = sum(len(prompt.token_ids) for prompt in UNEVEN)
     of_a_token = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, numbers of a head, bytes
@@ -210,7 +211,7 @@ def test_packed_weights_take_half_the_room_of_keys_that_samples_share() -> None:
     engine.complete([DrawRequest(UNEVEN, enough + 1, SAMPLING)])
     assert 0 < len(names) < 8
     names.clear()
-    engine.prompt_cache = COPIED
+    engine.ways.taken = []
     engine.complete([DrawRequest(UNEVEN, enough + 1, SAMPLING)])
     assert not names, "copies of the prompt save nothing"
 

@@ -102,7 +102,7 @@ def test_the_cache_is_given_by_the_name_that_the_model_knows() -> None:
     renamed.load_state_dict(plain.state_dict())
     sampling = SamplingParams(max_completion_length=6)
     engine = make_engine(plain)
-    engine.prompt_cache = "copied"  # as where the signature does not name positions
+    engine.ways.taken = []  # as where the signature does not name positions
     expected = engine.draw(UNEVEN, 3, sampling)
     assert make_engine(renamed).draw(UNEVEN, 3, sampling) == expected
 

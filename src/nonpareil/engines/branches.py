@@ -20,8 +20,9 @@ BRANCHES = 16
 MOST_IDLE = 0.25
 """Share of branches that may stand empty, where some prompts have fewer samples than others."""
 
-Forward = Callable[[Int[Tensor, "b s"], Tensor | None, Int[Tensor, "b s"]], Float[Tensor, "b s v"]]
-"""Token ids, attention mask (2D, 4D or none) and positions; the logits behind each token."""
+Forward = Callable[..., Float[Tensor, "b s v"]]
+"""Of token ids, attention mask (2D, 4D or none), positions, and of how many tokens, counted from the end, the
+logits are wanted (all, if not told)."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ completions leave the batch.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,8 +25,6 @@ from nonpareil.engines.cache import (
     arguments_taken,
     cache_argument,
     in_place_cache,
-    is_in_place,
-    takes_branches,
 )
 from nonpareil.engines.checks import check_prompts, check_sampling, check_token_ids
 from nonpareil.engines.decoding import TEXT, as_draws
@@ -36,17 +34,13 @@ from nonpareil.engines.packed_weights import Packing
 from nonpareil.engines.rows import Completion, Rows, left_pad
 from nonpareil.engines.sampling import sample_keys, sample_tokens
 from nonpareil.engines.shared_prompts import SharedPrompts
+from nonpareil.engines.ways import BRANCHED, COPIED, SHARED, Ways
 from nonpareil.errors import ConfigError
 from nonpareil.models.adapters import RowAdapters, row_adapters
 from nonpareil.models.devices import device_of
 from nonpareil.models.loading import end_token_ids, stated_limits
 from nonpareil.models.modes import generation_mode
 from nonpareil.records import Draws, Prompt, SamplingParams
-
-SHARED, BRANCHED, COPIED = "shared", "branches", "copied"
-"""A prompt's keys once, attended apart; once a row of several samples, behind one mask; a copy per sample."""
-MOST_MASKED_ON_GPU = 4
-"""A GPU takes branches as long as a row holds so many times the keys that each of its samples sees at most."""
 
 
 class TransformersEngine:
@@ -76,10 +70,8 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.max_tokens_per_batch = max_tokens_per_batch
         self.packing = Packing(model)
-        self.prompt_cache = COPIED
-        """How the samples of a prompt read its keys; every check asks which way the model takes."""
-        self._taken: list[str] = []
-        self._on_gpu = device_of(model).type != "cpu"
+        self.ways = Ways(model, self._forward)
+        """How the samples of a prompt read its keys; every check asks which of them the model takes."""
         self.end_ids = end_token_ids(model, tokenizer)
         if checked:
             self.check()
@@ -92,23 +84,17 @@ class TransformersEngine:
         """
         draw = partial(self._complete_until, adapter)
         taken = []
-        for way in self._ways():
-            self.prompt_cache, self._taken = way, [way]
+        for way in self.ways.to_try():
+            self.ways.taken = [way]
             if draws_alike(self.model, self.tokenizer, draw):
                 taken.append(way)
-                if not self._on_gpu:  # there, each has its lengths
+                if not self.ways.on_gpu:  # there, each has its lengths
                     break
-        self.prompt_cache, self._taken = (taken or [COPIED])[0], taken
+        self.ways.taken = taken
         if taken:
             check_scoring(self.model)  # its draws were compared just now
         else:
             check_drawing(self.model, self.tokenizer, draw)
-
-    def _ways(self) -> list[str]:
-        """How the samples of a prompt might share its keys, the quickest first."""
-        if not takes_branches(type(self.model), self.model.config):
-            return []
-        return [SHARED, BRANCHED] if attention_configs(self.model) else [BRANCHED]
 
     def _complete_until(
         self,
@@ -127,7 +113,7 @@ class TransformersEngine:
     def describe(self) -> dict[str, Any]:
         """What changes the draws; batch size does not, nor, but for rounding, does `PROMPT_CACHE`."""
         dtype = str(self.model.dtype).removeprefix("torch.")
-        return {"engine": "transformers", "dtype": dtype, PROMPT_CACHE: self.prompt_cache, **TEXT}
+        return {"engine": "transformers", "dtype": dtype, PROMPT_CACHE: self.ways.first, **TEXT}
 
     def draw(
         self,
@@ -178,10 +164,14 @@ class TransformersEngine:
         ]
         adapted = any(request.adapter for request in requests)
         adapters = row_adapters(self.model) if adapted else nullcontext()
-        with generation_mode(self.model), quick_to_start(device_of(self.model)), adapters as routes:
+        with ExitStack() as modes:
+            modes.enter_context(generation_mode(self.model))
+            modes.enter_context(quick_to_start(device_of(self.model)))
+            self.ways.ask(requests)
+            routes = modes.enter_context(adapters)
             for units in batches(requests, self.max_tokens_per_batch):
                 progress = BatchProgress(requests, units, on_progress) if on_progress is not None else None
-                with self.packing.of(requests, units, self.prompt_cache != COPIED):
+                with self.packing.of(requests, units, self.ways.first != COPIED):
                     batch = self._draw_batch(requests, units, routes, progress)
                 flat = iter(batch)
                 for unit in units:
@@ -244,23 +234,11 @@ class TransformersEngine:
         return prefilled, self._forward(cache)(input_ids, mask, positions, 1)[:, -1]
 
     def _samples(self, prompts: Prefilled, counts: list[int]) -> Branches | SharedPrompts:
-        way, forward = self._way(prompts, counts), self._forward(prompts.cache)
+        way, forward = self.ways.of(prompts, counts), self._forward(prompts.cache)
         if way == SHARED:
             return SharedPrompts(self._attending(forward), prompts, counts)
         branches = branches_for(counts, BRANCHES if way == BRANCHED else 1)
         return Branches(forward, prompts, counts, branches, self.model.dtype)
-
-    def _way(self, prompts: Prefilled, counts: list[int]) -> str:
-        """Of one batch. A GPU waits for the host to start its kernels: there, few of them outdo little work."""
-        if self.prompt_cache == COPIED or not is_in_place(prompts.cache):
-            return COPIED
-        if not self._on_gpu:
-            return self.prompt_cache
-        branches = branches_for(counts, BRANCHES)
-        keys, own = prompts.width + branches * prompts.budget, prompts.width + prompts.budget
-        if BRANCHED in self._taken and branches > 1 and keys <= MOST_MASKED_ON_GPU * own:
-            return BRANCHED
-        return SHARED if SHARED in self._taken and max(counts) > 1 else COPIED
 
     def _attending(self, forward: Forward) -> Forward:
         """Passes whose attention is that of `attention.attend`."""
