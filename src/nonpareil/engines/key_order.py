@@ -34,7 +34,7 @@ class KeyOrder:
         self.too_many = sys.maxsize
 
     def ask(self, keys: int) -> None:
-        """See whether the mask decides in rows of so many keys, by a pass over as many tokens; `most` then tells."""
+        """See whether the mask decides in rows of so many keys, by a pass over as many tokens; see `most`."""
         if self.most < keys < self.too_many:
             if self._alike(keys):
                 self.most = keys
