@@ -1,18 +1,20 @@
-"""Drawing on one GPU: a prompt's keys held once for its completions, a copy for each, and transformers' `generate`.
+"""Drawing on one GPU: the ways in which completions read their prompt's keys, and transformers' `generate`.
 
-    python benchmarks/gpu_drawing.py --out drawing.json
+    python benchmarks/gpu_drawing.py --sizes 0.5B --new_tokens 128 256 --write drawing.json
     python benchmarks/gpu_drawing.py --smoke            the same code on the CPU, tiny
 
-Llama-shaped models of random weights in bfloat16, whose completions never end early (see step.py); prompts of one
-length, and of uneven lengths, which need padding. The three sides take turns. `float32` says whether the
-completions of both of our ways are the same; `profile` is a table of a few tokens of each.
+Llama-shaped models of random weights in bfloat16, whose completions never end early (see step.py); prompts of
+uneven lengths, which need padding. The sides take turns. `float32` says whether completions by all ways are the
+same; `profile` is a table of a few tokens of each.
 """
 
 import argparse
+import datetime
 import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +23,34 @@ import transformers
 from step import make_model, make_prompts, make_tokenizer, spread
 from torch.profiler import ProfilerActivity, profile
 
+from nonpareil.engines import ways
 from nonpareil.engines.transformers import TransformersEngine
-from nonpareil.engines.ways import COPIED, SHARED
+from nonpareil.engines.ways import BRANCHED, COPIED, SHARED
 from nonpareil.records import SamplingParams
 
 CUDA = torch.cuda.is_available()
+WAYS = (SHARED, BRANCHED, COPIED)
 PROFILED = 8
 """Tokens of a completion under the profiler."""
 
 
 class Sides:
-    """One model, its prompts, and the three ways to draw from it; each returns how many tokens it drew."""
+    """One model, its prompts, and the ways to draw from it."""
 
-    def __init__(self, args: argparse.Namespace, size: str, dtype: torch.dtype, uneven: bool):
+    def __init__(self, args: argparse.Namespace, size: str, dtype: torch.dtype):
         device = torch.device("cuda" if CUDA else "cpu")
         self.args = args
-        self.model = make_model(size, args.prompt_tokens + args.new_tokens, device, dtype, seed=0)
+        self.model = make_model(size, args.prompt_tokens + max(args.new_tokens), device, dtype, seed=0)
         self.end = self.model.config.vocab_size
         whole = make_prompts(args.prompts, args.prompt_tokens, self.end, seed=0)
-        cut = (
-            args.prompt_tokens // (2 * len(whole)) * uneven
-        )  # the last prompt is about half as long as the first
+        cut = args.prompt_tokens // (2 * len(whole))  # the last is about half as long as the first
         self.prompts = [replace(p, token_ids=p.token_ids[i * cut :]) for i, p in enumerate(whole)]
         self.engine = TransformersEngine(self.model, make_tokenizer(self.end), max_tokens_per_batch=10**9)
-        self.way = self.engine.ways.first
 
     def ours(self, way: str, tokens: int, seed: int = 0) -> list[Any]:
+        """By one way, also where the engine would not choose it."""
         self.engine.ways.taken = [] if way == COPIED else [way]
+        ways.MOST_MASKED_ON_GPU = 10**6
         return self.engine.draw(self.prompts, self.args.m, SamplingParams(tokens, seed=seed))
 
     @torch.inference_mode()
@@ -69,42 +72,27 @@ class Sides:
         )
         assert out.shape[1] == width + tokens, "a completion ended early"
 
-    def turns(self) -> dict[str, Any]:
+    def turns(self, new_tokens: int) -> dict[str, Any]:
         """Tokens per second and peak bytes of each side."""
-        sides: dict[str, Callable[[int, int], Any]] = {
-            SHARED: lambda tokens, seed: self.ours(SHARED, tokens, seed),
-            COPIED: lambda tokens, seed: self.ours(COPIED, tokens, seed),
-            "generate": self.generate,
-        }
-        drawn = len(self.prompts) * self.args.m * self.args.new_tokens
+        sides: dict[str, Callable[[int, int], Any]] = {way: partial(self.ours, way) for way in WAYS}
+        sides["generate"] = self.generate
         rates: dict[str, list[float]] = {name: [] for name in sides}
         peaks = {}
         for side in sides.values():
             side(PROFILED, 0)
         for turn in range(self.args.rounds):
             for name, side in sides.items():
-                if CUDA:
-                    torch.cuda.empty_cache()
-                    torch.cuda.reset_peak_memory_stats()
-                    torch.cuda.synchronize()
+                synchronize(fresh_peak=True)
                 start = time.perf_counter()
-                side(self.args.new_tokens, turn + 1)
-                if CUDA:
-                    torch.cuda.synchronize()
-                    peaks[name] = torch.cuda.max_memory_allocated()
-                rates[name].append(drawn / (time.perf_counter() - start))
-        held = torch.cuda.memory_allocated() if CUDA else 0
-        ratios = {
-            f"{SHARED} / {other}": spread(
-                [a / b for a, b in zip(rates[SHARED], rates[other], strict=True)], 3
-            )
-            for other in (COPIED, "generate")
-        }
-        rows = {"chosen": self.way, "rows": len(self.prompts) * self.args.m, "bytes_of_the_model": held}
+                side(new_tokens, turn + 1)
+                synchronize()
+                seconds = time.perf_counter() - start
+                peaks[name] = torch.cuda.max_memory_allocated() if CUDA else 0
+                rates[name].append(len(self.prompts) * self.args.m * new_tokens / seconds)
         return {
-            **rows,
-            "tokens_per_second": {n: spread(r, 1) for n, r in rates.items()},
-            **ratios,
+            "rows": len(self.prompts) * self.args.m,
+            "bytes_of_the_model": torch.cuda.memory_allocated() if CUDA else 0,
+            "tokens_per_second": {name: spread(rate, 1) for name, rate in rates.items()},
             "peak_bytes": peaks,
         }
 
@@ -116,27 +104,35 @@ class Sides:
         return profiler.key_averages().table(sort_by=key, row_limit=15, max_name_column_width=60)
 
 
+def synchronize(fresh_peak: bool = False) -> None:
+    if CUDA:
+        torch.cuda.synchronize()
+        if fresh_peak:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+
 def same_in_float32(args: argparse.Namespace, size: str) -> dict[str, Any]:
-    """How many completions are the same both ways, and how far apart their log-probs are."""
-    sides = Sides(args, size, torch.float32, uneven=True)
-    one, other = (sides.ours(way, args.new_tokens) for way in (SHARED, COPIED))
-    pairs = [
-        (a, b, x, y)
-        for ours, theirs in zip(one, other, strict=True)
-        for a, b, x, y in zip(
-            ours.completion_token_ids,
-            theirs.completion_token_ids,
-            ours.logprobs,
-            theirs.logprobs,
-            strict=True,
-        )
-    ]
-    gaps = [abs(u - v) for a, b, x, y in pairs if a == b for u, v in zip(x, y, strict=True)]
-    return {
-        "same": sum(a == b for a, b, _, _ in pairs),
-        "of": len(pairs),
-        "largest_gap": max(gaps, default=None),
-    }
+    """How many completions are the same as by copies, and how far apart their log-probs are."""
+    few = {"prompts": min(4, args.prompts), "new_tokens": [min(64, *args.new_tokens)]}
+    sides = Sides(argparse.Namespace(**{**vars(args), **few}), size, torch.float32)
+    drawn = {way: sides.ours(way, few["new_tokens"][0]) for way in WAYS}
+    told = {}
+    for way in (SHARED, BRANCHED):
+        same, gaps = [], [0.0]
+        for one, other in zip(drawn[way], drawn[COPIED], strict=True):
+            rows = zip(
+                one.completion_token_ids,
+                other.completion_token_ids,
+                one.logprobs,
+                other.logprobs,
+                strict=True,
+            )
+            for ours, theirs, x, y in rows:
+                same.append(ours == theirs)
+                gaps += [abs(u - v) for u, v in zip(x, y, strict=True)] if same[-1] else []
+        told[way] = {"same": sum(same), "of": len(same), "largest_gap": max(gaps)}
+    return told
 
 
 def main() -> None:
@@ -147,34 +143,32 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--m", type=int, default=16)
     parser.add_argument("--prompt_tokens", type=int, default=512)
-    parser.add_argument("--new_tokens", type=int, default=256)
+    parser.add_argument("--new_tokens", type=int, nargs="+", default=[256])
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--write", type=Path)
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()
     if args.smoke:
-        vars(args).update(sizes=["tiny"], prompts=3, m=4, prompt_tokens=16, new_tokens=8)
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    device = torch.cuda.get_device_name() if CUDA else "CPU: a smoke run, no measurement"
-    result: dict[str, Any] = {"device": device, "versions": versions, "cases": [], "profile": {}}
-    vars(args)["out"], out = None, args.out
-    result["settings"] = {**vars(args)}
-    few = argparse.Namespace(
-        **{**vars(args), "prompts": min(4, args.prompts), "new_tokens": min(64, args.new_tokens)}
-    )
-    result["float32"] = same_in_float32(few, args.sizes[0])
+        vars(args).update(sizes=["tiny"], prompts=3, m=4, prompt_tokens=16, new_tokens=[4, 8])
+    result: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "device": torch.cuda.get_device_name() if CUDA else "CPU: a smoke run, no measurement",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "settings": {name: value for name, value in vars(args).items() if name not in ("write", "smoke")},
+        "cases": [],
+        "profile": {},
+    }
+    result["float32"] = same_in_float32(args, args.sizes[0])
     print(json.dumps(result["float32"]), flush=True)
     for size in args.sizes:
-        for uneven in (False, True):
-            sides = Sides(args, size, torch.bfloat16, uneven)
-            result["cases"].append({"size": size, "uneven": uneven, **sides.turns()})
+        sides = Sides(args, size, torch.bfloat16)
+        for new_tokens in args.new_tokens:
+            result["cases"].append({"size": size, "new_tokens": new_tokens, **sides.turns(new_tokens)})
             print(json.dumps(result["cases"][-1]), flush=True)
-            if uneven:
-                result["profile"][size] = {way: sides.table(way) for way in (SHARED, COPIED)}
-                print(*result["profile"][size].values(), sep="\n", flush=True)
-            if out is not None:
-                out.write_text(json.dumps(result, indent=2) + "\n")
-            del sides
+        result["profile"][size] = {way: sides.table(way) for way in WAYS}
+        if args.write is not None:
+            args.write.write_text(json.dumps(result, indent=2) + "\n")
+        del sides
 
 
 if __name__ == "__main__":
