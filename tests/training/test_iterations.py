@@ -155,9 +155,9 @@ def test_a_batch_of_draws_serves_so_many_steps_and_no_more(tmp_path: Path) -> No
     engine, accumulator = trainer.step_sampler.actors.engine, trainer.accumulator
     draw, accumulate = engine.draw, accumulator.step
 
-    def counted_draw(prompts: Any, m: int, sampling: Any) -> Any:
+    def counted_draw(prompts: Any, m: int, *rest: Any) -> Any:
         drawn.append((trainer.state.global_step, m, [prompt.prompt_id for prompt in prompts]))
-        return draw(prompts, m, sampling)
+        return draw(prompts, m, *rest)
 
     def counted_step(model: Any, step: Any, *rest: Any) -> Any:
         trained.append([group.prompt_id for group in step.groups])
