@@ -195,8 +195,16 @@ def step_trl(args: argparse.Namespace, turns: Turns, trainer: str, beta: float |
     )
     rows = token_ids(args, 0, args.groups * args.steps)
     dataset = Dataset.from_dict({"prompt": [" ".join(f"w{token}" for token in row) for row in rows]})
-    reward = args.reward or length_reward
+    reward = _bfloat16_reward(args.reward) if args.reward else length_reward
     _train(getattr(trl, f"{trainer}Trainer")(args.policy, reward, config, dataset), args, turns)
+
+
+def _bfloat16_reward(folder: str) -> Any:
+    """As our side scores; TRL itself would load it in float32."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.bfloat16)
 
 
 def length_reward(completions: list[Any], **columns: Any) -> list[float]:

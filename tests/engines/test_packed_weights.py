@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from torch import nn
+from transformers import LlamaConfig
 
 from nonpareil.engines import packed_weights as module
 from nonpareil.engines.batches import DrawRequest
@@ -233,3 +234,34 @@ def test_operators_that_answer_otherwise_are_not_used(monkeypatch: pytest.Monkey
     nan.weight.data[3, 3] = 0
     with packed_weights(nan, 4, ROOM):
         assert packed(nan)
+
+
+def test_a_model_that_begins_autocast_itself_multiplies_by_plain_weights() -> None:
+    """accelerate wraps a model's forward so; the packed weight is of another type than what comes in."""
+    needs(FLOAT32)
+    layer, states = nn.Linear(64, 64), torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    with packed_weights(layer, 4, ROOM), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert packed(layer)
+        ours = layer(states)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ours, layer(states))
+
+
+def test_a_configuration_that_tells_no_size_of_the_cache_leaves_weights_plain() -> None:
+    """Gemma 4's raises where each layer has a number of its own."""
+
+    class PerLayer(LlamaConfig):
+        @property
+        def head_dim(self) -> int:
+            raise ValueError("one for each layer")
+
+        @head_dim.setter
+        def head_dim(self, value: int) -> None:
+            pass
+
+    model = make_model()
+    engine = TransformersEngine(model, make_tokenizer())
+    model.config.__class__ = PerLayer
+    names = seen_packed(engine)
+    engine.complete([DrawRequest(UNEVEN, 5, SAMPLING)])
+    assert not names

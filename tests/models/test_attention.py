@@ -122,3 +122,12 @@ def gradients(model: Any, *, autocast: bool = False) -> dict[str, Tensor]:
         values = completion_logprobs(model, SEQUENCES)
     values.sum().backward()
     return {name: weight.grad.clone() for name, weight in model.named_parameters()}
+
+
+def test_a_mask_that_is_learned_gets_its_gradient() -> None:
+    """As in Doge, whose attention adds what its layers work out for each key."""
+    learned = torch.zeros(1, 4, 9, 9, dtype=torch.bfloat16, requires_grad=True)
+    with products_on(CPU):
+        result(*states(9, 8), attn_mask=learned)
+    assert learned.grad is not None
+    assert learned.grad.abs().max() > 0

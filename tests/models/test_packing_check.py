@@ -66,6 +66,27 @@ def test_a_window_that_no_cache_knows_shows_once_rows_are_wide() -> None:
     assert not asked(model, 6), "it is of no kind that can be trusted"
 
 
+def test_a_row_without_numbers_says_nothing_of_the_model() -> None:
+    model = make_model()
+    weights = model.get_input_embeddings().weight
+    kept = weights.detach().clone()
+    with torch.no_grad():
+        weights.fill_(torch.nan)
+        assert not asked(model, 9)
+        weights.copy_(kept)
+    assert asked(model, 9)
+
+
+def test_a_completion_without_numbers_takes_them_from_no_other() -> None:
+    """In a shared row, 0 times NaN would reach the others; the one that is bad is to be named."""
+    model = make_model()
+    bad = TokenSequences([[5, 6, 7]] * 4, [[8, 9], [10, 11], [8, 12], [13]])
+    with torch.no_grad():
+        model.get_input_embeddings().weight[10] = torch.nan
+        rows = completion_token_logprobs(model, bad, sizes=[4])
+    assert rows.isfinite().all(-1).tolist() == [True, False, True, True]
+
+
 def test_a_model_is_asked_once_as_long_as_rows_get_no_wider() -> None:
     model, passes = make_model(), 0
 

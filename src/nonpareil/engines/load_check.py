@@ -31,6 +31,7 @@ from nonpareil.terminal import reason_of
 PROMPT_LENGTHS = (7, 3)
 """Uneven, so that one prompt is padded; less where the model's window leaves no room."""
 COMPLETION_LENGTH = 4
+LONGEST = max(PROMPT_LENGTHS) + COMPLETION_LENGTH
 GROUP = 2
 STRICTER = 0.05
 LEAST_SPREAD = 0.01
@@ -62,9 +63,9 @@ def draws_alike(model: PreTrainedModel, tokenizer: Tokenizer, draw: Draw) -> boo
 
     Held more strictly than a model is: there is another way, and float32 leaves no room for doubt.
     """
-    check = _LoadCheck(model, set(tokenizer.all_special_ids))
 
     def compare() -> None:
+        check = _LoadCheck(model, set(tokenizer.all_special_ids))
         check.sees_no_future()
         if model.dtype == torch.float32:
             check.tolerance *= STRICTER

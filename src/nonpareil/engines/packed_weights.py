@@ -62,12 +62,16 @@ class PackedLinear:
 
     def __init__(self, layer: nn.Linear, rows: int):
         """`rows`: of the passes to come; the layout suits them, and serves others too."""
-        self.bias = layer.bias
+        self.plain, self.bias = layer.weight, layer.bias
         self.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
         self._operator = torch.ops.mkldnn._linear_pointwise.default
 
     def __call__(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
         """What the layer would answer; no gradient flows."""
+        if x.dtype != self.plain.dtype or torch.is_autocast_enabled(
+            "cpu"
+        ):  # a model may begin autocast itself
+            return nn.functional.linear(x, self.plain, self.bias)
         return self._operator(x, self.weight, self.bias, "none", [], "")
 
 
@@ -150,11 +154,10 @@ def _equal(ours: Tensor, expected: Tensor) -> bool:
 def _cache_bytes(model: PreTrainedModel) -> int:
     """Of the keys and values of one token; 0 where the model's configuration does not tell."""
     config = model.config.get_text_config()
-    layers, heads, hidden = (
-        getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads", "hidden_size")
-    )
-    if not (layers and heads and hidden):
+    try:
+        layers, heads, hidden = config.num_hidden_layers, config.num_attention_heads, config.hidden_size
+        width = getattr(config, "head_dim", None) or hidden // heads
+        heads = getattr(config, "num_key_value_heads", None) or heads
+        return int(2 * layers * heads * width * model.dtype.itemsize)
+    except Exception:  # noqa: BLE001 - missing, or another number in each layer, which some configurations refuse to tell
         return 0
-    width = getattr(config, "head_dim", None) or hidden // heads
-    heads = getattr(config, "num_key_value_heads", None) or heads
-    return 2 * layers * heads * width * model.dtype.itemsize

@@ -37,11 +37,13 @@ class Places:
         self.sample[self.place] = torch.arange(len(rank), device=rank.device)
 
     def by_prompt(self, rows: Float[Tensor, "rk g n"], kv_heads: int) -> Float[Tensor, "bk mg n"]:
-        """What belongs to samples and heads, by prompt, head and place; at an empty place stands any sample."""
+        """What belongs to samples and heads, by prompt, head and place; zero at an empty place."""
         if self.each == 1:
             return rows
         each, groups, size = rows.unflatten(0, (-1, kv_heads)), rows.shape[1], rows.shape[2]
-        placed = (each[self.sample] if self.uneven else each).unflatten(0, (self.prompts, self.each))
+        if self.uneven:  # not another's numbers: were they NaN, no mask would hide them
+            each = each.new_zeros(self.prompts * self.each, *each.shape[1:]).index_copy_(0, self.place, each)
+        placed = each.unflatten(0, (self.prompts, self.each))
         return placed.transpose(1, 2).reshape(self.prompts * kv_heads, self.each * groups, size)
 
     def by_sample(self, placed: Float[Tensor, "bk mg n"], kv_heads: int) -> Float[Tensor, "..."]:
@@ -143,6 +145,8 @@ class SharedLayer(DynamicLayer):
         super().__init__()
         self.lazy_initialization(filled.keys, filled.values)
         self.places, self.room, self.width = places, room, filled.keys.shape[-2]
+        self.held = 0
+        """Tokens of each completion that this layer has."""
         self.unread = False
         """Whether keys were written that nothing has attended to."""
 
@@ -156,13 +160,13 @@ class SharedLayer(DynamicLayer):
         """
         if self.unread or key_states.shape[-2] != 1:
             raise NotImplementedError("the model attends in a way of its own")
-        self.unread = True
+        self.unread, self.held = True, self.room.filled
         self._write(key_states, value_states)
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
         """Of the text so far, prompt and completion."""
-        return self.width + self.room.filled - self.unread
+        return self.width + self.held
 
     def attend(self, query: Float[Tensor, "r h 1 d"], scale: float) -> Float[Tensor, "r 1 h e"]:
         """What the queries of a step find: the mean of the values by the softmax of scale x query x key."""

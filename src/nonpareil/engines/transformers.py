@@ -4,6 +4,7 @@ The prompt is prefilled once for all samples of its group, the cache is written 
 completions leave the batch.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -70,6 +71,9 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.max_tokens_per_batch = max_tokens_per_batch
         self.packing = Packing(model)
+        self._turn = (
+            threading.RLock()
+        )  # a drawing sets the model's modes; a second thread's waits for its turn
         self.ways = Ways(model, self._forward)
         """How the samples of a prompt read its keys; every check asks which of them the model takes."""
         self.end_ids = end_token_ids(model, tokenizer)
@@ -164,7 +168,7 @@ class TransformersEngine:
         ]
         adapted = any(request.adapter for request in requests)
         adapters = row_adapters(self.model) if adapted else nullcontext()
-        with ExitStack() as modes:
+        with self._turn, ExitStack() as modes:
             modes.enter_context(generation_mode(self.model))
             modes.enter_context(quick_to_start(device_of(self.model)))
             self.ways.ask(requests)

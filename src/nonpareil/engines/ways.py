@@ -7,8 +7,9 @@ from transformers import Cache, PreTrainedModel
 from nonpareil.engines.attention import attention_configs
 from nonpareil.engines.batches import DrawRequest
 from nonpareil.engines.branches import BRANCHES, Forward, Prefilled, branches_for
-from nonpareil.engines.cache import is_in_place, takes_branches
+from nonpareil.engines.cache import in_place_cache, is_in_place, takes_branches
 from nonpareil.engines.key_order import KeyOrder
+from nonpareil.engines.load_check import LONGEST
 from nonpareil.models.devices import device_of
 
 SHARED, BRANCHED, COPIED = "shared", "branches", "copied"
@@ -34,17 +35,19 @@ class Ways:
 
     def to_try(self) -> list[str]:
         """What the model might take, the quickest first."""
-        if not takes_branches(type(self.model), self.model.config):
+        config = self.model.config
+        layers = in_place_cache(config, LONGEST)  # else the answer would be that of copies
+        if not takes_branches(type(self.model), config) or not is_in_place(layers):
             return []
         return [SHARED, BRANCHED] if attention_configs(self.model) else [BRANCHED]
 
     def ask(self, requests: Sequence[DrawRequest]) -> None:
         """What only rows as wide as these requests make them can tell; before rows have adapters of their own."""
         lengths = [len(prompt.token_ids) for request in requests for prompt in request.prompts]
-        counts = [request.num_generations for request in requests if request.num_generations]
-        if lengths and counts:
+        most = max((request.num_generations for request in requests), default=0)
+        if lengths and most:
             budget = max(request.sampling.max_completion_length for request in requests)
-            self.key_order.ask(self._masked_keys(max(lengths), budget, branches_for(counts, BRANCHES)))
+            self.key_order.ask(self._masked_keys(max(lengths), budget, branches_for([most], BRANCHES)))
 
     def of(self, prompts: Prefilled, counts: list[int]) -> str:
         """The way of one batch, with so many samples of each prompt."""

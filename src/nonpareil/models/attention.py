@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-WIDEST = 512
+WIDEST = 256
 """Most keys: attention's weights are kept for the backward pass, and grow with the square of a row's tokens."""
 
 
@@ -46,9 +46,9 @@ def _attention(
     autocast = torch.is_autocast_enabled(query.device.type)
     dtype = torch.get_autocast_dtype(query.device.type) if autocast else query.dtype
     square = query.shape[-2] == key.shape[-2] <= WIDEST
-    if not (
-        torch.is_grad_enabled() and dtype == torch.bfloat16 and square and query.dim() == 4 and not dropout_p
-    ):
+    learned = attn_mask is not None and attn_mask.requires_grad
+    ours = torch.is_grad_enabled() and dtype == torch.bfloat16 and square and query.dim() == 4
+    if not ours or learned or dropout_p:
         return usual(query, key, value, attn_mask, dropout_p, is_causal, **options)
     if groups := query.shape[1] // key.shape[1] if options.get("enable_gqa") else 0:
         key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))

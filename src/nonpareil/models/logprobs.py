@@ -117,7 +117,11 @@ def completion_token_logprobs(
     `sizes`: how many consecutive sequences, of one prompt, share each row (`packing`), of a model that takes such
     rows (`packing_check`); without it, each has its own.
     """
-    return within(model, _token_logprobs, sequences, temperature, sizes)
+    values = within(model, _token_logprobs, sequences, temperature, sizes)
+    if sizes is not None and not torch.is_grad_enabled() and not values.isfinite().all():
+        # NaN in one completion reaches all of its row; alone, each has its own numbers.
+        return within(model, _token_logprobs, sequences, temperature, None)
+    return values
 
 
 def _token_logprobs(

@@ -58,7 +58,10 @@ def takes_rows(model: PreTrainedModel, sequences: TokenSequences, rows: list[lis
     if width <= known[0] and length <= known[1]:
         return True
     shared = [row for row in (widest, longest) if len(row) > 1]
-    alike = all(_alike(model, sequences.select(row)) for row in shared)
+    answers = [_alike(model, sequences.select(row)) for row in shared]
+    if None in answers:
+        return False
+    alike = all(answers)
     _TAKEN[model] = (max(width, known[0]), max(length, known[1])) if alike else NEVER
     return alike
 
@@ -86,8 +89,11 @@ def _window(model: PreTrainedModel) -> float:
 
 
 @torch.no_grad()
-def _alike(model: PreTrainedModel, row: TokenSequences) -> bool:
-    """Whether a shared row's first and last completion have the log-probs that they have apart."""
+def _alike(model: PreTrainedModel, row: TokenSequences) -> bool | None:
+    """Whether a shared row's first and last completion have the log-probs that they have apart.
+
+    None where those are no numbers, which says nothing of the model.
+    """
     ends = [0, len(row) - 1]
     try:
         with torch.autocast(device_of(model).type, enabled=False):  # its rounding would hide what differs
@@ -97,6 +103,8 @@ def _alike(model: PreTrainedModel, row: TokenSequences) -> bool:
         raise
     except Exception:  # noqa: BLE001 - whatever a model of another kind makes of such a row
         return False
+    if not apart.isfinite().all():
+        return None
     lengths = torch.tensor([len(row.completion_ids[i]) for i in ends], device=apart.device)
     gaps = (together[:, : apart.shape[1]] - apart).abs().sum(-1) / lengths
     return bool((gaps <= TOLERANCE.get(model.dtype, 0.0)).all())

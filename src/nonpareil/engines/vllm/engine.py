@@ -264,7 +264,7 @@ class VLLMEngine:
             return self._loaded().generate(
                 [{"prompt_token_ids": ids} for ids in rows], params, use_tqdm=False, lora_request=lora
             )
-        except Exception:
+        except BaseException:  # Ctrl-C too
             # The requests of a failed call stay queued, and the next call would never come back.
             self.release()
             raise
