@@ -70,7 +70,8 @@ def test_loss_and_gradient_are_those_of_a_row_each(case: str, tmp_path: Path, ro
     row_each()
     separate_loss, separate, separate_passes = counted_step(trainers[1])
     torch.testing.assert_close(loss, separate_loss, rtol=1e-5, atol=1e-6)
-    assert_same(gradients, separate, rtol=1e-4, atol=1e-5)
+    largest = max(gradient.abs().max().item() for gradient in separate.values())
+    assert_same(gradients, separate, rtol=1e-4, atol=2e-5 * max(1.0, largest))  # rounding is of their size
     assert sum(gradient.abs().sum() for gradient in separate.values()) > 0.1
     assert sum(passes) < 0.8 * sum(separate_passes)
     if case == "tight":
