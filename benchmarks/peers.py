@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from step import SHAPES, make_config, make_model, make_tokenizer, spread
 from transformers import AutoModelForSequenceClassification
+from transformers.utils.logging import disable_progress_bar
 
 import nonpareil
 
@@ -250,6 +251,7 @@ def main() -> None:
         work = [one for one in work if one[0] == args.only]
     if args.cell:
         work = [one for one in work if args.cell in one[1].name]
+    disable_progress_bar()
     limits = machine()
     print(
         f"one thread: {limits['bf16_gflops']} GFLOP/s in bfloat16, {limits['read_gb_per_second']} GB/s read\n"
