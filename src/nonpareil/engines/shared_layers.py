@@ -5,6 +5,8 @@ of a prompt's completions meet its keys in one product. Plain products, since a 
 times their time where there is one query a row.
 """
 
+from abc import abstractmethod
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -33,8 +35,6 @@ class Places:
         """Prompts, and the places of each: as many as the largest group has samples."""
         self.uneven = prompts * self.each > len(prompt_of_row)
         self.place = prompt_of_row * self.each + rank
-        self.sample = torch.zeros(prompts * self.each, dtype=torch.long, device=rank.device)
-        self.sample[self.place] = torch.arange(len(rank), device=rank.device)
 
     def by_prompt(self, rows: Float[Tensor, "rk g n"], kv_heads: int) -> Float[Tensor, "bk mg n"]:
         """What belongs to samples and heads, by prompt, head and place; zero at an empty place."""
@@ -175,9 +175,9 @@ class SharedLayer(DynamicLayer):
         kv_heads = self.keys.shape[1]
         return self._mix(query.reshape(rows * kv_heads, -1, dim), scale).view(rows, 1, heads, -1)
 
+    @abstractmethod
     def take(self, rows: Int[Tensor, " r"], prompts: Int[Tensor, " b"], places: Places) -> None:
         """Only these samples, and these prompts, go on; `places` are theirs."""
-        raise NotImplementedError
 
     def _hold(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
@@ -189,11 +189,13 @@ class SharedLayer(DynamicLayer):
         if (more := tokens - self.keys.shape[-2]) > 0:
             self._hold(*(torch.nn.functional.pad(old, (0, 0, 0, more)) for old in (self.keys, self.values)))
 
+    @abstractmethod
     def _write(self, key_states: Tensor, value_states: Tensor) -> None:
-        raise NotImplementedError
+        """The new token's states, behind those before."""
 
+    @abstractmethod
     def _mix(self, queries: Float[Tensor, "rk g d"], scale: float) -> Float[Tensor, "rk g e"]:
-        raise NotImplementedError
+        """`attend`, of queries by sample and head."""
 
 
 class JointLayer(SharedLayer):
@@ -226,7 +228,7 @@ class JointLayer(SharedLayer):
 
     def take(self, rows: Int[Tensor, " r"], prompts: Int[Tensor, " b"], places: Places) -> None:
         """See `SharedLayer`."""
-        old, source = self.places.each, torch.zeros_like(places.sample)
+        old, source = self.places.each, places.place.new_zeros(places.prompts * places.each)
         source[places.place] = (self.places.place % old)[rows]
         source = source.view(places.prompts, 1, 1, places.each, 1)
 
