@@ -72,7 +72,7 @@ def memory_estimate(policy: "LocalPolicy", config: "DistillationConfig", method:
     if config.use_peft:
         anchor = adapters if draws and any(anchor_motion(config, method)) else 0
     else:
-        anchor = parameters * draws
+        anchor = parameters * method.needs_anchor
     optimizer = str(getattr(config.optim, "value", config.optim))  # an enum, whose str() is not its value
     compute = "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
     copied = 0 if config.use_peft else parameters * draws
