@@ -24,7 +24,7 @@ def dry_run(options: DistillOptions, config: "DistillationConfig", method: "Meth
         NonpareilError: as a training, before it loads a model.
     """
     policy = trained_policy(options, config, "float32")
-    groups, prompts = training_data(options, config, method, policy)
+    groups, prompts, _ = training_data(options, config, method, policy)
     if groups is not None:
         training_reward(options, config, policy, stored=True)
     return _plan(policy, config, method, prompts)
