@@ -41,7 +41,7 @@ class CreditedMethod(Method):
 
     It trains on stored groups with credits; policy and reference both make a pass over the completions, so that
     the reference is held beside the policy. A prompt's loss is the mean over its completions of the sum over their
-    tokens. A completion without credits or tokens, or whose reward failed, takes no part.
+    tokens. A completion without credits, or whose reward failed, takes no part.
     """
 
     stored_groups: ClassVar = "required"
@@ -79,7 +79,7 @@ def trained_credits(draws: CreditedDraws) -> Iterator[tuple[int, int, Credits]]:
     usable: Bool[Tensor, "b m"] = ~draws.anchor_rewards.isnan()
     for row, place in usable.nonzero().tolist():
         credits = draws.credits[row, place]
-        if credits is not None and len(credits):
+        if credits is not None:
             yield row, place, credits
 
 

@@ -52,7 +52,8 @@ class ValueDistillation(CreditedMethod):
     def metrics(self, draws: ScoredDraws) -> dict[str, float]:
         """Of the reference's next tokens at all positions that are trained on; `target_kl` of whole completions.
 
-        `target_kl` is by how much the loss can fall, nats: the share -loss / target_kl is learnt.
+        `target_kl` is by how much the loss can fall, nats: the share -loss / target_kl is learnt. Beyond 1 it is
+        the noise of candidates drawn from the tail that is learnt.
         """
         assert isinstance(draws, CreditedDraws)
         every = [credits for _, _, credits in trained_credits(draws)]

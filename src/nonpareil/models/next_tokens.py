@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from nonpareil.maths.tilted_targets import candidate_log_ratios
 from nonpareil.models.adapters import REFERENCE, row_adapters
-from nonpareil.models.logprobs import TokenSequences, chunks, predicting_states
+from nonpareil.models.logprobs import TokenSequences, chunks, output_head_is_plain, predicting_states
 
 Head = Callable[[Tensor], Tensor]
 
@@ -39,8 +39,11 @@ def next_token_log_ratios(
         sizes: how many sequences share a row, as `models.logprobs.completion_token_logprobs` takes them.
     """
     rows = len(sequences) if sizes is None else len(sizes)
-    with torch.no_grad(), _reference(policy, reference, rows) as model:
+    with _reference(
+        policy, reference, rows
+    ) as model:  # in the policy's grad mode, by which attention is chosen
         before, _, _, reference_head = predicting_states(model, sequences, sizes)
+    before = before.detach()
     states, _, _, policy_head = predicting_states(policy, sequences, sizes)
     log_ratios, kls = [], []
     for chunk in chunks(states, 2 * policy.config.get_text_config().vocab_size):
@@ -75,5 +78,6 @@ def _reference(
     if reference is not None:
         yield reference
         return
+    output_head_is_plain(policy)  # asks with one row of its own, and so before rows have adapters
     with row_adapters(policy, [REFERENCE] * rows):
         yield policy
