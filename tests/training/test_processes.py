@@ -28,6 +28,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "adamw": {"learning_rate": 1e-3, "adam_epsilon": 1e-2, "save_strategy": "steps", "save_steps": 2},
     "bond": {**SGD, "method": "bond", "n": 2, "num_generations": 2, "num_reference_samples": 3},
     "regression": {**SGD, "method": "regression", "n": 2, "stored": True},
+    "credited": {**SGD, "method": "value_distillation", "stored": True, "credited": True},
     "ppo": {
         **SGD,
         "method": "vbon",
