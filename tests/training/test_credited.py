@@ -2,9 +2,9 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from nonpareil.errors import ConfigError, DataError
 from nonpareil.methods.value_distillation import ValueDistillation
 from nonpareil.records import Group
 from nonpareil.training import DistillationTrainer
+from nonpareil.training import method as training_method
 from nonpareil.training.step import accumulate
 from nonpareil.training.step.credited import CreditedPasses
 from tests.tiny import END, GOOD, make_tokenizer
@@ -280,14 +281,28 @@ def test_credits_are_asked_for_and_refused_by_name(tmp_path: Path) -> None:
         make_trainer(tmp_path, groups=groups, credits=[], **METHOD)
 
 
-def test_weights_in_shards_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nonpareil.training.config import DistillationConfig
-    from nonpareil.training.method import check_method
+def test_zero_3_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_method, "zero_requested", lambda: True)
+    groups = stored_groups(M)
+    with pytest.raises(ConfigError, match="method=value_distillation with ZeRO-3 is not supported"):
+        make_trainer(tmp_path, groups=groups, credits=stored_credits(groups), **METHOD)
 
-    monkeypatch.setattr(DistillationConfig, "_check_processes", lambda self: None)
-    args = DistillationConfig(output_dir=str(tmp_path), shard_weights=True, use_cpu=True, report_to="none")
-    with pytest.raises(ConfigError, match="shard_weights with method=value_distillation is not supported"):
-        check_method(args, ValueDistillation(), stored=True, credited=True)
+
+@dataclass(frozen=True)
+class Drawing(ValueDistillation):
+    policy_draws: ClassVar = 2
+
+
+@dataclass(frozen=True)
+class Moving(ValueDistillation):
+    anchor_ema_rate: ClassVar = 0.1
+
+
+@pytest.mark.parametrize("method", [Drawing(), Moving()])
+def test_ones_own_that_draws_or_moves_its_reference_is_refused(method: Any, tmp_path: Path) -> None:
+    groups = stored_groups(M)
+    with pytest.raises(ConfigError, match="is a CreditedMethod, which draws nothing, has a fixed reference"):
+        make_trainer(tmp_path, groups=groups, credits=stored_credits(groups), method=method)
 
 
 def changed(credits: Any, groups: list[Group], **values: Any) -> Any:
