@@ -30,3 +30,30 @@ class FitSettings:
     seed: int = option(
         0, "Of the order of completions, and of which prompts are held out.", at_least=0, at_most=SEED
     )
+
+
+@dataclass
+class CreditSettings:
+    """What is credited: next tokens of some stored completions, for one target."""
+
+    HEADING: ClassVar = "Credits"
+
+    n: float = option(
+        4.0,
+        "Strength: the target wins as often as best-of-n.",
+        above=1,
+        why="best-of-1 is the reference itself",
+    )
+    target: str = option(
+        "tilt",
+        "tilt (the exponential tilt, of the least KL for its win rate) or best_of_n.",
+        choices=("tilt", "best_of_n"),
+    )
+    completions_per_prompt: int = option(1, "Completions that are credited.", at_least=1)
+    likeliest: int = option(32, "Likeliest next tokens to credit at each position.", at_least=1)
+    from_tail: int = option(16, "Further ones, drawn from the rest.", at_least=0)
+
+    @property
+    def candidates(self) -> int:
+        """At each position, with the completion's own token."""
+        return 1 + self.likeliest + self.from_tail
