@@ -38,7 +38,7 @@ class CreditSettings:
 
     HEADING: ClassVar = "Credits"
 
-    n: float = option(
+    target_n: float = option(
         4.0,
         "Strength: the target wins as often as best-of-n.",
         above=1,
@@ -49,7 +49,7 @@ class CreditSettings:
         "tilt (the exponential tilt, of the least KL for its win rate) or best_of_n.",
         choices=("tilt", "best_of_n"),
     )
-    completions_per_prompt: int = option(1, "Completions that are credited.", at_least=1)
+    credited_completions: int = option(1, "Completions of each prompt that are credited.", at_least=1)
     likeliest: int = option(32, "Likeliest next tokens to credit at each position.", at_least=1)
     from_tail: int = option(16, "Further ones, drawn from the rest.", at_least=0)
 
