@@ -117,6 +117,7 @@ def _spent_rows(evaluation: Evaluation) -> Iterator[Row]:
     yield Row(section, "KL, nats", kl, note, columns=(Column("kl", "KL, nats", kl.estimate, brief=True),))
     yield Row(section, "log-ratio, nats", evaluation.log_ratio, evaluation.log_ratio_estimator)
     ties = ", ties counted" if evaluation.rewards_tie else ""
+    yield _rho_squared_row(section, evaluation)
     largest, worth = evaluation.largest_n, evaluation.equivalent_n
     least = f"least KL for this win rate{ties} / KL; at most 1 but for noise"
     if ties and largest + 1 < _FEW_DRAWS:
@@ -132,6 +133,19 @@ def _spent_rows(evaluation: Evaluation) -> Iterator[Row]:
         same += "; below 1 is worse than the reference"
     column = Column("equivalent_n", "worth best-of-", _estimate(worth), 2, largest)
     yield Row(section, "worth best-of-x", worth, same, 2, largest, columns=(column,))
+
+
+def _rho_squared_row(section: str, evaluation: Evaluation) -> Row:
+    rho, efficiency = evaluation.rho_squared, evaluation.kl_efficiency
+    note = "squared correlation of the log-ratio with the reward's quantile: the KL efficiency of a small step this way"
+    if rho is None:
+        note += "; needs both to vary, and three reference rewards per prompt where rewards tie"
+    elif rho.high < 0:
+        note += "; negative: the policy turns from the reward"
+    elif efficiency and rho.low > efficiency.high:
+        note += "; above the KL efficiency: less strength would waste less"
+    column = Column("rho_squared", "rho²", _estimate(rho), 2)
+    return Row(section, "direction, rho²", rho, note, columns=(column,))
 
 
 def _target_rows(evaluation: Evaluation) -> Iterator[Row]:

@@ -2,14 +2,17 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from nonpareil.commands.compare.over_seeds import Metrics, OverSeeds, mean_of, over_seeds
 from nonpareil.commands.compare.pairs import Pair, dominated_by, pairs_of
+from nonpareil.commands.compare.seeds import SeedAgreement, refuse_other_draws, seed_agreements
 from nonpareil.errors import DataError
 from nonpareil.evaluation.curve import CurvePoint
 from nonpareil.evaluation.evaluation import Evaluation
+from nonpareil.evaluation.log_ratios import LogRatios, read_log_ratios
 from nonpareil.evaluation.rows import summary_rows
 from nonpareil.evaluation.worth import BestOfNPoint, PlanePoint
 from nonpareil.files import jsonable
@@ -55,6 +58,8 @@ class RunRecord:
     """Relative to the comparison's."""
     stored: bool = False
     """Whether it learnt from the stored pool, which is the same for all seeds."""
+    log_ratios: LogRatios | None = None
+    """On the reference's completions; without those of all runs nothing is said of how seeds agree."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,8 @@ class ComparisonReport:
     methods: tuple[MethodRow, ...]
     pairs: tuple[Pair, ...]
     """Every two methods, prompt by prompt."""
+    agreements: tuple[SeedAgreement, ...]
+    """Of the methods with two seeds or more: noise and direction."""
     runs: tuple[RunRecord, ...]
     num_prompts: int
     n: tuple[int, ...]
@@ -119,12 +126,16 @@ class ComparisonReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; what cannot be computed is null, infinities are the texts "Infinity" and "-Infinity".
 
-        The metrics of each prompt are left to the runs' own reports.
+        The metrics of each prompt and completion are left to the runs' own folders.
         """
-        content = jsonable(self, keep_infinities=True)
+        runs = tuple(replace(run, log_ratios=None) for run in self.runs)
+        content = jsonable(replace(self, runs=runs), keep_infinities=True)
         for row in content["methods"]:
             row["figures"] = row.pop("metrics")
+        for row, agreement in zip(content["agreements"], self.agreements, strict=True):
+            row["would_help"] = agreement.would_help
         for run in content["runs"]:
+            del run["log_ratios"]
             for each in (run, *run["checkpoints"]):
                 del each["evaluation"]["by_prompt"]
         return content
@@ -136,8 +147,8 @@ def compare_runs(runs: Sequence[RunRecord], curve: Sequence[CurvePoint]) -> Comp
     Methods keep the order of their first run.
 
     Raises:
-        DataError: no runs, two of one method and seed, or runs whose protocols differ (each difference is
-            named).
+        DataError: no runs, two of one method and seed, runs whose protocols differ (each difference is named), or
+            that were evaluated on other completions of the reference.
     """
     if not runs:
         raise DataError("there is no finished run to compare")
@@ -155,6 +166,7 @@ def compare_runs(runs: Sequence[RunRecord], curve: Sequence[CurvePoint]) -> Comp
     return ComparisonReport(
         methods=tuple(_row(name, rs, dominated[name]) for name, rs in by_name.items()),
         pairs=pairs,
+        agreements=_agreements(by_name),
         runs=tuple(runs),
         num_prompts=first.num_prompts,
         n=tuple(kl_of_best),
@@ -184,6 +196,16 @@ def _row(name: str, runs: Sequence[RunRecord], dominated_by: tuple[str, ...]) ->
     )
 
 
+def _agreements(by_name: Mapping[str, Sequence[RunRecord]]) -> tuple[SeedAgreement, ...]:
+    runs = [run for of_method in by_name.values() for run in of_method]
+    known = {f"{run.name}, seed {run.seed}": run.log_ratios for run in runs if run.log_ratios is not None}
+    if len(known) < len(runs):
+        return ()
+    refuse_other_draws(known)
+    ratios = {name: [known[f"{name}, seed {run.seed}"] for run in of] for name, of in by_name.items()}
+    return seed_agreements(ratios, {run.name for run in runs if run.stored})
+
+
 def metrics_of(evaluation: Evaluation, spent: Cost) -> Metrics:
     """What is averaged over seeds, by name: what the evaluation's rows say of it, and what the run took."""
     metrics: Metrics = {"gold_win_rate": None, "gold_reward": None}  # there without a gold reward too
@@ -208,7 +230,23 @@ def read_evaluation(label: str, content: Mapping[str, Any]) -> Evaluation:
             return Evaluation.from_dict(content)
     except DataError as error:
         lacks = f"did not write what is compared ({error})"
-    raise DataError(
+    raise _earlier_version(label, lacks)
+
+
+def log_ratios_of(label: str, folder: Path) -> LogRatios:
+    """A run's log-ratios from the folder of its evaluation.
+
+    Raises:
+        DataError: they are not there, as in an evaluation by an earlier version.
+    """
+    try:
+        return read_log_ratios(folder)
+    except DataError as error:
+        raise _earlier_version(label, f"did not write what is compared ({error})") from error
+
+
+def _earlier_version(label: str, lacks: str) -> DataError:
+    return DataError(
         f"{label} was evaluated by an earlier version, which {lacks}: evaluate anew (--overwrite)"
     )
 
