@@ -41,6 +41,15 @@ class LogRatios:
     rewards: Float[Tensor, "b m"]
     """NaN where the reward failed."""
 
+    def same_draws(self, other: "LogRatios") -> bool:
+        """Whether both are of the same completions of the same prompts, with the same rewards."""
+        return (
+            (self.prompt_ids, self.completions) == (other.prompt_ids, other.completions)
+            and self.rewards.shape == other.rewards.shape
+            and torch.equal(self.rewards.isnan(), other.rewards.isnan())
+            and torch.equal(self.rewards.nan_to_num(nan=0.0), other.rewards.nan_to_num(nan=0.0))
+        )
+
 
 def write_log_ratios(folder: Path, groups: Sequence[Group], log_ratio: Float[Tensor, "b m"]) -> Path:
     """One row per prompt, its completions in the order of its group; the file is replaced in one step."""

@@ -14,10 +14,10 @@ def rho_squared_of(
 ) -> Interval | None:
     """The squared correlation, within prompts, of log pi - log pi_ref with the quantile u of the reward.
 
-    Both of the reference's completions; failed rewards (NaN) are left out with their completion. The moments are
-    means over prompts: `Cov(l, u)^2 / (Var(l) Var(u))`, negative where the covariance is. For a policy
-    `pi_ref exp(s l)`, s towards 0, the win rate is `1/2 + s Cov(l, u)`, the KL `s^2 Var(l) / 2`, and the least KL for
-    that win rate `(s Cov(l, u))^2 / (2 Var(u))`: their ratio, the KL efficiency, is this.
+    Both of the reference's completions; failed rewards (NaN) are left out with their completion. It is
+    `Cov(l, u)^2 / (Var(l) Var(u))`, each a mean over prompts; negative where the covariance is. For a policy
+    proportional to `pi_ref exp(s l)`, s towards 0, the win rate is `1/2 + s Cov(l, u)`, the KL `s^2 Var(l) / 2`,
+    and the least KL for that win rate `(s Cov(l, u))^2 / (2 Var(u))`: their ratio, the KL efficiency, is this.
 
     None where the log-ratio or the reward is the same throughout every prompt, where rewards tie and no prompt has
     three, or with fewer than two.

@@ -137,7 +137,9 @@ def _spent_rows(evaluation: Evaluation) -> Iterator[Row]:
 
 def _rho_squared_row(section: str, evaluation: Evaluation) -> Row:
     rho, efficiency = evaluation.rho_squared, evaluation.kl_efficiency
-    note = "squared correlation of the log-ratio with the reward's quantile: the KL efficiency of a small step this way"
+    note = (
+        "squared correlation of log-ratio and reward's quantile: the KL efficiency of a small step this way"
+    )
     if rho is None:
         note += "; needs both to vary, and three reference rewards per prompt where rewards tie"
     elif rho.high < 0:

@@ -1,9 +1,8 @@
 """How a number of each draw goes with the reward's quantile within a prompt: unbiased moments, whatever m is.
 
 The quantile u of a completion is the middle of its tie class under the reference, `P(R < r) + P(R = r) / 2`, which
-has mean 1/2. It is known by m draws per prompt, so that ranks stand for it; a correlation with the ranks themselves
-would be too low (by some 12% of its square with 16 draws). Here pairs and triples of draws stand in place of it,
-whose means are those of u itself:
+has mean 1/2. It is known by the ranks of m draws per prompt alone, and a correlation with those is too low: its
+square by 1 / (m + 1) of itself where none tie. Here pairs and triples of draws stand in place of u, with its means:
 
 - Cov(x, u): of two draws, `E[(x - x') sign(r - r')] = 4 Cov(x, u)`;
 - Var(u): `(1 - sum of p^3) / 12` over tie classes of mass p, of which three draws that all tie tell the sum.
@@ -41,7 +40,7 @@ def quantile_variance(rewards: Float[Tensor, "b m"]) -> Float[Tensor, " b"]:
     counts = count_among(rewards, rewards)
     valid = counts.valid[:, 0].double()
     if bool(without_ties(rewards).all()):
-        return torch.where(valid > 1, CONTINUOUS_VARIANCE, torch.nan).double()
+        return torch.full_like(valid, CONTINUOUS_VARIANCE).masked_fill(valid < 2, torch.nan)
     others = (counts.at_or_below - counts.below - 1).double()
     tied = torch.where(rewards.isnan(), 0.0, others * (others - 1)).sum(1)
     triples = valid * (valid - 1) * (valid - 2)

@@ -78,7 +78,7 @@ class Evaluator:
         return True
 
     def _are_earlier(self, plans: Sequence[RunPlan], *, overwrite: bool) -> bool:
-        """Whether a finished evaluation lacks what is compared; told now, and not after the other runs' training."""
+        """Whether an evaluation lacks what is compared; told now, and not after the other runs' training."""
         try:
             for plan in plans:
                 self.record(plan, 0.0)
@@ -117,13 +117,8 @@ class Evaluator:
         Raises:
             DataError: an evaluation by an earlier version.
         """
-        from nonpareil.commands.compare.results import (
-            Checkpoint,
-            Cost,
-            RunRecord,
-            log_ratios_of,
-            read_evaluation,
-        )
+        from nonpareil.commands.compare.results import Checkpoint, Cost, RunRecord
+        from nonpareil.commands.compare.stored_evaluations import log_ratios_of, read_evaluation
 
         folder = plan.folder / "evaluation"
         done, protocol = read_json(plan.folder / "done.json"), read_json(folder / FINAL / PROTOCOL)

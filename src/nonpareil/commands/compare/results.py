@@ -3,16 +3,15 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from nonpareil.commands.compare.over_seeds import Metrics, OverSeeds, mean_of, over_seeds
 from nonpareil.commands.compare.pairs import Pair, dominated_by, pairs_of
-from nonpareil.commands.compare.seeds import SeedAgreement, refuse_other_draws, seed_agreements
+from nonpareil.commands.compare.seeds import SeedAgreement, seed_agreements
 from nonpareil.errors import DataError
 from nonpareil.evaluation.curve import CurvePoint
 from nonpareil.evaluation.evaluation import Evaluation
-from nonpareil.evaluation.log_ratios import LogRatios, read_log_ratios
+from nonpareil.evaluation.log_ratios import LogRatios
 from nonpareil.evaluation.rows import summary_rows
 from nonpareil.evaluation.worth import BestOfNPoint, PlanePoint
 from nonpareil.files import jsonable
@@ -82,7 +81,7 @@ class MethodRow:
     """By the names of `metrics_of`; `figures` in comparison.json."""
     path: tuple[PathPoint, ...]
     dominated_by: tuple[str, ...]
-    """Methods that paired intervals show to win no less at no more KL, one of them better; none: on the front."""
+    """What paired intervals show to win no less at no more KL, one of them better; none: on the front."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +158,9 @@ def compare_runs(runs: Sequence[RunRecord], curve: Sequence[CurvePoint]) -> Comp
     by_name: dict[str, list[RunRecord]] = {}
     for run in runs:
         by_name.setdefault(run.name, []).append(run)
-    pairs = pairs_of({name: [r.evaluation.by_prompt for r in rs] for name, rs in by_name.items()})
-    dominated = dominated_by(list(by_name), pairs)
+    by_prompt = {name: [r.evaluation.by_prompt for r in rs] for name, rs in by_name.items()}
+    pairs = pairs_of(by_prompt)
+    dominated = dominated_by(by_prompt, pairs)
     first = runs[0].evaluation
     kl_of_best = {target.n: target.kl_upper_bound for target in first.targets}
     return ComparisonReport(
@@ -197,13 +197,13 @@ def _row(name: str, runs: Sequence[RunRecord], dominated_by: tuple[str, ...]) ->
 
 
 def _agreements(by_name: Mapping[str, Sequence[RunRecord]]) -> tuple[SeedAgreement, ...]:
-    runs = [run for of_method in by_name.values() for run in of_method]
-    known = {f"{run.name}, seed {run.seed}": run.log_ratios for run in runs if run.log_ratios is not None}
-    if len(known) < len(runs):
+    known = {
+        name: {run.seed: run.log_ratios for run in runs if run.log_ratios is not None}
+        for name, runs in by_name.items()
+    }
+    if any(len(known[name]) < len(runs) for name, runs in by_name.items()):
         return ()
-    refuse_other_draws(known)
-    ratios = {name: [known[f"{name}, seed {run.seed}"] for run in of] for name, of in by_name.items()}
-    return seed_agreements(ratios, {run.name for run in runs if run.stored})
+    return seed_agreements(known, {name for name, runs in by_name.items() if any(run.stored for run in runs)})
 
 
 def metrics_of(evaluation: Evaluation, spent: Cost) -> Metrics:
@@ -212,43 +212,6 @@ def metrics_of(evaluation: Evaluation, spent: Cost) -> Metrics:
     for row in summary_rows(evaluation):
         metrics |= {column.name: column.value for column in row.columns}
     return {**metrics, **vars(spent)}
-
-
-def read_evaluation(label: str, content: Mapping[str, Any]) -> Evaluation:
-    """A run's evaluation from its report.json; `label` names the run.
-
-    Raises:
-        DataError: an evaluation by an earlier version, which lacks what is compared here.
-    """
-    lacks = None
-    if "frontier" not in content["comparison"]:
-        lacks = "knew no ties"
-    elif "by_prompt" not in content:
-        lacks = "kept no metrics of each prompt"
-    try:
-        if lacks is None:
-            return Evaluation.from_dict(content)
-    except DataError as error:
-        lacks = f"did not write what is compared ({error})"
-    raise _earlier_version(label, lacks)
-
-
-def log_ratios_of(label: str, folder: Path) -> LogRatios:
-    """A run's log-ratios from the folder of its evaluation.
-
-    Raises:
-        DataError: they are not there, as in an evaluation by an earlier version.
-    """
-    try:
-        return read_log_ratios(folder)
-    except DataError as error:
-        raise _earlier_version(label, f"did not write what is compared ({error})") from error
-
-
-def _earlier_version(label: str, lacks: str) -> DataError:
-    return DataError(
-        f"{label} was evaluated by an earlier version, which {lacks}: evaluate anew (--overwrite)"
-    )
 
 
 def refuse_mixed(protocols: Mapping[str, Mapping[str, Any]]) -> None:

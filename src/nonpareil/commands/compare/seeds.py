@@ -6,7 +6,7 @@ variance that is no noise, `corr(l_A, u) corr(l_B, u) / corr(l_A, l_B)` is rho s
 quantile, and rho squared is the product of the two.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, pairwise
 
@@ -66,26 +66,29 @@ class SeedAgreement:
         return NEITHER
 
 
-def seed_agreements(runs: Mapping[str, Sequence[LogRatios]], stored: set[str]) -> tuple[SeedAgreement, ...]:
-    """Of every method with two seeds or more; `stored` are those that learnt from a stored pool.
+def seed_agreements(
+    runs: Mapping[str, Mapping[int, LogRatios]], stored: Collection[str]
+) -> tuple[SeedAgreement, ...]:
+    """Of every method with two seeds or more, from each seed's log-ratios.
 
-    All must be of the same completions, as `refuse_other_draws` sees to.
-    """
-    return tuple(_agreement(name, of, name in stored) for name, of in runs.items() if len(of) > 1)
-
-
-def refuse_other_draws(runs: Mapping[str, LogRatios]) -> None:
-    """Refuse runs, by their labels, that were not evaluated on the same completions of the reference.
+    `stored` are the methods that learn from the one stored pool.
 
     Raises:
-        DataError: naming two of them.
+        DataError: runs, of whatever method, that were not evaluated on the same completions of the reference.
     """
+    _refuse_other_draws(
+        {f"{name}, seed {seed}": run for name, seeds in runs.items() for seed, run in seeds.items()}
+    )
+    return tuple(
+        _agreement(name, list(seeds.values()), name in stored)
+        for name, seeds in runs.items()
+        if len(seeds) > 1
+    )
+
+
+def _refuse_other_draws(runs: Mapping[str, LogRatios]) -> None:
     for (first, one), (second, other) in pairwise(runs.items()):
-        same = one.prompt_ids == other.prompt_ids and one.completions == other.completions
-        if not (
-            same
-            and torch.equal(one.rewards.nan_to_num(nan=torch.inf), other.rewards.nan_to_num(nan=torch.inf))
-        ):
+        if not one.same_draws(other):
             raise DataError(
                 f"{first} and {second} were evaluated on other completions of the reference, or other rewards of "
                 "them, so their metrics cannot be paired: evaluate anew (--overwrite)"
@@ -124,7 +127,7 @@ def _agreement(name: str, runs: Sequence[LogRatios], one_pool: bool) -> SeedAgre
 
 
 def _interval(covariances: Sequence[Tensor], statistic: Statistic) -> Interval | None:
-    """Of a function of correlations [s, n, n], from the n variables' covariances per prompt, row by row from i <= j.
+    """Of a function of correlations [s, n, n], from each prompt's covariances of n variables, i <= j row by row.
 
     None where a variable has no variance, or it is not known.
     """

@@ -101,7 +101,7 @@ def _gain(report: ComparisonReport) -> TextTable:
         f"reference groups has this win rate, reported up to {report.largest_n}; both count ties. "
         "Length: change from the reference. "
         "On the front: no other method is shown to win no less at no more KL, one of the two better, by the "
-        "intervals below. Best-of-N draws N samples per answer"
+        "intervals below, nor the reference to win more than it at no KL. Best-of-N draws N samples per answer"
         f"{'; its success rate is pass@N' if report.zero_one else ''}."
     ) + _one_pool(report)
     header = ["method", *(column.label or "" for column in columns), "on the front"]
@@ -164,17 +164,17 @@ def seeds_table(report: ComparisonReport) -> TextTable:
     ]
     pooled = ", ".join(each.name for each in report.agreements if each.one_pool)
     note = (
-        "rho²: squared correlation, within prompts, of the log-ratio with the reward's quantile on the reference's "
-        "completions; the KL efficiency of a small step in the policy's direction. Two seeds' log-ratios correlate as "
-        "far as they are not noise: rho² = correlation x rho² without noise, what any amount of data would reach by "
-        "the same step, loss and credit. Named is what would raise rho² by a quarter or more: a factor whose 95% "
-        f"interval over prompts lies below {number(WORTH_MENDING, 1)}. What all seeds share, such as the training "
-        "prompts, is not seen as noise."
+        "rho²: squared correlation, within prompts, of the log-ratio with the reward's quantile on the "
+        "reference's completions; the KL efficiency of a small step in the policy's direction. Two seeds' "
+        "log-ratios correlate as far as they are not noise: rho² = correlation x rho² without noise, which any "
+        "amount of data would reach by the same step, loss and credit. Named is what would raise rho² by a "
+        "quarter or more: a factor whose 95% interval over prompts, for these seeds, lies below "
+        f"{number(WORTH_MENDING, 1)}. What all seeds share, such as the training prompts, is not seen as noise."
     )
     if pooled:
         note += (
-            f" One stored pool serves every seed of {pooled}: its noise is in what their seeds have in common, so that "
-            "their correlation is too high, and rho² without noise too low."
+            f" One stored pool serves every seed of {pooled}: its noise is in what their seeds have in common, "
+            "so that their correlation is too high, and rho² without noise too low."
         )
     return TextTable("Noise or direction", note, header, rows, brief=(0, 1, 4, 5))
 
