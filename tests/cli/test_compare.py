@@ -309,16 +309,10 @@ def test_evaluations_by_an_earlier_version_are_refused_and_overwrite_makes_them_
     assert "copy, seed 0 was evaluated by an earlier version" in error
     assert "log_ratios.parquet cannot be read" in error
     assert not (files / "out/runs/copy/seed-1/model").exists()
-    report = json.loads((final / "report.json").read_text())
-    del report["evaluation"]["rho_squared"]
-    (final / "report.json").write_text(json.dumps(report))
-    status, _, error = comparison(seeds=[0])
-    assert status == 1
-    assert "evaluation.rho_squared is missing" in error
     status, _, error = comparison("--overwrite", seeds=[0])
     assert status == 0, error
     assert "trained already" in error
-    assert "rho_squared" in json.loads((final / "report.json").read_text())["evaluation"]
+    assert (final / "log_ratios.parquet").is_file()
 
 
 def test_a_policy_replaced_behind_its_path_is_noticed(comparison, files):
