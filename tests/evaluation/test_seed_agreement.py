@@ -50,7 +50,7 @@ def seeds_of(direction, noise, num_seeds=2, prompts=PROMPTS, zero_one=False, str
 
 
 def agreement(seeds, one_pool=False):
-    (found,) = seed_agreements({"m": seeds}, {"m"} if one_pool else set())
+    (found,) = seed_agreements({"m": list(seeds.values())}, {"m"} if one_pool else set())
     return found
 
 
@@ -136,7 +136,7 @@ def test_what_cannot_be_told_is_none():
     found = agreement(tied)
     assert near(found.correlation, 0.5)
     assert (found.rho_squared, found.without_noise) == (None, None)
-    assert seed_agreements({"m": dict(list(seeds.items())[:1])}, set()) == ()
+    assert seed_agreements({"m": [seeds[0]]}, set()) == ()
 
 
 def test_a_completion_whose_reward_failed_is_left_out():
@@ -151,13 +151,16 @@ def test_a_completion_whose_reward_failed_is_left_out():
 
 
 def test_runs_on_other_draws_of_the_reference_are_refused():
-    seeds = seeds_of(0.5, 0.5)
+    runs = compared()
+    seeds = seeds_of(0.3, 0.05)
     other = replace(seeds[0], completions=("x", *seeds[0].completions[1:]))
-    with pytest.raises(DataError, match=r"a, seed 1 and b, seed 0 were evaluated on other completions"):
-        seed_agreements({"a": seeds, "b": {0: other}}, set())
+    with pytest.raises(DataError, match=r"two, seed 1 and alone, seed 0 were evaluated on other completions"):
+        compare_runs([*runs[:-1], replace(runs[-1], log_ratios=other)], CURVE)
     rescored = replace(seeds[1], rewards=seeds[1].rewards.flip(1))
-    with pytest.raises(DataError, match=r"a, seed 0 and a, seed 1 .*or other rewards of them.*--overwrite"):
-        seed_agreements({"a": {0: seeds[0], 1: rescored}}, set())
+    with pytest.raises(
+        DataError, match=r"one, seed 0 and one, seed 1 .*or other rewards of them.*--overwrite"
+    ):
+        compare_runs([runs[0], replace(runs[1], log_ratios=rescored)], CURVE)
 
 
 # --- In the comparison

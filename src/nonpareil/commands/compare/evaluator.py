@@ -56,11 +56,11 @@ class Evaluator:
         )
 
     def is_stale(self, plans: Sequence[RunPlan], *, overwrite: bool) -> bool:
-        """Whether evaluations of other settings or an earlier version are there: refused without `overwrite`.
+        """Whether evaluations are there that cannot be compared with those to come: refused without `overwrite`.
 
         Raises:
-            ConfigError: naming what differs.
-            DataError: naming the run and what its evaluation lacks.
+            ConfigError: naming the settings that differ.
+            DataError: naming runs by an earlier version, or that were not measured alike.
         """
         from nonpareil.commands.compare.results import other_settings
 
@@ -68,7 +68,7 @@ class Evaluator:
         if not file.exists() and not (self.root / REFERENCE).exists():
             return False  # nothing was drawn: the file comes first
         if not (differences := other_settings(self.settings, read_json(file) or {})):
-            return self._are_earlier(plans, overwrite=overwrite)
+            return self._are_unlike(plans, overwrite=overwrite)
         if not overwrite:
             raise ConfigError(
                 "the evaluations were made with other settings (there instead of now):\n"
@@ -77,11 +77,13 @@ class Evaluator:
             )
         return True
 
-    def _are_earlier(self, plans: Sequence[RunPlan], *, overwrite: bool) -> bool:
-        """Whether an evaluation lacks what is compared; told now, and not after the other runs' training."""
+    def _are_unlike(self, plans: Sequence[RunPlan], *, overwrite: bool) -> bool:
+        """Whether those that are there cannot be compared; told now, and not after the other runs' training."""
+        from nonpareil.commands.compare.results import refuse_unlike
+
         try:
-            for plan in plans:
-                self.record(plan, 0.0)
+            found = [self.record(plan, 0.0) for plan in plans]
+            refuse_unlike([record for record in found if record is not None])
         except DataError:
             if overwrite:
                 return True

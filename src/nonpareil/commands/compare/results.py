@@ -7,7 +7,7 @@ from typing import Any
 
 from nonpareil.commands.compare.over_seeds import Metrics, OverSeeds, mean_of, over_seeds
 from nonpareil.commands.compare.pairs import Pair, dominated_by, pairs_of
-from nonpareil.commands.compare.seeds import SeedAgreement, seed_agreements
+from nonpareil.commands.compare.seeds import SeedAgreement, refuse_other_draws, seed_agreements
 from nonpareil.errors import DataError
 from nonpareil.evaluation.curve import CurvePoint
 from nonpareil.evaluation.evaluation import Evaluation
@@ -151,10 +151,10 @@ def compare_runs(runs: Sequence[RunRecord], curve: Sequence[CurvePoint]) -> Comp
     """
     if not runs:
         raise DataError("there is no finished run to compare")
-    labels = [f"{run.name}, seed {run.seed}" for run in runs]
+    labels = [_label(run) for run in runs]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         raise DataError(f"these runs are there twice: {'; '.join(twice)}")
-    refuse_mixed(dict(zip(labels, (run.protocol for run in runs), strict=True)))
+    refuse_unlike(runs)
     by_name: dict[str, list[RunRecord]] = {}
     for run in runs:
         by_name.setdefault(run.name, []).append(run)
@@ -197,13 +197,12 @@ def _row(name: str, runs: Sequence[RunRecord], dominated_by: tuple[str, ...]) ->
 
 
 def _agreements(by_name: Mapping[str, Sequence[RunRecord]]) -> tuple[SeedAgreement, ...]:
+    of_runs = {name: [run.log_ratios for run in runs] for name, runs in by_name.items()}
     known = {
-        name: {run.seed: run.log_ratios for run in runs if run.log_ratios is not None}
-        for name, runs in by_name.items()
+        name: [ratios for ratios in of_seeds if ratios is not None] for name, of_seeds in of_runs.items()
     }
-    if any(len(known[name]) < len(runs) for name, runs in by_name.items()):
-        return ()
-    return seed_agreements(known, {name for name, runs in by_name.items() if any(run.stored for run in runs)})
+    stored = {name for name, runs in by_name.items() if any(run.stored for run in runs)}
+    return seed_agreements(known, stored) if known == of_runs else ()
 
 
 def metrics_of(evaluation: Evaluation, spent: Cost) -> Metrics:
@@ -212,6 +211,21 @@ def metrics_of(evaluation: Evaluation, spent: Cost) -> Metrics:
     for row in summary_rows(evaluation):
         metrics |= {column.name: column.value for column in row.columns}
     return {**metrics, **vars(spent)}
+
+
+def refuse_unlike(runs: Sequence[RunRecord]) -> None:
+    """Refuse runs that cannot be paired: of other protocols, or on other completions of the reference.
+
+    Raises:
+        DataError: as `refuse_mixed`, or naming two runs.
+    """
+    if runs:
+        refuse_mixed({_label(run): run.protocol for run in runs})
+    refuse_other_draws({_label(run): run.log_ratios for run in runs if run.log_ratios is not None})
+
+
+def _label(run: RunRecord) -> str:
+    return f"{run.name}, seed {run.seed}"
 
 
 def refuse_mixed(protocols: Mapping[str, Mapping[str, Any]]) -> None:

@@ -67,26 +67,21 @@ class SeedAgreement:
 
 
 def seed_agreements(
-    runs: Mapping[str, Mapping[int, LogRatios]], stored: Collection[str]
+    runs: Mapping[str, Sequence[LogRatios]], stored: Collection[str]
 ) -> tuple[SeedAgreement, ...]:
-    """Of every method with two seeds or more, from each seed's log-ratios.
+    """Of every method with two seeds or more, from each seed's log-ratios, all of the same completions.
 
     `stored` are the methods that learn from the one stored pool.
+    """
+    return tuple(_agreement(name, seeds, name in stored) for name, seeds in runs.items() if len(seeds) > 1)
+
+
+def refuse_other_draws(runs: Mapping[str, LogRatios]) -> None:
+    """Refuse runs, by their labels, that were not evaluated on the same completions of the reference.
 
     Raises:
-        DataError: runs, of whatever method, that were not evaluated on the same completions of the reference.
+        DataError: naming two of them.
     """
-    _refuse_other_draws(
-        {f"{name}, seed {seed}": run for name, seeds in runs.items() for seed, run in seeds.items()}
-    )
-    return tuple(
-        _agreement(name, list(seeds.values()), name in stored)
-        for name, seeds in runs.items()
-        if len(seeds) > 1
-    )
-
-
-def _refuse_other_draws(runs: Mapping[str, LogRatios]) -> None:
     for (first, one), (second, other) in pairwise(runs.items()):
         if not one.same_draws(other):
             raise DataError(
