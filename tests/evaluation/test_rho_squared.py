@@ -88,16 +88,16 @@ def test_a_failed_reward_takes_its_completion_with_it():
     assert with_failures == clean
 
 
-def rows_of(draw, log_ratio_of, spent=0.4):
+def rows_of(draw, log_ratio_of, spent=0.4, num_prompts=40, m=16):
     """The row of an evaluation whose log-ratio is that function of the reward."""
-    even = torch.full((40, 9), 1 / 9, dtype=F64)
-    sides = [draw(even, torch.arange(9.0).expand(40, 9), m, seed) for m, seed in ((4, 0), (16, 1))]
+    even, rewards = torch.full((num_prompts, 9), 1 / 9, dtype=F64), torch.arange(9.0).expand(num_prompts, 9)
+    sides = [draw(even, rewards, k, seed) for k, seed in ((4, 0), (m, 1))]
     for group in sides[0].groups:
         group.rewards = [reward + 2 for reward in group.rewards]
     got = evaluate_groups(
         *(side.groups for side in sides),
-        policy_kl=torch.full((40, 4), spent),
-        policy_log_ratio=torch.full((40, 4), spent),
+        policy_kl=torch.full((num_prompts, 4), spent),
+        policy_log_ratio=torch.full((num_prompts, 4), spent),
         reference_log_ratio=None if log_ratio_of is None else log_ratio_of(sides[1].outcomes.double()),
     )
     (row,) = [row for row in summary_rows(got) if row.label == "direction, rho²"]
@@ -112,6 +112,10 @@ def test_its_row_says_how_to_read_it_beside_the_efficiency(draw):
     assert against.interval.high < 0
     assert against.note.endswith("negative: the policy turns from the reward")
     assert against.columns[0].name == "rho_squared"
+    assert rows_of(draw, torch.exp, num_prompts=2, m=3).note.endswith("too noisy to tell")
+    lucky = rows_of(draw, lambda reward: reward / 10, num_prompts=4, m=5)
+    assert lucky.interval.estimate > 1.01
+    assert lucky.note.endswith("above 1 by noise")
     for nothing in (None, torch.zeros_like):
         row = rows_of(draw, nothing)
         assert (row.value, row.range) == ("—", "—")

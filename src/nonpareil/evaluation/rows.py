@@ -117,7 +117,6 @@ def _spent_rows(evaluation: Evaluation) -> Iterator[Row]:
     yield Row(section, "KL, nats", kl, note, columns=(Column("kl", "KL, nats", kl.estimate, brief=True),))
     yield Row(section, "log-ratio, nats", evaluation.log_ratio, evaluation.log_ratio_estimator)
     ties = ", ties counted" if evaluation.rewards_tie else ""
-    yield _rho_squared_row(section, evaluation)
     largest, worth = evaluation.largest_n, evaluation.equivalent_n
     least = f"least KL for this win rate{ties} / KL; at most 1 but for noise"
     if ties and largest + 1 < _FEW_DRAWS:
@@ -126,6 +125,7 @@ def _spent_rows(evaluation: Evaluation) -> Iterator[Row]:
         least += f"; {doubt}"
     column = Column("kl_efficiency", "KL efficiency", _estimate(efficiency), 2, brief=True)
     yield Row(section, "KL efficiency", efficiency, least, columns=(column,))
+    yield _rho_squared_row(section, evaluation)
     same = f"the x with this win rate{ties}; {largest + 1} reference draws show it up to {largest}"
     if worth is None and largest:
         same = "no two rewards of a prompt differ: every x has this win rate"
@@ -144,6 +144,10 @@ def _rho_squared_row(section: str, evaluation: Evaluation) -> Row:
         note += "; needs both to vary, and three reference rewards per prompt where rewards tie"
     elif rho.high < 0:
         note += "; negative: the policy turns from the reward"
+    elif rho.estimate > _MOST_AS_ONE:
+        note += "; above 1 by noise"
+    elif rho.high > _TOO_WIDE or rho.low < -_TOO_WIDE:
+        note += "; too noisy to tell"
     elif efficiency and rho.low > efficiency.high:
         note += "; above the KL efficiency: less strength would waste less"
     column = Column("rho_squared", "rho²", _estimate(rho), 2)

@@ -99,7 +99,7 @@ def _gain(report: ComparisonReport) -> TextTable:
         f"mean ± standard deviation over seeds{_SHARED}. KL efficiency: least KL that any policy needs for this "
         "win rate over the KL spent, at most 1 but for noise; worth best-of-: the N whose best-of-N of the "
         f"reference groups has this win rate, reported up to {report.largest_n}; both count ties. "
-        "Length: change from the reference. "
+        "rho²: the KL efficiency of a small step in the policy's direction. Length: change from the reference. "
         "On the front: no other method is shown to win no less at no more KL, one of the two better, by the "
         "intervals below, nor the reference to win more than it at no KL. Best-of-N draws N samples per answer"
         f"{'; its success rate is pass@N' if report.zero_one else ''}."
@@ -166,9 +166,9 @@ def seeds_table(report: ComparisonReport) -> TextTable:
     note = (
         "rho²: squared correlation, within prompts, of the log-ratio with the reward's quantile on the "
         "reference's completions; the KL efficiency of a small step in the policy's direction. Two seeds' "
-        "log-ratios correlate as far as they are not noise: rho² = correlation x rho² without noise, which any "
-        "amount of data would reach by the same step, loss and credit. Named is what would raise rho² by a "
-        "quarter or more: a factor whose 95% interval over prompts, for these seeds, lies below "
+        "log-ratios correlate as far as they are not noise: rho² is about the correlation times rho² without "
+        "noise, which any amount of data would reach by the same step, loss and credit. Named is what would "
+        "raise rho² by a quarter or more: a factor whose 95% interval over prompts, for these seeds, lies below "
         f"{number(WORTH_MENDING, 1)}. What all seeds share, such as the training prompts, is not seen as noise."
     )
     if pooled:
