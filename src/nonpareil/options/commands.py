@@ -16,7 +16,7 @@ from nonpareil.options.shared import (
 )
 from nonpareil.setting_types import SEED
 from nonpareil.settings import DTYPES, option
-from nonpareil.values.settings import CreditSettings, FitSettings
+from nonpareil.values.settings import MAKES_CREDITS, CreditSettings, FitSettings
 
 CUT = "draws from a part of the vocabulary; the KL would be that of another policy. Evaluate without it"
 AT_THE_TOP = "set it at the top, for all"
@@ -114,7 +114,7 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
 
 
 @dataclass
-class DistillOptions(PromptOptions, RewardInputOptions, FileOptions):
+class DistillOptions(PromptOptions, RewardInputOptions, CreditSettings, FileOptions):
     """Options of `nonpareil distill`, besides those of `DistillationConfig`."""
 
     HEADING: ClassVar = "Evaluation"
@@ -176,10 +176,19 @@ class DistillOptions(PromptOptions, RewardInputOptions, FileOptions):
     )
     credits: str | None = option(
         None,
-        "A folder of credits: what other next tokens would have been worth in the groups, where a method reads it.",
+        "A folder of credits: what other next tokens would have been worth in the groups, where a method reads it. "
+        "Default: they are made of a value, in output_dir/credits.",
         names="input",
         compare="leave it out: credits are of groups that are there already, and a comparison draws its own",
         heading="Prompts",
+    )
+    value: str | None = option(
+        None,
+        "A folder of `nonpareil value` to make credits of. Default: one fitted on the groups, in output_dir/value.",
+        names="input",
+        reader=MAKES_CREDITS,
+        compare="it is of groups that are there already, and a comparison draws its own",
+        heading="Credits",
     )
     merge: bool = option(
         False,

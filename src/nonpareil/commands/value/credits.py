@@ -111,6 +111,7 @@ def _source(drawn: DrawnGroups, value_path: str, settings: CreditSettings, seed:
         **asdict(settings),
         "seed": seed,
         "prompts": len(drawn.groups),
+        "dtype": drawn.policy.info()["dtype"],
     }
     return CreditsSource(drawn.policy.info()["fingerprint"], drawn.identity, value)
 

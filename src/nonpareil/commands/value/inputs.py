@@ -47,11 +47,6 @@ def drawn_groups(options: ValueGroupsOptions) -> DrawnGroups:
     if options.groups is None:
         raise ConfigError("groups is missing; give a folder written by `nonpareil sample`: --groups FOLDER")
     manifest = manifest_of(Path(options.groups))
-    if is_served(manifest):
-        raise DataError(
-            f"groups={options.groups!r} was drawn from a server, whose next-token distributions are not known; "
-            "draw groups with engine=transformers"
-        )
     drawn = manifest["draw"]["model"]
     policy = LocalPolicy(
         options.model_name_or_path or drawn["path"],
@@ -67,11 +62,16 @@ def checked(drawn: DrawnGroups) -> DrawnGroups:
     """The same groups, where a value can be fitted on them.
 
     Raises:
-        DataError: as `values.examples.check_groups`.
+        DataError: a server drew them, or as `values.examples.check_groups`.
         ConfigError: they were drawn from a part of the vocabulary, and the next token's law is another one.
     """
     from nonpareil.values.examples import check_groups
 
+    if is_served(drawn.manifest):
+        raise DataError(
+            f"{drawn.where} was drawn from a server, whose next-token distributions are not known; draw groups "
+            "with engine=transformers"
+        )
     sampling = drawn.manifest["draw"]["sampling"]
     for name, whole in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0)):
         if sampling.get(name, whole) != whole:
