@@ -46,6 +46,7 @@ class CreditSettings:
         "Strength: the target wins as often as best-of-n.",
         above=1,
         why="best-of-1 is the reference itself",
+        reader=MAKES_CREDITS,
     )
     target: str = option(
         "tilt",

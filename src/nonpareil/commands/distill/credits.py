@@ -146,10 +146,21 @@ def _value(
     return str(own)
 
 
-def cost_of_credits(options: DistillOptions, groups: list[Group]) -> dict[str, Any]:
-    """What is computed before the training: completions to fit, and candidates to score, each as a token."""
-    from nonpareil.commands.value.credits import candidates_of
+def cost_of_credits(
+    options: DistillOptions, config: "DistillationConfig", groups: list[Group]
+) -> dict[str, Any]:
+    """What is computed before the training: completions to fit, and candidates to score, each as a token.
 
+    Raises:
+        NonpareilError: groups, or a value, of which no credits can be made, as far as is seen without a weight.
+    """
+    from nonpareil.commands.value.credits import candidates_of
+    from nonpareil.values.model import check_value_of, read_notes
+
+    drawn = _drawn(options, config, groups)
+    if options.value is not None:
+        policy = drawn.policy.info()["fingerprint"]
+        check_value_of(read_notes(options.value), policy, f"value={options.value!r}")
     fitted = 0 if options.value is not None else sum(map(len, groups))
     return {
         "fitted_completions": fitted,

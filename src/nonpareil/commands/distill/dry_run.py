@@ -30,7 +30,7 @@ def dry_run(options: DistillOptions, config: "DistillationConfig", method: "Meth
         training_reward(options, config, policy, stored=True)
     plan = _plan(policy, config, method, prompts)
     if groups is not None and makes_credits(options, config):
-        plan["credits"] = cost_of_credits(options, groups)
+        plan["credits"] = cost_of_credits(options, config, groups)
     return plan
 
 
