@@ -60,7 +60,8 @@ def test_the_recipes_are_there():
 @pytest.mark.parametrize("recipe", DISTILL)
 def test_a_recipe_parses_and_its_method_takes_the_settings(recipe):
     options, config, given = parsed(recipe)
-    method = method_of(config, stored=options.groups is not None)
+    credited = options.credits is not None
+    method = method_of(config, stored=options.groups is not None, credited=credited)
     assert type(method) is METHODS[given["method"]]
     assert {"model_name_or_path", "max_completion_length", "temperature", "output_dir"} <= set(given)
     assert options.groups or options.dataset_name

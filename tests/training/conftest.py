@@ -6,13 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
+from nonpareil.credits import Credits, CreditsByPrompt
+from nonpareil.engines.sampling import sample_keys
 from nonpareil.engines.transformers import TransformersEngine
 from nonpareil.methods import build
 from nonpareil.methods.base import Method
+from nonpareil.models.candidates import choose_candidates
+from nonpareil.models.logprobs import TokenSequences
 from nonpareil.records import Group, Prompt, SamplingParams
 from nonpareil.rewards import load_rewards
 from nonpareil.settings import settings_of
@@ -58,6 +63,7 @@ def make_trainer(
     callbacks: list[TrainerCallback] | None = None,
     eval_dataset: list[Prompt] | None = None,
     groups: list[Group] | None = None,
+    credits: CreditsByPrompt | None = None,
     peft_config: Any = None,
     **changes: Any,
 ) -> DistillationTrainer:
@@ -92,6 +98,7 @@ def make_trainer(
         callbacks=callbacks,
         peft_config=peft_config,
         groups=groups,
+        credits=credits,
     )
 
 
@@ -104,6 +111,27 @@ def stored_groups(
     groups = [Group.of(prompt, drawn) for prompt, drawn in zip(prompts, draws, strict=True)]
     score_groups(groups, load_rewards(reward))
     return groups
+
+
+def stored_credits(
+    groups: list[Group], temperature: float = 1.0, *, likeliest: int = 4, from_tail: int = 3
+) -> dict[str, list[Credits | None]]:
+    """Of a value that likes "good", and a little each token's number; the value of a prefix is made up too."""
+    found: dict[str, list[Credits | None]] = {}
+    for group in groups:
+        ids = group.completion_token_ids
+        sequences = TokenSequences([group.prompt_token_ids] * len(ids), ids)
+        keys = sample_keys(group.prompt_id, range(len(ids)), seed=0)
+        settings = {"likeliest": likeliest, "from_tail": from_tail, "temperature": temperature}
+        chosen = choose_candidates(ending_model(), sequences, keys, **settings)
+        found[group.prompt_id] = []
+        for j, completion in enumerate(ids):
+            t = len(completion)
+            token_ids, weights = chosen.token_ids[j, :t].int().numpy(), chosen.weights[j, :t].numpy()
+            advantages = 0.8 * (token_ids == GOOD) + 0.03 * (token_ids - 9)
+            prefix = 0.1 * np.arange(t, dtype=np.float32) * (1 if j % 2 else -1)
+            found[group.prompt_id].append(Credits(token_ids, weights, advantages.astype(np.float32), prefix))
+    return found
 
 
 class StopAfter(TrainerCallback):

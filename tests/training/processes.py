@@ -12,7 +12,15 @@ from nonpareil.models import logprobs
 from nonpareil.models.distributed import end_processes, gather_shares, my_share, num_processes, process_index
 from nonpareil.models.sharding import local
 from tests.tiny import make_model
-from tests.training.conftest import PROMPTS, StopAfter, ending_model, goodness, make_trainer, stored_groups
+from tests.training.conftest import (
+    PROMPTS,
+    StopAfter,
+    ending_model,
+    goodness,
+    make_trainer,
+    stored_credits,
+    stored_groups,
+)
 from tests.training.test_not_finite import one_extreme
 from tests.training.test_shared_rows import LONG
 from tests.training.test_step import some_fail
@@ -24,6 +32,7 @@ def train(folder: Path, settings: dict[str, Any]) -> None:
     """Train and save; the first process writes down what each process held."""
     stop, resume = settings.pop("stop_after", None), settings.pop("resume", False)
     groups = stored_groups(4) if settings.pop("stored", False) else None
+    credits = stored_credits(groups) if groups and settings.pop("credited", False) else None
     # Chunks so small that processes differ in how many of them they call the output head for.
     logprobs.CHUNK_ELEMENTS = settings.pop("chunk", WHOLE_CHUNK)
     kind = settings.pop("kind", None)
@@ -35,6 +44,7 @@ def train(folder: Path, settings: dict[str, Any]) -> None:
     prompts = None if groups else known[: settings.pop("num_prompts", None)]
     torch.manual_seed(process_index())  # what a process drew before must not matter
     given = {"model": model, "reward": reward, "prompts": prompts, "callbacks": stops, "groups": groups}
+    given["credits"] = credits
     trainer = make_trainer(folder, **given, **settings)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(str(folder / "final"))

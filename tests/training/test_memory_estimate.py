@@ -14,11 +14,12 @@ from nonpareil.commands.policies.local import LocalPolicy
 from nonpareil.models.loading import cast_weights
 from nonpareil.training import DistillationTrainer
 from tests.tiny import make_model, make_tokenizer
-from tests.training.conftest import make_trainer, stored_groups
+from tests.training.conftest import make_trainer, stored_credits, stored_groups
 
 LORA: dict[str, Any] = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["all-linear"]}
 FIXED: dict[str, Any] = {"method": "bond", "n": 2, "num_generations": 1, "num_reference_samples": 2}
 OFFLINE: dict[str, Any] = {"method": "sft_bon", "n": 2}
+CREDITED: dict[str, Any] = {"method": "value_distillation"}
 
 
 class Gradients(TrainerCallback):
@@ -68,6 +69,8 @@ def held(trainer: DistillationTrainer) -> dict[str, int]:
         {**LORA, "bf16": True},
         {**LORA, **FIXED, "bf16": True},
         {**LORA, **OFFLINE},
+        CREDITED,
+        {**LORA, **CREDITED},
     ],
     ids=lambda changes: "-".join(map(str, changes)) or "full",
 )
@@ -80,8 +83,11 @@ def test_a_dry_run_counts_the_bytes_that_training_holds(
     make_tokenizer().save_pretrained(tmp_path / "model")
     if changes.get("use_peft") and changes.get("bf16"):
         cast_weights(model, torch.bfloat16)  # as DistillationConfig.policy_dtype has it loaded
-    groups = stored_groups(3) if changes.get("method") == "sft_bon" else None
-    trainer = make_trainer(tmp_path / "out", model=model, groups=groups, max_steps=1, **changes)
+    groups = stored_groups(3) if "method" in changes and "num_generations" not in changes else None
+    credits = stored_credits(groups or []) if changes.get("method") == CREDITED["method"] else None
+    trainer = make_trainer(
+        tmp_path / "out", model=model, groups=groups, credits=credits, max_steps=1, **changes
+    )
     told = memory_estimate(LocalPolicy(str(tmp_path / "model")), trainer.args, trainer.method)
     assert told["parameters"] == sum(p.numel() for p in make_model(kind).parameters())
     assert told["trained_parameters"] == sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)

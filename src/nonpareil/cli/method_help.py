@@ -36,7 +36,7 @@ def method_section(argv: Sequence[str]) -> tuple[str, list[Row]]:
         ]
         return f"Settings of --method {named}", rows
     names = dict.fromkeys(one.name for settings in ours.values() for one in settings)
-    title = f"Settings of the methods {', '.join(ours)} (of one alone: --method NAME --help)"
+    title = f"Settings of {', '.join(ours)} (of one: --method NAME --help)"
     return title, [_row(name, ours) for name in names]
 
 

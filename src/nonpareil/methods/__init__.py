@@ -15,6 +15,7 @@ from nonpareil.methods.jbond import JBOND
 from nonpareil.methods.regression import Regression
 from nonpareil.methods.rloo import RLOO
 from nonpareil.methods.sft_bon import SFTBoN
+from nonpareil.methods.value_distillation import ValueDistillation
 from nonpareil.methods.vbon import VBON
 from nonpareil.setting_types import nearest
 from nonpareil.settings import Setting, settings_of
@@ -27,6 +28,7 @@ METHODS: dict[str, type[Method]] = {
     "bonbon": BoNBoN,
     "sft_bon": SFTBoN,
     "regression": Regression,
+    "value_distillation": ValueDistillation,
     "rloo": RLOO,
 }
 

@@ -131,6 +131,11 @@ class Method(ABC):
         return 0
 
     @property
+    def needs_anchor(self) -> bool:
+        """Whether training holds the anchor's weights: to draw from it, or to score draws under it."""
+        return self.policy_draws + self.anchor_draws > 0
+
+    @property
     def smallest_group(self) -> int:
         """Fewest completions of a stored group."""
         return 1

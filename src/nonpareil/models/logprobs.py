@@ -127,9 +127,9 @@ def completion_token_logprobs(
 def _token_logprobs(
     model: PreTrainedModel, sequences: TokenSequences, temperature: float, sizes: Sequence[int] | None
 ) -> Float[Tensor, "b t"]:
-    hidden, targets, owner, logits_of = _predicting_states(model, sequences, sizes)
+    hidden, targets, owner, logits_of = predicting_states(model, sequences, sizes)
     values = []
-    for chunk in _chunks(hidden, model.config.get_text_config().vocab_size):
+    for chunk in chunks(hidden, model.config.get_text_config().vocab_size):
         arguments = (logits_of, hidden[chunk], targets[chunk], temperature)
         if torch.is_grad_enabled():
             values.append(checkpoint(_target_logprobs, *arguments, use_reentrant=False))
@@ -154,11 +154,11 @@ def completion_divergence(
     Averaged over completions that the policy drew, both estimate the sequence-level KL; the first with far
     less variance, since each step's expectation is exact. `sizes`: as in `completion_token_logprobs`.
     """
-    states, targets, owner, policy_logits = _predicting_states(policy, sequences, sizes)
-    reference_states, _, _, reference_logits = _predicting_states(reference, sequences, sizes)
+    states, targets, owner, policy_logits = predicting_states(policy, sequences, sizes)
+    reference_states, _, _, reference_logits = predicting_states(reference, sequences, sizes)
     kl = torch.zeros(len(sequences), device=states.device)
     log_ratio = torch.zeros_like(kl)
-    for chunk in _chunks(states, 2 * policy.config.get_text_config().vocab_size):
+    for chunk in chunks(states, 2 * policy.config.get_text_config().vocab_size):
         ours = policy_logits(states[chunk]).float() / temperature
         theirs = reference_logits(reference_states[chunk]).float() / temperature
         kl.index_add_(0, owner[chunk], token_kl(ours, theirs))
@@ -167,7 +167,7 @@ def completion_divergence(
     return kl, log_ratio
 
 
-def _predicting_states(
+def predicting_states(
     model: PreTrainedModel, sequences: TokenSequences, sizes: Sequence[int] | None
 ) -> tuple[Float[Tensor, "t d"], Int[Tensor, " t"], Int[Tensor, " t"], Callable[[Tensor], Tensor]]:
     """The states that predict each completion token, those tokens, the sequence of each, and the output head."""
@@ -257,7 +257,8 @@ def _logits_are_the_heads(model: PreTrainedModel, head: nn.Module) -> bool:
     return same_states and torch.equal(seen[0][1].float(), logits.float())
 
 
-def _chunks(states: Float[Tensor, "t d"], vocab_size: int) -> Iterator[slice]:
+def chunks(states: Float[Tensor, "t d"], vocab_size: int) -> Iterator[slice]:
+    """Slices of the states whose logits may be held at once."""
     elements = CHUNK_ELEMENTS * (1 if states.device.type == "cpu" else ACCELERATOR_CHUNKS)
     size = max(1, elements // vocab_size)
     return (slice(start, start + size) for start in range(0, len(states), size))

@@ -173,6 +173,13 @@ class DistillOptions(PromptOptions, RewardInputOptions, FileOptions):
         compare="say stored: true to learn from the shared groups",
         heading="Prompts",
     )
+    credits: str | None = option(
+        None,
+        "A folder of credits: what other next tokens would have been worth in the groups, where a method reads it.",
+        names="input",
+        compare="leave it out: credits are of groups that are there already, and a comparison draws its own",
+        heading="Prompts",
+    )
     merge: bool = option(
         False,
         "With use_peft: also write the base with the adapter merged in, to output_dir/merged.",

@@ -1,6 +1,6 @@
 """The trainer's arguments as Python gives them: refused by name where they are of another kind, before any work."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ def check_arguments(
     train_dataset: Any,
     eval_dataset: Any,
     groups: Any,
+    credits: Any,
     processing_class: Any,
     callbacks: Any,
     optimizers: Any,
@@ -38,7 +39,7 @@ def check_arguments(
 
     Raises:
         ConfigError: args, tokenizer, callbacks or optimizers of another kind.
-        DataError: datasets or groups of another kind.
+        DataError: datasets, groups or credits of another kind.
         ModelError: a model that is none, or that holds no weights.
     """
     if not isinstance(args, DistillationConfig):
@@ -53,6 +54,11 @@ def check_arguments(
     _check_rows("train_dataset", train_dataset, Prompt, _PROMPTS)
     _check_rows("eval_dataset", eval_dataset, Prompt, _PROMPTS)
     _check_rows("groups", groups, Group, "give groups as read_groups(folder) reads them (nonpareil.rollouts)")
+    if credits is not None and not isinstance(credits, Mapping):
+        raise DataError(
+            f"credits is a {type(credits).__name__}; give credits as read_credits(folder) reads them "
+            "(nonpareil.rollouts.credits), or a dict of them by prompt id"
+        )
     _check_callbacks(callbacks)
     _check_optimizers(optimizers)
 

@@ -3,28 +3,31 @@
 from nonpareil.errors import ConfigError
 from nonpareil.methods import build, check_class, name_of
 from nonpareil.methods.base import Method
+from nonpareil.methods.credited import CreditedMethod
+from nonpareil.models.zero import zero_requested
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.config import DistillationConfig
 
 
-def method_of(args: DistillationConfig, *, stored: bool) -> Method:
+def method_of(args: DistillationConfig, *, stored: bool, credited: bool = False) -> Method:
     """The method of the settings: the object itself, or the one they name, with its defaults.
 
-    `stored`: groups are given.
+    `stored`: groups are given; `credited`: credits are.
 
     Raises:
         ConfigError: an unknown method, or as `check_method`.
     """
     method = build(args.method, {}, stored=stored) if isinstance(args.method, str) else args.method
-    return check_method(args, method, stored=stored)
+    return check_method(args, method, stored=stored, credited=credited)
 
 
-def check_method(args: DistillationConfig, method: Method, *, stored: bool) -> Method:
+def check_method(args: DistillationConfig, method: Method, *, stored: bool, credited: bool = False) -> Method:
     """The method itself, where the other settings let it run.
 
     Raises:
-        ConfigError: no dataclass; groups beside fresh anchor draws, or none where they are needed; an anchor that
-            would move against the method, or steps on the same draws that could not be resumed.
+        ConfigError: no dataclass; groups beside fresh anchor draws, or none where they are needed; credits that are
+            missing or not read; an anchor that would move against the method, or steps on the same draws that could
+            not be resumed.
     """
     label = type(method).__name__
     check_class(type(method), label)
@@ -37,6 +40,7 @@ def check_method(args: DistillationConfig, method: Method, *, stored: bool) -> M
         )
     if (method.stored or method.stored_groups == "required") and not stored:
         raise ConfigError(f"groups is missing: {label} learns from stored groups; give them")
+    _check_credited(args, method, credited=credited)
     if method.num_iterations > 1:
         _check_iterations(args, method.num_iterations)
     anchor_motion(args, method)
@@ -68,6 +72,29 @@ def check_group_rewards(
         )
     if size := method.policy_draws + method.anchor_draws:
         reward.check_group_size(size)
+
+
+def _check_credited(args: DistillationConfig, method: Method, *, credited: bool) -> None:
+    label = name_of(type(method))
+    if not isinstance(method, CreditedMethod):
+        if credited:
+            raise ConfigError(f"credits is not read by method={label}; remove credits")
+        return
+    if not credited:
+        raise ConfigError(
+            f"credits is missing: method={label} learns from credits of the groups' completions"
+        )
+    if zero_requested():
+        raise ConfigError(
+            f"method={label} with ZeRO-3 is not supported: its reference makes no passes in shards; take "
+            "distributed_type: MULTI_GPU and --shard_weights true"
+        )
+    draws = method.policy_draws + method.anchor_draws
+    if draws or method.anchor_ema_rate is not None or method.stored_groups != "required":
+        raise ConfigError(
+            f"method={label} is a CreditedMethod, which draws nothing, has a fixed reference and needs stored "
+            "groups; leave policy_draws, anchor_draws, anchor_ema_rate and stored_groups as they are"
+        )
 
 
 def _check_iterations(args: DistillationConfig, iterations: int) -> None:

@@ -60,7 +60,7 @@ def prepare_policy(model: PreTrainedModel, args: DistillationConfig, lora: "Lora
 
 def make_anchor(policy: Any, args: DistillationConfig, method: Method) -> Anchor | None:
     """What the policy is compared with; None where nothing is: stored groups hold their reference log-probs."""
-    if not method.policy_draws + method.anchor_draws:
+    if not method.needs_anchor:
         return None
     kind = AdapterAnchor if is_adapted(policy) else Anchor
     return kind(policy, *anchor_motion(args, method))

@@ -14,9 +14,11 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.trainer_callback import ProgressCallback
 
+from nonpareil.credits import CreditsByPrompt
 from nonpareil.errors import ConfigError
 from nonpareil.methods import name_of
 from nonpareil.models.adapters import plain_model
+from nonpareil.models.loading import stated_limits
 from nonpareil.models.saving import prepare_saving
 from nonpareil.records import Group, Prompt
 from nonpareil.rewards.combine import CombinedReward
@@ -39,6 +41,7 @@ from nonpareil.training.step.metrics import known_mean, step_metrics, write_comp
 from nonpareil.training.step.sampler import StepSampler
 from nonpareil.training.step.signal import Signal
 from nonpareil.training.stored import prompts_of_stored
+from nonpareil.training.stored_credits import check_candidate_ids
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -53,7 +56,8 @@ class DistillationTrainer(ListingTrainer):
     Arguments follow TRL. `train_dataset` and `eval_dataset` hold tokenised prompts (`list[Prompt]`, from
     `rollouts.prompts.tokenize_prompts`). `reward_funcs` is a reward, or a list of model paths, functions and
     reward objects. The policy should be in float32: bfloat16 weights lose small updates. `groups`: stored, drawn
-    from this policy as it is now at the same temperature; then `train_dataset` follows from them.
+    from this policy as it is now at the same temperature; then `train_dataset` follows from them. `credits`: of
+    the groups' completions, for a method that reads them.
 
     Its bases, from transformers' Trainer up: `ShardingTrainer` (weights in shards), `CheckpointingTrainer` (exact
     resume), `ListingTrainer` (a folder of its own). A step is `training_step`; see `training.step`.
@@ -79,6 +83,7 @@ class DistillationTrainer(ListingTrainer):
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: "LoraConfig | None" = None,
         groups: Sequence[Group] | None = None,
+        credits: CreditsByPrompt | None = None,
     ):
         check_arguments(
             model,
@@ -86,12 +91,13 @@ class DistillationTrainer(ListingTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             groups=groups,
+            credits=credits,
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
         )
         stored = groups is not None
-        self.method = method_of(args, stored=stored)
+        self.method = method_of(args, stored=stored, credited=credits is not None)
         lora = peft_config or args.lora_config()
         check_adapter(args, lora is not None, peft_config, model)
         needs_draws = self.method.policy_draws + self.method.anchor_draws > 0 or args.eval_strategy != "no"
@@ -100,7 +106,7 @@ class DistillationTrainer(ListingTrainer):
                 f"use_vllm: {name_of(type(self.method))} draws nothing here, and nothing would use it; remove it"
             )
         if groups is not None:
-            train_dataset = prompts_of_stored(groups, self.method)
+            train_dataset = prompts_of_stored(groups, self.method, credits)
         if not train_dataset:
             raise ConfigError("train_dataset is empty; give at least one prompt")
         self.repeats: int = self.method.num_iterations
@@ -113,6 +119,8 @@ class DistillationTrainer(ListingTrainer):
             raise ConfigError("processing_class=None: a model object needs its tokenizer beside it")
         for name, prompts in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset or ())):
             check_fit(name, prompts, model, args)
+        if credits is not None:
+            check_candidate_ids(groups or (), credits, stated_limits(model.config)[1])
         self.reward = (
             reward_funcs
             if isinstance(reward_funcs, CombinedReward)
@@ -127,7 +135,14 @@ class DistillationTrainer(ListingTrainer):
         check_scorable(self.reward, self.method, args, train_dataset, eval_dataset or (), processing_class)
         prepare_saving(model, processing_class, train_dataset)
         self.identity = run_identity(
-            args, self.method, train_dataset, self.reward, model_identity(given, model), groups, peft_config
+            args,
+            self.method,
+            train_dataset,
+            self.reward,
+            model_identity(given, model),
+            groups,
+            peft_config,
+            credits=credits,
         )
         policy = prepare_policy(model, args, lora)
         self.stopper, self.spent = StopCleanly(self.repeats), Spent(args.max_train_seconds)
@@ -160,9 +175,10 @@ class DistillationTrainer(ListingTrainer):
             self.reward,
             args,
             {group.prompt_id: group for group in groups or ()},
+            credits=credits,
             phases=self.phases,
         )
-        self.descent = Descent.of(self.method, args, self.accelerator, self.spent, self.signal)
+        self.descent = Descent.of(self.method, args, self.accelerator, self.spent, self.signal, self.anchor)
         self.accumulator = self.descent.accumulator
         if needs_draws and not args.use_vllm:
             self.step_sampler.start()  # copies a whole model, and asks whether it can be drawn from

@@ -24,7 +24,7 @@ def dry_run(options: DistillOptions, config: "DistillationConfig", method: "Meth
         NonpareilError: as a training, before it loads a model.
     """
     policy = trained_policy(options, config, "float32")
-    groups, prompts = training_data(options, config, method, policy)
+    groups, prompts, _ = training_data(options, config, method, policy)
     if groups is not None:
         training_reward(options, config, policy, stored=True)
     return _plan(policy, config, method, prompts)
@@ -72,7 +72,7 @@ def memory_estimate(policy: "LocalPolicy", config: "DistillationConfig", method:
     if config.use_peft:
         anchor = adapters if draws and any(anchor_motion(config, method)) else 0
     else:
-        anchor = parameters * draws
+        anchor = parameters * method.needs_anchor
     optimizer = str(getattr(config.optim, "value", config.optim))  # an enum, whose str() is not its value
     compute = "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
     copied = 0 if config.use_peft else parameters * draws

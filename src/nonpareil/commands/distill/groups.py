@@ -12,6 +12,7 @@ from nonpareil.terminal import printable, tell
 
 if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
+    from nonpareil.credits import CreditsByPrompt
     from nonpareil.methods.base import Method
     from nonpareil.rewards.combine import CombinedReward
     from nonpareil.training.config import DistillationConfig
@@ -24,19 +25,23 @@ def load_groups(
     method: "Method",
     limit: int | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    credits: "CreditsByPrompt | None" = None,
 ) -> list[Group]:
     """The first `limit` groups of a `nonpareil sample` folder, or of vBoN's JSON lines, prompts as token ids.
 
     Those lines, and groups drawn from a server, are taken for their rewards alone: whose they are is unknown.
+    `credits`: of their completions, for a method that reads them.
 
     Raises:
         DataError: no such groups, or groups that cannot be read or that the method cannot be trained on.
         ConfigError: groups drawn from another model than the reference, or with other sampling settings or
             arguments of the chat template: their log-probs would be silently wrong here.
     """
+    from nonpareil.models.loading import stated_limits
     from nonpareil.rollouts.reading import read_groups
     from nonpareil.rollouts.vbon_lines import is_vbon
     from nonpareil.training.stored import check_stored
+    from nonpareil.training.stored_credits import check_candidate_ids
 
     source, kwargs = Path(path), dict(chat_template_kwargs or {})
     manifest = None if is_vbon(source) else _manifest_of(source)
@@ -47,7 +52,9 @@ def load_groups(
         groups = _with_token_ids(groups, policy, kwargs)
     elif manifest is not None:
         _check_rendering(path, manifest, policy, groups, kwargs)
-    check_stored(groups[:limit], method)
+    check_stored(groups[:limit], method, credits)
+    if credits is not None:
+        check_candidate_ids(groups[:limit], credits, stated_limits(policy.config)[1])
     return groups[:limit]
 
 

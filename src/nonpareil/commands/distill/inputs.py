@@ -1,8 +1,9 @@
 """What a distillation reads: the policy, prompts or stored groups to train on, held-out prompts, the rewards."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nonpareil.commands.distill.checks import held_out_source, needs_held_out
+from nonpareil.commands.distill.credits import load_credits
 from nonpareil.commands.distill.groups import check_stored_rewards, load_groups
 from nonpareil.commands.inputs import (
     check_reward,
@@ -18,9 +19,20 @@ from nonpareil.settings import values_of
 
 if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
+    from nonpareil.credits import CreditsByPrompt
     from nonpareil.methods.base import Method
     from nonpareil.rewards.combine import CombinedReward
     from nonpareil.training.config import DistillationConfig
+
+
+class TrainingData(NamedTuple):
+    """What is trained on."""
+
+    groups: list[Group] | None
+    """None where completions are drawn in training."""
+    prompts: list[Prompt]
+    credits: "CreditsByPrompt | None" = None
+    """Of the groups' completions, where they are given."""
 
 
 def trained_policy(options: DistillOptions, config: "DistillationConfig", dtype: str) -> "LocalPolicy":
@@ -40,15 +52,15 @@ def trained_policy(options: DistillOptions, config: "DistillationConfig", dtype:
 
 def training_data(
     options: DistillOptions, config: "DistillationConfig", method: "Method", policy: "LocalPolicy"
-) -> "tuple[list[Group] | None, list[Prompt]]":
-    """The stored groups, where there are some, and the prompts.
+) -> TrainingData:
+    """The stored groups, where there are some, with their credits, and the prompts.
 
     Raises:
-        NonpareilError: no such prompts or groups, or some that this policy or method cannot be trained on.
+        NonpareilError: no such prompts, groups or credits, or some that this policy or method cannot be trained on.
     """
     sampling = config.sampling(config.seed)
     if options.groups is None:
-        return None, load_prompts(
+        prompts = load_prompts(
             options,
             policy,
             sampling,
@@ -56,12 +68,13 @@ def training_data(
             split=options.dataset_train_split,
             limit=options.max_train_prompts,
         )
-    groups = load_groups(
-        options.groups, policy, config, method, options.max_train_prompts, template_kwargs(options)
-    )
+        return TrainingData(None, prompts)
+    credits = None if options.credits is None else load_credits(options.credits, options.groups, policy)
+    limit, kwargs = options.max_train_prompts, template_kwargs(options)
+    groups = load_groups(options.groups, policy, config, method, limit, kwargs, credits)
     prompts = [prompt_of(group) for group in groups]
     policy.check(prompts, sampling)
-    return groups, prompts
+    return TrainingData(groups, prompts, credits)
 
 
 def held_out_prompts(

@@ -41,7 +41,7 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     from nonpareil.training.method import method_of
 
     keep_freed_memory()
-    method = method_of(config, stored=options.groups is not None)
+    method = method_of(config, stored=options.groups is not None, credited=options.credits is not None)
     check_options(options, config)
     if options.dry_run:
         return dry_run(options, config, method)
@@ -122,7 +122,7 @@ def _trainer(
     policy = trained_policy(options, config, config.policy_dtype())
     if config.use_peft:
         refuse_adapter_on_adapter(policy.name_or_path)
-    groups, prompts = training_data(options, config, method, policy)
+    groups, prompts, credits = training_data(options, config, method, policy)
     reward = training_reward(options, config, policy, stored=groups is not None)
     check_group_rewards(reward, method, config, stored=groups is not None)
     held_out = held_out_prompts(options, config, policy)
@@ -132,7 +132,7 @@ def _trainer(
     model = policy.info()["fingerprint"]
     planned = planned_steps(config, method, len(prompts))  # which refuses a training without a step
     if checkpoint is not None:  # before any weight is read
-        identity = run_identity(config, method, prompts, reward, model, groups)
+        identity = run_identity(config, method, prompts, reward, model, groups, credits=credits)
         refuse_another_run(checkpoint, identity | policy.ends_of_run(), planned)
     trainer = DistillationTrainer(
         policy.local_path() if config.shard_weights else policy.load(),
@@ -142,6 +142,7 @@ def _trainer(
         eval_dataset=held_out,
         processing_class=policy.tokenizer,
         groups=groups,
+        credits=credits,
     )
     trainer.identity["model"] = model
     return trainer

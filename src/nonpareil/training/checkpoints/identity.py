@@ -10,8 +10,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from transformers import PreTrainedModel
 
+from nonpareil.credits import CreditsByPrompt
 from nonpareil.errors import ModelError
 from nonpareil.methods import METHODS
 from nonpareil.methods.base import Method
@@ -73,6 +75,8 @@ def run_identity(
     model: str,
     groups: Sequence[Group] | None = None,
     peft_config: "LoraConfig | None" = None,
+    *,
+    credits: CreditsByPrompt | None = None,
 ) -> dict[str, Any]:
     """Settings under the names that a user gave them, and content (`model`: its fingerprint) in place of paths.
 
@@ -96,6 +100,8 @@ def run_identity(
         "reward": _reward(reward),
         "peft_config": None if peft_config is None else _adapter(peft_config),
     }
+    if credits is not None:
+        described["credits"] = _hash_of_credits(groups or (), credits)
     for field in fields(method):  # type: ignore[arg-type]  # check_method asks for a dataclass
         key = f"{field.name} of the method" if field.name in described else field.name
         described[key] = getattr(method, field.name)
@@ -156,4 +162,17 @@ def _hash_of(groups: Sequence[Group]) -> str:
         digest.update(f"{group.prompt_id} {group.rewards} {group.completions}".encode())
         for ids in group.completion_token_ids:
             digest.update(array("q", ids).tobytes() + b"|")
+    return digest.hexdigest()[:16]
+
+
+def _hash_of_credits(groups: Sequence[Group], credits: CreditsByPrompt) -> str:
+    """Of those of the groups' completions."""
+    digest = hashlib.sha256()
+    for group in groups:
+        for place, each in enumerate(credits.get(group.prompt_id, ())):
+            if each is None:
+                continue
+            digest.update(f"{group.prompt_id} {place} {each.token_ids.shape}|".encode())
+            for values in (each.token_ids, each.weights, each.advantages, each.prefix_values):
+                digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()[:16]

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from nonpareil.errors import ConfigError
 from nonpareil.methods.base import Method, Targets
+from nonpareil.methods.credited import CreditedMethod
+from nonpareil.models.anchors import Anchor
 from nonpareil.models.attention import products_on
 from nonpareil.models.devices import device_of
 from nonpareil.models.distributed import num_processes, of_each_process, process_index, sum_gradients
@@ -23,6 +25,7 @@ from nonpareil.records import Group
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.costs import Spent
 from nonpareil.training.step.batch import StepBatch
+from nonpareil.training.step.credited import CreditedPasses
 from nonpareil.training.step.not_finite import NotFinite, logprob_at
 
 Pass = dict[int, list[int]]
@@ -72,12 +75,25 @@ class Accumulator:
     spent: Spent
     importance_cap: float | None = None
     """Largest weight of a completion that another engine drew; None trains on its draws as they are."""
+    credited: CreditedPasses | None = None
+    """What makes the passes of a method that reads candidate next tokens."""
     _probe: TokenSequences | None = None
     """A completion whose log-probs were numbers in the last step; the same on every process."""
 
     @classmethod
-    def of(cls, method: Method, config: DistillationConfig, accelerator: Any, spent: Spent) -> "Accumulator":
-        """The accumulator of a training."""
+    def of(
+        cls,
+        method: Method,
+        config: DistillationConfig,
+        accelerator: Any,
+        spent: Spent,
+        anchor: Anchor | None = None,
+    ) -> "Accumulator":
+        """The accumulator of a training; `anchor` is read where the method's loss reads the reference itself."""
+        credited = None
+        if isinstance(method, CreditedMethod):
+            assert anchor is not None
+            credited = CreditedPasses(method, anchor, config.temperature, accelerator.autocast)
         return cls(
             method,
             config.max_tokens_per_batch,
@@ -86,6 +102,7 @@ class Accumulator:
             accelerator.backward,
             spent,
             config.importance_cap,
+            credited,
         )
 
     def step(self, model: nn.Module, batch: StepBatch, targets: Targets) -> Outcome:
@@ -174,8 +191,11 @@ class Accumulator:
         rows = list(part)
         places = [(i, j) for i, slots in enumerate(part.values()) for j in slots]
         sizes = [size for slots in part.values() for size in even_sizes(len(slots), per_row)]
+        sequences = _sequences(batch, part)
+        if self.credited is not None:
+            return self.credited.losses(model, batch, part, sequences, sizes)
         with self.autocast():
-            values = completion_token_logprobs(model, _sequences(batch, part), self.temperature, sizes)
+            values = completion_token_logprobs(model, sequences, self.temperature, sizes)
         index = tuple(torch.tensor(places, device=values.device).T)
         values = nn.functional.pad(values, (0, batch.width - values.shape[1]))
         completions = targets.train_policy.shape[1] + targets.train_anchor.shape[1]
@@ -195,6 +215,8 @@ class Accumulator:
 
     def _no_loss(self, model: nn.Module) -> Tensor:
         """Zero, by way of every weight."""
+        if self.credited is not None:
+            return self.credited.no_loss(model)
         with self.autocast():
             values = completion_token_logprobs(model, TokenSequences([[0]], [[0]]), self.temperature)  # type: ignore[arg-type]
         return values.sum() * 0.0

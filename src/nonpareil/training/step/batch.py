@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from nonpareil.credits import Credits
 from nonpareil.methods.base import ScoredDraws
+from nonpareil.methods.credited import with_credits
 from nonpareil.models.packing import even_sizes, row_width
 from nonpareil.records import Group, ScoreRequest
 from nonpareil.rewards.combine import CombinedReward
@@ -24,6 +26,8 @@ class PromptDraws:
     sampler_logprobs: list[list[float]] | None = None
     """As in `StepBatch`."""
     not_finite: NotFinite | None = None
+    credits: Sequence[Credits | None] | None = None
+    """Of a stored group's completions; None where the method reads none."""
     failure: str | None = None
     """A reason why a reward failed, of this prompt or another one of the same process."""
 
@@ -60,6 +64,9 @@ class StepBatch:
             anchor_token_logprobs=anchor_tokens,
             tie_breaker=tie_breaker,
         )
+        credits = [one.credits for one in drawn if one.credits is not None]
+        if credits:
+            draws = with_credits(draws, credits)
         sampled = [one.sampler_logprobs for one in drawn if one.sampler_logprobs is not None]
         return cls(groups, draws, k, sampled or None, dropped)
 

@@ -54,10 +54,16 @@ class Descent:
 
     @classmethod
     def of(
-        cls, method: Method, config: DistillationConfig, accelerator: Any, spent: Spent, signal: Signal
+        cls,
+        method: Method,
+        config: DistillationConfig,
+        accelerator: Any,
+        spent: Spent,
+        signal: Signal,
+        anchor: Anchor | None = None,
     ) -> "Descent":
         """The descent of a training."""
-        accumulator = Accumulator.of(method, config, accelerator, spent)
+        accumulator = Accumulator.of(method, config, accelerator, spent, anchor)
         return cls(method, accumulator, signal, resting_scaler(accelerator, signal))
 
     def step(self, model: nn.Module, batch: StepBatch, step: int) -> Descended:

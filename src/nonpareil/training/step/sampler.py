@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nonpareil.constant_rewards import FEWEST_GROUPS, RewardSpread
+from nonpareil.credits import CreditsByPrompt
 from nonpareil.engines.sampling import sample_keys
 from nonpareil.errors import DivergedError, RewardError
 from nonpareil.methods.base import Method
@@ -27,7 +28,8 @@ from nonpareil.training.step.not_finite import NotFinite, of_logprobs, refuse_al
 class StepSampler:
     """Draws and scores for one step after another; of several processes, each does its share of the prompts.
 
-    `stored`: groups by prompt id that take the place of fresh anchor draws. Every random number follows from
+    `stored`: groups by prompt id that take the place of fresh anchor draws; `credits`: those of their completions,
+    where the method reads them. Every random number follows from
     (seed, step, prompt, sample), so a resumed run draws the same, on any number of processes.
     """
 
@@ -39,12 +41,13 @@ class StepSampler:
         config: DistillationConfig,
         stored: Mapping[str, Group] | None = None,
         *,
+        credits: CreditsByPrompt | None = None,
         phases: StepPhases | None = None,
     ):
         self._make_actors = make_actors
         self.actors: Actors | None = None
         self.method, self.reward, self.config = method, reward, config
-        self.stored = stored or {}
+        self.stored, self.credits = stored or {}, credits
         self.phases = phases or StepPhases()
         self._spread = RewardSpread()
         check_group_rewards(reward, method, config, stored=bool(self.stored))
@@ -70,10 +73,16 @@ class StepSampler:
         """
         drawn, dropped = self._draw_in_all_processes(prompts, step)
         if self.stored:
-            drawn = [replace(d, group=d.group.joined(self.stored[d.group.prompt_id])) for d in drawn]
+            drawn = [self._with_stored(one) for one in drawn]
         groups = [one.group for one in drawn]
         self._tell_of_constant_rewards(groups)
         return StepBatch.of(drawn, self.method.policy_draws, self._tie_breaker(groups, step), dropped)
+
+    def _with_stored(self, drawn: PromptDraws) -> PromptDraws:
+        """With the prompt's stored group behind its draws."""
+        prompt_id = drawn.group.prompt_id
+        credits = None if self.credits is None else self.credits.get(prompt_id, ())
+        return replace(drawn, group=drawn.group.joined(self.stored[prompt_id]), credits=credits)
 
     def _draw_in_all_processes(
         self, prompts: Sequence[Prompt], step: int
