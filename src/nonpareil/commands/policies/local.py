@@ -21,7 +21,7 @@ from nonpareil.models.fingerprint import fingerprint
 from nonpareil.models.loading import load_policy, load_tokenizer, stated_limits, widened
 from nonpareil.models.merging import adapter_vocabulary
 from nonpareil.models.pretrained import read_config
-from nonpareil.options.commands import EvaluateOptions
+from nonpareil.options.commands import EvaluateOptions, InterpolateOptions
 from nonpareil.options.shared import ModelOptions
 from nonpareil.records import Prompt, SamplingParams
 
@@ -169,7 +169,7 @@ def local_policy(options: ModelOptions) -> LocalPolicy:
     )
 
 
-def reference_policy(options: EvaluateOptions) -> LocalPolicy:
+def reference_policy(options: EvaluateOptions | InterpolateOptions) -> LocalPolicy:
     """The policy that it is compared with: what it was before it was trained."""
     return LocalPolicy(
         options.reference_model_name_or_path or "",
