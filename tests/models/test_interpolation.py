@@ -1,4 +1,4 @@
-"""A policy at a strength: the reference's weights and the training's change, scaled, as plain transformers reads them."""
+"""A policy at a strength: the reference's weights and the training's change, scaled, as transformers reads them."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def written(trained: Path, reference: Path, strength: float, folder: Path, **opt
     one, other = (Source(str(path), None, make_tokenizer()) for path in (trained, reference))
     save_interpolated(one, other, strength, folder, **options)
     model, info = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert not any(info[f"{what}_keys"] for what in ("missing", "unexpected", "mismatched"))
     return model
 
 

@@ -25,8 +25,8 @@ def run(options: InterpolateOptions) -> dict[str, Any]:
     """Write the folder; returns where it lies, the strength and the dtype.
 
     Raises:
-        NonpareilError: two models between which nothing lies, before any weight is read where that can be known; or a
-            folder that holds anything, and with `overwrite` anything but an earlier interpolation.
+        NonpareilError: two models between which nothing lies, before any weight is read where that can be known;
+            or a folder that holds anything, and with `overwrite` anything but an earlier interpolation.
     """
     for name in ("model_name_or_path", "reference_model_name_or_path", "strength", "output_dir"):
         if getattr(options, name) is None:

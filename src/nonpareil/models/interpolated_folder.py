@@ -53,7 +53,7 @@ def save_interpolated(
     dtype: str = "auto",
     trust_remote_code: bool = False,
 ) -> torch.dtype:
-    """Write weights, config, tokenizer and the note of the training's temperature; returns the widest dtype written.
+    """Write weights, config, tokenizer and the note of the training's temperature; returns the widest dtype.
 
     `dtype="auto"` is each weight's own, the wider one where the two models differ. Config, tokenizer and where
     completions end are the trained model's. An adapter, and a model whose files do not have its weights by its own
@@ -72,7 +72,7 @@ def save_interpolated(
         wide = _write_streamed(here, there, strength, folder, dtype)
     else:
         del here
-        wide = _write_whole(trained, there, strength, folder, dtype, trust_remote_code)
+        wide = _write_whole(trained, there, strength, folder, dtype, names, trust_remote_code)
     trained.tokenizer.save_pretrained(folder)
     temperature = trained_temperature(trained.name_or_path, trained.revision)
     if temperature is not None:
@@ -163,10 +163,10 @@ def _write_whole(
     strength: float,
     folder: Path,
     dtype: str,
+    names: tuple[str, str],
     trust_remote_code: bool,
 ) -> torch.dtype:
     """By a model in memory, float32; then read again and compared."""
-    names = (trained.name_or_path, reference.model.name_or_path)
     model = interpolated_model(
         trained.name_or_path,
         trained.revision,

@@ -4,7 +4,9 @@ Strength 0 is the reference, 1 the trained policy, and above 1 the training goes
 linear interpolation towards initialisation (arXiv:2406.16768) is the same with strengths of at most 1.
 """
 
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +15,11 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.errors import ConfigError, ModelError
+from nonpareil.models.adapter_config import check_lora_config
 from nonpareil.models.adapters import adapter_base
-from nonpareil.models.loading import load_merged, load_model
+from nonpareil.models.loading import load_beside, load_merged, load_model
 from nonpareil.models.merging import tie_as_it_is
+from nonpareil.models.pretrained import reading
 from nonpareil.models.stored_weights import StoredWeights, in_memory
 from nonpareil.settings import differing, flat
 
@@ -36,6 +40,7 @@ _LABELS = frozenset(
     }
 )
 """Of a config: what decides no weight's meaning, and how weights are kept."""
+_FACTOR = re.compile(r"\.lora_(embedding_)?[AB]\b")
 
 
 def check_interpolable(
@@ -196,4 +201,35 @@ def interpolated_model(
     trained = in_memory(model)
     for own, value, _ in interpolated_weights(trained, reference, strength):
         model.state_dict()[own[0]].copy_(value)
+    return model
+
+
+def scaled_adapter(name_or_path: str, dtype: torch.dtype, strength: float, **options: Any) -> PreTrainedModel:
+    """An adapter's base with the adapter beside it, whose update is scaled, in half precision on the CPU.
+
+    Merged weights would be rounded, and a small change of large ones be lost. `options` as `load_beside`'s.
+
+    Raises:
+        ConfigError: an adapter that is more than factors of weights that stay as they are.
+        ModelError: as `load_beside`.
+    """
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
+    from peft.utils import load_peft_weights
+
+    remedy = f"{name_or_path!r} cannot be scaled beside its base in {dtype}; give dtype=float32, where it is merged"
+    with reading(name_or_path, f"the adapter {name_or_path!r} could not be read"):
+        config = LoraConfig.from_pretrained(name_or_path)
+        stored = load_peft_weights(str(Path(name_or_path).expanduser()), device="cpu")
+    try:
+        check_lora_config(config)
+    except ConfigError as error:
+        raise ConfigError(f"{remedy}: {error}") from error
+    if others := sorted(name for name in stored if not _FACTOR.search(name)):
+        raise ConfigError(f"{remedy}: it holds other weights than factors (first: {others[0]})")
+    model = load_beside(name_or_path, dtype, **options)
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            for adapter in layer.scaling:
+                layer.scaling[adapter] *= strength
     return model

@@ -39,8 +39,8 @@ def stored_weights(
 ) -> StoredWeights:
     """The weights of a model directory, a hub model or a LoRA adapter's folder (merged into its base).
 
-    All are in memory, in float32, of an adapter, of a model with code of its own, and where the files have other names
-    than the model, or two tensors for one weight.
+    All are in memory, in float32, of an adapter, of a model with code of its own, and where the files have other
+    names than the model, or two tensors for one weight.
 
     Raises:
         ModelError: no such model, or weights that cannot be read.
@@ -64,7 +64,7 @@ def in_memory(model: PreTrainedModel) -> StoredWeights:
 
 def _places_in(folder: Path) -> dict[str, Path]:
     """The file that holds each tensor, by the name that it is stored under."""
-    places = {}
+    places: dict[str, Path] = {}
     with reading(str(folder), f"the weights in {str(folder)!r} could not be read"):
         for file in sorted(folder.glob(WEIGHT_FILES)):
             with safe_open(file, framework="pt") as tensors:
@@ -77,7 +77,7 @@ def _stored_names(model: PreTrainedModel, places: Mapping[str, Path]) -> dict[st
     tied: dict[int, list[str]] = {}
     for name, value in model.state_dict(keep_vars=True).items():
         tied.setdefault(id(value), []).append(name)
-    found = {}
+    found: dict[str, str] = {}
     for names in tied.values():
         stored = [name for name in names if name in places]
         if len(stored) != 1:

@@ -99,8 +99,8 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
     )
     strengths: list[float] | None = option(
         None,
-        "Evaluate the path from the reference through the policy: its weights at these strengths (0 is the reference, "
-        "1 the policy, more is beyond), each drawn, scored and compared like a policy of its own. Default: the policy.",
+        "Evaluate the path from the reference through the policy: its weights at these strengths (0 is the "
+        "reference, 1 the policy, more is beyond it), each drawn and scored as one. Default: the policy alone.",
         at_least=0,
     )
     at_win_rates: list[float] = option(
@@ -242,7 +242,8 @@ class InterpolateOptions(ModelOptions, FileOptions):
     reference_model_revision: str | None = option(None, "Branch, tag or commit.", heading="Policy")
     dtype: str = option(
         "auto",
-        "Of what is written, computed in float32: auto (as stored, the wider of the two), bfloat16, float16 or float32.",
+        "Of what is written, computed in float32: auto (as stored, the wider of the two), bfloat16, float16 or "
+        "float32.",
         choices=DTYPES,
         heading="Policy",
     )
