@@ -44,6 +44,7 @@ def _interpolate(options: InterpolateOptions, folder: OutputFolder) -> dict[str,
     _check_folder(folder, overwrite=options.overwrite)
     trained, reference = _sources(options)
     strength = float(options.strength or 0.0)
+    earlier = folder.listed()
     with folder.staged() as staging:
         wide = save_interpolated(
             trained,
@@ -53,7 +54,8 @@ def _interpolate(options: InterpolateOptions, folder: OutputFolder) -> dict[str,
             dtype=options.dtype,
             trust_remote_code=options.trust_remote_code,
         )
-        folder.delete()  # only now that the new one is whole
+        for name in earlier:  # only now that the new one is whole
+            folder.delete(name)
     return {"output_dir": str(options.output_dir), "strength": strength, "dtype": dtype_name(wide)}
 
 
