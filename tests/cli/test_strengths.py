@@ -14,6 +14,8 @@ from nonpareil.commands.policies.interpolated import InterpolatedPolicy
 from nonpareil.commands.policies.local import LocalPolicy
 from nonpareil.errors import ConfigError
 from nonpareil.models.trained import keep_temperature
+from nonpareil.rollouts.manifest import check_same
+from nonpareil.rollouts.reading import read_groups
 from tests.cli.conftest import Command, tokenizer
 
 SMALL = {"max_prompts": 4, "num_generations": 3, "num_reference_samples": 4}
@@ -46,8 +48,6 @@ def interpolate(nonpareil: Command, moved: Path, **changes: Any) -> tuple[int, s
 
 
 def groups(folder: Path) -> list[tuple[int, ...]]:
-    from nonpareil.rollouts.reading import read_groups
-
     return [tuple(ids) for group in read_groups(folder) for ids in group.completion_token_ids]
 
 
@@ -102,52 +102,65 @@ def test_what_cannot_be_is_refused(
 
 
 def test_a_path_is_measured_against_one_drawing_of_the_reference(nonpareil: Command, moved: Path) -> None:
-    settings = {**SMALL, "model_name_or_path": moved, "strengths": "2 0 1 0.5", "at_win_rates": "0.55 0.999"}
+    settings = {**SMALL, "model_name_or_path": moved, "strengths": "2 0 1", "at_win_rates": "0.55 0.999"}
     status, _, said = nonpareil("evaluate", **settings)
     assert status == 0, said
+    assert said.count("groups to draw") == 4
     out = moved.parent / "out"
     content = json.loads((out / "path.json").read_text())
     points = {point["strength"]: point for point in content["path"]["points"]}
-    assert list(points) == [0, 0.5, 1, 2]
+    assert list(points) == [0, 1, 2]
     for strength, point in points.items():
         report = json.loads((out / f"strength-{strength:g}" / "report.json").read_text())["evaluation"]
         assert point["kl"]["estimate"] == report["kl"]["estimate"]
         assert point["win_rate"] == report["comparison"]["win_rate"]
     kl = [point["kl"]["estimate"] for point in points.values()]
     assert kl[0] == pytest.approx(0, abs=1e-6)
-    assert kl == sorted(kl)
-    assert kl[-1] > 0.01
+    assert kl[0] < kl[1] < kl[2]
     beyond = content["path"]["at"][-1]
     assert (beyond["win_rate"], beyond["position"], beyond["kl"]) == (0.999, None, None)
     assert "not reached" in said
     assert "not reached" in (out / "path.html").read_text()
     assert (out / "path.png").stat().st_size > 0
+
+
+def test_the_groups_of_each_strength_are_its_own(moved: Path) -> None:
+    trained, reference = LocalPolicy(str(moved)), LocalPolicy(str(moved.parent / "policy"))
+    draws = {strength: InterpolatedPolicy(trained, reference, strength).info() for strength in (0.5, 0.75)}
+    check_same({"model": draws[0.5]}, {"model": draws[0.5]}, moved)
+    with pytest.raises(ConfigError, match=r"model.strength: 0.5 there, 0.75 now"):
+        check_same({"model": draws[0.5]}, {"model": draws[0.75]}, moved)
+    with pytest.raises(ConfigError, match=r"model.strength: None there, 0.5 now"):
+        check_same({"model": trained.info()}, {"model": draws[0.5]}, moved)
+    other = InterpolatedPolicy(trained, trained, 0.5).info()
+    with pytest.raises(ConfigError, match=r"model.reference_fingerprint"):
+        check_same({"model": draws[0.5]}, {"model": other}, moved)
+
+
+@pytest.mark.slow
+def test_a_path_goes_on_and_is_begun_anew(nonpareil: Command, moved: Path) -> None:
+    settings = {**SMALL, "model_name_or_path": moved}
+    assert nonpareil("evaluate", **settings, strengths="0 1")[0] == 2
+    assert nonpareil("evaluate", **settings, strengths="0 0.5 1")[0] == 0
+    out = moved.parent / "out"
     before = (out / "reference/data/shard-00000.parquet").read_bytes()
-    status, _, said = nonpareil("evaluate", **{**settings, "strengths": "1 1.25"})
+    status, _, said = nonpareil("evaluate", **settings, strengths="1 1.25")
     assert status == 0, said
     assert said.count("groups to draw") == 1, "only the new strength was drawn"
     assert (out / "reference/data/shard-00000.parquet").read_bytes() == before
     # The trained policy and its reference, each as it is when it is evaluated alone.
     for name, strength in (("moved", 1), ("policy", 0)):
         alone = {"model_name_or_path": moved.parent / name, "output_dir": moved.parent / name[0]}
-        assert nonpareil("evaluate", **{**SMALL, **alone, "temperature": 0.8})[0] == 0
+        assert nonpareil("evaluate", **{**settings, **alone, "temperature": 0.8})[0] == 0
         assert groups(moved.parent / name[0] / "policy") == groups(out / f"strength-{strength}/policy")
-
-
-def test_groups_of_another_strength_are_never_taken(nonpareil: Command, moved: Path) -> None:
-    settings = {**SMALL, "model_name_or_path": moved, "strengths": "0.5 1"}
-    assert nonpareil("evaluate", **settings)[0] == 0
-    out = moved.parent / "out"
-    (out / "strength-0.5").rename(out / "strength-0.75")
-    status, _, said = nonpareil("evaluate", **{**settings, "strengths": "0.75 1"})
+    (out / "strength-0.75").mkdir()
+    (out / "strength-0.5/policy").rename(out / "strength-0.75/policy")
+    status, _, said = nonpareil("evaluate", **settings, strengths="0.75 1")
     assert status == 2
     assert "model.strength: 0.5 there, 0.75 now" in said
-    status, _, said = nonpareil("evaluate", "--overwrite", **{**settings, "strengths": "0.75 1"})
-    assert status == 2, "what came there by other hands is not ours"
-    (out / "strength-0.75").rename(out / "strength-0.5")
-    status, _, said = nonpareil("evaluate", "--overwrite", **settings)
+    status, _, said = nonpareil("evaluate", "--overwrite", **settings, strengths="0.75 1")
     assert status == 0, said
-    assert said.count("groups to draw") == 3
+    assert said.count("groups to draw") == 3, "the reference's too"
 
 
 @pytest.mark.parametrize(
