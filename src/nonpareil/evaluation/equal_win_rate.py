@@ -101,13 +101,24 @@ def difference_at(
     return Interval(**{**vars(at_most), "low": at_least.low})
 
 
+def kl_at(path: PromptPath, win_rate: float) -> float | None:
+    """The KL at a win rate of one path, nats; None where it does not reach it."""
+    kl = float(_Reached([path], win_rate).kl(_means_of(path))[0])
+    return kl if math.isfinite(kl) else None
+
+
 def path_between(path: PromptPath, count: int) -> tuple[list[float], list[float]]:
     """KL and win rate of the mean path at `count` places from the reference to its last point, to draw it."""
-    means = torch.cat([path.win_rate[path.kept()].mean(0), path.kl[path.kept()].mean(0)])[None].double()
-    nodes, rate, root = _curves(path.positions, means)
+    nodes, rate, root = _curves(path.positions, _means_of(path))
     places = torch.linspace(0, float(nodes[-1]), count, dtype=torch.float64)
     rates, roots = (value_at(nodes, curve.expand(count, -1), places) for curve in (rate, root))
     return roots.square().tolist(), rates.tolist()
+
+
+def _means_of(path: PromptPath) -> Tensor:
+    """Over prompts [1, 2 g], as `_metrics` has them."""
+    kept = path.kept()
+    return torch.cat([path.win_rate[kept].double().mean(0), path.kl[kept].double().mean(0)])[None]
 
 
 def _metrics(paths: Sequence[PromptPath]) -> list[Tensor]:

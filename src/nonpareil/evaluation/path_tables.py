@@ -68,9 +68,9 @@ def _at(path: StrengthPath) -> PathTable:
     return PathTable("At equal win rate", note, header, rows)
 
 
-def reached_cell(row: AtWinRate, interval: Interval | None) -> str:
+def reached_cell(row: AtWinRate, interval: Interval | None, digits: int = 3) -> str:
     """A metric at a win rate; in words where the path does not reach it."""
-    return UNREACHED if row.kl is None else cell(interval)
+    return UNREACHED if row.kl is None else cell(interval, digits)
 
 
 def cell(interval: Interval | None, digits: int = 3, at_most: float = math.inf) -> str:
