@@ -209,7 +209,7 @@ def test_methods_at_equal_win_rate_along_checkpoints_and_strengths(comparison, f
     evaluations = files / "out/runs/moved/seed-0/evaluation"
     assert (evaluations / "strength-1.5/report.json").is_file()
     before = (evaluations / "final/report.json").stat().st_mtime_ns
-    settings["evaluation"] |= {"strengths": [0.5], "at_win_rates": [0.6]}
+    settings["evaluation"] = of_paths | {"strengths": [0.5], "at_win_rates": [0.6]}
     status, figures, error = comparison(**settings)
     assert status == 0, "what is told of paths makes no evaluation another"
     assert (evaluations / "final/report.json").stat().st_mtime_ns == before
@@ -221,7 +221,7 @@ def test_methods_at_equal_win_rate_along_checkpoints_and_strengths(comparison, f
     [
         ({"strengths": [0.5, 1]}, "evaluation.strengths=[0.5, 1.0]: 1 is the final policy"),
         ({"strengths": [0.5, 0.5]}, "evaluation.strengths=[0.5, 0.5] has one of them twice"),
-        ({"strengths": [0]}, "evaluation.strengths=[0] must be"),
+        ({"strengths": [0]}, "evaluation.strengths=[0.0] must be above 0"),
         ({"at_win_rates": [0.5]}, "evaluation.at_win_rates=[0.5] must lie between 0.5 and 1"),
         ({"at_win_rates": [0.7, 0.7]}, "evaluation.at_win_rates=[0.7, 0.7] has one of them twice"),
     ],

@@ -61,6 +61,28 @@ def test_four_strengths_of_the_optimal_path_suffice_and_the_kl_itself_would_not(
     assert of_kl_itself > 1.3 * float(least_kl(torch.tensor([0.6]))[0])
 
 
+def error_of(positions: list[float], rate: Tensor, kl: Tensor) -> float:
+    """The largest relative error of the KL at `RATES`, along a curve of which the efficiency is that of best-of-N
+    or, where its points are on the frontier, 1."""
+    on_frontier = torch.allclose(least_kl(rate), kl, rtol=1e-3)
+    errors = []
+    for (estimate, _), target in zip(found(path_of(positions, rate, kl)), RATES, strict=True):
+        n = target / (1 - target)
+        true = float(least_kl(torch.tensor([target]))[0]) if on_frontier else math.log(n) - (n - 1) / n
+        errors.append(abs(estimate / true - 1))
+    return max(errors)
+
+
+def test_the_errors_that_the_documentation_states() -> None:
+    of_policies = {(2.0, 4.0, 5.6, 8.0): 0.003, (3.0, 6.0): 0.018}
+    for c, stated in of_policies.items():
+        error = error_of(list(c), *exponential_tilt(torch.tensor(c, dtype=torch.float64)))
+        assert error == pytest.approx(stated, abs=0.001)
+    for n, stated in {(1.3, 2.0, 3.0, 5.0, 8.0): 0.001, (2.0, 4.0, 8.0): 0.040, (2.0, 8.0): 0.082}.items():
+        error = error_of([math.log(each) for each in n], *best_of(list(n)))
+        assert error == pytest.approx(stated, abs=0.001)
+
+
 def test_with_ties_the_least_kl_is_that_of_the_groups() -> None:
     rewards = (torch.arange(32) < 6).double().repeat(40, 1)
     n = torch.tensor([1.5, 2.0, 3.0], dtype=torch.float64)

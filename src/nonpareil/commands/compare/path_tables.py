@@ -28,9 +28,9 @@ def _kl(equal: EqualWinRate) -> TextTable:
     note = (
         f"Nats, means over seeds with 95% intervals over the {equal.num_prompts} prompts that every point was "
         "measured on, ± standard deviation over seeds. Checkpoints: from the reference through the checkpoints to "
-        "the final policy. Interpolation: policies between the reference and the final one, and beyond it. Between the "
-        "points win rate and root of the KL go by monotone cubics; nothing is said beyond the last. Reaches: the "
-        "highest win rate of the path; of several seeds, that of the one that reaches least. An end of ∞: some "
+        "the final policy. Interpolation: policies between the reference and the final one, and beyond it. Between "
+        "the points win rate and root of the KL go by monotone cubics; nothing is said beyond the last. Reaches: "
+        "the highest win rate of the path; of several seeds, that of the one that reaches least. An end of ∞: some "
         "resamples of the prompts do not reach the win rate. Efficiency: least KL of any policy at this win rate, "
         "ties counted / KL."
     )
