@@ -94,15 +94,7 @@ def test_with_ties_the_least_kl_is_that_of_the_groups() -> None:
     )
 
 
-def test_a_falling_path_is_met_where_it_first_rises_and_never_beyond_its_points() -> None:
-    nodes = torch.tensor([0.0, 1, 2, 3, 4], dtype=torch.float64)
-    values = torch.tensor([[0.5, 0.7, 0.6, 0.9, 0.8]], dtype=torch.float64)
-    for target, expected in ((0.65, (0, 1)), (0.7, (1, 1)), (0.75, (2, 3)), (0.9, (3, 3))):
-        position = float(first_reached(nodes, values, torch.tensor([target], dtype=torch.float64))[0])
-        assert expected[0] - 1e-6 <= position <= expected[1] + 1e-6
-        met = float(value_at(nodes, values, torch.tensor([position], dtype=torch.float64))[0])
-        assert met == pytest.approx(target, abs=1e-9)
-    assert first_reached(nodes, values, torch.tensor([0.91], dtype=torch.float64)).isnan().all()
+def test_nothing_is_said_beyond_the_points() -> None:
     path = path_of([1.0, 2.0], torch.tensor([0.65, 0.72]), torch.tensor([0.2, 0.5]))
     low, middle, high = at_win_rates([path], UNTIED, RATES, Bootstrap())
     assert there(low.kl).estimate < there(middle.kl).estimate

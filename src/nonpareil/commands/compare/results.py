@@ -192,10 +192,15 @@ def compare_runs(
         frontier=first.comparison.frontier,
         gold_frontier=first.unseen.frontier if first.unseen else (),
         best_of_n_points=first.best_of_n,
-        equal_win_rate=equal_win_rates([_points(run) for run in runs], reference, win_rates)
-        if reference
-        else None,
+        equal_win_rate=_equal_win_rates(runs, reference, win_rates),
     )
+
+
+def _equal_win_rates(
+    runs: Sequence[RunRecord], reference: Mapping[str, Tensor] | None, win_rates: Sequence[float]
+) -> EqualWinRate | None:
+    """None without the reference's rewards, too."""
+    return equal_win_rates(list(map(_points, runs)), reference, win_rates) if reference else None
 
 
 def _points(run: RunRecord) -> RunPoints:
