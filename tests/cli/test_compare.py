@@ -196,13 +196,9 @@ def test_methods_at_equal_win_rate_along_checkpoints_and_strengths(comparison, f
         "checkpoints": 1,
         "max_eval_prompts": 6,
     }
-    of_paths = {"num_generations": 8, "num_reference_samples": 8, "checkpoint_num_generations": 8}
-    settings["evaluation"] = {
-        **of_paths,
-        "strengths": [1.5, 0.5],
-        "at_win_rates": [0.99, 0.55],
-        "checkpoint_prompts": 6,
-    }
+    alike = {"num_generations": 8, "num_reference_samples": 8, "checkpoint_num_generations": 8}
+    alike["checkpoint_prompts"] = 6
+    settings["evaluation"] = alike | {"strengths": [1.5, 0.5], "at_win_rates": [0.99, 0.55]}
     status, figures, error = comparison(**settings)
     assert status == 0, error
     equal = figures["equal_win_rate"]
@@ -222,9 +218,9 @@ def test_methods_at_equal_win_rate_along_checkpoints_and_strengths(comparison, f
     evaluations = files / "out/runs/moved/seed-0/evaluation"
     assert (evaluations / "strength-1.5/report.json").is_file()
     before = (evaluations / "final/report.json").stat().st_mtime_ns
-    settings["evaluation"] = of_paths | {"strengths": [0.5], "at_win_rates": [0.6]}
+    settings["evaluation"] = alike | {"strengths": [0.5], "at_win_rates": [0.6]}
     status, figures, error = comparison(**settings)
-    assert status == 0, "what is told of paths makes no evaluation another"
+    assert status == 0, error  # what is told of paths makes no evaluation another
     assert (evaluations / "final/report.json").stat().st_mtime_ns == before
     assert len(figures["equal_win_rate"]["paths"][1]["points"]) == 2
 

@@ -101,13 +101,18 @@ def test_what_cannot_be_is_refused(
     assert not (moved.parent / "stronger").exists()
 
 
-def test_a_path_is_measured_against_one_drawing_of_the_reference(nonpareil: Command, moved: Path) -> None:
+def test_a_path_is_measured_against_one_drawing_of_the_reference(
+    nonpareil: Command, moved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Most of an evaluation's time on models this small; the pictures are tested in tests/evaluation.
+    monkeypatch.setattr("nonpareil.evaluation.plots.png", lambda figure: b"PNG")
     settings = {**SMALL, "model_name_or_path": moved, "strengths": "2 0 1", "at_win_rates": "0.55 0.999"}
-    status, _, said = nonpareil("evaluate", **settings)
+    status, result, said = nonpareil("evaluate", "--json", **settings)
     assert status == 0, said
     assert said.count("groups to draw") == 4
     out = moved.parent / "out"
     content = json.loads((out / "path.json").read_text())
+    assert json.loads(result)["path"] == content["path"]
     points = {point["strength"]: point for point in content["path"]["points"]}
     assert list(points) == [0, 1, 2]
     for strength, point in points.items():
