@@ -10,7 +10,7 @@ from nonpareil.commands.value.inputs import Beginning, DrawnGroups, beginning, d
 from nonpareil.commands.value.show import show_value
 from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.folders import writing
-from nonpareil.options.commands import ValueOptions
+from nonpareil.options.values import ValueOptions
 from nonpareil.settings import values_of
 from nonpareil.terminal import tell
 from nonpareil.values.settings import FitSettings

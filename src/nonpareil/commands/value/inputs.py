@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nonpareil.commands.distill.groups import check_drawn_from, is_served, manifest_of
 from nonpareil.errors import ConfigError, DataError, ModelError
-from nonpareil.options.commands import ValueGroupsOptions
+from nonpareil.options.values import ValueGroupsOptions
 from nonpareil.records import Group
 from nonpareil.terminal import tell
 
