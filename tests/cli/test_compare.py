@@ -17,10 +17,11 @@ from transformers import AutoModelForCausalLM
 from nonpareil.cli.main import main
 from nonpareil.commands.compare import evaluator as comparison_evaluation
 from nonpareil.commands.compare.budget import over_budget
+from nonpareil.commands.compare.costs import Cost
 from nonpareil.commands.compare.inputs import files_of
 from nonpareil.commands.compare.plan import plan_runs
 from nonpareil.commands.compare.processes import Finished, last_lines, locked, run_logged
-from nonpareil.commands.compare.results import Cost, RunRecord
+from nonpareil.commands.compare.results import RunRecord
 from nonpareil.commands.compare.spec import EvaluationOptions, read_spec
 from nonpareil.errors import ConfigError
 from nonpareil.evaluation.log_ratios import read_log_ratios
