@@ -32,6 +32,7 @@ from nonpareil.options.commands import (
     DistillOptions,
     EvaluateOptions,
     ExportOptions,
+    InterpolateOptions,
     SampleOptions,
 )
 from nonpareil.options.rewards import ANY_MODEL, ENDPOINTS, FIRST_MODEL, LIMITED, LOADED_MODEL
@@ -53,7 +54,7 @@ from nonpareil.values.settings import MAKES_CREDITS
 
 COMMANDS = (
     *(SampleOptions, CurveOptions, DistillOptions, DistillationConfig, EvaluateOptions, ExportOptions),
-    *(ComparisonFlags, ValueOptions, CreditsOptions),
+    *(ComparisonFlags, ValueOptions, CreditsOptions, InterpolateOptions),
 )
 SECTIONS = {
     "": CompareOptions,
