@@ -14,9 +14,9 @@ from nonpareil.options.shared import (
     PromptOptions,
     SamplingOptions,
 )
+from nonpareil.options.values import MadeCreditsOptions
 from nonpareil.setting_types import SEED
 from nonpareil.settings import DTYPES, option
-from nonpareil.values.settings import MAKES_CREDITS, CreditSettings
 
 CUT = "draws from a part of the vocabulary; the KL would be that of another policy. Evaluate without it"
 AT_THE_TOP = "set it at the top, for all"
@@ -128,7 +128,7 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
 
 
 @dataclass
-class DistillOptions(PromptOptions, RewardInputOptions, CreditSettings, FileOptions):
+class DistillOptions(PromptOptions, RewardInputOptions, MadeCreditsOptions, FileOptions):
     """Options of `nonpareil distill`, besides those of `DistillationConfig`."""
 
     HEADING: ClassVar = "Evaluation"
@@ -195,15 +195,6 @@ class DistillOptions(PromptOptions, RewardInputOptions, CreditSettings, FileOpti
         names="input",
         compare="leave it out: credits are of groups that are there already, and a comparison draws its own",
         heading="Prompts",
-    )
-    value: str | None = option(
-        None,
-        "What to make credits of: a folder of `nonpareil value`, or file.py:function. Default: one fitted on the "
-        "groups, in output_dir/value.",
-        names="input",
-        reader=MAKES_CREDITS,
-        compare="it is of groups that are there already, and a comparison draws its own",
-        heading="Credits",
     )
     merge: bool = option(
         False,

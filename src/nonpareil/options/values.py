@@ -1,12 +1,12 @@
-"""The options of `nonpareil value` and `nonpareil credits`. Plain dataclasses, read without importing torch."""
+"""The options of values and credits, read without importing torch."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from nonpareil.options.shared import FileOptions, ModelOptions
 from nonpareil.setting_types import SEED
-from nonpareil.settings import option
-from nonpareil.values.settings import CreditSettings, FitSettings
+from nonpareil.settings import CheckedOptions, option
+from nonpareil.values.settings import MAKES_CREDITS, CreditSettings, FitSettings
 
 
 @dataclass
@@ -58,3 +58,19 @@ class CreditsOptions(ValueGroupsOptions, CreditSettings):
         0, "Of the choice of completions and candidates.", at_least=0, at_most=SEED, heading="Credits"
     )
     output_dir: str = option("nonpareil-credits", "Where they go; run again to go on.", path=True)
+
+
+@dataclass
+class MadeCreditsOptions(CreditSettings, CheckedOptions):
+    """The credits that a distillation makes where none are given."""
+
+    HEADING: ClassVar = "Credits"
+
+    value: str | None = option(
+        None,
+        "What to make credits of: a folder of `nonpareil value`, or file.py:function. Default: one fitted on the "
+        "groups, in output_dir/value.",
+        names="input",
+        reader=MAKES_CREDITS,
+        compare="it is of groups that are there already, and a comparison draws its own",
+    )
