@@ -235,10 +235,9 @@ VALUE |= {"credited_completions": 2, "max_steps": 3}
 
 @pytest.fixture
 def of_value(comparison, in_process, files, monkeypatch):
-    """A comparison with enough prompts for a value, a reward that shows early, and a fit for so small a network."""
-    (files / "early.py").write_text(
-        "def early(completions, **columns):\n"
-        "    return [float(len(text.split(' ')[0]) > 3) for text in completions]\n"
+    """A comparison with enough prompts for a value, a reward that it can tell, and a fit for so small a network."""
+    (files / "long.py").write_text(
+        "def long(completions, **columns):\n    return [0.01 * len(text) for text in completions]\n"
     )
     prompts = [f"the film was {one} {other}" for one in WORDS[:6] for other in WORDS[4:8]]
     (files / "train.jsonl").write_text("".join(json.dumps({"prompt": each}) + "\n" for each in prompts))
@@ -246,7 +245,7 @@ def of_value(comparison, in_process, files, monkeypatch):
     monkeypatch.setattr("nonpareil.commands.distill.credits.FitSettings", fit)
     return partial(
         comparison,
-        reward_funcs=[f"{files}/early.py:early"],
+        reward_funcs=[f"{files}/long.py:long"],
         budget={"completions": 144},
         groups={"num_generations": 6, "max_prompts": 24},
     )
@@ -293,6 +292,7 @@ def test_a_value_is_each_seeds_own_and_all_that_it_took_is_counted(of_value, in_
     assert "completions to fit" in error or "fitting a value" in error
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_behind_its_value_does_not_fit_it_again(of_value, files, monkeypatch):
     from nonpareil.commands.value import credits
 
