@@ -29,6 +29,10 @@ COMMANDS = {
         "nonpareil.commands.compare.command",
         "Run several methods under one budget, and draw all on one Pareto picture.",
     ),
+    "tilt": (
+        "nonpareil.commands.tilt.command",
+        "Tilt a policy's vocabulary towards best-of-N: counted from groups, without training.",
+    ),
     "export": (
         "nonpareil.commands.export",
         "Turn groups into TRL's preference, SFT or unpaired datasets.",
