@@ -5,7 +5,7 @@ from typing import Any
 from nonpareil.commands.command import Command
 from nonpareil.commands.tilt.run import run
 from nonpareil.console import console
-from nonpareil.options.commands import TiltOptions
+from nonpareil.options.tilt import TiltOptions
 
 _PATH_ROWS = 8
 

@@ -91,7 +91,7 @@ def target_win_rate(data: TiltGroups, n: int | None, win_rate: float | None) -> 
             f"n={n} is beyond what groups with {largest_n(data.rewards) + 1} rewards of a prompt show; lower n, or "
             "draw more completions of each prompt"
         )
-    return float(group_win_rate(data.rewards, torch.tensor([n])).nanmean())
+    return float(group_win_rate(data.rewards, torch.tensor([float(n)])).nanmean())
 
 
 def strength_for(path: TiltPath, target: float, asked: str) -> float:

@@ -8,7 +8,7 @@ from nonpareil.commands.places import check_output, inputs_of
 from nonpareil.errors import ConfigError
 from nonpareil.folders import is_bookkeeping, is_vacant, writing
 from nonpareil.markers import OutputFolder
-from nonpareil.options.commands import TiltOptions
+from nonpareil.options.tilt import TiltOptions
 from nonpareil.terminal import tell
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ MOST_BIAS = 100.0
 CHECKED_TOKENS = 1024
 """Positions at which the folded model is held against the tilt; all their logits are in memory at once."""
 ROUNDING_SHARE, MOST_SHARE = 0.05, 0.25
-"""KL(tilt || model) over KL(tilt || reference): above the first float32 is tried, above the second it is refused."""
+"""KL(tilt || model) / KL(tilt || reference): above the first float32 is tried, above the second it is refused."""
 
 
 def write_logit_bias(path: Path, bias: Float[Tensor, " v"], counts: Float[Tensor, " v"]) -> tuple[int, float]:
