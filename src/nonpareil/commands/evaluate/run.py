@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.evaluate.context import report_context
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def run(options: EvaluateOptions) -> dict[str, Any]:
-    """Write report.json, report.html and PNGs; returns the `Evaluation` and the report's path.
+    """Write report.json, report.html, PNGs and log_ratios.parquet; returns the `Evaluation` and the report's path.
 
     Raises:
         NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
@@ -51,6 +52,7 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
     from nonpareil.commands.evaluate.prompts import prompts_of_both
     from nonpareil.commands.policies.local import local_policy, reference_policy
     from nonpareil.evaluation import best_of_n_report, evaluate_groups
+    from nonpareil.evaluation.log_ratios import write_log_ratios
     from nonpareil.evaluation.report import write_report
 
     products = products_dtype(options.dtype, options.kl_dtype)
@@ -76,6 +78,7 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
         seed=options.seed,
     )
     evaluation = replace(evaluation, dtype=dtypes["measured"])
+    write_log_ratios(Path(options.output_dir), theirs, measured.reference_log_ratio)
     context = report_context(options, policy, reference, len(prompts))
     report = write_report(
         evaluation,
