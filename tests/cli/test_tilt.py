@@ -65,7 +65,7 @@ def test_the_policy_has_the_win_rate_that_was_asked_for(tilt, nonpareil, files):
     )
     assert status == 0, err
     measured = json.loads(out)["evaluation"]
-    assert measured["win_rate"]["estimate"] == pytest.approx(0.65, abs=0.04)
+    assert measured["comparison"]["win_rate"]["estimate"] == pytest.approx(0.65, abs=0.04)
     assert measured["kl"]["estimate"] == pytest.approx(estimate["kl"]["estimate"], rel=0.25)
 
 
