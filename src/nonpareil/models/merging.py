@@ -216,7 +216,9 @@ def tie_as_it_is(model: PreTrainedModel) -> None:
         getattr(layer, "weight", None)
         for layer in (model.get_input_embeddings(), model.get_output_embeddings())
     )
-    if inputs is None or outputs is None or inputs.data_ptr() == outputs.data_ptr():
+    if inputs is None or outputs is None or inputs is outputs:
+        return
+    if not inputs.is_meta and inputs.data_ptr() == outputs.data_ptr():
         return
     for config in (model.config, model.config.get_text_config()):
         if getattr(config, "tie_word_embeddings", False):
