@@ -43,6 +43,7 @@ from nonpareil.options.shared import (
     TRAINING_SPLITS,
     WITH_SPLITS,
 )
+from nonpareil.options.tilt import TiltOptions
 from nonpareil.options.unread import absent_rewards
 from nonpareil.options.yaml import dump_yaml, load_yaml
 from nonpareil.records import SamplingParams
@@ -52,7 +53,7 @@ from nonpareil.training.config import DistillationConfig
 
 COMMANDS = (
     *(SampleOptions, CurveOptions, DistillOptions, DistillationConfig, EvaluateOptions, ExportOptions),
-    *(InterpolateOptions, ComparisonFlags),
+    *(InterpolateOptions, TiltOptions, ComparisonFlags),
 )
 SECTIONS = {
     "": CompareOptions,

@@ -29,6 +29,10 @@ COMMANDS = {
         "nonpareil.commands.compare.command",
         "Run several methods under one budget, and draw all on one Pareto picture.",
     ),
+    "tilt": (
+        "nonpareil.commands.tilt.command",
+        "Tilt a policy's vocabulary towards best-of-N: counted from groups, without training.",
+    ),
     "interpolate": (
         "nonpareil.commands.interpolate",
         "Write a policy with more or less of its training: weights between and beyond reference and policy.",
