@@ -45,15 +45,17 @@ from nonpareil.options.shared import (
 )
 from nonpareil.options.tilt import TiltOptions
 from nonpareil.options.unread import absent_rewards
+from nonpareil.options.values import CreditsOptions, ValueOptions
 from nonpareil.options.yaml import dump_yaml, load_yaml
 from nonpareil.records import SamplingParams
 from nonpareil.rollouts.prompts import load_prompts, tokenize_prompts
 from nonpareil.settings import CheckedOptions, Setting, check_settings, refuse_unread, settings_of
 from nonpareil.training.config import DistillationConfig
+from nonpareil.values.settings import MAKES_CREDITS
 
 COMMANDS = (
     *(SampleOptions, CurveOptions, DistillOptions, DistillationConfig, EvaluateOptions, ExportOptions),
-    *(InterpolateOptions, TiltOptions, ComparisonFlags),
+    *(ComparisonFlags, ValueOptions, CreditsOptions, InterpolateOptions, TiltOptions),
 )
 SECTIONS = {
     "": CompareOptions,
@@ -224,7 +226,7 @@ def test_what_reads_a_setting_is_there():
     for _, setting in everything:
         owners.setdefault(setting.name, []).append(setting)
     readers = {ANY_MODEL, ENDPOINTS, FIRST_MODEL, HELD_OUT_SPLITS, HUB_DATASETS, LIMITED, LOADED_MODEL}
-    readers |= {OWN_PROMPTS, TRAINING_SPLITS, WITH_SPLITS}
+    readers |= {OWN_PROMPTS, TRAINING_SPLITS, WITH_SPLITS, MAKES_CREDITS}
     for _, setting in everything:
         owner, _, wanted = (setting.limits.of or "").partition("=")
         assert not owner or owner in owners, setting
@@ -562,6 +564,10 @@ def test_a_reward_model_has_no_time_limit(nonpareil, files):
         ({"methods": {"jbond": {"merge": True}}}, "methods.jbond: merge=true without use_peft"),
         ({"methods": {"jbond": {"lora_r": 3}}}, "methods.jbond: lora_r=3 is not read without use_peft"),
         ({"methods": {"jbond": {"fp16": True, "use_cpu": True}}}, "methods.jbond: fp16=True needs a GPU"),
+        (
+            {"methods": {"jbond": {"likeliest": 3}}},
+            "methods.jbond: likeliest=3 is read by what makes credits",
+        ),
         ({"output_dir": None}, "output_dir=None must be text"),
         (
             {"reward_funcs": FUNCTION},
@@ -587,6 +593,21 @@ def test_a_comparison_refuses_in_its_plan_what_a_run_would(changes, says, tmp_pa
     with pytest.raises(ConfigError) as refused:
         plan_runs(read_spec(tmp_path / "c.yaml"))
     assert says in str(refused.value)
+
+
+def test_a_comparison_plans_runs_that_make_their_credits(tmp_path):
+    content = {
+        "model_name_or_path": MODEL,
+        "dataset_name": "some-org/prompts",
+        "reward_funcs": [FUNCTION],
+        "budget": {"completions": 10_000},
+        "groups": {"max_prompts": 100, "num_generations": 16},
+        "methods": {"value_distillation": {"stored": True, "likeliest": 3, "target_n": 8, "max_steps": 4}},
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    plan, *_ = plan_runs(read_spec(tmp_path / "c.yaml"))
+    assert plan.pool_completions == 1600
+    assert (plan.settings["likeliest"], plan.settings["target_n"]) == (3, 8.0)
 
 
 # --- From Python

@@ -29,6 +29,14 @@ COMMANDS = {
         "nonpareil.commands.compare.command",
         "Run several methods under one budget, and draw all on one Pareto picture.",
     ),
+    "value": (
+        "nonpareil.commands.value.fit",
+        "Fit what prefixes are worth on those groups, and say how well it is known.",
+    ),
+    "credits": (
+        "nonpareil.commands.value.credits",
+        "Credit other next tokens of stored completions by a value, for value_distillation.",
+    ),
     "tilt": (
         "nonpareil.commands.tilt.command",
         "Tilt a policy's vocabulary towards best-of-N: counted from groups, without training.",

@@ -14,6 +14,7 @@ from nonpareil.options.shared import (
     PromptOptions,
     SamplingOptions,
 )
+from nonpareil.options.values import MadeCreditsOptions
 from nonpareil.setting_types import SEED
 from nonpareil.settings import DTYPES, option
 
@@ -127,7 +128,7 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
 
 
 @dataclass
-class DistillOptions(PromptOptions, RewardInputOptions, FileOptions):
+class DistillOptions(PromptOptions, RewardInputOptions, MadeCreditsOptions, FileOptions):
     """Options of `nonpareil distill`, besides those of `DistillationConfig`."""
 
     HEADING: ClassVar = "Evaluation"
@@ -189,7 +190,8 @@ class DistillOptions(PromptOptions, RewardInputOptions, FileOptions):
     )
     credits: str | None = option(
         None,
-        "A folder of credits: what other next tokens would have been worth in the groups, where a method reads it.",
+        "A folder of credits: what other next tokens would have been worth in the groups, where a method reads it. "
+        "Default: they are made of a value, in output_dir/credits.",
         names="input",
         compare="leave it out: credits are of groups that are there already, and a comparison draws its own",
         heading="Prompts",
