@@ -117,6 +117,19 @@ def least_kl(win_rate: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     Raises:
         ConfigError: a win rate outside [0, 1].
     """
+    c = tilt_strength(win_rate)
+    return torch.where(win_rate == 1, math.inf, torch.where(win_rate <= 0.5, 0.0, _tilt_kl(c)))
+
+
+@elementwise
+def tilt_strength(win_rate: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The c whose exponential tilt pi_ref * exp(c u) has this win rate; the inverse of `exponential_tilt`'s first.
+
+    0 at .5 and below, infinite at 1, NaN at NaN.
+
+    Raises:
+        ConfigError: a win rate outside [0, 1].
+    """
     _refuse_bad_win_rate(win_rate)
     # The excess is half Langevin's function of c / 2; its inverse's Padé approximant is within 5 %.
     s = 2 * win_rate.clamp(min=0.5) - 1
@@ -126,7 +139,7 @@ def least_kl(win_rate: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         # Each side of the small/large divide compares the quantity that is not near a constant there.
         missing = torch.where(c < _SMALL, s / 2 - _tilt_excess(c), _tilt_complement(c) - loss)
         c = c + missing / _tilt_slope(c)
-    return torch.where(win_rate == 1, math.inf, torch.where(win_rate <= 0.5, 0.0, _tilt_kl(c)))
+    return torch.where(win_rate == 1, math.inf, torch.where(win_rate <= 0.5, 0.0, c))
 
 
 def exponential_tilt(c: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
