@@ -15,7 +15,7 @@ from tests.tiny import CONFIGS, END, forced_logits
 
 
 class Enumerated:
-    """Everything that a tiny model can say behind a prompt in two tokens, and what prefixes are worth of best-of-n."""
+    """Everything that a tiny model can say behind a prompt in two tokens, and best-of-n's value of it."""
 
     def __init__(self, model: PreTrainedModel, prompt: list[int], n: float, temperature: float = 1.0):
         first = (forced_logits(model, prompt, [0])[0] / temperature).double().log_softmax(-1)
@@ -97,9 +97,7 @@ class Network:
     def prefix_values(self, sequences: TokenSequences) -> Float[Tensor, "b t"]:
         """One unpadded pass a sequence."""
         values = torch.zeros(len(sequences), max(map(len, sequences.completion_ids)) + 1)
-        for row, (prompt, ids) in enumerate(
-            zip(sequences.prompt_ids, sequences.completion_ids, strict=True)
-        ):
+        for row, (prompt, ids) in enumerate(zip(sequences.prompt_ids, sequences.completion_ids, strict=True)):
             whole = torch.tensor([prompt + ids])
             states = self.network.base_model(input_ids=whole, use_cache=False).last_hidden_state
             found = self.read(states[0, len(prompt) - 1 :])
@@ -111,7 +109,10 @@ class Network:
     ) -> Float[Tensor, "b t k"]:
         alone = TokenSequences(sequences.prompt_ids, [[] for _ in sequences.prompt_ids])
         with torch.no_grad():
-            ends = [self.network.base_model(input_ids=torch.tensor([p])).last_hidden_state for p in alone.prompt_ids]
+            ends = [
+                self.network.base_model(input_ids=torch.tensor([p])).last_hidden_state
+                for p in alone.prompt_ids
+            ]
             prompts = torch.stack([self.read(states[0, -1]) for states in ends])
         found = score_candidates(self.network, sequences, token_ids, self.read)
         return found - prompts[:, None, None]

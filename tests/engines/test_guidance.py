@@ -1,4 +1,4 @@
-"""Guided draws: best-of-n itself with the true value, the stated law with any other, whatever else is in the batch."""
+"""Guided draws: best-of-n with the true value, the stated law with any other, whatever else is in the batch."""
 
 import math
 from collections import Counter
@@ -17,7 +17,16 @@ from nonpareil.maths.guidance import Guidance
 from nonpareil.models.logprobs import TokenSequences
 from nonpareil.records import Draws, SamplingParams
 from tests.engines.guided import Enumerated, Network, Separate
-from tests.tiny import CONFIGS, END, UNEVEN, forced_logits, forced_logprobs, make_engine, make_model, prompts_of
+from tests.tiny import (
+    CONFIGS,
+    END,
+    UNEVEN,
+    forced_logits,
+    forced_logprobs,
+    make_engine,
+    make_model,
+    prompts_of,
+)
 
 SAMPLING = SamplingParams(max_completion_length=12, seed=5)
 LAW = Guidance(likeliest=6, max_advantage=0.8)
@@ -38,7 +47,7 @@ def same(one: list[Draws], other: list[Draws]) -> None:
 
 
 def law_by_hand(model, value, law: Guidance, prompt, ids, temperature=1.0, top_k=0) -> list[float]:
-    """Log-probs of a completion's tokens, as `maths.guidance` writes the law: one prefix at a time, one token each."""
+    """Log-probs of a completion's tokens, as `maths.guidance` writes the law, one prefix at a time."""
     found = []
     for i, token in enumerate(ids):
         logits = forced_logits(model, prompt, ids)[i].double() / temperature
@@ -65,7 +74,7 @@ def test_with_the_true_value_it_draws_best_of_n(temperature: float) -> None:
     model = make_model()
     value = Enumerated(model, PROMPT, 4, temperature)
     sampling = SamplingParams(max_completion_length=2, seed=2, temperature=temperature)
-    drawn = guided(model, value, UNCUT).draw(prompts_of(PROMPT), 400, sampling)[0]
+    drawn = guided(model, value, UNCUT).draw(prompts_of(PROMPT), 100, sampling)[0]
     for ids, logprobs in zip(drawn.completion_token_ids, drawn.logprobs, strict=True):
         assert sum(logprobs) == pytest.approx(value.target[(*ids,)], abs=1e-4)
     assert {len(ids) for ids in drawn.completion_token_ids} == {1, 2}
@@ -75,10 +84,12 @@ def test_frequencies_are_those_of_best_of_n() -> None:
     model = make_model()
     value = Enumerated(model, PROMPT, 4)
     sampling = SamplingParams(max_completion_length=2, seed=2)
-    drawn = guided(model, value, UNCUT).draw(prompts_of(PROMPT), 4000, sampling)[0]
+    drawn = guided(model, value, UNCUT).draw(prompts_of(PROMPT), 1000, sampling)[0]
     counts = Counter(tuple(ids) for ids in drawn.completion_token_ids)
-    often = {y: 4000 * math.exp(logprob) for y, logprob in value.target.items() if logprob > math.log(5 / 4000)}
-    assert len(often) > 40
+    often = {
+        y: 1000 * math.exp(logprob) for y, logprob in value.target.items() if logprob > math.log(5 / 1000)
+    }
+    assert len(often) > 20
     chi_square = sum((counts[y] - mean) ** 2 / mean for y, mean in often.items())
     # Its mean is the number of cells; five standard deviations above.
     assert chi_square < len(often) + 5 * math.sqrt(2 * len(often))
@@ -95,15 +106,18 @@ def test_the_exact_kl_is_that_of_what_is_drawn(likeliest: int) -> None:
     mine = (reference + ratio).exp()
     assert mine.sum().item() == pytest.approx(1, abs=1e-5)
     wanted = (mine * ratio).sum().item()
-    assert (mine * kl).sum().item() == pytest.approx(wanted, abs=1e-5) and wanted > 0.1
+    assert (mine * kl).sum().item() == pytest.approx(wanted, abs=1e-5)
+    assert wanted > 0.1
     if likeliest == 100:
-        torch.testing.assert_close(reference + ratio, torch.tensor([*value.target.values()]), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            reference + ratio, torch.tensor([*value.target.values()]), rtol=0, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.6}, {"top_k": 5}])
 def test_recorded_logprobs_are_those_of_the_law(settings: dict) -> None:
     model, value, sampling = make_model(), Network(), replace(SAMPLING, **settings)
-    drawn = guided(model, value).draw(UNEVEN, 3, sampling)
+    drawn = guided(model, value).draw(UNEVEN, 2, sampling)
     moved = []
     for prompt, draws in zip(UNEVEN, drawn, strict=True):
         for ids, logprobs in zip(draws.completion_token_ids, draws.logprobs, strict=True):
@@ -131,14 +145,19 @@ def test_the_divergence_of_stored_completions_is_that_of_their_draws() -> None:
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_network_reads_from_its_cache_what_it_reads_anew(kind: str) -> None:
-    """Where it does not take such passes (windows that are full, positions that it counts itself), it reads anew."""
+    """Where it does not take such passes (full windows, positions that it counts itself) it reads anew."""
     if kind in ("tied", "linear_and_full_attention"):
         pytest.skip("no other classifier, or none")
     value = Network(kind)
-    shares = shares_rows(value.network, [prompt.token_ids for prompt in UNEVEN], SAMPLING.max_completion_length)
+    shares = shares_rows(
+        value.network, [prompt.token_ids for prompt in UNEVEN], SAMPLING.max_completion_length
+    )
     assert shares == (kind in ("llama_grouped_heads", "gpt2", "opt"))
     model = make_model()
-    cached, anew = (guided(model, each).draw(UNEVEN[:3], 2, SAMPLING) for each in (value, Separate(value)))
+    cached, anew = (
+        guided(model, each).draw(UNEVEN[:3], 2, replace(SAMPLING, max_completion_length=6))
+        for each in (value, Separate(value))
+    )
     same(cached, anew)
 
 
@@ -146,14 +165,14 @@ def test_a_network_reads_from_its_cache_what_it_reads_anew(kind: str) -> None:
 def test_every_way_of_drawing_can_be_guided(kind: str) -> None:
     """The policy's own cache is another matter than the value's."""
     model, value = make_model(kind), Network()
-    drawn = guided(model, value).draw(UNEVEN[:2], 2, SAMPLING)
+    drawn = guided(model, value).draw(UNEVEN[:2], 2, replace(SAMPLING, max_completion_length=6))
     for prompt, draws in zip(UNEVEN, drawn, strict=False):
         for ids, logprobs in zip(draws.completion_token_ids, draws.logprobs, strict=True):
             by_hand = law_by_hand(model, value, LAW, prompt.token_ids, ids)
             assert logprobs == pytest.approx(by_hand, abs=1e-4)
 
 
-@pytest.mark.parametrize("max_tokens_per_batch", [1, 150, 10**6])
+@pytest.mark.parametrize("max_tokens_per_batch", [1, 150])
 def test_neither_batch_nor_neighbours_change_the_draws(max_tokens_per_batch: int) -> None:
     model, value = make_model(), Network()
     usual = guided(model, value).draw(UNEVEN, 6, SAMPLING)
@@ -200,7 +219,8 @@ def test_a_value_that_is_no_number_is_named(bad: float) -> None:
 def test_what_decides_the_law_stands_in_the_engines_description() -> None:
     model = make_model()
     described = [
-        guided(model, Network(), law).describe() for law in (LAW, replace(LAW, likeliest=7), replace(LAW, strength=2.0))
+        guided(model, Network(), law).describe()
+        for law in (LAW, replace(LAW, likeliest=7), replace(LAW, strength=2.0))
     ]
     assert described[0]["guidance"] == {
         "value": {"kind": "network"},

@@ -17,36 +17,18 @@ from nonpareil.engines.prefix_rows import CachedRows, SeparateRows, shares_rows
 from nonpareil.engines.sampling import sampling_logits
 from nonpareil.errors import NotFiniteError
 from nonpareil.maths.guidance import Guidance, guided_logprobs, likeliest_tokens
-from nonpareil.models.logprobs import TokenSequences
 from nonpareil.records import Prompt, SamplingParams
-
-
-class PrefixValue(Protocol):
-    """What a prefix is worth: log E_ref[W | prefix] - log E_ref[W | prompt] of a target's weight W, nats."""
-
-    def prefix_values(self, sequences: TokenSequences) -> Float[Tensor, "b t+1"]:
-        """At each prompt's end, where it is 0, then behind each token of the completion; t is the longest one.
-
-        Behind an end token it is the value of a finished completion.
-        """
-        ...
-
-    def candidate_values(
-        self, sequences: TokenSequences, token_ids: Int[Tensor, "b t k"]
-    ) -> Float[Tensor, "b t k"]:
-        """Behind the prompt, the first i tokens of the completion, and a candidate in the place of the next."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """What decides the values, for manifests."""
-        ...
+from nonpareil.values.base import PrefixValue
 
 
 @runtime_checkable
 class NetworkValue(Protocol):
     """A `PrefixValue` that a causal network gives, which can therefore read token by token, from a cache."""
 
-    network: PreTrainedModel
+    @property
+    def network(self) -> PreTrainedModel:
+        """Whole in this process; in evaluation mode while it is read."""
+        ...
 
     def read(self, states: Float[Tensor, "*s d"]) -> Float[Tensor, "*s"]:
         """log E_ref[W | prefix], nats, up to a constant of the prompt, from the last hidden state of a prefix."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nonpareil.options.engines import EngineOptions
+from nonpareil.options.guidance import GuidanceOptions
 from nonpareil.options.rewards import RewardInputOptions, RewardOptions
 from nonpareil.options.shared import (
     HELD_OUT_SPLITS,
@@ -23,7 +24,15 @@ AT_THE_TOP = "set it at the top, for all"
 
 
 @dataclass
-class SampleOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions, EngineOptions, FileOptions):
+class SampleOptions(
+    ModelOptions,
+    PromptOptions,
+    RewardOptions,
+    SamplingOptions,
+    EngineOptions,
+    GuidanceOptions,
+    FileOptions,
+):
     """Options of `nonpareil sample`."""
 
     HEADING: ClassVar = "Output"
@@ -47,13 +56,18 @@ class SampleOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions,
         why="best-of-N compares draws of one prompt",
         heading="Drawing",
     )
+    n: int | None = option(
+        None, "The N whose best-of-N a value guides towards.", at_least=2, of="value", heading="Guidance"
+    )
     shard_size: int = option(64, "Prompts per file: what a kill can cost.", at_least=1)
     overwrite: bool = option(False, "Delete groups of an earlier run first.")
     inspect: bool = option(False, "Print the exact ids the policy and the reward model see of two prompts.")
 
 
 @dataclass
-class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions, FileOptions):
+class EvaluateOptions(
+    ModelOptions, PromptOptions, RewardOptions, SamplingOptions, GuidanceOptions, FileOptions
+):
     """Options of `nonpareil evaluate`."""
 
     HEADING: ClassVar = "Evaluation"
@@ -81,7 +95,8 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
     )
     n: list[int] | None = option(
         None,
-        "The N whose best-of-N is compared with. Default: those of 2, 4, 8 and 16 up to num_reference_samples.",
+        "The N whose best-of-N is compared with. Default: those of 2, 4, 8 and 16 up to num_reference_samples. "
+        "With a value the one that it guides towards.",
         at_least=2,
         why="best-of-1 is the reference itself",
     )

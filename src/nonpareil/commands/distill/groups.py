@@ -127,6 +127,11 @@ def _check_origin(
             f"groups={path!r} was drawn from {drawn['model'].get('path')!r} ({theirs}), not from "
             f"model_name_or_path={policy.name_or_path!r} ({ours}); draw groups from the model that is trained"
         )
+    if tilted := [name for name in ("guidance", "strength") if name in drawn["model"]]:
+        raise ConfigError(
+            f"groups={path!r} was drawn from model_name_or_path={policy.name_or_path!r} with a {tilted[0]} of its "
+            "own (manifest.json, draw.model), which is another policy; draw groups from the model that is trained"
+        )
     _tell_dtype(path, drawn["model"].get("dtype"), config)
     asked, sampling = vars(config.sampling(0)), drawn["sampling"]
     for name, (there, now) in differing(sampling, {name: asked[name] for name in sampling}).items():
