@@ -18,7 +18,6 @@ from nonpareil.models.logprobs import TokenSequences
 from nonpareil.records import Draws, SamplingParams
 from tests.engines.guided import Enumerated, Network, Separate
 from tests.tiny import (
-    CONFIGS,
     END,
     UNEVEN,
     forced_logits,
@@ -35,7 +34,8 @@ PROMPT = [1, 8, 9]
 
 
 def guided(model, value, law: Guidance = LAW, **settings) -> TransformersEngine:
-    return make_engine(model, guide=Guide(value, law), **settings)
+    """Unchecked: without looking for the quickest of the ways to draw, where those are not what is asked."""
+    return make_engine(model, guide=Guide(value, law), **{"checked": False, **settings})
 
 
 def same(one: list[Draws], other: list[Draws]) -> None:
@@ -49,8 +49,8 @@ def same(one: list[Draws], other: list[Draws]) -> None:
 def law_by_hand(model, value, law: Guidance, prompt, ids, temperature=1.0, top_k=0) -> list[float]:
     """Log-probs of a completion's tokens, as `maths.guidance` writes the law, one prefix at a time."""
     found = []
-    for i, token in enumerate(ids):
-        logits = forced_logits(model, prompt, ids)[i].double() / temperature
+    for i, (token, logits) in enumerate(zip(ids, forced_logits(model, prompt, ids).double(), strict=True)):
+        logits = logits / temperature
         if top_k:
             logits[logits < logits.topk(top_k).values[-1]] = -torch.inf
         p = logits.softmax(-1).tolist()
@@ -114,10 +114,10 @@ def test_the_exact_kl_is_that_of_what_is_drawn(likeliest: int) -> None:
         )
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0.6}, {"top_k": 5}])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.6, "top_k": 9}])
 def test_recorded_logprobs_are_those_of_the_law(settings: dict) -> None:
     model, value, sampling = make_model(), Network(), replace(SAMPLING, **settings)
-    drawn = guided(model, value).draw(UNEVEN, 2, sampling)
+    drawn = guided(model, value, checked=True).draw(UNEVEN, 2, sampling)
     moved = []
     for prompt, draws in zip(UNEVEN, drawn, strict=True):
         for ids, logprobs in zip(draws.completion_token_ids, draws.logprobs, strict=True):
@@ -143,11 +143,11 @@ def test_the_divergence_of_stored_completions_is_that_of_their_draws() -> None:
     assert (kl > 0).all()
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(
+    "kind", ["llama_grouped_heads", "gpt2", "opt", "mistral_sliding", "bloom_without_window"]
+)
 def test_a_network_reads_from_its_cache_what_it_reads_anew(kind: str) -> None:
     """Where it does not take such passes (full windows, positions that it counts itself) it reads anew."""
-    if kind in ("tied", "linear_and_full_attention"):
-        pytest.skip("no other classifier, or none")
     value = Network(kind)
     shares = shares_rows(
         value.network, [prompt.token_ids for prompt in UNEVEN], SAMPLING.max_completion_length
@@ -175,11 +175,12 @@ def test_every_way_of_drawing_can_be_guided(kind: str) -> None:
 @pytest.mark.parametrize("max_tokens_per_batch", [1, 150])
 def test_neither_batch_nor_neighbours_change_the_draws(max_tokens_per_batch: int) -> None:
     model, value = make_model(), Network()
-    usual = guided(model, value).draw(UNEVEN, 6, SAMPLING)
+    engine = guided(model, value, checked=True)
+    usual = engine.draw(UNEVEN, 6, SAMPLING)
     same(guided(model, value, max_tokens_per_batch=max_tokens_per_batch).draw(UNEVEN, 6, SAMPLING), usual)
     if max_tokens_per_batch == 150:
         for prompt, draws in zip(UNEVEN, usual, strict=True):
-            same(guided(model, value).draw([prompt], 6, SAMPLING), [draws])
+            same(engine.draw([prompt], 6, SAMPLING), [draws])
     lengths = {len(ids) for draws in usual for ids in draws.completion_token_ids}
     assert len(lengths) > 4, "some ended early, and left the batch"
 
