@@ -28,7 +28,13 @@ JOBS: dict[str, dict[str, Any]] = {
     "adamw": {"learning_rate": 1e-3, "adam_epsilon": 1e-2, "save_strategy": "steps", "save_steps": 2},
     "bond": {**SGD, "method": "bond", "n": 2, "num_generations": 2, "num_reference_samples": 3},
     "regression": {**SGD, "method": "regression", "n": 2, "stored": True},
-    "credited": {**SGD, "method": "value_distillation", "stored": True, "credited": True},
+    "credited": {
+        **SGD,
+        "method": "value_distillation",
+        "stored": True,
+        "credited": True,
+        "max_tokens_per_batch": 20,
+    },
     "ppo": {
         **SGD,
         "method": "vbon",
@@ -45,7 +51,7 @@ JOBS: dict[str, dict[str, Any]] = {
 }
 SPLIT = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
 """Of what is one batch of 4 in a single process: 2 prompts of each of two processes, one after the other."""
-SHARDED = ("jbond", "adamw", "bond", "regression", "passes", "failing", "dropping", "files")
+SHARDED = ("jbond", "adamw", "bond", "regression", "credited", "passes", "failing", "dropping", "files")
 
 
 def tied_model(folder: Path) -> str:

@@ -5,13 +5,15 @@ from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from nonpareil.maths.tilted_targets import candidate_log_ratios
 from nonpareil.models.adapters import REFERENCE, row_adapters
 from nonpareil.models.logprobs import TokenSequences, chunks, output_head_is_plain, predicting_states
+from nonpareil.models.sharding import is_sharded, output_head, whole, within
 
 Head = Callable[[Tensor], Tensor]
 
@@ -31,7 +33,7 @@ def next_token_log_ratios(
     Where both models have the same weights, and compute alike, every number is exactly 0.
 
     Args:
-        policy: whole in its process.
+        policy: the model that is trained.
         reference: of the same kind; None for the policy with its adapters off.
         sequences: prompts with their completions.
         token_ids: the candidates of each completion token, completion by completion; q of them in all.
@@ -39,11 +41,27 @@ def next_token_log_ratios(
         sizes: how many sequences share a row, as `models.logprobs.completion_token_logprobs` takes them.
     """
     rows = len(sequences) if sizes is None else len(sizes)
-    with _reference(
-        policy, reference, rows
-    ) as model:  # in the policy's grad mode, by which attention is chosen
-        before, _, _, reference_head = predicting_states(model, sequences, sizes)
-    before = before.detach()
+    with _reference(policy, reference, rows) as model:
+        # In the policy's grad mode, by which attention is chosen.
+        before, head = within(model, _states, sequences, sizes).detach(), _lasting_head(model)
+    return within(policy, _log_ratios, before, head, sequences, token_ids, temperature, sizes)
+
+
+def _states(
+    model: PreTrainedModel, sequences: TokenSequences, sizes: Sequence[int] | None
+) -> Float[Tensor, "q d"]:
+    return predicting_states(model, sequences, sizes)[0]
+
+
+def _log_ratios(
+    policy: PreTrainedModel,
+    before: Float[Tensor, "q d"],
+    reference_head: Head,
+    sequences: TokenSequences,
+    token_ids: Int[Tensor, "q k"],
+    temperature: float,
+    sizes: Sequence[int] | None,
+) -> tuple[Float[Tensor, "q k"], Float[Tensor, " q"]]:
     states, _, _, policy_head = predicting_states(policy, sequences, sizes)
     log_ratios, kls = [], []
     for chunk in chunks(states, 2 * policy.config.get_text_config().vocab_size):
@@ -81,3 +99,20 @@ def _reference(
     output_head_is_plain(policy)  # asks with one row of its own, and so before rows have adapters
     with row_adapters(policy, [REFERENCE] * rows):
         yield policy
+
+
+def _lasting_head(model: PreTrainedModel) -> Head:
+    """The reference's last layer, for use in the policy's passes; one in shards is gathered, in every process."""
+    if not output_head_is_plain(model):
+        return nn.Identity()
+    if not is_sharded(model):
+        return output_head(model)
+    head: nn.Module = model.get_output_embeddings()
+    weights = {name: whole(weight.detach()) for name, weight in head.named_parameters()}
+
+    def logits_of(states: Tensor) -> Tensor:
+        return functional_call(
+            head, {name: weight.to(states.dtype) for name, weight in weights.items()}, states
+        )
+
+    return logits_of

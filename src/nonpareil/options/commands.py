@@ -206,7 +206,7 @@ class DistillOptions(PromptOptions, RewardInputOptions, FileOptions):
         None,
         "A folder of credits: what other next tokens would have been worth in the groups, where a method reads it.",
         names="input",
-        compare="they are of groups that are there already, and a comparison draws its own",
+        compare="leave it out: credits are of groups that are there already, and a comparison draws its own",
         heading="Prompts",
     )
     merge: bool = option(

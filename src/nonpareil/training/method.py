@@ -4,6 +4,7 @@ from nonpareil.errors import ConfigError
 from nonpareil.methods import build, check_class, name_of
 from nonpareil.methods.base import Method
 from nonpareil.methods.credited import CreditedMethod
+from nonpareil.models.zero import zero_requested
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.config import DistillationConfig
 
@@ -83,10 +84,16 @@ def _check_credited(args: DistillationConfig, method: Method, *, credited: bool)
         raise ConfigError(
             f"credits is missing: method={label} learns from credits of the groups' completions"
         )
-    if args.shard_weights:
+    if zero_requested():
         raise ConfigError(
-            f"shard_weights with method={label} is not supported: it reads the output layers of policy and "
-            "reference at once, in every process; leave it out, or train an adapter (use_peft)"
+            f"method={label} with ZeRO-3 is not supported: its reference makes no passes in shards; take "
+            "distributed_type: MULTI_GPU and --shard_weights true"
+        )
+    draws = method.policy_draws + method.anchor_draws
+    if draws or method.anchor_ema_rate is not None or method.stored_groups != "required":
+        raise ConfigError(
+            f"method={label} is a CreditedMethod, which draws nothing, has a fixed reference and needs stored "
+            "groups; leave policy_draws, anchor_draws, anchor_ema_rate and stored_groups as they are"
         )
 
 

@@ -215,6 +215,8 @@ class Accumulator:
 
     def _no_loss(self, model: nn.Module) -> Tensor:
         """Zero, by way of every weight."""
+        if self.credited is not None:
+            return self.credited.no_loss(model)
         with self.autocast():
             values = completion_token_logprobs(model, TokenSequences([[0]], [[0]]), self.temperature)  # type: ignore[arg-type]
         return values.sum() * 0.0

@@ -62,6 +62,14 @@ class CreditedPasses:
         first = first.scatter_reduce(0, owner[bad], at[bad], "amin")
         return losses, torch.where(first.isinf(), -1.0, first)
 
+    def no_loss(self, model: Any) -> Tensor:
+        """Zero, by way of every weight: what a process does whose rows have all had their passes."""
+        reference: Any = getattr(self.anchor, "module", None)
+        token_ids = torch.zeros(1, 1, dtype=torch.long, device=device_of(model))
+        with self.autocast():
+            log_ratio, kl = next_token_log_ratios(model, reference, TokenSequences([[0]], [[0]]), token_ids)
+        return (log_ratio.sum() + kl.sum()) * 0.0
+
 
 def _owners(
     part: dict[int, list[int]], credits: list[Any], width: int, device: torch.device
