@@ -25,13 +25,7 @@ AT_THE_TOP = "set it at the top, for all"
 
 @dataclass
 class SampleOptions(
-    ModelOptions,
-    PromptOptions,
-    RewardOptions,
-    SamplingOptions,
-    EngineOptions,
-    GuidanceOptions,
-    FileOptions,
+    ModelOptions, PromptOptions, RewardOptions, SamplingOptions, EngineOptions, GuidanceOptions, FileOptions
 ):
     """Options of `nonpareil sample`."""
 
@@ -55,9 +49,6 @@ class SampleOptions(
         at_least=2,
         why="best-of-N compares draws of one prompt",
         heading="Drawing",
-    )
-    n: int | None = option(
-        None, "The N whose best-of-N a value guides towards.", at_least=2, of="value", heading="Guidance"
     )
     shard_size: int = option(64, "Prompts per file: what a kill can cost.", at_least=1)
     overwrite: bool = option(False, "Delete groups of an earlier run first.")
@@ -93,12 +84,13 @@ class EvaluateOptions(
     num_reference_samples: int = option(
         16, "Completions of the reference per prompt, M.", at_least=2, heading="Drawing"
     )
-    n: list[int] | None = option(
+    n: list[int] | None = option(  # type: ignore[assignment]  # several, where no value guides
         None,
         "The N whose best-of-N is compared with. Default: those of 2, 4, 8 and 16 up to num_reference_samples. "
         "With a value the one that it guides towards.",
         at_least=2,
         why="best-of-1 is the reference itself",
+        heading="Evaluation",
     )
     unseen_reward: str | None = option(
         None,

@@ -19,6 +19,7 @@ class GuidanceOptions(CheckedOptions):
         names="input",
         of="engine=transformers",
     )
+    n: int | None = option(None, "The N whose best-of-N the value guides towards.", at_least=2, of="value")
     likeliest: int = option(
         32,
         "Next tokens that the value is asked about at every step, the likeliest ones: its cost.",
