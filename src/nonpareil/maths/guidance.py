@@ -40,6 +40,9 @@ class Guidance:
     strength: float = 1.0
     max_advantage: float = 1.0
     """Nats; infinite for no cut."""
+    balanced: bool = False
+    """Whether f is as above; else it is 1, and the tokens that are not looked at keep the reference's proportion to
+    what A = 0 would give the others."""
 
     def __post_init__(self) -> None:
         """See the class."""
@@ -63,6 +66,9 @@ class Guidance:
             advantages: as `advantages` gives them.
         """
         excess = (logprobs.exp() * torch.expm1(advantages)).sum(-1)
+        if not self.balanced:
+            log_normaliser = torch.log1p(excess)
+            return advantages - log_normaliser[:, None], -log_normaliser
         # 1 - sum_top pi_ref exp(A) is rest - excess; written so, an A of 0 leaves the reference as it is.
         tilt = torch.log1p((-excess / rest).clamp(min=-1.0)).clamp(-self.max_advantage, self.max_advantage)
         tilt = torch.where(rest > 0, tilt, 0.0)
