@@ -23,6 +23,7 @@ from nonpareil.commands.compare.processes import Finished, last_lines, locked, r
 from nonpareil.commands.compare.results import Cost, RunRecord
 from nonpareil.commands.compare.spec import EvaluationOptions, read_spec
 from nonpareil.errors import ConfigError
+from nonpareil.evaluation.log_ratios import read_log_ratios
 from nonpareil.options.commands import EvaluateOptions
 from nonpareil.options.yaml import load_yaml
 from nonpareil.settings import settings_of
@@ -141,7 +142,19 @@ def test_methods_and_seeds_on_one_report_and_nothing_is_done_twice(
         assert pair["win_rate"]["estimate"] == pytest.approx(gap), "the mean of what was paired"
         assert pair["gold_win_rate"]["low"] <= pair["gold_win_rate"]["high"]
     assert "Which is better" in error
+    assert "Noise or direction" in error
     out = files / "out"
+    told = {each["name"]: each for each in json.loads((out / "comparison.json").read_text())["agreements"]}
+    assert {name: each["one_pool"] for name, each in told.items()} == {
+        "jbond": False,
+        "best": True,
+        "peer": True,
+    }
+    assert told["peer"]["correlation"] is None, "copies of the reference"
+    assert told["jbond"]["correlation"]["estimate"] > 0
+    kept = [read_log_ratios(out / f"runs/{name}/seed-1/evaluation/final") for name in ("jbond", "peer")]
+    assert kept[0].same_draws(kept[1])
+    assert kept[0].log_ratio.shape[1] == 4
     for name in (
         "comparison.html",
         "comparison.md",
@@ -351,6 +364,22 @@ def test_another_protocol_is_refused_and_overwrite_keeps_the_models(comparison, 
     assert "trained already" in error
     page = json.loads((files / "out/comparison.json").read_text())
     assert page["runs"][0]["protocol"]["policy"]["sampling"]["temperature"] == 0.7
+
+
+def test_evaluations_by_an_earlier_version_are_refused_and_overwrite_makes_them_anew(comparison, files):
+    """Before anything is trained: a second seed is asked for, and not begun."""
+    assert comparison(seeds=[0])[0] == 0
+    final = files / "out/runs/copy/seed-0/evaluation/final"
+    (final / "log_ratios.parquet").unlink()
+    status, _, error = comparison(seeds=[0, 1])
+    assert status == 1
+    assert "copy, seed 0 was evaluated by an earlier version" in error
+    assert "log_ratios.parquet cannot be read" in error
+    assert not (files / "out/runs/copy/seed-1/model").exists()
+    status, _, error = comparison("--overwrite", seeds=[0])
+    assert status == 0, error
+    assert "trained already" in error
+    assert (final / "log_ratios.parquet").is_file()
 
 
 def test_a_policy_replaced_behind_its_path_is_noticed(comparison, files):

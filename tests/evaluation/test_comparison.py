@@ -17,8 +17,8 @@ from nonpareil.commands.compare.results import (
     RunRecord,
     compare_runs,
     metrics_of,
-    read_evaluation,
 )
+from nonpareil.commands.compare.stored_evaluations import read_evaluation
 from nonpareil.commands.compare.tables import cell, pairs_table, tables
 from nonpareil.errors import DataError
 from nonpareil.evaluation.by_prompt import ByPrompt
@@ -77,6 +77,7 @@ def evaluation(win, kl, *, gold=None, length=22.0, efficiency=0.5):
         "log_ratio": interval(kl),
         "log_ratio_estimator": "k1",
         "kl_efficiency": interval(efficiency),
+        "rho_squared": interval(0.3),
         "equivalent_n": interval(min(win / (1 - win), 15)),
         "largest_n": 15,
         "rewards_tie": False,
@@ -208,6 +209,18 @@ def test_equal_methods_do_not_dominate_each_other():
         ".000 [.000, .000]",
         "no difference seen",
     ]
+
+
+def test_a_method_below_the_reference_is_not_on_the_front():
+    """The reference wins one half at no KL; only where the interval does not tell is a method given the doubt."""
+    points = {"above": (0.6, 1.0), "near": (0.49, 0.5), "below": (0.4, 0.2)}
+    report = compare_runs([run(name, 0, *point) for name, point in points.items()], CURVE)
+    found = {row.name: row.dominated_by for row in report.methods}
+    assert found == {"above": (), "near": (), "below": ("the reference",)}
+    front = [row[-1] for row in tables(report)[0].rows[:3]]
+    assert front == ["yes", "yes", "no: the reference"]
+    only = compare_runs([run("below", seed, 0.4, 0.2) for seed in (0, 1)], CURVE)
+    assert pareto_sentence(only) == "On the Pareto front: none"
 
 
 def test_a_method_without_a_figure_neither_dominates_nor_is_dominated():

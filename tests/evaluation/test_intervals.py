@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nonpareil.evaluation.intervals import Bootstrap, few_prompts
+from nonpareil.evaluation.rho_squared import rho_squared_of
 from nonpareil.maths.best_of_n import equivalent_n, least_kl
 from nonpareil.maths.win_rate import pairwise
 
@@ -29,6 +30,14 @@ def best_of(n, b, generator):
     """Win rates of best-of-n over 4 x 4 pairs per prompt; their mean is n / (n+1)."""
     policy = torch.rand(b, 4, n, generator=generator, dtype=F64).amax(-1)
     return pairwise(policy, torch.rand(b, 4, generator=generator, dtype=F64)).win_rate
+
+
+def rho_squared(boot, b, generator):
+    """Of 16 draws per prompt, whose log-ratios vary more at some prompts: rho squared is .4 times exp(-.3^2)."""
+    u = torch.rand(b, 16, generator=generator, dtype=F64)
+    noise = torch.randn(b, 16, generator=generator, dtype=F64)
+    log_ratio = skewed(b, generator, 0.3)[:, None] * (0.4**0.5 * 12**0.5 * u + 0.6**0.5 * noise)
+    return rho_squared_of(log_ratio, u, boot)
 
 
 def worth(means):
@@ -66,6 +75,7 @@ LAWS = {
         0.15,
         lambda boot, b, g: boot.of_means([best_of(9, b, g), best_of(3, b, g)], excess),
     ),
+    "rho squared": (0.4 * math.exp(-0.09), rho_squared),
     "very skewed": (math.exp(0.5), lambda boot, b, g: boot.mean(skewed(b, g, 1.0), "positive")),
 }
 

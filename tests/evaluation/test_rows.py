@@ -30,8 +30,15 @@ def sides(draw):
 
 @pytest.fixture
 def evaluation(sides):
-    kl = torch.full((12, 4), 0.4)
-    return evaluate_groups(*sides, policy_kl=kl, policy_log_ratio=kl, n=(2, 16), unseen_reward="judge")
+    kl, ratio = torch.full((12, 4), 0.4), torch.rand(12, 8, generator=torch.Generator().manual_seed(0))
+    return evaluate_groups(
+        *sides,
+        policy_kl=kl,
+        policy_log_ratio=kl,
+        reference_log_ratio=ratio,
+        n=(2, 16),
+        unseen_reward="judge",
+    )
 
 
 def intervals(value):

@@ -99,6 +99,10 @@ class Evaluation:
     """The largest N that the reference groups can show, M - 1."""
     kl_efficiency: Interval | None
     """Least KL that any policy needs for this win rate, ties counted / KL spent; None where none was (`Worth`)."""
+    rho_squared: Interval | None
+    """Squared correlation, within prompts, of the log-ratio with the reward's quantile, on the reference's
+    completions: the KL efficiency of a small step in the policy's direction. Negative where the log-ratio falls as
+    the reward rises; None without `reference_log_ratio`, and where it cannot be told (`rho_squared_of`)."""
     best_of_n: tuple[BestOfNPoint, ...]
     """Best-of-n of the reference on the plane of KL and win rate."""
     rewards_tie: bool

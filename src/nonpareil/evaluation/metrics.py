@@ -19,6 +19,7 @@ from nonpareil.evaluation.groups import (
     stopped_of,
 )
 from nonpareil.evaluation.intervals import Bootstrap
+from nonpareil.evaluation.rho_squared import rho_squared_of
 from nonpareil.evaluation.target import backward_kl, forward_kl
 from nonpareil.evaluation.worth import best_of_n_points, frontier_points, is_zero_one, pass_at, worth_of
 from nonpareil.maths.bootstrap import Scale
@@ -48,7 +49,7 @@ def evaluate_groups(
         reference_groups: b groups of M completions, matched by prompt id, in any order.
         policy_kl: [b, k], the exact per-token KL(policy || reference) summed along each policy completion.
         policy_log_ratio: [b, k], log pi - log pi_ref summed over each policy completion, nats.
-        reference_log_ratio: [b, M], the same on the reference's completions; forward KL needs it.
+        reference_log_ratio: [b, M], the same on the reference's completions; forward KL and rho squared need it.
         n: the best-of-n targets to measure the distance to.
         unseen_reward: a reward both sides hold under `rewards_by_name`, compared like the main one.
         seed: of the bootstrap.
@@ -61,7 +62,11 @@ def evaluate_groups(
     matched = match_groups(policy_groups, reference_groups)
     kl = _rows_in_order("policy_kl", policy_kl, matched.policy, matched.policy_rows)
     log_ratio = _rows_in_order("policy_log_ratio", policy_log_ratio, matched.policy, matched.policy_rows)
-    bootstrap = Bootstrap(seed)
+    on_reference = None
+    if reference_log_ratio is not None:
+        rows = matched.reference, matched.reference_rows
+        on_reference = _rows_in_order("reference_log_ratio", reference_log_ratio, *rows)
+    bootstrap, rewards = Bootstrap(seed), (rewards_of(matched.policy), rewards_of(matched.reference))
     return Evaluation(
         num_prompts=len(matched.policy),
         comparison=_compare(matched, None, bootstrap, n),
@@ -69,8 +74,9 @@ def evaluate_groups(
         kl_estimator=KL_ESTIMATOR,
         log_ratio=bootstrap.mean(log_ratio.mean(1)),
         log_ratio_estimator=LOG_RATIO_ESTIMATOR,
-        **vars(worth_of(rewards_of(matched.policy), rewards_of(matched.reference), kl.mean(1), bootstrap)),
-        targets=_targets(matched, kl, reference_log_ratio, n, bootstrap),
+        **vars(worth_of(*rewards, kl.mean(1), bootstrap)),
+        rho_squared=None if on_reference is None else rho_squared_of(on_reference, rewards[1], bootstrap),
+        targets=_targets(rewards, kl, on_reference, n, bootstrap),
         policy=_completions(matched.policy, matched, bootstrap),
         reference=_completions(matched.reference, matched, bootstrap),
         length_strata=_length_strata(matched, bootstrap),
@@ -128,15 +134,16 @@ def _compare(
 
 
 def _targets(
-    matched: MatchedGroups, kl: Tensor, log_ratio: Tensor | None, ns: Sequence[int], bootstrap: Bootstrap
+    rewards: tuple[Tensor, Tensor],
+    kl: Tensor,
+    log_ratio: Tensor | None,
+    ns: Sequence[int],
+    bootstrap: Bootstrap,
 ) -> tuple[Target, ...]:
+    """`rewards`: the policy's and the reference's; `log_ratio` is of the reference's completions."""
     if any(n < 1 for n in ns):
         raise ConfigError(f"n must be at least 1, got {list(ns)}.")
-    if log_ratio is not None:
-        log_ratio = _rows_in_order(
-            "reference_log_ratio", log_ratio, matched.reference, matched.reference_rows
-        )
-    policy, reference = rewards_of(matched.policy), rewards_of(matched.reference)
+    policy, reference = rewards
     targets = []
     for n, best in zip(ns, best_of_n_points(reference, ns), strict=True):
         forward = None

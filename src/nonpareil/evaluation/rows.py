@@ -125,6 +125,7 @@ def _spent_rows(evaluation: Evaluation) -> Iterator[Row]:
         least += f"; {doubt}"
     column = Column("kl_efficiency", "KL efficiency", _estimate(efficiency), 2, brief=True)
     yield Row(section, "KL efficiency", efficiency, least, columns=(column,))
+    yield _rho_squared_row(section, evaluation)
     same = f"the x with this win rate{ties}; {largest + 1} reference draws show it up to {largest}"
     if worth is None and largest:
         same = "no two rewards of a prompt differ: every x has this win rate"
@@ -132,6 +133,25 @@ def _spent_rows(evaluation: Evaluation) -> Iterator[Row]:
         same += "; below 1 is worse than the reference"
     column = Column("equivalent_n", "worth best-of-", _estimate(worth), 2, largest)
     yield Row(section, "worth best-of-x", worth, same, 2, largest, columns=(column,))
+
+
+def _rho_squared_row(section: str, evaluation: Evaluation) -> Row:
+    rho, efficiency = evaluation.rho_squared, evaluation.kl_efficiency
+    note = (
+        "squared correlation of log-ratio and reward's quantile: the KL efficiency of a small step this way"
+    )
+    if rho is None:
+        note += "; needs both to vary, and three reference rewards per prompt where rewards tie"
+    elif rho.high < 0:
+        note += "; negative: the policy turns from the reward"
+    elif rho.estimate > _MOST_AS_ONE:
+        note += "; above 1 by noise"
+    elif rho.high > _TOO_WIDE or rho.low < -_TOO_WIDE:
+        note += "; too noisy to tell"
+    elif efficiency and rho.low > efficiency.high:
+        note += "; above the KL efficiency: less strength would waste less"
+    column = Column("rho_squared", "rho²", _estimate(rho), 2)
+    return Row(section, "direction, rho²", rho, note, columns=(column,))
 
 
 def _target_rows(evaluation: Evaluation) -> Iterator[Row]:

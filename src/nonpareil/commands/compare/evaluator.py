@@ -1,7 +1,7 @@
 """Every policy of a comparison measured alike: the same held-out prompts against the same reference groups."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from nonpareil.commands.compare.spec import ComparisonSpec
 from nonpareil.commands.evaluate import run as evaluate
 from nonpareil.commands.evaluate.dtypes import products_dtype
 from nonpareil.commands.evaluate.folders import folder_at
-from nonpareil.errors import ConfigError
+from nonpareil.errors import ConfigError, DataError
 from nonpareil.files import from_jsonable, jsonable, write_json
 from nonpareil.options.commands import EvaluateOptions
 from nonpareil.options.rewards import RewardOptions, without_addresses
@@ -59,17 +59,18 @@ class Evaluator:
             {"max_completion_length": options.max_completion_length, "temperature": options.temperature},
         )
 
-    def is_stale(self, *, overwrite: bool) -> bool:
-        """Whether evaluations of other settings are there, which are refused without `overwrite`.
+    def is_stale(self, plans: Sequence[RunPlan], *, overwrite: bool) -> bool:
+        """Whether evaluations are there that cannot be compared with those to come: refused without `overwrite`.
 
         Raises:
-            ConfigError: naming what differs.
+            ConfigError: naming the settings that differ.
+            DataError: naming runs by an earlier version, or that were not measured alike.
         """
         file = self.root / SHARED_SETTINGS
         if not file.exists() and not (self.root / REFERENCE).exists():
             return False  # nothing was drawn: the file comes first
         if not (differences := other_settings(self.settings, read_json(file) or {})):
-            return False
+            return self._are_unlike(plans, overwrite=overwrite)
         if not overwrite:
             raise ConfigError(
                 "the evaluations were made with other settings (there instead of now):\n"
@@ -77,6 +78,19 @@ class Evaluator:
                 + "\nGive another output_dir, or --overwrite to evaluate anew; the models are kept."
             )
         return True
+
+    def _are_unlike(self, plans: Sequence[RunPlan], *, overwrite: bool) -> bool:
+        """Whether those that are there cannot be compared; told now, and not after the other runs' training."""
+        from nonpareil.commands.compare.results import refuse_unlike
+
+        try:
+            found = [self.record(plan, 0.0) for plan in plans]
+            refuse_unlike([record for record in found if record is not None])
+        except DataError:
+            if overwrite:
+                return True
+            raise
+        return False
 
     def delete(self) -> None:
         """Delete all evaluations and the reference's groups, as far as they are ours."""
@@ -110,13 +124,8 @@ class Evaluator:
         Raises:
             DataError: an evaluation by an earlier version.
         """
-        from nonpareil.commands.compare.results import (
-            AtStrength,
-            Checkpoint,
-            Cost,
-            RunRecord,
-            read_evaluation,
-        )
+        from nonpareil.commands.compare.results import AtStrength, Checkpoint, Cost, RunRecord
+        from nonpareil.commands.compare.stored_evaluations import log_ratios_of, read_evaluation
 
         folder = plan.folder / "evaluation"
         done, protocol = read_json(plan.folder / "done.json"), read_json(folder / FINAL / PROTOCOL)
@@ -145,6 +154,7 @@ class Evaluator:
             protocol=protocol,
             folder=plan.folder.relative_to(self.root).as_posix(),
             stored=plan.pool_completions > 0,
+            log_ratios=log_ratios_of(plan.label, folder / FINAL),
             strengths=tuple(
                 AtStrength(
                     strength,

@@ -15,6 +15,9 @@ PAIRED = {"win_rate": "win_rate", "kl": "kl", "gold_win_rate": "unseen_win_rate"
 """The metrics by which methods are paired, and the name of each in `ByPrompt`."""
 
 
+REFERENCE = "the reference"
+
+
 @dataclass(frozen=True)
 class Pair:
     """One method less another, on the same prompts and reference completions.
@@ -68,13 +71,28 @@ def pairs_of(runs: Mapping[str, Sequence[ByPrompt]], seed: int = 0) -> tuple[Pai
     )
 
 
-def dominated_by(names: Sequence[str], pairs: Sequence[Pair]) -> dict[str, tuple[str, ...]]:
-    """By name, the methods that are shown to dominate it; none: on the front."""
+def dominated_by(
+    runs: Mapping[str, Sequence[ByPrompt]], pairs: Sequence[Pair], seed: int = 0
+) -> dict[str, tuple[str, ...]]:
+    """By method, what is shown to dominate it, the reference or other methods; none: on the front.
+
+    `runs` and `seed` as `pairs_of` has them.
+    """
     found = [(pair, winner) for pair in pairs if (winner := pair.dominating()) is not None]
     return {
-        name: tuple(winner for pair, winner in found if winner != name and name in (pair.first, pair.second))
-        for name in names
+        name: (
+            *((REFERENCE,) if _below_reference(of_seeds, seed) else ()),
+            *(winner for pair, winner in found if winner != name and name in (pair.first, pair.second)),
+        )
+        for name, of_seeds in runs.items()
     }
+
+
+def _below_reference(runs: Sequence[ByPrompt], seed: int) -> bool:
+    """Whether the reference is shown to win more: it has a win rate of one half at no KL."""
+    rates = _over_runs([run.win_rate for run in runs])
+    less = None if rates is None else _difference(rates, torch.full_like(rates, 0.5), seed)
+    return less is not None and less.high < 0
 
 
 def _over_runs(values: Sequence[Sequence[float | None] | None]) -> Tensor | None:

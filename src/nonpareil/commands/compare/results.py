@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -11,9 +11,11 @@ from nonpareil.commands.compare.equal_win_rate import EqualWinRate, RunPoints, e
 from nonpareil.commands.compare.over_seeds import Metrics, OverSeeds, mean_of, over_seeds
 from nonpareil.commands.compare.pairs import Pair, dominated_by, pairs_of
 from nonpareil.commands.compare.protocol import refuse_mixed
+from nonpareil.commands.compare.seeds import SeedAgreement, refuse_other_draws, seed_agreements
 from nonpareil.errors import DataError
 from nonpareil.evaluation.curve import CurvePoint
 from nonpareil.evaluation.evaluation import Evaluation
+from nonpareil.evaluation.log_ratios import LogRatios
 from nonpareil.evaluation.rows import summary_rows
 from nonpareil.evaluation.worth import BestOfNPoint, PlanePoint
 from nonpareil.files import jsonable
@@ -67,6 +69,8 @@ class RunRecord:
     """Relative to the comparison's."""
     stored: bool = False
     """Whether it learnt from the stored pool, which is the same for all seeds."""
+    log_ratios: LogRatios | None = None
+    """On the reference's completions; without those of all runs nothing is said of how seeds agree."""
     strengths: tuple[AtStrength, ...] = ()
 
 
@@ -90,7 +94,7 @@ class MethodRow:
     """By the names of `metrics_of`; `figures` in comparison.json."""
     path: tuple[PathPoint, ...]
     dominated_by: tuple[str, ...]
-    """Methods that paired intervals show to win no less at no more KL, one of them better; none: on the front."""
+    """What paired intervals show to win no less at no more KL, one of them better; none: on the front."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,8 @@ class ComparisonReport:
     methods: tuple[MethodRow, ...]
     pairs: tuple[Pair, ...]
     """Every two methods, prompt by prompt."""
+    agreements: tuple[SeedAgreement, ...]
+    """Of the methods with two seeds or more: noise and direction."""
     runs: tuple[RunRecord, ...]
     num_prompts: int
     n: tuple[int, ...]
@@ -134,12 +140,16 @@ class ComparisonReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; what cannot be computed is null, infinities are the texts "Infinity" and "-Infinity".
 
-        The metrics of each prompt are left to the runs' own reports.
+        The metrics of each prompt and completion are left to the runs' own folders.
         """
-        content = jsonable(self, keep_infinities=True)
+        runs = tuple(replace(run, log_ratios=None) for run in self.runs)
+        content = jsonable(replace(self, runs=runs), keep_infinities=True)
         for row in content["methods"]:
             row["figures"] = row.pop("metrics")
+        for row, agreement in zip(content["agreements"], self.agreements, strict=True):
+            row["would_help"] = agreement.would_help
         for run in content["runs"]:
+            del run["log_ratios"]
             for each in (run, *run["checkpoints"], *run["strengths"]):
                 del each["evaluation"]["by_prompt"]
         return content
@@ -157,25 +167,27 @@ def compare_runs(
     Methods keep the order of their first run.
 
     Raises:
-        DataError: no runs, two of one method and seed, or runs whose protocols differ (each difference is
-            named).
+        DataError: no runs, two of one method and seed, runs whose protocols differ (each difference is named), or
+            that were evaluated on other completions of the reference.
     """
     if not runs:
         raise DataError("there is no finished run to compare")
-    labels = [f"{run.name}, seed {run.seed}" for run in runs]
+    labels = [_label(run) for run in runs]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         raise DataError(f"these runs are there twice: {'; '.join(twice)}")
-    refuse_mixed(dict(zip(labels, (run.protocol for run in runs), strict=True)))
+    refuse_unlike(runs)
     by_name: dict[str, list[RunRecord]] = {}
     for run in runs:
         by_name.setdefault(run.name, []).append(run)
-    pairs = pairs_of({name: [r.evaluation.by_prompt for r in rs] for name, rs in by_name.items()})
-    dominated = dominated_by(list(by_name), pairs)
+    by_prompt = {name: [r.evaluation.by_prompt for r in rs] for name, rs in by_name.items()}
+    pairs = pairs_of(by_prompt)
+    dominated = dominated_by(by_prompt, pairs)
     first = runs[0].evaluation
     kl_of_best = {target.n: target.kl_upper_bound for target in first.targets}
     return ComparisonReport(
         methods=tuple(_row(name, rs, dominated[name]) for name, rs in by_name.items()),
         pairs=pairs,
+        agreements=_agreements(by_name),
         runs=tuple(runs),
         num_prompts=first.num_prompts,
         n=tuple(kl_of_best),
@@ -192,10 +204,15 @@ def compare_runs(
         frontier=first.comparison.frontier,
         gold_frontier=first.unseen.frontier if first.unseen else (),
         best_of_n_points=first.best_of_n,
-        equal_win_rate=equal_win_rates([_points(run) for run in runs], reference, win_rates)
-        if reference
-        else None,
+        equal_win_rate=_equal_win_rates(runs, reference, win_rates),
     )
+
+
+def _equal_win_rates(
+    runs: Sequence[RunRecord], reference: Mapping[str, Tensor] | None, win_rates: Sequence[float]
+) -> EqualWinRate | None:
+    """None without the reference's rewards, too."""
+    return equal_win_rates(list(map(_points, runs)), reference, win_rates) if reference else None
 
 
 def _points(run: RunRecord) -> RunPoints:
@@ -220,6 +237,15 @@ def _row(name: str, runs: Sequence[RunRecord], dominated_by: tuple[str, ...]) ->
     )
 
 
+def _agreements(by_name: Mapping[str, Sequence[RunRecord]]) -> tuple[SeedAgreement, ...]:
+    of_runs = {name: [run.log_ratios for run in runs] for name, runs in by_name.items()}
+    known = {
+        name: [ratios for ratios in of_seeds if ratios is not None] for name, of_seeds in of_runs.items()
+    }
+    stored = {name for name, runs in by_name.items() if any(run.stored for run in runs)}
+    return seed_agreements(known, stored) if known == of_runs else ()
+
+
 def metrics_of(evaluation: Evaluation, spent: Cost) -> Metrics:
     """What is averaged over seeds, by name: what the evaluation's rows say of it, and what the run took."""
     metrics: Metrics = {"gold_win_rate": None, "gold_reward": None}  # there without a gold reward too
@@ -228,25 +254,19 @@ def metrics_of(evaluation: Evaluation, spent: Cost) -> Metrics:
     return {**metrics, **vars(spent)}
 
 
-def read_evaluation(label: str, content: Mapping[str, Any]) -> Evaluation:
-    """A run's evaluation from its report.json; `label` names the run.
+def refuse_unlike(runs: Sequence[RunRecord]) -> None:
+    """Refuse runs that cannot be paired: of other protocols, or on other completions of the reference.
 
     Raises:
-        DataError: an evaluation by an earlier version, which lacks what is compared here.
+        DataError: as `refuse_mixed`, or naming two runs.
     """
-    lacks = None
-    if "frontier" not in content["comparison"]:
-        lacks = "knew no ties"
-    elif "by_prompt" not in content:
-        lacks = "kept no metrics of each prompt"
-    try:
-        if lacks is None:
-            return Evaluation.from_dict(content)
-    except DataError as error:
-        lacks = f"did not write what is compared ({error})"
-    raise DataError(
-        f"{label} was evaluated by an earlier version, which {lacks}: evaluate anew (--overwrite)"
-    )
+    if runs:
+        refuse_mixed({_label(run): run.protocol for run in runs})
+    refuse_other_draws({_label(run): run.log_ratios for run in runs if run.log_ratios is not None})
+
+
+def _label(run: RunRecord) -> str:
+    return f"{run.name}, seed {run.seed}"
 
 
 def _path(runs: Sequence[RunRecord]) -> tuple[PathPoint, ...]:

@@ -85,7 +85,7 @@ class _Comparison:
         pool = {self.root / "groups": self.pool_identity}
         stale_runs = stale_folders(self.identities, overwrite=overwrite, file=SETTINGS)
         stale_pool = stale_folders(pool, overwrite=overwrite, file=POOL)
-        if self.evaluator.is_stale(overwrite=overwrite):
+        if self.evaluator.is_stale(plans, overwrite=overwrite):
             self.evaluator.delete()
         for folder in stale_runs:  # only now that all has been checked
             delete_run(folder, DONE, SETTINGS)

@@ -7,10 +7,12 @@ from nonpareil.commands.compare.over_seeds import OverSeeds
 from nonpareil.commands.compare.pairs import Pair
 from nonpareil.commands.compare.path_tables import path_tables
 from nonpareil.commands.compare.results import ComparisonReport, MethodRow
+from nonpareil.commands.compare.seeds import WORTH_MENDING
 from nonpareil.commands.compare.text_table import TextTable
 from nonpareil.evaluation.intervals import few_prompts
 from nonpareil.evaluation.numbers import MISSING, bracket, number
 from nonpareil.evaluation.rows import TARGETS, Column, summary_rows
+from nonpareil.maths.bootstrap import Interval
 
 _MIB = 1024 * 1024
 _ROUNDING = 1e-6
@@ -22,10 +24,11 @@ _NONE_SEEN = "no difference seen"
 
 
 def tables(report: ComparisonReport) -> list[TextTable]:
-    """Gain and cost; which method is better; cost at equal gain; how near best-of-N each came; what it took."""
+    """Gain and cost; which is better; cost at equal gain; noise or direction; how near best-of-N; what it took."""
     pairs = [pairs_table(report)] if report.pairs else []
     paths = path_tables(report.equal_win_rate) if report.equal_win_rate else []
-    return [_gain(report), *pairs, *paths, _targets(report), _effort(report)]
+    seeds = [seeds_table(report)] if report.agreements else []
+    return [_gain(report), *pairs, *paths, *seeds, _targets(report), _effort(report)]
 
 
 def cell(metric: OverSeeds | None, digits: int = 3, unit: float = 1.0, at_most: float = math.inf) -> str:
@@ -77,9 +80,9 @@ def _gain(report: ComparisonReport) -> TextTable:
         f"mean ± standard deviation over seeds{_SHARED}. KL efficiency: least KL that any policy needs for this "
         "win rate over the KL spent, at most 1 but for noise; worth best-of-: the N whose best-of-N of the "
         f"reference groups has this win rate, reported up to {report.largest_n}; both count ties. "
-        "Length: change from the reference. "
+        "rho²: the KL efficiency of a small step in the policy's direction. Length: change from the reference. "
         "On the front: no other method is shown to win no less at no more KL, one of the two better, by the "
-        "intervals below. Best-of-N draws N samples per answer"
+        "intervals below, nor the reference to win more than it at no KL. Best-of-N draws N samples per answer"
         f"{'; its success rate is pass@N' if report.zero_one else ''}."
     ) + _one_pool(report)
     header = ["method", *(column.label or "" for column in columns), "on the front"]
@@ -124,6 +127,41 @@ def _difference(pair: Pair, name: str) -> tuple[str, str]:
     if interval is None:
         return MISSING, MISSING
     return f"{number(interval.estimate)} {bracket(interval)}", pair.better(name) or _NONE_SEEN
+
+
+def seeds_table(report: ComparisonReport) -> TextTable:
+    """What each method's seeds have in common, and what would make more of it."""
+    header = ["method", "correlation of two seeds", "noise", "rho²", "rho² without noise", "what would help"]
+    rows = [
+        [
+            each.name,
+            _with_bracket(each.correlation),
+            number(each.noise, 2),
+            _with_bracket(each.rho_squared),
+            _with_bracket(each.without_noise),
+            each.would_help,
+        ]
+        for each in report.agreements
+    ]
+    pooled = ", ".join(each.name for each in report.agreements if each.one_pool)
+    note = (
+        "rho²: squared correlation, within prompts, of the log-ratio with the reward's quantile on the "
+        "reference's completions; the KL efficiency of a small step in the policy's direction. Two seeds' "
+        "log-ratios correlate as far as they are not noise: rho² is about the correlation times rho² without "
+        "noise, which any amount of data would reach by the same step, loss and credit. Named is what would "
+        "raise rho² by a quarter or more: a factor whose 95% interval over prompts, for these seeds, lies below "
+        f"{number(WORTH_MENDING, 1)}. What all seeds share, such as the training prompts, is not seen as noise."
+    )
+    if pooled:
+        note += (
+            f" One stored pool serves every seed of {pooled}: its noise is in what their seeds have in common, "
+            "so that their correlation is too high, and rho² without noise too low."
+        )
+    return TextTable("Noise or direction", note, header, rows, brief=(0, 1, 4, 5))
+
+
+def _with_bracket(interval: Interval | None) -> str:
+    return MISSING if interval is None else f"{number(interval.estimate, 2)} {bracket(interval, 2)}"
 
 
 def _targets(report: ComparisonReport) -> TextTable:

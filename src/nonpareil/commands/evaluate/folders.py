@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from nonpareil.options.commands import EvaluateOptions
 
 OWNER = "evaluate"
-REPORT_FILES = ("report.html", "report.json", "frontier.png", "curve.png", "rewards.png", "lengths.png")
+REPORT_FILES = (
+    *("report.html", "report.json", "log_ratios.parquet"),
+    *("frontier.png", "curve.png", "rewards.png", "lengths.png"),
+)
 PATH_FILES = ("path.html", "path.json", "path.png")
 _POLICY, _AT_STRENGTH = "policy", "strength-"
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def run(options: EvaluateOptions, strength: float | None = None) -> dict[str, Any]:
-    """Write report.json, report.html and PNGs; returns the `Evaluation` and the report's path.
+    """Write report.json, report.html, PNGs and log_ratios.parquet; returns the `Evaluation` and the report's path.
 
     With `strengths` they lie in a folder for each, beside the whole path's, which is returned. `strength`, of a
     caller that evaluates a path point by point, is that of the one policy to evaluate.
@@ -132,6 +132,7 @@ def _measure(
 ) -> "tuple[Evaluation, Path]":
     """One policy against the reference's groups: drawn, scored, compared, and its report written."""
     from nonpareil.evaluation import best_of_n_report, evaluate_groups
+    from nonpareil.evaluation.log_ratios import write_log_ratios
     from nonpareil.evaluation.report import write_report
 
     options, rewards, reference = study.options, study.rewards, study.reference.policy
@@ -153,6 +154,7 @@ def _measure(
         seed=options.seed,
     )
     evaluation = replace(evaluation, dtype=study.context["dtype"]["measured"])
+    write_log_ratios(side.folder.parent, theirs, measured.reference_log_ratio)
     report = write_report(
         evaluation,
         best_of_n_report(theirs, seed=options.seed),
