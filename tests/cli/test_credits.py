@@ -110,7 +110,7 @@ def test_what_cannot_be_trained_on_is_refused_before_a_model_is_loaded(
     nonpareil, files, groups, others, no_model
 ):
     credits = made_of(files, groups)
-    assert "credits is missing: method=value_distillation" in refused(nonpareil, files, groups=groups)
+    assert "12 prompts; a value needs 20" in refused(nonpareil, files, groups=groups)
     given = {"groups": groups, "credits": credits}
     assert "credits is not read by method=sft_bon" in refused(
         nonpareil, files, **given, method="sft_bon", n=2

@@ -111,7 +111,7 @@ def value(tmp_path_factory):
 
 
 def test_no_batch_and_no_order_changes_a_credit(value, groups, monkeypatch) -> None:
-    policy, settings = make_model(), CreditSettings(completions_per_prompt=3, likeliest=4, from_tail=3)
+    policy, settings = make_model(), CreditSettings(credited_completions=3, likeliest=4, from_tail=3)
     some = groups[:5]
     whole = make_credits(policy, value, some, settings, seed=7)
     monkeypatch.setattr(module, "AT_ONCE", 4)

@@ -10,7 +10,7 @@ import torch
 
 from nonpareil.errors import DataError, DivergedError
 from nonpareil.models.logprobs import TokenSequences
-from nonpareil.values.examples import Examples, check_groups, is_held_out, split_groups
+from nonpareil.values.examples import Examples, check_groups, split_groups
 from nonpareil.values.fit import fit_network, prefix_losses
 from nonpareil.values.model import ValueModel, ValueNotes
 from nonpareil.values.network import load_network
@@ -118,9 +118,11 @@ def test_examples_leave_failed_rewards_out_and_prompts_keep_together(groups) -> 
 
     fit, held_out = split_groups(groups, 0.3, seed=1)
     assert len(fit) + len(held_out) == len(groups)
-    assert 10 < len(held_out) < 40
-    assert [is_held_out(group, 0.3, 1) for group in reversed(held_out)] == [True] * len(held_out)
-    assert is_held_out(replace(held_out[0], prompt_id="another"), 0.3, 1)
+    assert len(held_out) == 24
+    assert split_groups(groups[::-1], 0.3, seed=1)[1] == held_out[::-1]
+    again = replace(held_out[0], prompt_id="another")
+    assert again in split_groups([again, *groups], 0.3, seed=1)[1]
+    assert len(split_groups(groups, 0.01, seed=1)[1]) == 8
     assert split_groups(groups, 0.3, seed=2)[1] != held_out
 
 

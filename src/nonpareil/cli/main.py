@@ -33,6 +33,14 @@ COMMANDS = {
         "nonpareil.commands.interpolate",
         "Write a policy with more or less of its training: weights between and beyond reference and policy.",
     ),
+    "value": (
+        "nonpareil.commands.value.fit",
+        "Fit what prefixes are worth on those groups, and say how well it is known.",
+    ),
+    "credits": (
+        "nonpareil.commands.value.credits",
+        "Credit other next tokens of stored completions by a value, for value_distillation.",
+    ),
     "export": (
         "nonpareil.commands.export",
         "Turn groups into TRL's preference, SFT or unpaired datasets.",

@@ -58,6 +58,18 @@ def read_method(name: str, given: Mapping[str, Any], *, stored: bool) -> "Method
     return build(cls, values, stored=stored)
 
 
+def reads_credits(method: "Method | str") -> bool:
+    """Whether a method, or the one of this name, learns from credits of stored completions.
+
+    Raises:
+        ConfigError: no such method.
+    """
+    from nonpareil.methods import method_class
+    from nonpareil.methods.credited import CreditedMethod
+
+    return issubclass(method_class(method) if isinstance(method, str) else type(method), CreditedMethod)
+
+
 def typed_value(setting: Setting, given: Any) -> Any:
     """What flags and YAML give, read by the setting's type; its range is checked with those of the method alone.
 

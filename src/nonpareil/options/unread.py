@@ -6,6 +6,7 @@ from typing import Any
 from nonpareil.options.rewards import ANY_MODEL, FIRST_MODEL, LIMITED, LOADED_MODEL, specs_of
 from nonpareil.options.shared import HELD_OUT_SPLITS, HUB_DATASETS, OWN_PROMPTS, TRAINING_SPLITS
 from nonpareil.settings import refuse_unread
+from nonpareil.values.settings import MAKES_CREDITS
 
 
 def refuse_unread_of_distill(options: Any, config: Any, eval_source: str | None) -> None:
@@ -14,7 +15,7 @@ def refuse_unread_of_distill(options: Any, config: Any, eval_source: str | None)
     Raises:
         ConfigError: naming the option, and what would read it.
     """
-    absent = absent_rewards(options, options.unseen_reward)
+    absent = absent_rewards(options, options.unseen_reward) | _absent_makers(options, config)
     sources = {} if options.groups is not None else {TRAINING_SPLITS: options.dataset_name or ""}
     if eval_source is not None:
         sources[HELD_OUT_SPLITS] = eval_source
@@ -24,6 +25,15 @@ def refuse_unread_of_distill(options: Any, config: Any, eval_source: str | None)
         absent |= dict.fromkeys(readers, "groups hold prompts already")
     for each in (options, config):
         refuse_unread(each, absent)
+
+
+def _absent_makers(options: Any, config: Any) -> dict[str, str]:
+    """Whether credits are made, and why not."""
+    from nonpareil.options.methods import reads_credits
+
+    if options.credits is not None:
+        return {MAKES_CREDITS: "credits are given"}
+    return {} if reads_credits(config.method) else {MAKES_CREDITS: "the method reads no credits"}
 
 
 def absent_rewards(options: Any, second: str | None) -> dict[str, str]:

@@ -9,7 +9,7 @@ from nonpareil.credits import CreditsByPrompt
 from nonpareil.engines.finite import not_finite
 from nonpareil.errors import DataError
 from nonpareil.methods.base import Method, ScoredDraws, rewards_differ
-from nonpareil.methods.credited import with_credits
+from nonpareil.methods.credited import CreditedMethod, with_credits
 from nonpareil.models.distributed import process_index
 from nonpareil.records import Group, Prompt, prompt_of
 from nonpareil.terminal import tell
@@ -40,7 +40,8 @@ def prompts_of_stored(
 def check_stored(groups: Sequence[Group], method: Method, credits: CreditsByPrompt | None = None) -> int:
     """Refuse groups from which the method would learn nothing, or something else; returns how many carry signal.
 
-    `credits`: of the groups' completions, for a method that reads them in place of rewards.
+    `credits`: of the groups' completions, for a method that reads them in place of rewards; None where they are
+    still to be made.
 
     Raises:
         DataError: no groups, a prompt id twice, groups too small, unscored, rewards all null, too few or all
@@ -74,6 +75,8 @@ def check_stored(groups: Sequence[Group], method: Method, credits: CreditsByProm
                 "log-prob that is NaN or infinite: what drew it gave no numbers; draw anew, in another dtype"
             )
     _check_rewards(groups, least, compared=credits is None)
+    if credits is None and isinstance(method, CreditedMethod):
+        return len(groups)  # their credits are still to be made
     if credits is not None:
         check_credits_of(groups, credits)
     told = int(_with_signal(groups, method, credits).sum())

@@ -72,7 +72,7 @@ def make_credits(
     chosen = [
         (group, place)
         for group in groups
-        for place in chosen_completions(group, settings.completions_per_prompt, seed)
+        for place in chosen_completions(group, settings.credited_completions, seed)
     ]
     for start in range(0, len(chosen), AT_ONCE):
         some = chosen[start : start + AT_ONCE]

@@ -14,8 +14,8 @@ from nonpareil.maths.target_weights import quantile_bins
 from nonpareil.models.logprobs import TokenSequences
 from nonpareil.records import Group
 
-FEWEST_PROMPTS = 20
-"""Of groups; a tenth of fewer says nothing of a value."""
+FEWEST_PROMPTS, FEWEST_HELD_OUT = 20, 8
+"""Of groups, and of those among them that are not fitted: of fewer nobody can say how good a value is."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +66,19 @@ class Examples:
 
 
 def split_groups(groups: Sequence[Group], share: float, seed: int) -> tuple[list[Group], list[Group]]:
-    """Groups to fit, and those of about this share of the prompts, held out; equal prompts stay together.
+    """Groups to fit, and those of this share of the prompts (8 at least), held out; equal ones stay together.
 
-    Which they are is decided by seed and prompt alone, whatever other groups there are.
+    Which they are does not depend on the groups' order.
     """
-    held_out = [is_held_out(group, share, seed) for group in groups]
-    fitted = [group for group, out in zip(groups, held_out, strict=True) if not out]
-    return fitted, [group for group, out in zip(groups, held_out, strict=True) if out]
+    prompts = sorted({_key(group, seed) for group in groups})
+    out = set(prompts[: max(FEWEST_HELD_OUT, round(share * len(prompts)))])
+    fitted = [group for group in groups if _key(group, seed) not in out]
+    return fitted, [group for group in groups if _key(group, seed) in out]
 
 
-def is_held_out(group: Group, share: float, seed: int) -> bool:
-    """Whether a prompt is among those that are not fitted."""
+def _key(group: Group, seed: int) -> bytes:
     text = json.dumps([seed, group.prompt_token_ids])
-    number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-    return number < share * 2**64
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def check_groups(groups: Sequence[Group], where: str) -> None:

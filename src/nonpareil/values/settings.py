@@ -6,6 +6,9 @@ from typing import ClassVar
 from nonpareil.setting_types import SEED
 from nonpareil.settings import option
 
+MAKES_CREDITS = "what makes credits"
+"""The reader of their settings; a distillation makes some where its method reads credits and none are given."""
+
 
 @dataclass
 class FitSettings:
@@ -38,20 +41,26 @@ class CreditSettings:
 
     HEADING: ClassVar = "Credits"
 
-    n: float = option(
+    target_n: float = option(
         4.0,
         "Strength: the target wins as often as best-of-n.",
         above=1,
         why="best-of-1 is the reference itself",
+        reader=MAKES_CREDITS,
     )
     target: str = option(
         "tilt",
         "tilt (the exponential tilt, of the least KL for its win rate) or best_of_n.",
         choices=("tilt", "best_of_n"),
+        reader=MAKES_CREDITS,
     )
-    completions_per_prompt: int = option(1, "Completions that are credited.", at_least=1)
-    likeliest: int = option(32, "Likeliest next tokens to credit at each position.", at_least=1)
-    from_tail: int = option(16, "Further ones, drawn from the rest.", at_least=0)
+    credited_completions: int = option(
+        1, "Completions of each prompt that are credited.", at_least=1, reader=MAKES_CREDITS
+    )
+    likeliest: int = option(
+        32, "Likeliest next tokens to credit at each position.", at_least=1, reader=MAKES_CREDITS
+    )
+    from_tail: int = option(16, "Further ones, drawn from the rest.", at_least=0, reader=MAKES_CREDITS)
 
     @property
     def candidates(self) -> int:

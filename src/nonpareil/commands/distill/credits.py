@@ -1,13 +1,24 @@
-"""Credits on disk as training data: read, and compared with the policy and groups of this run."""
+"""Credits as training data: read and compared with this run's policy and groups, or made where none are given."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from nonpareil.commands.distill.groups import manifest_of
 from nonpareil.errors import ConfigError
+from nonpareil.options.commands import DistillOptions
+from nonpareil.records import Group
+from nonpareil.settings import values_of
+from nonpareil.terminal import tell
+from nonpareil.values.settings import CreditSettings, FitSettings
 
 if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
+    from nonpareil.commands.value.inputs import DrawnGroups
     from nonpareil.rollouts.credits import StoredCredits
+    from nonpareil.training.config import DistillationConfig
+
+CREDIT_TOKENS = 4096
+"""Tokens and candidates of one pass."""
 
 
 def load_credits(path: str, groups: str, policy: "LocalPolicy") -> "StoredCredits":
@@ -32,3 +43,126 @@ def load_credits(path: str, groups: str, policy: "LocalPolicy") -> "StoredCredit
             "that they are of"
         )
     return credits
+
+
+def makes_credits(options: DistillOptions, config: "DistillationConfig") -> bool:
+    """Whether this distillation makes the credits that its method reads.
+
+    Raises:
+        ConfigError: it has several processes, each of which would make them.
+    """
+    from nonpareil.models.distributed import num_processes
+    from nonpareil.options.methods import reads_credits
+
+    if options.credits is not None or options.groups is None or not reads_credits(config.method):
+        return False
+    if num_processes() > 1:
+        raise ConfigError(
+            "credits is missing: several processes train, and credits are made by one; make them first "
+            "(`nonpareil value`, then `nonpareil credits`), and give them: credits=FOLDER"
+        )
+    return True
+
+
+def make_credits(
+    options: DistillOptions, config: "DistillationConfig", groups: list[Group], *, resumed: bool
+) -> "StoredCredits":
+    """The credits of the groups, by the value that is given or one that is fitted here; what is there is kept.
+
+    Raises:
+        NonpareilError: groups, or a value, of which no credits can be made; one that tells nothing.
+    """
+    from nonpareil.commands.value.credits import OWNER, write_all
+    from nonpareil.folders import delete_listed, writing
+    from nonpareil.models.memory import free_memory
+    from nonpareil.rollouts.credits import read_credits
+
+    folder = Path(str(config.output_dir)) / OWNER
+    if options.overwrite and not resumed:
+        delete_listed(folder, OWNER)
+    drawn = _drawn(options, config, groups)
+    value = _value(options, config, drawn, resumed=resumed)
+    free_memory()
+    with writing(folder, OWNER) as held:
+        held.refuse_other_command()
+        settings = CreditSettings(**values_of(options, CreditSettings))
+        totals = write_all(folder, drawn, value, settings, config.seed, CREDIT_TOKENS)
+    free_memory()
+    tell(
+        f"credits of {totals.completions} completions; drift {totals.drift:.3f} of what next tokens differ by, "
+        f"{totals.large_share:.3f} of the probability beyond 1 nat"
+    )
+    return read_credits(folder)
+
+
+def _drawn(options: DistillOptions, config: "DistillationConfig", groups: list[Group]) -> "DrawnGroups":
+    """The groups with their policy, in what the training computes in."""
+    import torch
+
+    from nonpareil.commands.policies.local import LocalPolicy
+    from nonpareil.commands.value.inputs import DrawnGroups, checked
+    from nonpareil.models.devices import dtype_name
+
+    path = options.groups or ""
+    policy = LocalPolicy(
+        options.model_name_or_path or "",
+        options.model_revision,
+        dtype_name(config.compute_dtype(torch.float32)),
+        trust_remote_code=config.trust_remote_code,
+    )
+    return checked(DrawnGroups(path, groups, manifest_of(Path(path)), policy))
+
+
+def _value(
+    options: DistillOptions, config: "DistillationConfig", drawn: "DrawnGroups", *, resumed: bool
+) -> str:
+    """The folder of the value that was given, or that lies in output_dir, or else is fitted there now."""
+    from nonpareil.commands.value.fit import OWNER, fit_into
+    from nonpareil.commands.value.inputs import beginning
+    from nonpareil.folders import delete_listed, writing
+    from nonpareil.values.model import NOTES, check_value_of, read_notes
+
+    policy, own = drawn.policy.info()["fingerprint"], Path(str(config.output_dir)) / OWNER
+    if options.value is not None:
+        check_value_of(read_notes(options.value), policy, f"value={options.value!r}")
+        return options.value
+    if options.overwrite and not resumed:
+        delete_listed(own, OWNER)
+    if (own / NOTES).is_file():
+        notes = read_notes(own)
+        check_value_of(notes, policy, str(own))
+        if notes.groups != drawn.identity:
+            raise ConfigError(f"{own} is a value of other groups; give --overwrite, or another output_dir")
+        return str(own)
+    with writing(own, OWNER) as held:
+        held.refuse_other_command()
+        report = fit_into(held, drawn, beginning(drawn, None), FitSettings(seed=config.seed))
+    low, high = report.gain.low, report.gain.high
+    tell(
+        f"the value is {report.gain.estimate:.3f} [{low:.3f}, {high:.3f}] nats a prefix better than a uniform law "
+        f"on {report.prompts} held-out prompts; squared correlation at the end "
+        f"{report.by_position[-1].squared_correlation:.2f}"
+    )
+    return str(own)
+
+
+def cost_of_credits(
+    options: DistillOptions, config: "DistillationConfig", groups: list[Group]
+) -> dict[str, Any]:
+    """What is computed before the training: completions to fit, and candidates to score, each as a token.
+
+    Raises:
+        NonpareilError: groups, or a value, of which no credits can be made, as far as is seen without a weight.
+    """
+    from nonpareil.commands.value.credits import candidates_of
+    from nonpareil.values.model import check_value_of, read_notes
+
+    drawn = _drawn(options, config, groups)
+    if options.value is not None:
+        policy = drawn.policy.info()["fingerprint"]
+        check_value_of(read_notes(options.value), policy, f"value={options.value!r}")
+    fitted = 0 if options.value is not None else sum(map(len, groups))
+    return {
+        "fitted_completions": fitted,
+        **candidates_of(groups, CreditSettings(**values_of(options, CreditSettings))),
+    }

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.commands.distill.credits import cost_of_credits, makes_credits
 from nonpareil.commands.distill.inputs import trained_policy, training_data, training_reward
 from nonpareil.options.commands import DistillOptions
 from nonpareil.records import Prompt
@@ -27,7 +28,10 @@ def dry_run(options: DistillOptions, config: "DistillationConfig", method: "Meth
     groups, prompts, _ = training_data(options, config, method, policy)
     if groups is not None:
         training_reward(options, config, policy, stored=True)
-    return _plan(policy, config, method, prompts)
+    plan = _plan(policy, config, method, prompts)
+    if groups is not None and makes_credits(options, config):
+        plan["credits"] = cost_of_credits(options, config, groups)
+    return plan
 
 
 def _plan(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nonpareil.commands.evaluate.folders import delete_evaluation, evaluation_folder
 from nonpareil.commands.places import check_output, inputs_of
 from nonpareil.errors import ConfigError
-from nonpareil.folders import held_folder, is_vacant, writing
+from nonpareil.folders import held_folder, is_bookkeeping, is_vacant, writing
 from nonpareil.markers import MARKER, OutputFolder
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ WRITTEN = (
     *("metrics.jsonl", "reward-errors.log", "completions/*.parquet"),
 )
 """Files that a distillation may write, beside its checkpoints, as globs."""
+MADE_BEFORE = ("value", "credits")
+"""Folders in output_dir that are made before a training, each with its own list; a second try goes on there."""
 _CHECKPOINTS = (
     *(f"checkpoint-*/{name}" for name in (*_MODEL_FILES, "trainer_state.json", "*.pt", "*.pth")),
     "checkpoint-*.partial/**/*",
@@ -80,7 +82,7 @@ def start_anew(output_dir: Path) -> None:
 
 def _check(folder: OutputFolder, *, overwrite: bool, resume: bool, max_steps: int) -> None:
     folder.refuse_other_command()
-    if not folder.marked and not is_vacant(folder.path):
+    if not folder.marked and not _is_begun(folder.path):
         raise ConfigError(
             f"{folder.where} exists and has no {MARKER}, the list of what nonpareil wrote, so nothing there is "
             "deleted or replaced; name another directory, or delete all of it yourself"
@@ -91,6 +93,12 @@ def _check(folder: OutputFolder, *, overwrite: bool, resume: bool, max_steps: in
             "another output_dir"
         )
     folder.refuse_foreign([*WRITTEN, *_reached(folder, max_steps, resume)])
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether there is nothing, or a value and credits alone: a run that was killed before its training."""
+    begun = [path / name for name in MADE_BEFORE if (path / name / MARKER).is_file()]
+    return is_vacant(path) or all(each in begun or is_bookkeeping(each) for each in path.iterdir())
 
 
 def _is_worth_keeping(folder: OutputFolder) -> bool:

@@ -44,7 +44,7 @@ def load_groups(
     from nonpareil.training.stored_credits import check_candidate_ids
 
     source, kwargs = Path(path), dict(chat_template_kwargs or {})
-    manifest = None if is_vbon(source) else _manifest_of(source)
+    manifest = None if is_vbon(source) else manifest_of(source)
     if manifest is not None:
         _check_origin(path, manifest, policy, config, method)
     groups = read_groups(source)
@@ -80,8 +80,12 @@ def check_stored_rewards(path: str, reward: "CombinedReward") -> None:
         )
 
 
-def _manifest_of(source: Path) -> dict[str, Any]:
-    """The manifest of a folder of groups, without which nobody knows whose they are."""
+def manifest_of(source: Path) -> dict[str, Any]:
+    """The manifest of a folder of groups, without which nobody knows whose they are.
+
+    Raises:
+        DataError: there is none.
+    """
     from nonpareil.rollouts.manifest import read_manifest
 
     manifest = read_manifest(source) if source.is_dir() else None
@@ -93,7 +97,7 @@ def _manifest_of(source: Path) -> dict[str, Any]:
     return manifest
 
 
-def _is_served(manifest: Mapping[str, Any]) -> bool:
+def is_served(manifest: Mapping[str, Any]) -> bool:
     """Whether the groups were drawn from a server, whose weights are as unknown as those of vBoN's lines."""
     return manifest["draw"].get("engine", {}).get("engine") == "openai"
 
@@ -112,17 +116,33 @@ def _check_origin(
     Raises:
         ConfigError, DataError: naming what differs, or is not known.
     """
-    from nonpareil.models.first_fingerprint import renewed
-
-    if _is_served(manifest) and method.policy_draws == 0:
+    if is_served(manifest) and method.policy_draws == 0:
         raise DataError(
             f"groups={path!r} was drawn from a server, so nobody can say that its model is model_name_or_path="
             f"{policy.name_or_path!r}, and {type(method).__name__} trains on the completions; draw groups with "
             "engine=transformers, or take a method that needs their rewards alone (vbon)"
         )
+    drawn = manifest["draw"]
+    check_drawn_from(path, manifest, policy)
+    _tell_dtype(path, drawn["model"].get("dtype"), config)
+    asked, sampling = vars(config.sampling(0)), drawn["sampling"]
+    for name, (there, now) in differing(sampling, {name: asked[name] for name in sampling}).items():
+        raise ConfigError(
+            f"groups={path!r} was drawn with {name}={there}, and this run has {name}={now}; they must be equal"
+        )
+
+
+def check_drawn_from(path: str, manifest: Mapping[str, Any], policy: "LocalPolicy") -> None:
+    """Refuse groups of another model, or of this one guided or interpolated; whose a server's are is unknown.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    from nonpareil.models.first_fingerprint import renewed
+
     drawn, here = manifest["draw"], policy.info()
     theirs, ours = renewed(drawn["model"], here).get("fingerprint"), here["fingerprint"]
-    if theirs != ours and not _is_served(manifest):
+    if theirs != ours and not is_served(manifest):
         raise ConfigError(
             f"groups={path!r} was drawn from {drawn['model'].get('path')!r} ({theirs}), not from "
             f"model_name_or_path={policy.name_or_path!r} ({ours}); draw groups from the model that is trained"
@@ -131,12 +151,6 @@ def _check_origin(
         raise ConfigError(
             f"groups={path!r} was drawn from model_name_or_path={policy.name_or_path!r} with a {tilted[0]} of its "
             "own (manifest.json, draw.model), which is another policy; draw groups from the model that is trained"
-        )
-    _tell_dtype(path, drawn["model"].get("dtype"), config)
-    asked, sampling = vars(config.sampling(0)), drawn["sampling"]
-    for name, (there, now) in differing(sampling, {name: asked[name] for name in sampling}).items():
-        raise ConfigError(
-            f"groups={path!r} was drawn with {name}={there}, and this run has {name}={now}; they must be equal"
         )
 
 
@@ -158,7 +172,7 @@ def _check_rendering(
             f"groups={path!r} was drawn with chat_template_kwargs={drawn_with!r}, and this run has {kwargs!r}; "
             "they must be equal"
         )
-    if not _is_served(manifest):
+    if not is_served(manifest):
         _check_endings(path, manifest["draw"]["model"], policy, groups)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.distill.card import write_model_card
 from nonpareil.commands.distill.checks import check_options
+from nonpareil.commands.distill.credits import make_credits, makes_credits
 from nonpareil.commands.distill.dry_run import dry_run
 from nonpareil.commands.distill.evaluation import evaluation_options
 from nonpareil.commands.distill.folder import distillation_folder, start_anew
@@ -41,7 +42,10 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     from nonpareil.training.method import method_of
 
     keep_freed_memory()
-    method = method_of(config, stored=options.groups is not None, credited=options.credits is not None)
+    to_make = makes_credits(options, config)
+    method = method_of(
+        config, stored=options.groups is not None, credited=to_make or options.credits is not None
+    )
     check_options(options, config)
     if options.dry_run:
         return dry_run(options, config, method)
@@ -131,6 +135,9 @@ def _trainer(
     check_scorable(reward, method, config, prompts, held_out or [], policy.tokenizer)
     model = policy.info()["fingerprint"]
     planned = planned_steps(config, method, len(prompts))  # which refuses a training without a step
+    if groups is not None and makes_credits(options, config):
+        reward.release()  # to make room; a model is loaded again when next it scores
+        credits = make_credits(options, config, groups, resumed=checkpoint is not None)
     if checkpoint is not None:  # before any weight is read
         identity = run_identity(config, method, prompts, reward, model, groups, credits=credits)
         refuse_another_run(checkpoint, identity | policy.ends_of_run(), planned)

@@ -1,0 +1,158 @@
+"""Make credits of a value: what other next tokens would have been worth at each position of stored completions."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nonpareil.commands.command import Command
+from nonpareil.commands.places import check_output, inputs_of
+from nonpareil.commands.value.inputs import DrawnGroups, drawn_groups
+from nonpareil.commands.value.show import show_credits
+from nonpareil.errors import ConfigError
+from nonpareil.folders import writing
+from nonpareil.options.commands import CreditsOptions
+from nonpareil.settings import values_of
+from nonpareil.terminal import tell
+from nonpareil.values.settings import CreditSettings
+
+if TYPE_CHECKING:
+    from nonpareil.credits import Credits
+    from nonpareil.rollouts.credits import CreditsSource
+    from nonpareil.values.credits import CreditTotals
+    from nonpareil.values.model import ModelValue
+
+OWNER = "credits"
+TOTALS = "totals.json"
+SHARD = 64
+"""Prompts of a file: what a kill can cost."""
+
+
+def run(options: CreditsOptions) -> dict[str, Any]:
+    """Make what is missing; returns where the credits are, and what they are like.
+
+    Raises:
+        NonpareilError: whatever cannot work, before any weight is read where that can be known.
+    """
+    from nonpareil.values.model import check_value_of, read_notes
+
+    if options.value is None:
+        raise ConfigError("value is missing; give a folder written by `nonpareil value`: --value FOLDER")
+    check_output("output_dir", options.output_dir, inputs_of(options))
+    drawn = drawn_groups(options)
+    drawn = drawn._replace(groups=drawn.groups[: options.max_prompts])
+    check_value_of(read_notes(options.value), drawn.policy.info()["fingerprint"], f"value={options.value!r}")
+    settings = CreditSettings(**values_of(options, CreditSettings))
+    with writing(options.output_dir, OWNER) as folder:
+        folder.refuse_other_command()
+        totals = write_all(
+            Path(options.output_dir),
+            drawn,
+            options.value,
+            settings,
+            options.seed,
+            options.max_tokens_per_batch,
+        )
+    return {"output_dir": str(Path(options.output_dir)), "totals": totals.to_dict()}
+
+
+def write_all(
+    folder: Path, drawn: DrawnGroups, value_path: str, settings: CreditSettings, seed: int, max_tokens: int
+) -> "CreditTotals":
+    """The credits of all groups, a file for some prompts at a time; those that are there are kept.
+
+    Raises:
+        ConfigError: the folder holds credits made with other settings, or more candidates than there are tokens.
+        NonpareilError: models that cannot be loaded.
+    """
+    from nonpareil.files import write_json
+    from nonpareil.rollouts.credits import begin_credits, has_credits, read_credits, write_credits
+    from nonpareil.rollouts.progress import ProgressBar
+    from nonpareil.values.credits import credit_totals, make_credits
+
+    _check_candidates(drawn, settings)
+    shards = [drawn.groups[start : start + SHARD] for start in range(0, len(drawn.groups), SHARD)]
+    source = _source(drawn, value_path, settings, seed)
+    begin_credits(folder, source, len(shards))
+    missing = [index for index in range(len(shards)) if not has_credits(folder, index, source)]
+    if missing:
+        _tell_cost(drawn, settings, [shards[index] for index in missing])
+        policy, value = drawn.policy.load(), _load(value_path, settings, max_tokens, drawn)
+        with ProgressBar() as progress:
+            progress.start("credit", sum(len(shards[index]) for index in missing))
+            for index in missing:
+                found = make_credits(
+                    policy,
+                    value,
+                    shards[index],
+                    settings,
+                    temperature=drawn.manifest["draw"]["sampling"]["temperature"],
+                    seed=seed,
+                    max_tokens_per_batch=max_tokens,
+                )
+                write_credits(folder, index, found, source)
+                progress.update(len(shards[index]), sum(map(len, _all(found))))
+    totals = credit_totals(_all(read_credits(folder)), settings)
+    write_json(folder / TOTALS, totals.to_dict())
+    return totals
+
+
+def _all(credits: Any) -> Iterator["Credits"]:
+    return (each for prompt in credits for each in credits[prompt] if each is not None)
+
+
+def _source(drawn: DrawnGroups, value_path: str, settings: CreditSettings, seed: int) -> "CreditsSource":
+    from dataclasses import asdict
+
+    from nonpareil.models.fingerprint import fingerprint
+    from nonpareil.rollouts.credits import CreditsSource
+
+    value = {
+        "fingerprint": fingerprint(value_path),
+        **asdict(settings),
+        "seed": seed,
+        "prompts": len(drawn.groups),
+        "dtype": drawn.policy.info()["dtype"],
+    }
+    return CreditsSource(drawn.policy.info()["fingerprint"], drawn.identity, value)
+
+
+def _load(value_path: str, settings: CreditSettings, max_tokens: int, drawn: DrawnGroups) -> "ModelValue":
+    from nonpareil.values.model import load_value
+
+    value = load_value(value_path, dtype=drawn.policy.dtype, trust_remote_code=drawn.policy.trust_remote_code)
+    return value.at(settings.target_n, settings.target, max_tokens_per_batch=max_tokens)  # type: ignore[arg-type]
+
+
+def _check_candidates(drawn: DrawnGroups, settings: CreditSettings) -> None:
+    vocabulary = drawn.policy.config.get_text_config().vocab_size
+    if settings.candidates > vocabulary:
+        raise ConfigError(
+            f"likeliest={settings.likeliest} and from_tail={settings.from_tail} are, with the completion's own, "
+            f"more than the policy's {vocabulary} tokens; lower them"
+        )
+
+
+def _tell_cost(drawn: DrawnGroups, settings: CreditSettings, shards: list[Any]) -> None:
+    """What is about to be computed: candidates are the cost."""
+    cost = candidates_of([group for shard in shards for group in shard], settings)
+    tell(
+        f"{cost['completions']} completions, {cost['candidates']} candidates (as many tokens through the value's "
+        f"network); loading policy and value"
+    )
+
+
+def candidates_of(groups: list[Any], settings: CreditSettings) -> dict[str, int]:
+    """How many completions of groups are credited, and about how many candidates that are in all."""
+    completions = sum(min(len(group), settings.credited_completions) for group in groups)
+    tokens = sum(sum(map(len, g.completion_token_ids)) / len(g) for g in groups if len(g))
+    each = tokens / max(len(groups), 1)
+    return {"completions": completions, "candidates": round(completions * each * settings.candidates)}
+
+
+COMMAND = Command(
+    description=__doc__ or "",
+    example="nonpareil credits --groups nonpareil-groups --value nonpareil-value --target_n 4",
+    options=lambda: [CreditsOptions],
+    run=run,
+    show=show_credits,
+)
