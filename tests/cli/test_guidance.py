@@ -62,6 +62,7 @@ def test_groups_are_drawn_by_the_guided_law_and_never_mixed(
         "likeliest": 5,
         "strength": 1.0,
         "max_advantage": 1.0,
+        "balanced": False,
     }
     for change, named in (
         ({"n": 8}, "value.n: 4 there, 8 now"),

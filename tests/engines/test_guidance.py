@@ -29,6 +29,7 @@ from tests.tiny import (
 
 SAMPLING = SamplingParams(max_completion_length=12, seed=5)
 LAW = Guidance(likeliest=6, max_advantage=0.8)
+BALANCED = replace(LAW, balanced=True)
 UNCUT = Guidance(likeliest=100, max_advantage=math.inf)
 PROMPT = [1, 8, 9]
 
@@ -63,7 +64,7 @@ def law_by_hand(model, value, law: Guidance, prompt, ids, temperature=1.0, top_k
         }
         mass = 1 - sum(p[a] for a in top)
         share = (1 - sum(p[a] * math.exp(tilt[a]) for a in top)) / mass if mass > 1e-9 else 1.0
-        log_f = max(-cut, min(cut, math.log(share) if share > 0 else -math.inf))
+        log_f = max(-cut, min(cut, math.log(share) if share > 0 else -math.inf)) if law.balanced else 0.0
         tilted = [p[a] * math.exp(tilt.get(a, log_f)) for a in range(len(p))]
         found.append(math.log(tilted[token] / sum(tilted)))
     return found
@@ -95,10 +96,11 @@ def test_frequencies_are_those_of_best_of_n() -> None:
     assert chi_square < len(often) + 5 * math.sqrt(2 * len(often))
 
 
-@pytest.mark.parametrize("likeliest", [1, 4, 100])
-def test_the_exact_kl_is_that_of_what_is_drawn(likeliest: int) -> None:
+@pytest.mark.parametrize("likeliest", [4, 100])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_the_exact_kl_is_that_of_what_is_drawn(likeliest: int, balanced: bool) -> None:
     """On average over the guided policy itself: of all completions, by their probabilities."""
-    model, law = make_model(), Guidance(likeliest=likeliest, max_advantage=math.inf)
+    model, law = make_model(), Guidance(likeliest, max_advantage=math.inf, balanced=balanced)
     value = Enumerated(model, PROMPT, 4)
     every = [list(y) for y in value.logprobs]
     kl, ratio = guided_divergence(model, Guide(value, law), TokenSequences([PROMPT] * len(every), every))
@@ -114,15 +116,15 @@ def test_the_exact_kl_is_that_of_what_is_drawn(likeliest: int) -> None:
         )
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0.6, "top_k": 9}])
-def test_recorded_logprobs_are_those_of_the_law(settings: dict) -> None:
+@pytest.mark.parametrize(("settings", "law"), [({}, LAW), ({"temperature": 0.6, "top_k": 9}, BALANCED)])
+def test_recorded_logprobs_are_those_of_the_law(settings: dict, law: Guidance) -> None:
     model, value, sampling = make_model(), Network(), replace(SAMPLING, **settings)
-    drawn = guided(model, value, checked=True).draw(UNEVEN, 2, sampling)
+    drawn = guided(model, value, law, checked=True).draw(UNEVEN, 2, sampling)
     moved = []
     for prompt, draws in zip(UNEVEN, drawn, strict=True):
         for ids, logprobs in zip(draws.completion_token_ids, draws.logprobs, strict=True):
             assert logprobs == pytest.approx(
-                law_by_hand(model, value, LAW, prompt.token_ids, ids, **settings), abs=1e-4
+                law_by_hand(model, value, law, prompt.token_ids, ids, **settings), abs=1e-4
             )
             plain = forced_logprobs(model, prompt.token_ids, ids, sampling.temperature)
             moved.append((torch.tensor(logprobs) - plain).abs().max())
@@ -228,6 +230,7 @@ def test_what_decides_the_law_stands_in_the_engines_description() -> None:
         "likeliest": 6,
         "strength": 1.0,
         "max_advantage": 0.8,
+        "balanced": False,
     }
     assert all(one != other for one, other in pairwise(described))
     assert "guidance" not in make_engine(model).describe()

@@ -102,7 +102,7 @@ def test_of_fewer_tokens_the_others_count_what_they_are_worth_together(likeliest
     """f is then the true mean of exp(A) over the tokens that were not looked at, and nothing is normalised."""
     policy = Tabular(seed=1)
     target = policy.best_of(3, rewards_of(policy, "continuous"))
-    law = Guidance(likeliest=likeliest, max_advantage=math.inf)
+    law = Guidance(likeliest=likeliest, max_advantage=math.inf, balanced=True)
     for prefix, logprobs in policy.logprobs.items():
         tilts = torch.tensor([policy.value(target, (*prefix, a)) for a in range(VOCABULARY)], dtype=F64)
         tilts = tilts - policy.value(target, prefix)
@@ -116,10 +116,11 @@ def test_of_fewer_tokens_the_others_count_what_they_are_worth_together(likeliest
 
 @pytest.mark.parametrize("likeliest", [1, 3, VOCABULARY])
 @pytest.mark.parametrize("cut", [0.05, 0.4, 2.0])
-def test_any_value_gives_the_law_that_is_stated(likeliest: int, cut: float) -> None:
+@pytest.mark.parametrize("balanced", [False, True])
+def test_any_value_gives_the_law_that_is_stated(likeliest: int, cut: float, balanced: bool) -> None:
     generator = torch.Generator().manual_seed(5)
     logprobs = torch.randn(40, VOCABULARY, generator=generator, dtype=F64).log_softmax(-1)
-    law = Guidance(likeliest=likeliest, strength=1.3, max_advantage=cut)
+    law = Guidance(likeliest=likeliest, strength=1.3, max_advantage=cut, balanced=balanced)
     ids, chosen, rest = likeliest_tokens(logprobs, likeliest)
     values = torch.randn(40, likeliest, generator=generator, dtype=F64)
     before = torch.randn(40, generator=generator, dtype=F64)
@@ -132,7 +133,7 @@ def test_any_value_gives_the_law_that_is_stated(likeliest: int, cut: float) -> N
         }
         left = [a for a in range(VOCABULARY) if a not in top]
         share = (1 - sum(p[a] * math.exp(tilt[a]) for a in top)) / sum(p[a] for a in left) if left else 1
-        log_f = max(-cut, min(cut, math.log(share) if share > 0 else -math.inf))
+        log_f = max(-cut, min(cut, math.log(share) if share > 0 else -math.inf)) if balanced else 0.0
         law_of = [p[a] * math.exp(tilt.get(a, log_f)) for a in range(VOCABULARY)]
         policy = [q / sum(law_of) for q in law_of]
         assert found[row].exp().tolist() == pytest.approx(policy, abs=1e-12)
@@ -141,20 +142,23 @@ def test_any_value_gives_the_law_that_is_stated(likeliest: int, cut: float) -> N
         )
 
 
-def test_a_value_that_tells_nothing_leaves_the_reference_as_it_is() -> None:
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_value_that_tells_nothing_leaves_the_reference_as_it_is(balanced: bool) -> None:
     logprobs = torch.randn(7, 50, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     ids, chosen, rest = likeliest_tokens(logprobs, 8)
-    ratios, others = Guidance().log_ratios(chosen, rest, torch.zeros(7, 8))
+    ratios, others = Guidance(balanced=balanced).log_ratios(chosen, rest, torch.zeros(7, 8))
     assert not ratios.any()
     assert not others.any()
     assert not guided_kl(chosen, rest, ratios, others).any()
     assert torch.equal(guided_logprobs(logprobs, ids, ratios, others), logprobs)
 
 
-def test_tokens_that_cannot_be_drawn_stay_so() -> None:
+@pytest.mark.parametrize("balanced", [False, True])
+def test_tokens_that_cannot_be_drawn_stay_so(balanced: bool) -> None:
     logprobs = torch.tensor([[0.3, -torch.inf, 0.1, -torch.inf, -torch.inf]]).log_softmax(-1)
     ids, chosen, rest = likeliest_tokens(logprobs, 3)
-    ratios, others = Guidance().log_ratios(chosen, rest, torch.tensor([[0.4, -0.2, 0.3]]))
+    advantages = torch.tensor([[0.4, -0.2, 0.3]])
+    ratios, others = Guidance(balanced=balanced).log_ratios(chosen, rest, advantages)
     found = guided_logprobs(logprobs, ids, ratios, others)
     assert rest.item() == 0
     assert found.exp().sum().item() == pytest.approx(1)

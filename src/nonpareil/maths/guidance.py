@@ -4,17 +4,19 @@ With a value V of prefixes, in nats, and A_a = strength (V(s, a) - V(s)), cut at
 is
 
     pi(a | s) = pi_ref(a | s) exp(A_a) / Z   for the K likeliest tokens,
-    pi(a | s) = pi_ref(a | s) f / Z          for every other one,
+    pi(a | s) = pi_ref(a | s) f / Z          for every other one, f = 1,
 
-    f = (1 - sum_top pi_ref exp(A)) / (1 - sum_top pi_ref), its logarithm cut at +- max_advantage, and Z what
-    makes the whole add up to 1.
+and Z makes the whole add up to 1. `balanced`, f is (1 - sum_top pi_ref exp(A)) / (1 - sum_top pi_ref), its
+logarithm cut as A is.
 
-A true value of a weight W, V(s) = log E_ref[W | s], has E_{a ~ pi_ref} exp(A_a) = 1. So f is what the other tokens
-are worth on average, Z is 1 unless something was cut, and with K the whole vocabulary and no cut the product of
-these distributions along a completion is pi_ref W / E_ref[W]: best-of-N for W = N u^(N-1), without any search. With
-a smaller K, and with a value that is wrong, it is another policy, but a known one: its probabilities, and so its KL
-from the reference, are exact. After FUDGE (arXiv:2104.05218) and controlled decoding (arXiv:2310.17022), which
-leave open what the tokens that are not valued count.
+A true value of a weight W, V(s) = log E_ref[W | s], has E_{a ~ pi_ref} exp(A_a) = 1. With K the whole vocabulary
+and no cut Z is then 1, and the product of these distributions along a completion is pi_ref W / E_ref[W]: best-of-N
+for W = N u^(N-1), without any search. With a smaller K the balanced f is what the other tokens are worth on average,
+and Z is 1 still. With a value that is wrong all of them are other policies, but known ones: their probabilities, and
+so their KL from the reference, are exact. A balanced f puts on the other tokens whatever the values of the likeliest
+contradict V(s) by.
+
+After FUDGE (arXiv:2104.05218) and controlled decoding (arXiv:2310.17022), which draw from the K alone.
 """
 
 import math
@@ -41,8 +43,7 @@ class Guidance:
     max_advantage: float = 1.0
     """Nats; infinite for no cut."""
     balanced: bool = False
-    """Whether f is as above; else it is 1, and the tokens that are not looked at keep the reference's proportion to
-    what A = 0 would give the others."""
+    """Whether f is what a true value would give the tokens that are not looked at; else it is 1."""
 
     def __post_init__(self) -> None:
         """See the class."""
