@@ -11,10 +11,10 @@ logarithm cut as A is.
 
 A true value of a weight W, V(s) = log E_ref[W | s], has E_{a ~ pi_ref} exp(A_a) = 1. With K the whole vocabulary
 and no cut Z is then 1, and the product of these distributions along a completion is pi_ref W / E_ref[W]: best-of-N
-for W = N u^(N-1), without any search. With a smaller K the balanced f is what the other tokens are worth on average,
-and Z is 1 still. With a value that is wrong all of them are other policies, but known ones: their probabilities, and
-so their KL from the reference, are exact. A balanced f puts on the other tokens whatever the values of the likeliest
-contradict V(s) by.
+for W = N u^(N-1), without any search. With a smaller K the balanced f is what the other tokens are worth on
+average, and Z is 1 still. With a value that is wrong all of them are other policies, but known ones: their
+probabilities, and so their KL from the reference, are exact. A balanced f puts on the other tokens whatever the
+values of the likeliest contradict V(s) by.
 
 After FUDGE (arXiv:2104.05218) and controlled decoding (arXiv:2310.17022), which draw from the K alone.
 """
