@@ -205,7 +205,8 @@ class DistillOptions(PromptOptions, RewardInputOptions, CreditSettings, FileOpti
     )
     value: str | None = option(
         None,
-        "A folder of `nonpareil value` to make credits of. Default: one fitted on the groups, in output_dir/value.",
+        "What to make credits of: a folder of `nonpareil value`, or file.py:function. Default: one fitted on the "
+        "groups, in output_dir/value.",
         names="input",
         reader=MAKES_CREDITS,
         compare="it is of groups that are there already, and a comparison draws its own",
@@ -344,7 +345,10 @@ class CreditsOptions(ValueGroupsOptions, CreditSettings):
     HEADING: ClassVar = "Output"
 
     value: str | None = option(
-        None, "A folder that `nonpareil value` wrote.", names="input", heading="Credits"
+        None,
+        "A folder that `nonpareil value` wrote, or a function that makes a value: file.py:function.",
+        names="input",
+        heading="Credits",
     )
     max_prompts: int | None = option(None, "The first ones only.", at_least=1, heading="Groups")
     max_tokens_per_batch: int = option(
