@@ -58,14 +58,14 @@ def test_groups_are_drawn_by_the_guided_law_and_never_mixed(
     assert ratio.abs().max() > 0.3
     draw = (read_manifest(files / "out") or {})["draw"]
     assert draw["model"]["guidance"] == {
-        "value": {"fingerprint": fingerprint(str(value)), "target": "tilt", "n": 4},
+        "value": {"fingerprint": fingerprint(str(value)), "target": "tilt", "n": 4.0},
         "likeliest": 5,
         "strength": 1.0,
         "max_advantage": 1.0,
         "balanced": False,
     }
     for change, named in (
-        ({"n": 8}, "value.n: 4 there, 8 now"),
+        ({"n": 8}, "value.n: 4.0 there, 8.0 now"),
         ({"likeliest": 6}, "likeliest: 5 there, 6 now"),
     ):
         status, _, said = nonpareil("sample", **{**settings, **change})
@@ -136,3 +136,41 @@ def test_an_evaluation_guides_one_model_towards_one_n(nonpareil: Command, files:
         status, _, said = nonpareil("evaluate", **{"value": value, "n": 4, **changes})
         assert status == 2
         assert named in " ".join(said.split())
+
+
+def test_a_function_makes_the_value(nonpareil: Command, files: Path) -> None:
+    """One that likes a word: it is drawn more often, and the file is of another guidance than another word's."""
+    (files / "own.py").write_text(
+        "import torch\n\n"
+        "class Likes:\n"
+        "    def __init__(self, token):\n"
+        "        self.token = token\n\n"
+        "    def prefix_values(self, sequences):\n"
+        "        completions = sequences.completion_ids\n"
+        "        longest = max(map(len, completions))\n"
+        "        rows = [[i == self.token for i in ids] + [0] * (longest - len(ids)) for ids in completions]\n"
+        "        return torch.tensor([[0, *row] for row in rows]).float().cumsum(-1)\n\n"
+        "    def candidate_values(self, sequences, token_ids):\n"
+        "        return self.prefix_values(sequences)[:, :-1, None] + (token_ids == self.token)\n\n"
+        "    def describe(self):\n"
+        "        return {'token': self.token}\n\n"
+        "def good(target_n, target):\n"
+        "    return Likes(8)\n\n"
+        "def nothing(target_n, target):\n"
+        "    return 3\n"
+    )
+    settings = {"n": 2, "likeliest": 17, "dtype": "float32"}
+    counts = []
+    for value, folder in ((None, "plain"), (f"{files}/own.py:good", "liked")):
+        changes = settings | {"value": value} if value else {"dtype": "float32"}
+        status, _, said = nonpareil("sample", output_dir=files / folder, **changes)
+        assert status == 0, said
+        ids = [i for group in read_groups(files / folder) for one in group.completion_token_ids for i in one]
+        counts.append(ids.count(8) / len(ids))
+    assert counts[1] > 1.5 * counts[0]
+    named = (read_manifest(files / "liked") or {})["draw"]["model"]["guidance"]["value"]
+    assert named["function"].endswith("own.py:good")
+    assert named["token"] == 8
+    status, _, said = nonpareil("sample", value=f"{files}/own.py:nothing", **settings)
+    assert status == 2
+    assert "made a int, which lacks prefix_values" in " ".join(said.split())

@@ -15,7 +15,8 @@ class GuidanceOptions(CheckedOptions):
 
     value: str | None = option(
         None,
-        "Draw from the policy guided by this value, a folder that `nonpareil value` wrote, towards best-of-n.",
+        "Draw from the policy guided by this value, towards best-of-n: a folder that `nonpareil value` wrote, or "
+        "a function that makes a value, file.py:function.",
         names="input",
         of="engine=transformers",
     )
