@@ -8,11 +8,13 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 
+from nonpareil.commands.evaluate.guided import with_both_sides
 from nonpareil.engines.guidance import Guide
 from nonpareil.engines.guided_divergence import guided_divergence
 from nonpareil.maths.guidance import Guidance
 from nonpareil.models.fingerprint import fingerprint
 from nonpareil.models.logprobs import TokenSequences, completion_logprobs
+from nonpareil.options.commands import EvaluateOptions
 from nonpareil.records import Group
 from nonpareil.rollouts import read_groups
 from nonpareil.rollouts.manifest import read_manifest
@@ -136,6 +138,16 @@ def test_an_evaluation_guides_one_model_towards_one_n(nonpareil: Command, files:
         status, _, said = nonpareil("evaluate", **{"value": value, "n": 4, **changes})
         assert status == 2
         assert named in " ".join(said.split())
+
+
+@pytest.mark.parametrize("named", ["model_name_or_path", "reference_model_name_or_path"])
+def test_the_guided_model_is_named_once(named: str) -> None:
+    options = EvaluateOptions(
+        **{named: "m", named.replace("name_or_path", "revision"): "r"}, value="v", n=[4]
+    )
+    both = with_both_sides(options)
+    assert (both.model_name_or_path, both.model_revision) == ("m", "r")
+    assert (both.reference_model_name_or_path, both.reference_model_revision) == ("m", "r")
 
 
 def test_a_function_makes_the_value(nonpareil: Command, files: Path) -> None:
