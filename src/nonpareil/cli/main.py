@@ -29,10 +29,6 @@ COMMANDS = {
         "nonpareil.commands.compare.command",
         "Run several methods under one budget, and draw all on one Pareto picture.",
     ),
-    "interpolate": (
-        "nonpareil.commands.interpolate",
-        "Write a policy with more or less of its training: weights between and beyond reference and policy.",
-    ),
     "value": (
         "nonpareil.commands.value.fit",
         "Fit what prefixes are worth on those groups, and say how well it is known.",
@@ -40,6 +36,10 @@ COMMANDS = {
     "credits": (
         "nonpareil.commands.value.credits",
         "Credit other next tokens of stored completions by a value, for value_distillation.",
+    ),
+    "interpolate": (
+        "nonpareil.commands.interpolate",
+        "Write a policy with more or less of its training: weights between and beyond reference and policy.",
     ),
     "export": (
         "nonpareil.commands.export",

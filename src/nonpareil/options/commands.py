@@ -15,9 +15,9 @@ from nonpareil.options.shared import (
     PromptOptions,
     SamplingOptions,
 )
+from nonpareil.options.values import MadeCreditsOptions
 from nonpareil.setting_types import SEED
 from nonpareil.settings import DTYPES, option
-from nonpareil.values.settings import MAKES_CREDITS, CreditSettings, FitSettings
 
 CUT = "draws from a part of the vocabulary; the KL would be that of another policy. Evaluate without it"
 AT_THE_TOP = "set it at the top, for all"
@@ -135,7 +135,7 @@ class EvaluateOptions(
 
 
 @dataclass
-class DistillOptions(PromptOptions, RewardInputOptions, CreditSettings, FileOptions):
+class DistillOptions(PromptOptions, RewardInputOptions, MadeCreditsOptions, FileOptions):
     """Options of `nonpareil distill`, besides those of `DistillationConfig`."""
 
     HEADING: ClassVar = "Evaluation"
@@ -202,15 +202,6 @@ class DistillOptions(PromptOptions, RewardInputOptions, CreditSettings, FileOpti
         names="input",
         compare="leave it out: credits are of groups that are there already, and a comparison draws its own",
         heading="Prompts",
-    )
-    value: str | None = option(
-        None,
-        "What to make credits of: a folder of `nonpareil value`, or file.py:function. Default: one fitted on the "
-        "groups, in output_dir/value.",
-        names="input",
-        reader=MAKES_CREDITS,
-        compare="it is of groups that are there already, and a comparison draws its own",
-        heading="Credits",
     )
     merge: bool = option(
         False,
@@ -307,54 +298,3 @@ class ExportOptions(FileOptions):
         "allow", "allow, or exclude completions that were cut.", choices=("allow", "exclude")
     )
     overwrite: bool = option(False, "Replace the file that an earlier export wrote.")
-
-
-@dataclass
-class ValueGroupsOptions(ModelOptions, FileOptions):
-    """Stored groups and the policy that drew them."""
-
-    HEADING: ClassVar = "Groups"
-
-    groups: str | None = option(None, "A folder of `nonpareil sample`, scored.", names="input")
-    model_name_or_path: str | None = option(
-        None, "The policy that drew them. Default: where it was then.", names="input", heading="Policy"
-    )
-
-
-@dataclass
-class ValueOptions(ValueGroupsOptions, FitSettings):
-    """Options of `nonpareil value`."""
-
-    HEADING: ClassVar = "Output"
-
-    init_model_name_or_path: str | None = option(
-        None,
-        "What the value's network begins as: a causal model or reward model with the policy's tokens. Default: the "
-        "groups' reward model where it is one, else the policy.",
-        names="input",
-        heading="Fit",
-    )
-    output_dir: str = option("nonpareil-value", "Where the value and its report go.", path=True)
-    overwrite: bool = option(False, "Delete the value of an earlier run first.")
-
-
-@dataclass
-class CreditsOptions(ValueGroupsOptions, CreditSettings):
-    """Options of `nonpareil credits`."""
-
-    HEADING: ClassVar = "Output"
-
-    value: str | None = option(
-        None,
-        "A folder that `nonpareil value` wrote, or a function that makes a value: file.py:function.",
-        names="input",
-        heading="Credits",
-    )
-    max_prompts: int | None = option(None, "The first ones only.", at_least=1, heading="Groups")
-    max_tokens_per_batch: int = option(
-        4096, "Tokens and candidates of one forward pass; bounds memory.", at_least=1, heading="Credits"
-    )
-    seed: int = option(
-        0, "Of the choice of completions and candidates.", at_least=0, at_most=SEED, heading="Credits"
-    )
-    output_dir: str = option("nonpareil-credits", "Where they go; run again to go on.", path=True)

@@ -11,7 +11,7 @@ from nonpareil.commands.value.named import check_named, described, load_named
 from nonpareil.commands.value.show import show_credits
 from nonpareil.errors import ConfigError
 from nonpareil.folders import writing
-from nonpareil.options.commands import CreditsOptions
+from nonpareil.options.values import CreditsOptions
 from nonpareil.settings import values_of
 from nonpareil.terminal import tell
 from nonpareil.values.settings import CreditSettings

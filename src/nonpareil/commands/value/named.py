@@ -64,7 +64,7 @@ def _made(value: str, settings: CreditSettings) -> "PrefixValue":
     made = load_function(value)(settings.target_n, settings.target)
     if not isinstance(made, PrefixValue):
         raise ConfigError(
-            f"value={value!r} made a {type(made).__name__}, which lacks prefix_values, candidate_values or describe; "
+            f"value={value!r} made a {type(made).__name__}, without prefix_values, candidate_values or describe; "
             "see docs/value.md"
         )
     return made
