@@ -185,4 +185,4 @@ def test_a_function_makes_the_value(nonpareil: Command, files: Path) -> None:
     assert named["token"] == 8
     status, _, said = nonpareil("sample", value=f"{files}/own.py:nothing", **settings)
     assert status == 2
-    assert "made a int, which lacks prefix_values" in " ".join(said.split())
+    assert "made a int, without prefix_values" in " ".join(said.split())
