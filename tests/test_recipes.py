@@ -26,6 +26,7 @@ from nonpareil.cli.main import main
 from nonpareil.cli.parsing import parse
 from nonpareil.commands.compare.plan import plan_runs
 from nonpareil.commands.compare.spec import read_spec
+from nonpareil.commands.distill.credits import makes_credits
 from nonpareil.errors import ConfigError
 from nonpareil.methods import METHODS, method_settings, name_of
 from nonpareil.options.commands import DistillOptions
@@ -60,7 +61,7 @@ def test_the_recipes_are_there():
 @pytest.mark.parametrize("recipe", DISTILL)
 def test_a_recipe_parses_and_its_method_takes_the_settings(recipe):
     options, config, given = parsed(recipe)
-    credited = options.credits is not None
+    credited = options.credits is not None or makes_credits(options, config)
     method = method_of(config, stored=options.groups is not None, credited=credited)
     assert type(method) is METHODS[given["method"]]
     assert {"model_name_or_path", "max_completion_length", "temperature", "output_dir"} <= set(given)
@@ -193,6 +194,28 @@ def test_a_papers_recipe_runs_dry(recipe, tiny, tmp_path, monkeypatch, capsys):
     assert figures["memory_bytes"]["total"] >= least * figures["parameters"]
     assert figures["settings"] == vars(config.method)
     assert not (tmp_path / "out").exists(), "a dry run writes nothing"
+
+
+def test_value_distillation_needs_the_groups_alone(tiny, tmp_path, capsys):
+    """Value and credits are made of them: the dry run says of how many completions."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"Prompt number {i}"}) + "\n" for i in range(20)))
+    shared = {"model_name_or_path": tiny / "policy", "reward_model_name_or_path": tiny / "rm"}
+    shared |= {"reward_prepend_bos": "true", "max_completion_length": 4, "temperature": 1.0}
+    draw = {"dataset_name": prompts, "num_generations": 10, "output_dir": tmp_path / "groups"}
+    assert main(["sample", *flags(shared | draw)]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    stand_ins = {**shared, "groups": tmp_path / "groups", "output_dir": tmp_path / "out", "dry_run": "true"}
+    recipe = RECIPES / "imdb-value_distillation.yaml"
+    eval_prompts = ["--eval_dataset_name", str(prompts)]
+    status = main(["distill", "--config", str(recipe), *flags(stand_ins), *eval_prompts, "--json"])
+    output = capsys.readouterr()
+    assert status == 0, output.err
+    figures = json.loads(output.out.splitlines()[-1])
+    assert (figures["method"], figures["prompts"]) == ("value_distillation", 20)
+    assert (figures["credits"]["fitted_completions"], figures["credits"]["completions"]) == (200, 160)
+    assert figures["credits"]["candidates"] >= 160 * 49
+    assert not (tmp_path / "out").exists()
 
 
 def flags(settings: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,17 +18,20 @@ from transformers import AutoModelForCausalLM
 from nonpareil.cli.main import main
 from nonpareil.commands.compare import evaluator as comparison_evaluation
 from nonpareil.commands.compare.budget import over_budget
+from nonpareil.commands.compare.costs import Cost
 from nonpareil.commands.compare.inputs import files_of
 from nonpareil.commands.compare.plan import plan_runs
 from nonpareil.commands.compare.processes import Finished, last_lines, locked, run_logged
-from nonpareil.commands.compare.results import Cost, RunRecord
+from nonpareil.commands.compare.results import RunRecord
 from nonpareil.commands.compare.spec import EvaluationOptions, read_spec
 from nonpareil.errors import ConfigError
 from nonpareil.evaluation.log_ratios import read_log_ratios
+from nonpareil.models.fingerprint import fingerprint
 from nonpareil.options.commands import EvaluateOptions
 from nonpareil.options.yaml import load_yaml
 from nonpareil.settings import settings_of
-from tests.cli.conftest import tokenizer
+from nonpareil.values.settings import FitSettings
+from tests.cli.conftest import WORDS, tokenizer
 from tests.rewards.servers import serve
 
 COPY = """
@@ -223,6 +227,88 @@ def test_methods_at_equal_win_rate_along_checkpoints_and_strengths(comparison, f
     assert status == 0, error  # what is told of paths makes no evaluation another
     assert (evaluations / "final/report.json").stat().st_mtime_ns == before
     assert len(figures["equal_win_rate"]["paths"][1]["points"]) == 2
+
+
+VALUE = {"method": "value_distillation", "stored": True, "target_n": 3, "likeliest": 4, "from_tail": 2}
+VALUE |= {"credited_completions": 2, "max_steps": 3}
+
+
+@pytest.fixture
+def of_value(comparison, in_process, files, monkeypatch):
+    """A comparison with enough prompts for a value, a reward that it can tell, and a fit for so small a network."""
+    (files / "long.py").write_text(
+        "def long(completions, **columns):\n    return [0.01 * len(text) for text in completions]\n"
+    )
+    prompts = [f"the film was {one} {other}" for one in WORDS[:6] for other in WORDS[4:8]]
+    (files / "train.jsonl").write_text("".join(json.dumps({"prompt": each}) + "\n" for each in prompts))
+    fit = partial(FitSettings, bins=4, learning_rate=0.02, num_train_epochs=6, per_device_train_batch_size=24)
+    monkeypatch.setattr("nonpareil.commands.distill.credits.FitSettings", fit)
+    return partial(
+        comparison,
+        reward_funcs=[f"{files}/long.py:long"],
+        budget={"completions": 144},
+        groups={"num_generations": 6, "max_prompts": 24},
+    )
+
+
+def test_a_value_is_each_seeds_own_and_all_that_it_took_is_counted(of_value, in_process, files):
+    methods = {"value": VALUE, "best": {"method": "sft_bon", "n": 4, "stored": True, "max_steps": 2}}
+    status, figures, error = of_value(methods=methods)
+    assert status == 0, error
+    assert figures["failures"] == []
+    rows = {name: row["figures"] for name, row in figures["comparison"].items()}
+    assert rows["value"]["completions_drawn"]["values"] == [144, 144]
+    stages = ("pool_seconds", "value_seconds", "credits_seconds", "training_seconds")
+    for place in (0, 1):
+        parts = [rows["value"][name]["values"][place] for name in stages]
+        assert min(parts) > 0
+        assert sum(parts) == pytest.approx(rows["value"]["seconds"]["values"][place])
+        run = files / "out" / "runs" / "value" / f"seed-{place}" / "model"
+        totals = json.loads((run / "credits" / "totals.json").read_text())
+        assert totals["completions"] == 48
+        scored = rows["value"]["candidates_scored"]["values"][place]
+        assert scored == totals["positions"] * 7
+        # Four fifths of the pool or more, prompts included, six times each.
+        assert rows["value"]["tokens_fitted"]["values"][place] >= 6 * 0.8 * 144 * 6
+    assert rows["best"]["value_seconds"] is rows["best"]["candidates_scored"] is None
+    assert rows["best"]["seconds"]["mean"] == pytest.approx(
+        sum(rows["best"][name]["mean"] for name in ("pool_seconds", "training_seconds"))
+    )
+    networks = [files / "out" / "runs" / "value" / f"seed-{each}" / "model" / "value" for each in (0, 1)]
+    assert fingerprint(str(networks[0])) != fingerprint(str(networks[1]))
+    page = (files / "out" / "comparison.md").read_text()
+    assert "| of the pool | of the value | of the credits | of the training |" in page
+    assert "Every seed of value fits a value of its own" in page
+
+    # With other credits the run is made anew, and its value with it; the other one is kept.
+    ran = len(in_process)
+    changed = {**methods, "value": {**VALUE, "target_n": 2}}
+    status, _, error = of_value(methods=changed, seeds=[0])
+    assert status == 2
+    assert "settings.target_n: 3.0 instead of 2.0" in error
+    status, _, error = of_value("--overwrite", methods=changed, seeds=[0])
+    assert status == 0, error
+    assert len(in_process) == ran + 1
+    assert "completions to fit" in error or "fitting a value" in error
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_behind_its_value_does_not_fit_it_again(of_value, files, monkeypatch):
+    from nonpareil.commands.value import credits
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(credits, "write_all", killed)
+        assert of_value(methods={"value": VALUE}, seeds=[0])[0] == 130
+    status, figures, error = of_value(methods={"value": VALUE}, seeds=[0])
+    assert status == 0, error
+    assert "fitting a value" not in error
+    spent = json.loads(
+        (files / "out" / "runs" / "value" / "seed-0" / "model" / "value" / "spent.json").read_text()
+    )
+    assert figures["comparison"]["value"]["figures"]["value_seconds"]["values"] == [spent["seconds"]]
 
 
 @pytest.mark.parametrize(
@@ -529,6 +615,30 @@ def test_evaluations_of_two_protocols_are_never_put_into_one_table(comparison, f
         (
             {"groups": None, "methods": {"bonbon": {"stored": True}}},
             "methods.bonbon learns from stored groups",
+        ),
+        (
+            {"methods": {"value_distillation": {"max_steps": 2}}},
+            "methods.value_distillation: groups is missing",
+        ),
+        (
+            {"methods": {"value_distillation": {"stored": True}}},
+            "methods.value_distillation: groups.max_prompts=8, and a value needs 20 prompts",
+        ),
+        (
+            {"methods": {"v": {"method": "value_distillation", "stored": True, "max_train_prompts": 3}}},
+            "methods.v: max_train_prompts=3, and a value needs 20 prompts",
+        ),
+        (
+            {"methods": {"value_distillation": {"stored": True, "max_steps": 2}}, "budget": {"seconds": 9}},
+            "budget.seconds=9 stops a training alone; give budget.completions",
+        ),
+        (
+            {"methods": {"value_distillation": {"stored": True, "value": "some"}}},
+            "methods.value_distillation.value='some' is set by the comparison; it is of groups that are there",
+        ),
+        (
+            {"methods": {"value_distillation": {"stored": True, "credits": "some"}}},
+            "a comparison draws its own",
         ),
         ({"groups": {"num_generations": 4}}, "groups.max_prompts is missing"),
         ({"groups": {"num_generations": 4, "max_prompts": 13}}, "has 12 training prompts"),

@@ -85,6 +85,7 @@ def test_credits_are_gone_on_with_and_those_of_other_settings_kept_apart(
     data = sorted((files / "credits" / "data").iterdir())
     assert len(data) == 4
     before = [path.read_bytes() for path in data]
+    took = json.loads((files / "credits" / "spent.json").read_text())
     data[2].unlink()
     data[1].write_bytes(before[1][:-9])
     status, out, err = credit(nonpareil, groups, files / "value", files / "credits")
@@ -93,6 +94,9 @@ def test_credits_are_gone_on_with_and_those_of_other_settings_kept_apart(
     assert [path.read_bytes() for path in data] == before
     totals = json.loads(out.splitlines()[-1])["totals"]
     assert totals == pytest.approx(whole, rel=1e-3)  # of other batches
+    in_all = json.loads((files / "credits" / "spent.json").read_text())
+    assert in_all["seconds"] > took["seconds"] > 0
+    assert in_all["candidates"] == took["candidates"] == totals["positions"] * 7
 
     status, _, err = credit(nonpareil, groups, files / "value", files / "credits", "--target_n", "8")
     assert status == 2
@@ -100,6 +104,10 @@ def test_credits_are_gone_on_with_and_those_of_other_settings_kept_apart(
 
 
 def test_a_distillation_makes_what_is_missing(nonpareil, files, groups):
+    status, _, err = nonpareil("distill", **DISTILL, groups=groups)
+    assert status == 2
+    assert "more than the policy's 17 tokens" in err
+    assert not (files / "out" / "value").exists(), "refused before anything is fitted"
     status, out, err = nonpareil("distill", "--json", **DISTILL, **FEW, groups=groups, dry_run="true")
     assert status == 0, err
     cost = json.loads(out.splitlines()[-1])["credits"]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.compare.spec import ComparisonSpec, MethodEntry
 from nonpareil.errors import ConfigError
+from nonpareil.options.methods import reads_credits
 
 if TYPE_CHECKING:
     from nonpareil.commands.compare.results import RunRecord
@@ -24,6 +25,31 @@ def refuse_pool_over_budget(spec: ComparisonSpec, entry: MethodEntry, used: int)
             f"methods.{entry.name} learns from {used} stored completions, more than "
             f"budget.completions={spec.budget.completions}; raise the budget, or lower groups.max_prompts, "
             "groups.num_generations or the method's max_train_prompts"
+        )
+
+
+def refuse_value(spec: ComparisonSpec, entry: MethodEntry, max_prompts: int | None) -> None:
+    """What a run that fits a value before its training cannot have; `max_prompts`: of the pool, its own limit.
+
+    Raises:
+        ConfigError: a budget of seconds, or fewer prompts than a value needs.
+    """
+    from nonpareil.values.examples import FEWEST_PROMPTS
+
+    if not (entry.stored and spec.pool and reads_credits(entry.method)):
+        return
+    if spec.budget.seconds is not None:
+        raise ConfigError(
+            f"methods.{entry.name} fits a value and makes credits before its first step, which takes seconds that "
+            f"nobody knows before, and budget.seconds={spec.budget.seconds:g} stops a training alone; give "
+            "budget.completions (the report has the seconds of every stage)"
+        )
+    prompts = max_prompts or spec.pool.max_prompts or 0
+    if prompts < FEWEST_PROMPTS:
+        given = f"max_train_prompts={prompts}" if max_prompts else f"groups.max_prompts={prompts}"
+        raise ConfigError(
+            f"methods.{entry.name}: {given}, and a value needs {FEWEST_PROMPTS} prompts at the very least, a "
+            "useful one hundreds; raise it"
         )
 
 

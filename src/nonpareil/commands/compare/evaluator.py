@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.commands.compare.costs import cost_of
 from nonpareil.commands.compare.folders import delete_evaluations
 from nonpareil.commands.compare.inputs import Inputs
 from nonpareil.commands.compare.plan import RunPlan
@@ -124,14 +125,13 @@ class Evaluator:
         Raises:
             DataError: an evaluation by an earlier version.
         """
-        from nonpareil.commands.compare.results import AtStrength, Checkpoint, Cost, RunRecord
+        from nonpareil.commands.compare.results import AtStrength, Checkpoint, RunRecord
         from nonpareil.commands.compare.stored_evaluations import log_ratios_of, read_evaluation
 
         folder = plan.folder / "evaluation"
         done, protocol = read_json(plan.folder / "done.json"), read_json(folder / FINAL / PROTOCOL)
         if done is None or protocol is None:
             return None
-        own = done.get("completions_drawn", 0 if plan.entry.command and plan.pool_completions else None)
         return RunRecord(
             name=plan.entry.name,
             seed=plan.seed,
@@ -144,12 +144,8 @@ class Evaluator:
                 for name, model in self._checkpoints(plan)
                 if (folder / name / PROTOCOL).is_file()
             ),
-            spent=Cost(
-                completions_drawn=None if own is None else own + plan.pool_completions,
-                tokens_trained=done.get("tokens_trained"),
-                steps=done.get("steps"),
-                seconds=done["seconds"] + pool_seconds,
-                peak_memory_bytes=done["peak_memory_bytes"],
+            spent=cost_of(
+                done, plan.pool_completions, pool_seconds, of_command=plan.entry.command is not None
             ),
             protocol=protocol,
             folder=plan.folder.relative_to(self.root).as_posix(),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.compare.protocol import other_settings
+from nonpareil.commands.distill.folder import MADE_BEFORE
 from nonpareil.commands.evaluate.folders import delete_evaluation
 from nonpareil.commands.places import check_output, inputs_among, inputs_of
 from nonpareil.errors import ConfigError
@@ -74,7 +75,10 @@ def delete_run(folder: Path, first: str, last: str) -> None:
     """
     root = _root(folder)
     root.delete(_within(root, folder / first))
-    delete_listed(folder / "model", "distill")
+    if not (model := folder / "model").is_symlink():
+        for name in MADE_BEFORE:
+            delete_listed(model / name, name)
+    delete_listed(model, "distill")
     for evaluation in sorted(folder.glob("evaluation/*/")):
         _delete_evaluation(root, evaluation)
     _delete_but(root, folder, last)

@@ -9,7 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nonpareil.commands.compare.budget import budgeted_steps, checkpoint_settings, refuse_pool_over_budget
+from nonpareil.commands.compare.budget import (
+    budgeted_steps,
+    checkpoint_settings,
+    refuse_pool_over_budget,
+    refuse_value,
+)
 from nonpareil.commands.compare.inputs import Inputs, files_of
 from nonpareil.commands.compare.spec import ComparisonSpec, MethodEntry
 from nonpareil.commands.distill.checks import check_options
@@ -196,6 +201,7 @@ def _distillation(spec: ComparisonSpec, entry: MethodEntry) -> tuple[dict[str, A
     options, config, method = _as_distill_reads(spec, entry, {**unsaved, "save_strategy": "no"})
     used = _stored_completions(spec, entry, method, options.max_train_prompts)
     refuse_pool_over_budget(spec, entry, used)
+    refuse_value(spec, entry, options.max_train_prompts)
     steps = budgeted_steps(spec, entry, config, method, used)
     settings |= {"max_steps": -1 if steps is None else steps}
     settings |= checkpoint_settings(spec, entry, method, steps)
@@ -245,8 +251,9 @@ def _as_distill_reads(
     with _telling(where):
         config.method = read_method(entry.method, for_method, stored=entry.stored)
         check_options(options, config)
-        makes = entry.stored and reads_credits(config.method)
-        return options, config, method_of(config, stored=entry.stored, credited=makes)
+        # A method that reads credits makes its own, of the pool.
+        credited = entry.stored and reads_credits(config.method)
+        return options, config, method_of(config, stored=entry.stored, credited=credited)
 
 
 def command_words(plan: RunPlan, root: Path, model: str) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from nonpareil.commands.compare.costs import Cost
 from nonpareil.commands.compare.equal_win_rate import EqualWinRate, RunPoints, equal_win_rates
 from nonpareil.commands.compare.over_seeds import Metrics, OverSeeds, mean_of, over_seeds
 from nonpareil.commands.compare.pairs import Pair, dominated_by, pairs_of
@@ -19,21 +20,6 @@ from nonpareil.evaluation.log_ratios import LogRatios
 from nonpareil.evaluation.rows import summary_rows
 from nonpareil.evaluation.worth import BestOfNPoint, PlanePoint
 from nonpareil.files import jsonable
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a run took. None where a run does not say."""
-
-    completions_drawn: int | None
-    """By the run itself, and the stored pool where it learnt from one."""
-    tokens_trained: int | None
-    steps: int | None
-    seconds: float | None
-    """Of its steps, drawing and scoring included (of its whole process, where it does not say), and of drawing the
-    part of the pool that it used."""
-    peak_memory_bytes: int | None
-    """Of the accelerator where the run trained on one, else the process's largest resident memory."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands import export, sample
 from nonpareil.commands.compare.budget import over_budget
+from nonpareil.commands.compare.costs import spent_before
 from nonpareil.commands.compare.evaluator import Evaluator, read_json
 from nonpareil.commands.compare.folders import (
     check_places,
@@ -22,6 +23,7 @@ from nonpareil.commands.compare.inputs import read_inputs
 from nonpareil.commands.compare.plan import RunPlan, command_words, plan_runs
 from nonpareil.commands.compare.processes import last_lines, locked, run_logged
 from nonpareil.commands.compare.spec import CompareOptions, ComparisonSpec, PoolOptions, read_spec
+from nonpareil.commands.distill.folder import is_begun
 from nonpareil.console import console
 from nonpareil.errors import ConfigError, NonpareilError
 from nonpareil.files import jsonable, write_bytes, write_json
@@ -177,11 +179,11 @@ class _Comparison:
             )
         if not (plan.model / "config.json").is_file():
             raise RunFailed(f"it left no model in {plan.model} (no config.json); see {log}")
-        spent = read_json(plan.model / "spent.json") or {}
-        write_json(
-            plan.folder / DONE,
-            {"seconds": ended.seconds, "peak_memory_bytes": ended.peak_memory_bytes, **spent},
-        )
+        spent: dict[str, Any] = {"seconds": ended.seconds, "peak_memory_bytes": ended.peak_memory_bytes}
+        spent |= read_json(plan.model / "spent.json") or {}
+        if before := {} if plan.entry.command else spent_before(plan.model):
+            spent["made_before"] = before
+        write_json(plan.folder / DONE, spent)
         self._say(f"{where}: trained in {_duration(time.monotonic() - begun)}")
 
     def _words(self, plan: RunPlan) -> list[str]:
@@ -210,7 +212,8 @@ class _Comparison:
                 words += [f"--{name}", *([value] if isinstance(value, str) else value)]
         if last_whole_checkpoint(plan.model) is not None:
             return [*words, "--resume_from_checkpoint", "true"]
-        return [*words, "--overwrite", "true"]
+        # A value and credits alone, of a run that was killed before its first checkpoint, serve it again.
+        return words if is_begun(plan.model) else [*words, "--overwrite", "true"]
 
     def _report(self, failures: list[dict[str, str]]) -> dict[str, Any]:
         """From every run of the file that is finished, whether or not this call ran it."""

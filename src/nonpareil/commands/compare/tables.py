@@ -16,6 +16,15 @@ from nonpareil.maths.bootstrap import Interval
 
 _MIB = 1024 * 1024
 _ROUNDING = 1e-6
+_STAGES = {
+    "pool_seconds": "of the pool",
+    "value_seconds": "of the value",
+    "credits_seconds": "of the credits",
+    "training_seconds": "of the training",
+    "tokens_fitted": "tokens of the value's fit",
+    "candidates_scored": "candidates scored",
+}
+"""Of an effort: its stages, each a column where some method has it."""
 _SHARED = (
     ", which share prompts and the reference's completions: a spread of training alone, that another sample of "
     "prompts would add to"
@@ -175,11 +184,15 @@ def _targets(report: ComparisonReport) -> TextTable:
 
 
 def _effort(report: ComparisonReport) -> TextTable:
+    stages = {
+        name: label for name, label in _STAGES.items() if any(row.metrics[name] for row in report.methods)
+    }
     columns = {
         "completions_drawn": "completions drawn",
         "tokens_trained": "tokens trained",
         "steps": "steps",
         "seconds": "seconds",
+        **(stages if len(stages) > 1 else {}),  # the training alone is all of it
         "peak_memory_bytes": "peak memory, MiB",
     }
     note = (
@@ -187,6 +200,12 @@ def _effort(report: ComparisonReport) -> TextTable:
         "training steps with their drawing and scoring, without loading and evaluation (a command that does not "
         "report them: its whole process). Memory: of the accelerator, or else of the process."
     )
+    if "value_seconds" in stages or "credits_seconds" in stages:
+        note += (
+            " A value's fit and the credits made of it count in the seconds as the pool does, with loading and "
+            "the value's report; its tokens are read forward and backward as trained ones are, candidates forward "
+            "alone."
+        )
     units = {"peak_memory_bytes": _MIB}
     rows = [
         [row.name, *(cell(row.metrics[name], 0, units.get(name, 1)) for name in columns), str(len(row.seeds))]
@@ -204,6 +223,18 @@ def _one_pool(report: ComparisonReport) -> str:
     return (
         f" One stored pool serves every seed of {', '.join(names)}: their seeds change the order of the data, ties "
         "and what is drawn besides, never the pool, so that their standard deviations are too small."
+        + _own_values(report)
+    )
+
+
+def _own_values(report: ComparisonReport) -> str:
+    """What of a value is in the spread over seeds."""
+    names = [row.name for row in report.methods if row.metrics["tokens_fitted"] and len(row.seeds) > 1]
+    if not names:
+        return ""
+    return (
+        f" Every seed of {', '.join(names)} fits a value of its own, with other prompts held out, and chooses "
+        "other completions and candidates: that is in the spread."
     )
 
 

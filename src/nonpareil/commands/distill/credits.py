@@ -72,7 +72,7 @@ def make_credits(
     Raises:
         NonpareilError: groups, or a value, of which no credits can be made; one that tells nothing.
     """
-    from nonpareil.commands.value.credits import OWNER, write_all
+    from nonpareil.commands.value.credits import OWNER, check_candidates, write_all
     from nonpareil.folders import delete_listed, writing
     from nonpareil.models.memory import free_memory
     from nonpareil.rollouts.credits import read_credits
@@ -80,12 +80,12 @@ def make_credits(
     folder = Path(str(config.output_dir)) / OWNER
     if options.overwrite and not resumed:
         delete_listed(folder, OWNER)
-    drawn = _drawn(options, config, groups)
+    drawn, settings = _drawn(options, config, groups), CreditSettings(**values_of(options, CreditSettings))
+    check_candidates(drawn, settings)  # before anything is fitted
     value = _value(options, config, drawn, resumed=resumed)
     free_memory()
     with writing(folder, OWNER) as held:
         held.refuse_other_command()
-        settings = CreditSettings(**values_of(options, CreditSettings))
         totals = write_all(folder, drawn, value, settings, config.seed, CREDIT_TOKENS)
     free_memory()
     tell(
@@ -155,14 +155,15 @@ def cost_of_credits(
     Raises:
         NonpareilError: groups, or a value, of which no credits can be made, as far as is seen without a weight.
     """
-    from nonpareil.commands.value.credits import candidates_of
+    from nonpareil.commands.value.credits import candidates_of, check_candidates
     from nonpareil.commands.value.named import check_named
 
-    drawn = _drawn(options, config, groups)
+    drawn, settings = _drawn(options, config, groups), CreditSettings(**values_of(options, CreditSettings))
+    check_candidates(drawn, settings)
     if options.value is not None:
         check_named(options.value, drawn.policy)
     fitted = 0 if options.value is not None else sum(map(len, groups))
     return {
         "fitted_completions": fitted,
-        **candidates_of(groups, CreditSettings(**values_of(options, CreditSettings))),
+        **candidates_of(groups, settings),
     }

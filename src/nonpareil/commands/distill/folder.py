@@ -82,7 +82,7 @@ def start_anew(output_dir: Path) -> None:
 
 def _check(folder: OutputFolder, *, overwrite: bool, resume: bool, max_steps: int) -> None:
     folder.refuse_other_command()
-    if not folder.marked and not _is_begun(folder.path):
+    if not folder.marked and not is_begun(folder.path):
         raise ConfigError(
             f"{folder.where} exists and has no {MARKER}, the list of what nonpareil wrote, so nothing there is "
             "deleted or replaced; name another directory, or delete all of it yourself"
@@ -95,7 +95,7 @@ def _check(folder: OutputFolder, *, overwrite: bool, resume: bool, max_steps: in
     folder.refuse_foreign([*WRITTEN, *_reached(folder, max_steps, resume)])
 
 
-def _is_begun(path: Path) -> bool:
+def is_begun(path: Path) -> bool:
     """Whether there is nothing, or a value and credits alone: a run that was killed before its training."""
     begun = [path / name for name in MADE_BEFORE if (path / name / MARKER).is_file()]
     return is_vacant(path) or all(each in begun or is_bookkeeping(each) for each in path.iterdir())

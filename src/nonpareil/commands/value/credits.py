@@ -1,5 +1,6 @@
 """Make credits of a value: what other next tokens would have been worth at each position of stored completions."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from nonpareil.commands.places import check_output, inputs_of
 from nonpareil.commands.value.inputs import DrawnGroups, drawn_groups
 from nonpareil.commands.value.named import check_named, described, load_named
 from nonpareil.commands.value.show import show_credits
+from nonpareil.commands.value.spent import add_spent
 from nonpareil.errors import ConfigError
 from nonpareil.folders import writing
 from nonpareil.options.values import CreditsOptions
@@ -69,11 +71,12 @@ def write_all(
     from nonpareil.rollouts.progress import ProgressBar
     from nonpareil.values.credits import credit_totals, make_credits
 
-    _check_candidates(drawn, settings)
+    check_candidates(drawn, settings)
     shards = [drawn.groups[start : start + SHARD] for start in range(0, len(drawn.groups), SHARD)]
     source = _source(drawn, value_path, settings, seed)
     begin_credits(folder, source, len(shards))
     missing = [index for index in range(len(shards)) if not has_credits(folder, index, source)]
+    begun = time.perf_counter()
     if missing:
         _tell_cost(drawn, settings, [shards[index] for index in missing])
         policy = drawn.policy.load()
@@ -92,8 +95,12 @@ def write_all(
                 )
                 write_credits(folder, index, found, source)
                 progress.update(len(shards[index]), sum(map(len, _all(found))))
+                now = time.perf_counter()
+                add_spent(folder, now - begun)
+                begun = now
     totals = credit_totals(_all(read_credits(folder)), settings)
     write_json(folder / TOTALS, totals.to_dict())
+    add_spent(folder, 0.0, candidates=totals.positions * totals.candidates)
     return totals
 
 
@@ -116,7 +123,12 @@ def _source(drawn: DrawnGroups, value_path: str, settings: CreditSettings, seed:
     return CreditsSource(drawn.policy.info()["fingerprint"], drawn.identity, value)
 
 
-def _check_candidates(drawn: DrawnGroups, settings: CreditSettings) -> None:
+def check_candidates(drawn: DrawnGroups, settings: CreditSettings) -> None:
+    """Refuse more candidates than the policy has tokens.
+
+    Raises:
+        ConfigError: it has fewer.
+    """
     vocabulary = drawn.policy.config.get_text_config().vocab_size
     if settings.candidates > vocabulary:
         raise ConfigError(

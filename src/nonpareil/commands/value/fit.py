@@ -1,5 +1,6 @@
 """Fit a value of prefixes on stored groups, and report how good it is on prompts that it was not fitted on."""
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from nonpareil.commands.command import Command
 from nonpareil.commands.places import check_output, inputs_of
 from nonpareil.commands.value.inputs import Beginning, DrawnGroups, beginning, drawn_groups, policy_itself
 from nonpareil.commands.value.show import show_value
+from nonpareil.commands.value.spent import SPENT
 from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.folders import writing
 from nonpareil.options.values import ValueOptions
@@ -53,6 +55,7 @@ def fit_into(folder: Any, drawn: DrawnGroups, begin: Beginning, settings: FitSet
     from nonpareil.files import write_json
     from nonpareil.values.report import value_report
 
+    begun = time.perf_counter()
     fitted, held_out = _examples(drawn, settings)
     value = _fit(drawn, begin, fitted, settings)
     report = value_report(
@@ -72,6 +75,8 @@ def fit_into(folder: Any, drawn: DrawnGroups, begin: Beginning, settings: FitSet
     with folder.staged() as staging:
         value.save(staging)
         write_json(staging / REPORT, report.to_dict())
+        tokens = settings.num_train_epochs * sum(fitted.sequences.lengths())
+        write_json(staging / SPENT, {"seconds": time.perf_counter() - begun, "tokens": tokens})
     return report
 
 
