@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 from nonpareil.cli.main import main
 from nonpareil.commands.compare import evaluator as comparison_evaluation
@@ -25,6 +27,7 @@ from nonpareil.evaluation.log_ratios import read_log_ratios
 from nonpareil.options.commands import EvaluateOptions
 from nonpareil.options.yaml import load_yaml
 from nonpareil.settings import settings_of
+from tests.cli.conftest import tokenizer
 from tests.rewards.servers import serve
 
 COPY = """
@@ -173,6 +176,70 @@ def test_methods_and_seeds_on_one_report_and_nothing_is_done_twice(
     assert again_status == 0, error
     assert again == figures
     assert len(in_process) == 6
+
+
+def test_methods_at_equal_win_rate_along_checkpoints_and_strengths(comparison, files):
+    """Halfway through this training lies the policy of half its strength, so both paths are one."""
+    for name, moves in (("whole", 1.0), ("half", 0.5)):
+        model = AutoModelForCausalLM.from_pretrained(files / "policy")
+        with torch.no_grad():
+            states = model.model(torch.tensor([[1, 5, 6, 7, 4, 9, 8, 10, 5, 6]])).last_hidden_state[0]
+            model.lm_head.weight[8] += 0.25 * moves * states.mean(0)  # the word that is rewarded
+        model.save_pretrained(files / name)
+        tokenizer().save_pretrained(files / name)
+    script = "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[3]); "
+    script += "shutil.copytree(sys.argv[2], sys.argv[3] + '/checkpoint-5')"
+    words = ["{python}", "-c", script, str(files / "whole"), str(files / "half"), "{output_dir}"]
+    settings = {
+        "methods": {"moved": {"command": words}},
+        "seeds": [0],
+        "checkpoints": 1,
+        "max_eval_prompts": 6,
+    }
+    alike = {"num_generations": 8, "num_reference_samples": 8, "checkpoint_num_generations": 8}
+    alike["checkpoint_prompts"] = 6
+    settings["evaluation"] = alike | {"strengths": [1.5, 0.5], "at_win_rates": [0.99, 0.55]}
+    status, figures, error = comparison(**settings)
+    assert status == 0, error
+    equal = figures["equal_win_rate"]
+    along, between = equal["paths"]
+    assert (along["path"], between["path"]) == ("checkpoints", "interpolation")
+    assert len(between["points"]) == 3
+    assert between["points"][1] == along["points"][1], "the policy itself"
+    assert between["points"][0]["kl"] == pytest.approx(along["points"][0]["kl"], rel=1e-4)
+    assert between["highest"] > along["highest"] > 0.55
+    assert equal["win_rates"] == [0.55, 0.99]
+    reached = [path["at"][0]["kl"]["estimate"] for path in (along, between)]
+    assert 0 < reached[0] < along["points"][1]["kl"]
+    assert reached[1] == pytest.approx(reached[0], rel=0.2), "between the same points, bent by the one beyond"
+    assert [path["at"][1]["kl"] for path in (along, between)] == [None, None]
+    assert "KL at equal win rate" in error
+    assert "not reached" in (files / "out/comparison.html").read_text()
+    evaluations = files / "out/runs/moved/seed-0/evaluation"
+    assert (evaluations / "strength-1.5/report.json").is_file()
+    before = (evaluations / "final/report.json").stat().st_mtime_ns
+    settings["evaluation"] = alike | {"strengths": [0.5], "at_win_rates": [0.6]}
+    status, figures, error = comparison(**settings)
+    assert status == 0, error  # what is told of paths makes no evaluation another
+    assert (evaluations / "final/report.json").stat().st_mtime_ns == before
+    assert len(figures["equal_win_rate"]["paths"][1]["points"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "says"),
+    [
+        ({"strengths": [0.5, 1]}, "evaluation.strengths=[0.5, 1.0]: 1 is the final policy"),
+        ({"strengths": [0.5, 0.5]}, "evaluation.strengths=[0.5, 0.5] has one of them twice"),
+        ({"strengths": [0]}, "evaluation.strengths=[0.0] must be above 0"),
+        ({"at_win_rates": [0.5]}, "evaluation.at_win_rates=[0.5] must lie between 0.5 and 1"),
+        ({"at_win_rates": [0.7, 0.7]}, "evaluation.at_win_rates=[0.7, 0.7] has one of them twice"),
+    ],
+)
+def test_what_is_no_path_is_refused(comparison, files, evaluation, says):
+    comparison(dataset_name="nowhere.jsonl")  # written, then refused
+    status, _, error = comparison(evaluation=evaluation)
+    assert status == 2
+    assert says in error
 
 
 def test_an_interrupted_run_goes_on_from_its_checkpoint(comparison, in_process, files):

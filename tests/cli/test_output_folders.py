@@ -153,6 +153,9 @@ def test_a_comparison_over_its_inputs(inputs, capsys, place, overwrite):
     assert snapshot(inputs) == before
 
 
+_BETWEEN = ["--model_name_or_path", "a", "--reference_model_name_or_path", "b", "--strength", "1"]
+
+
 def test_outputs_that_cannot_be_written_to(nonpareil, inputs, capsys):
     """One line, before anything is read."""
     assert nonpareil("sample", output_dir=inputs / "drawn")[0] == 0
@@ -166,6 +169,7 @@ def test_outputs_that_cannot_be_written_to(nonpareil, inputs, capsys):
             ["curve", "--groups", inputs / "drawn", "--output_dir", place],
             ["export", "--groups", inputs / "drawn", "--output", f"{place}.jsonl"],
             ["compare", "--config", inputs / "compare.yaml", "--output_dir", place],
+            ["interpolate", *_BETWEEN, "--output_dir", place],
         ):
             assert main([str(word) for word in words]) == 2
             error = capsys.readouterr().err

@@ -32,6 +32,7 @@ from nonpareil.options.commands import (
     DistillOptions,
     EvaluateOptions,
     ExportOptions,
+    InterpolateOptions,
     SampleOptions,
 )
 from nonpareil.options.rewards import ANY_MODEL, ENDPOINTS, FIRST_MODEL, LIMITED, LOADED_MODEL
@@ -51,7 +52,7 @@ from nonpareil.training.config import DistillationConfig
 
 COMMANDS = (
     *(SampleOptions, CurveOptions, DistillOptions, DistillationConfig, EvaluateOptions, ExportOptions),
-    ComparisonFlags,
+    *(InterpolateOptions, ComparisonFlags),
 )
 SECTIONS = {
     "": CompareOptions,

@@ -9,6 +9,7 @@ import torch
 from nonpareil.commands.compare.over_seeds import spread_of
 from nonpareil.commands.compare.pairs import pairs_of
 from nonpareil.commands.compare.plots import gold_figure, pareto_figure
+from nonpareil.commands.compare.protocol import other_settings, refuse_mixed
 from nonpareil.commands.compare.report import pareto_sentence, write_comparison
 from nonpareil.commands.compare.results import (
     Checkpoint,
@@ -16,8 +17,6 @@ from nonpareil.commands.compare.results import (
     RunRecord,
     compare_runs,
     metrics_of,
-    other_settings,
-    refuse_mixed,
 )
 from nonpareil.commands.compare.stored_evaluations import read_evaluation
 from nonpareil.commands.compare.tables import cell, pairs_table, tables

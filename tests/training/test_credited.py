@@ -155,7 +155,7 @@ def test_a_training_comes_near_the_target(tmp_path: Path) -> None:
     """With the whole vocabulary as candidates, the loss comes near what it can be at least, and not below."""
     groups = stored_groups(M, T)
     credits = stored_credits(groups, T, likeliest=18, from_tail=0)
-    settings = {"temperature": T, "max_steps": 30, "learning_rate": 2e-3, "log_completions": False}
+    settings = {"temperature": T, "max_steps": 24, "learning_rate": 2e-3, "log_completions": False}
     given = {"groups": groups, "credits": credits, **settings, **CASES[0]}
     trainer = make_trainer(tmp_path, per_device_train_batch_size=len(groups), **given)
     trainer.train()

@@ -37,6 +37,10 @@ COMMANDS = {
         "nonpareil.commands.value.credits",
         "Credit other next tokens of stored completions by a value, for value_distillation.",
     ),
+    "interpolate": (
+        "nonpareil.commands.interpolate",
+        "Write a policy with more or less of its training: weights between and beyond reference and policy.",
+    ),
     "export": (
         "nonpareil.commands.export",
         "Turn groups into TRL's preference, SFT or unpaired datasets.",
@@ -51,7 +55,7 @@ usage: nonpareil <command> [--config FILE.yaml] [--flag value ...] [--json]
 
 commands:
 """
-    + "\n".join(f"  {name:<9} {summary}" for name, (_, summary) in COMMANDS.items())
+    + "\n".join(f"  {name:<11} {summary}" for name, (_, summary) in COMMANDS.items())
     + """
 
 nonpareil distill                  runs the embedded demo

@@ -67,7 +67,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _spread(interval: Interval) -> list[list[float]]:
+def spread(interval: Interval) -> list[list[float]]:
     """Error bars below and above, none where the interval is not finite."""
     sides = interval.estimate - interval.low, interval.high - interval.estimate
     return [[max(side, 0.0) if math.isfinite(side) else 0.0] for side in sides]
@@ -134,7 +134,7 @@ def _policy_point(axes: Axes, label: str, evaluation: Evaluation, colour: str) -
         rates.append((evaluation.unseen.win_rate, f"{label}, unseen reward", "white"))
     for rate, name, face in rates:
         name, x, y = legend_label(name), [evaluation.kl.estimate], [rate.estimate]
-        bars: dict[str, Any] = {"xerr": _spread(evaluation.kl), "yerr": _spread(rate)}
+        bars: dict[str, Any] = {"xerr": spread(evaluation.kl), "yerr": spread(rate)}
         axes.errorbar(x, y, fmt="none", ecolor=colour, capsize=3, elinewidth=1.3, zorder=4, **bars)
         axes.plot(x, y, "D", color=colour, markersize=7, markerfacecolor=face, label=name, zorder=5)
 

@@ -74,12 +74,15 @@ def worth_of(
     return Worth(
         equivalent_n=_equivalent_n(win, reference_rewards, largest, bootstrap),
         largest_n=largest,
-        kl_efficiency=None
-        if tie and largest < _LEAST_N_UNDER_TIES
-        else _kl_efficiency(win, kl, tilts, bootstrap),
+        kl_efficiency=_kl_efficiency(win, kl, tilts, bootstrap) if shows_least_kl(scored) else None,
         best_of_n=best_of_n_points(scored, shown),
         rewards_tie=tie,
     )
+
+
+def shows_least_kl(reference_rewards: Float[Tensor, "b m"]) -> bool:
+    """Whether groups show the least KL for a win rate: not where rewards tie and no prompt has more than two."""
+    return largest_n(reference_rewards) >= _LEAST_N_UNDER_TIES or bool(without_ties(reference_rewards).all())
 
 
 def best_of_n_points(rewards: Float[Tensor, "b m"], n: Sequence[int]) -> tuple[BestOfNPoint, ...]:

@@ -37,6 +37,40 @@ def invert_rising(
     right = torch.searchsorted(values.contiguous(), target[:, None].contiguous())[:, 0].clamp(
         1, len(nodes) - 1
     )
+    return _reached_between(nodes, values, slopes, right, target)
+
+
+def first_reached(
+    nodes: Float[Tensor, " g"], values: Float[Tensor, "s g"], target: Float[Tensor, " s"]
+) -> Float[Tensor, " s"]:
+    """Where a curve through these values first reaches the target, from below; NaN where it never does.
+
+    Between neighbours it is monotone, so that it has no values but theirs and those between them. A row may fall
+    and rise again; its first value must lie below the target.
+    """
+    there = values >= target[:, None]
+    right = there.int().argmax(1).clamp(min=1)
+    position = _reached_between(nodes, values, monotone_slopes(nodes, values), right, target)
+    return torch.where(there.any(1), position, torch.nan)
+
+
+def value_at(
+    nodes: Float[Tensor, " g"], values: Float[Tensor, "s g"], position: Float[Tensor, " s"]
+) -> Float[Tensor, " s"]:
+    """The same curve's value at a position within the nodes; NaN at NaN."""
+    known = position.nan_to_num(nan=float(nodes[0]))
+    right = torch.searchsorted(nodes, known).clamp(1, len(nodes) - 1)
+    slopes = monotone_slopes(nodes, values)
+    width = nodes[right] - nodes[right - 1]
+    share = (known - nodes[right - 1]) / width
+    found = hermite(share, width, _pair(values, right), _pair(slopes, right))
+    return torch.where(position.isnan(), torch.nan, found)
+
+
+def _reached_between(
+    nodes: Tensor, values: Tensor, slopes: Tensor, right: Int[Tensor, " s"], target: Tensor
+) -> Tensor:
+    """Where each row's rising cubic between a node and the one before it reaches the target, by bisection."""
     ends, turns = _pair(values, right), _pair(slopes, right)
     width = nodes[right] - nodes[right - 1]
     low, high = torch.zeros_like(target), torch.ones_like(target)

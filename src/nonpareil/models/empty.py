@@ -12,7 +12,7 @@ from nonpareil.models.pretrained import check_local_path, read_config, read_gene
 
 
 def empty_policy(
-    name_or_path: str, *, trust_remote_code: bool = False
+    name_or_path: str, revision: str | None = None, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, Path] | None:
     """The model in float32 without its weights, and the folder that has them.
 
@@ -24,7 +24,7 @@ def empty_policy(
     check_local_path(name_or_path, "model_name_or_path")
     if adapter_base(name_or_path) is not None:
         return None
-    folder = model_folder(name_or_path)
+    folder = model_folder(name_or_path, revision)
     subject = f"model_name_or_path={name_or_path!r} could not be loaded"
     config = read_config(str(folder), subject=subject, trust_remote_code=trust_remote_code)
     stored = set()

@@ -74,13 +74,23 @@ def load_policy(
     elif resolved is torch.float32:
         model = load_merged(name_or_path, trust_remote_code=trust_remote_code).model
     else:  # merged weights would be rounded, and a small change of large weights be lost
-        whole = _load_base(name_or_path, resolved, trust_remote_code)
-        model = plain_model(with_adapter(whole, name_or_path))
-        exact = {name: p.data for name, p in model.named_parameters() if _is_scale(name)}
-        cast_weights(model, resolved)
-        for name, value in exact.items():
-            model.get_parameter(name).data = value
+        model = load_beside(name_or_path, resolved, trust_remote_code=trust_remote_code)
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+
+
+def load_beside(name_or_path: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """An adapter's base on the CPU with the adapter beside its weights, both in a dtype.
+
+    Raises:
+        ModelError, ConfigError: as `load_policy`.
+    """
+    whole = _load_base(name_or_path, dtype, trust_remote_code)
+    model = plain_model(with_adapter(whole, name_or_path))
+    exact = {name: p.data for name, p in model.named_parameters() if _is_scale(name)}
+    cast_weights(model, dtype)
+    for name, value in exact.items():
+        model.get_parameter(name).data = value
+    return model
 
 
 def _is_scale(name: str) -> bool:

@@ -111,7 +111,7 @@ def merged(model: PreTrainedModel, directory: str) -> Merged:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT's, of tied weights, which were parted
             plain: Any = adapted.merge_and_unload()
-        _tie_as_it_is(plain)
+        tie_as_it_is(plain)
         what = f"the adapter {directory!r} merged into {model.name_or_path!r}"
         check_same_policy(trained, probe_logprobs(plain), base, what)
     return Merged(plain, trained, base)
@@ -210,13 +210,15 @@ def _part_shared_weights(adapted: "PeftModel") -> None:
                 setattr(adapted.get_submodule(place), leaf, nn.Parameter(weight.detach().clone(), False))
 
 
-def _tie_as_it_is(model: PreTrainedModel) -> None:
+def tie_as_it_is(model: PreTrainedModel) -> None:
     """Let the config say whether input and output embeddings are one weight, so that a saved copy is read so."""
     inputs, outputs = (
         getattr(layer, "weight", None)
         for layer in (model.get_input_embeddings(), model.get_output_embeddings())
     )
-    if inputs is None or outputs is None or inputs.data_ptr() == outputs.data_ptr():
+    if inputs is None or outputs is None or inputs is outputs:
+        return
+    if not inputs.is_meta and inputs.data_ptr() == outputs.data_ptr():
         return
     for config in (model.config, model.config.get_text_config()):
         if getattr(config, "tie_word_embeddings", False):

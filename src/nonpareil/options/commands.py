@@ -98,6 +98,20 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
         "halves memory and adds noise.",
         choices=DTYPES,
     )
+    strengths: list[float] | None = option(
+        None,
+        "Evaluate the path from the reference through the policy: its weights at these strengths (0 is the "
+        "reference, 1 the policy, more is beyond it), each drawn and scored as one. Default: the policy alone.",
+        at_least=0,
+    )
+    at_win_rates: list[float] = option(
+        [0.6, 0.7, 0.8],
+        "Say at which strength and KL the path reaches these win rates.",
+        above=0.5,
+        below=1,
+        why="the reference's own is .5, and no finite KL is sure to reach 1",
+        of="strengths",
+    )
     output_dir: str = option(
         "nonpareil-evaluation", "Where groups and report go.", path=True, heading="Output"
     )
@@ -225,6 +239,39 @@ class CurveOptions(FileOptions):
         None, "Where curve.json and curve.png go. Default: <groups>/curve, or beside the file.", path=True
     )
     seed: int = option(0, "Of the bootstrap.", at_least=0, at_most=SEED)
+
+
+@dataclass
+class InterpolateOptions(ModelOptions, FileOptions):
+    """Options of `nonpareil interpolate`."""
+
+    HEADING: ClassVar = "Output"
+
+    model_name_or_path: str | None = option(
+        None,
+        "The trained policy: a model or the folder of a LoRA adapter.",
+        names="input",
+        heading="Policy",
+    )
+    reference_model_name_or_path: str | None = option(
+        None, "What the policy was before.", names="input", heading="Policy"
+    )
+    reference_model_revision: str | None = option(None, "Branch, tag or commit.", heading="Policy")
+    dtype: str = option(
+        "auto",
+        "Of what is written, computed in float32: auto (as stored, the wider of the two), bfloat16, float16 or "
+        "float32.",
+        choices=DTYPES,
+        heading="Policy",
+    )
+    strength: float | None = option(
+        None,
+        "Of the training: 0 is the reference, 1 the trained policy, between them less, above 1 beyond it.",
+        at_least=0,
+        heading="Policy",
+    )
+    output_dir: str | None = option(None, "Where the policy goes, a plain Hugging Face folder.", path=True)
+    overwrite: bool = option(False, "Delete what an earlier interpolation wrote in output_dir first.")
 
 
 @dataclass

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.commands.compare.folders import delete_evaluations
 from nonpareil.commands.compare.inputs import Inputs
 from nonpareil.commands.compare.plan import RunPlan
+from nonpareil.commands.compare.protocol import other_settings
 from nonpareil.commands.compare.spec import ComparisonSpec
 from nonpareil.commands.evaluate import run as evaluate
 from nonpareil.commands.evaluate.dtypes import products_dtype
+from nonpareil.commands.evaluate.folders import folder_at
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.files import from_jsonable, jsonable, write_json
 from nonpareil.options.commands import EvaluateOptions
@@ -19,6 +21,8 @@ from nonpareil.options.shared import PromptOptions
 from nonpareil.settings import settings_of, values_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nonpareil.commands.compare.results import RunRecord
     from nonpareil.evaluation.curve import CurvePoint
 
@@ -42,7 +46,7 @@ class Evaluator:
             "gold": inputs.gold,
         }
         self.settings = _as_read(
-            vars(spec.evaluation), without_addresses(EvaluateOptions, self._shared()), content
+            self._measured(), without_addresses(EvaluateOptions, self._shared()), content
         )
 
     def drawing(self) -> dict[str, Any]:
@@ -62,8 +66,6 @@ class Evaluator:
             ConfigError: naming the settings that differ.
             DataError: naming runs by an earlier version, or that were not measured alike.
         """
-        from nonpareil.commands.compare.results import other_settings
-
         file = self.root / SHARED_SETTINGS
         if not file.exists() and not (self.root / REFERENCE).exists():
             return False  # nothing was drawn: the file comes first
@@ -95,20 +97,23 @@ class Evaluator:
         delete_evaluations(self.root, (REFERENCE, REFERENCE_OF_CHECKPOINTS), SHARED_SETTINGS)
 
     def evaluate(self, plan: RunPlan) -> str:
-        """The final policy on all prompts, then its checkpoints on fewer; the result in words.
+        """The final policy on all prompts, then checkpoints and strengths on fewer; the result in words.
 
         What is there already is not done again.
 
         Raises:
             NonpareilError: a model that cannot be evaluated.
         """
-        for name, model in ((FINAL, plan.model), *self._checkpoints(plan)):
+        points: list[tuple[str, Path, float | None]] = [(FINAL, plan.model, None)]
+        points += [(name, model, None) for name, model in self._checkpoints(plan)]
+        points += [(folder_at(each), plan.model, each) for each in self.spec.evaluation.strengths or ()]
+        for name, model, strength in points:
             folder = plan.folder / "evaluation" / name
             if (folder / PROTOCOL).is_file():
                 continue
             write_json(self.root / SHARED_SETTINGS, self.settings)  # before anything is drawn with them
             options = self._options(plan, name, model, folder)
-            evaluate.run(options)
+            evaluate.run(options, strength)
             # Last, so that a folder with a protocol is a whole evaluation.
             write_json(folder / PROTOCOL, _protocol(folder, Path(options.reference_dir or "")))
         return f"evaluated. {_report_of(plan.folder / 'evaluation' / FINAL)['headline']}"
@@ -119,7 +124,7 @@ class Evaluator:
         Raises:
             DataError: an evaluation by an earlier version.
         """
-        from nonpareil.commands.compare.results import Checkpoint, Cost, RunRecord
+        from nonpareil.commands.compare.results import AtStrength, Checkpoint, Cost, RunRecord
         from nonpareil.commands.compare.stored_evaluations import log_ratios_of, read_evaluation
 
         folder = plan.folder / "evaluation"
@@ -150,7 +155,28 @@ class Evaluator:
             folder=plan.folder.relative_to(self.root).as_posix(),
             stored=plan.pool_completions > 0,
             log_ratios=log_ratios_of(plan.label, folder / FINAL),
+            strengths=tuple(
+                AtStrength(
+                    strength,
+                    read_evaluation(f"{plan.label}, {name}", _report_of(folder / name)["evaluation"]),
+                )
+                for strength in self.spec.evaluation.strengths or ()
+                if (folder / (name := folder_at(strength)) / PROTOCOL).is_file()
+            ),
         )
+
+    def reference_rewards(self) -> "dict[str, Tensor]":
+        """Those of the reference's completions [M] that final policies were held against, by prompt id."""
+        import torch
+
+        from nonpareil.evaluation.groups import rewards_of
+        from nonpareil.records import GroupNumbers
+        from nonpareil.rollouts.numbers import read_numbers
+
+        groups, _ = read_numbers(self.root / REFERENCE)
+        if isinstance(groups, GroupNumbers):
+            return dict(zip(groups.prompt_ids, torch.from_numpy(groups.rewards), strict=True))
+        return {group.prompt_id: rewards_of([group])[0] for group in groups}
 
     def curve(self, run_folder: str) -> "tuple[CurvePoint, ...]":
         """What best-of-N of the reference is worth, as any final evaluation tells it."""
@@ -174,7 +200,7 @@ class Evaluator:
 
     def _shared(self) -> dict[str, Any]:
         """What every evaluation has in common, as `EvaluateOptions` takes it."""
-        options, evaluation = self.options, vars(self.spec.evaluation)
+        options, evaluation = self.options, self._measured()
         return {
             **values_of(options, PromptOptions, RewardOptions),
             "dataset_name": self.spec.eval_source,
@@ -188,6 +214,11 @@ class Evaluator:
             # Of the section `evaluation` what `nonpareil evaluate` has by the same name.
             **{name: value for name, value in evaluation.items() if name in settings_of(EvaluateOptions)},
         }
+
+    def _measured(self) -> dict[str, Any]:
+        """How every policy is measured: without which points of its path are, and what is told of the path."""
+        settings = vars(self.spec.evaluation)
+        return {name: value for name, value in settings.items() if name not in ("strengths", "at_win_rates")}
 
     def _options(self, plan: RunPlan, name: str, model: Path, folder: Path) -> EvaluateOptions:
         evaluation, reference, fewer = self.spec.evaluation, REFERENCE, {}

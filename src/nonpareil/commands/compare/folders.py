@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.commands.compare.protocol import other_settings
 from nonpareil.commands.evaluate.folders import delete_evaluation
 from nonpareil.commands.places import check_output, inputs_among, inputs_of
 from nonpareil.errors import ConfigError
@@ -48,8 +49,6 @@ def stale_folders(made: Mapping[Path, dict[str, Any]], *, overwrite: bool, file:
     Raises:
         ConfigError: naming every setting that differs, in every folder.
     """
-    from nonpareil.commands.compare.results import other_settings
-
     lines: list[str] = []
     stale: list[Path] = []
     for folder, identity in made.items():

@@ -7,9 +7,11 @@ from itertools import cycle, islice
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nonpareil.commands.compare.equal_win_rate import INTERPOLATION
 from nonpareil.commands.compare.over_seeds import OverSeeds
 from nonpareil.commands.compare.results import ComparisonReport, MethodRow
 from nonpareil.evaluation.plots import POLICY_COLOURS, legend_label, limit_line, mark_best_of_n, new_figure
+from nonpareil.evaluation.worth import PlanePoint
 from nonpareil.terminal import printable
 
 # Okabe and Ito's first, then Tol's muted ones; markers tell methods apart where colours do not.
@@ -23,7 +25,7 @@ def pareto_figure(report: ComparisonReport) -> Figure:
     """KL spent against win rate: the limit of any policy, best-of-N, each method and its way there.
 
     Large markers are means over seeds with one standard deviation, pale ones the seeds, the line runs through
-    the checkpoints from the reference.
+    the checkpoints from the reference, a broken one through the policies between them and beyond.
     """
     with new_figure(9.4, 5.6) as (figure, (axes,)):
         right = _right_edge(report)
@@ -32,6 +34,7 @@ def pareto_figure(report: ComparisonReport) -> Figure:
         axes.set_ylim(_lowest(report, gold=False), 1.0)
         for row, colour, marker in _styled(report.methods):
             _way(axes, row, "win_rate", colour)
+            _interpolation(axes, report, row.name, colour)
             _final(axes, row, "win_rate", colour, marker)
         _square_root_axis(axes, right)
         axes.set(ylabel="win rate against the reference", title="What each method gained, and what it cost")
@@ -83,6 +86,22 @@ def _way(axes: Axes, row: MethodRow, key: str, colour: str) -> None:
     axes.plot(x[1:-1], y[1:-1], "o", color=colour, markersize=3, alpha=0.8, zorder=3)
 
 
+def _interpolation(axes: Axes, report: ComparisonReport, name: str, colour: str) -> None:
+    """From the reference through the policies of all strengths, where some were measured."""
+    points = _strengths(report, name)
+    if points:
+        x, y = [0.0, *(max(point.kl, 0.0) for point in points)], [0.5, *(point.win_rate for point in points)]
+        axes.plot(x, y, color=colour, linewidth=1, linestyle=(0, (4, 3)), alpha=0.6, zorder=3)
+        axes.plot(x[1:], y[1:], "x", color=colour, markersize=3.5, alpha=0.8, zorder=3)
+
+
+def _strengths(report: ComparisonReport, name: str | None = None) -> list[PlanePoint]:
+    """The measured points of a method's interpolation, or of all methods'."""
+    paths = report.equal_win_rate.paths if report.equal_win_rate else ()
+    of_path = [path for path in paths if path.path == INTERPOLATION and name in (None, path.method)]
+    return [point for path in of_path for point in path.points]
+
+
 def _final(axes: Axes, row: MethodRow, key: str, colour: str, marker: str) -> None:
     kl, rate = row.metrics["kl"], row.metrics[key]
     if not (kl and rate and kl.values and rate.values):
@@ -123,6 +142,7 @@ def _sd(metric: OverSeeds, floor: float = -math.inf) -> list[list[float]]:
 
 def _right_edge(report: ComparisonReport) -> float:
     spent = [point.kl for row in report.methods for point in row.path]
+    spent += [point.kl for point in _strengths(report)]
     for row in report.methods:
         kl = row.metrics["kl"]
         spent += [] if kl is None else [*kl.values, kl.mean + (kl.sd or 0.0)]
@@ -132,6 +152,7 @@ def _right_edge(report: ComparisonReport) -> float:
 def _lowest(report: ComparisonReport, *, gold: bool) -> float:
     key = "gold_win_rate" if gold else "win_rate"
     rates = [getattr(point, key) for row in report.methods for point in row.path]
+    rates += [] if gold else [point.win_rate for point in _strengths(report)]
     for row in report.methods:
         if (rate := row.metrics[key]) is not None:
             rates += [*rate.values, rate.mean - (rate.sd or 0.0)]

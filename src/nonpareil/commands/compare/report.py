@@ -7,7 +7,8 @@ from typing import Any
 
 from nonpareil.commands.compare.plots import gold_figure, pareto_figure
 from nonpareil.commands.compare.results import ComparisonReport
-from nonpareil.commands.compare.tables import TextTable, front, tables
+from nonpareil.commands.compare.tables import front, tables
+from nonpareil.commands.compare.text_table import TextTable
 from nonpareil.evaluation.numbers import number
 from nonpareil.evaluation.pages import context_rows, page_template
 from nonpareil.evaluation.plots import png

@@ -5,8 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
+from nonpareil.commands.compare.equal_win_rate import EqualWinRate, RunPoints, equal_win_rates
 from nonpareil.commands.compare.over_seeds import Metrics, OverSeeds, mean_of, over_seeds
 from nonpareil.commands.compare.pairs import Pair, dominated_by, pairs_of
+from nonpareil.commands.compare.protocol import refuse_mixed
 from nonpareil.commands.compare.seeds import SeedAgreement, refuse_other_draws, seed_agreements
 from nonpareil.errors import DataError
 from nonpareil.evaluation.curve import CurvePoint
@@ -15,7 +19,6 @@ from nonpareil.evaluation.log_ratios import LogRatios
 from nonpareil.evaluation.rows import summary_rows
 from nonpareil.evaluation.worth import BestOfNPoint, PlanePoint
 from nonpareil.files import jsonable
-from nonpareil.settings import differing, flat
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,15 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class AtStrength:
+    """The final policy with more or less of its training."""
+
+    strength: float
+    evaluation: Evaluation
+    """Perhaps on fewer prompts, as a checkpoint's."""
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """One method trained with one seed, and evaluated."""
 
@@ -59,6 +71,7 @@ class RunRecord:
     """Whether it learnt from the stored pool, which is the same for all seeds."""
     log_ratios: LogRatios | None = None
     """On the reference's completions; without those of all runs nothing is said of how seeds agree."""
+    strengths: tuple[AtStrength, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,6 +134,8 @@ class ComparisonReport:
     """The same under the unseen reward; empty without one."""
     best_of_n_points: tuple[BestOfNPoint, ...]
     """Best-of-N of the reference on the same plane."""
+    equal_win_rate: EqualWinRate | None
+    """What the methods pay for the same win rates; None where no run was measured on its way."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; what cannot be computed is null, infinities are the texts "Infinity" and "-Infinity".
@@ -135,14 +150,20 @@ class ComparisonReport:
             row["would_help"] = agreement.would_help
         for run in content["runs"]:
             del run["log_ratios"]
-            for each in (run, *run["checkpoints"]):
+            for each in (run, *run["checkpoints"], *run["strengths"]):
                 del each["evaluation"]["by_prompt"]
         return content
 
 
-def compare_runs(runs: Sequence[RunRecord], curve: Sequence[CurvePoint]) -> ComparisonReport:
+def compare_runs(
+    runs: Sequence[RunRecord],
+    curve: Sequence[CurvePoint],
+    reference: Mapping[str, Tensor] | None = None,
+    win_rates: Sequence[float] = (),
+) -> ComparisonReport:
     """Aggregate runs of one protocol; `curve` has the points of the reference's `CurveReport`.
 
+    `reference` has its rewards [M] by prompt id, by which runs are held against each other at these win rates.
     Methods keep the order of their first run.
 
     Raises:
@@ -183,6 +204,26 @@ def compare_runs(runs: Sequence[RunRecord], curve: Sequence[CurvePoint]) -> Comp
         frontier=first.comparison.frontier,
         gold_frontier=first.unseen.frontier if first.unseen else (),
         best_of_n_points=first.best_of_n,
+        equal_win_rate=_equal_win_rates(runs, reference, win_rates),
+    )
+
+
+def _equal_win_rates(
+    runs: Sequence[RunRecord], reference: Mapping[str, Tensor] | None, win_rates: Sequence[float]
+) -> EqualWinRate | None:
+    """None without the reference's rewards, too."""
+    return equal_win_rates(list(map(_points, runs)), reference, win_rates) if reference else None
+
+
+def _points(run: RunRecord) -> RunPoints:
+    """A run's points on its two paths."""
+    final = run.evaluation.by_prompt
+    way = [*(each.evaluation.by_prompt for each in run.checkpoints), final]
+    strengths = [(each.strength, each.evaluation.by_prompt) for each in run.strengths]
+    return RunPoints(
+        run.name,
+        tuple((float(place), point) for place, point in enumerate(way, 1)),
+        tuple(sorted([*strengths, (1.0, final)], key=lambda point: point[0])) if strengths else (),
     )
 
 
@@ -226,32 +267,6 @@ def refuse_unlike(runs: Sequence[RunRecord]) -> None:
 
 def _label(run: RunRecord) -> str:
     return f"{run.name}, seed {run.seed}"
-
-
-def refuse_mixed(protocols: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse runs that were not measured alike; each run's protocol is held against the first one's.
-
-    Raises:
-        DataError: naming the runs and every setting that differs, with both values.
-    """
-    (first, expected), *others = protocols.items()
-    lines = [
-        f"  {name}: {difference}"
-        for name, protocol in others
-        for difference in other_settings(expected, protocol)
-    ]
-    if lines:
-        raise DataError(
-            f"these runs were not measured as {first!r} was, so their metrics cannot be compared:\n"
-            + "\n".join(lines)
-            + "\nEvaluate them anew under one protocol (--overwrite)."
-        )
-
-
-def other_settings(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Every setting that differs, by dotted name, as `key: <found> instead of <expected>`."""
-    both = differing(flat(expected), flat(found))
-    return [f"{key}: {there!r} instead of {here!r}" for key, (here, there) in both.items()]
 
 
 def _path(runs: Sequence[RunRecord]) -> tuple[PathPoint, ...]:

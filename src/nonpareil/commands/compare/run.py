@@ -225,7 +225,12 @@ class _Comparison:
         result: dict[str, Any] = {"output_dir": str(self.root), "failures": failures, "over_budget": over}
         if not records:
             return {**result, "report": None, "comparison": None}
-        report = compare_runs(records, self.evaluator.curve(records[0].folder))
+        report = compare_runs(
+            records,
+            self.evaluator.curve(records[0].folder),
+            self.evaluator.reference_rewards(),
+            self.spec.evaluation.at_win_rates,
+        )
         page = write_comparison(
             report,
             self.root,
@@ -250,7 +255,7 @@ class _Comparison:
             "budget": {k: v for k, v in vars(self.spec.budget).items() if v is not None},
             "pool": jsonable(self.spec.pool) if self.spec.pool else None,
             "seeds": self.options.seeds,
-            "evaluation": jsonable(self.evaluator.settings),
+            "evaluation": jsonable({**vars(self.spec.evaluation), **self.evaluator.settings}),
             "methods": settings,
             "versions": versions(),
         }

@@ -7,7 +7,7 @@ from rich.table import Table
 from nonpareil.console import console
 
 if TYPE_CHECKING:
-    from nonpareil.commands.compare.tables import TextTable
+    from nonpareil.commands.compare.text_table import TextTable
 
 MIN_WIDTH = 120
 
@@ -50,11 +50,13 @@ def _table(content: "TextTable", title: str) -> Table:
 
 
 def as_json(result: dict[str, Any]) -> dict[str, Any]:
-    """The report's methods by name and its pairs, beside failures and places."""
+    """The report's methods by name, its pairs and what they pay at equal win rate, beside failures and places."""
     report = result["comparison"]
     rows: dict[str, Any] = {}
     pairs: list[Any] = []
+    equal = None
     if report is not None:
         content = report.to_dict()
         rows, pairs = {row["name"]: row for row in content["methods"]}, content["pairs"]
-    return {**result, "comparison": rows, "pairs": pairs}
+        equal = content["equal_win_rate"]
+    return {**result, "comparison": rows, "pairs": pairs, "equal_win_rate": equal}

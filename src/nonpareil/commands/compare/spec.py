@@ -6,6 +6,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, ClassVar
 
+from nonpareil.commands.evaluate.strengths import ascending
 from nonpareil.commands.inputs import require_all
 from nonpareil.errors import ConfigError
 from nonpareil.options.rewards import RewardOptions, refuse_judge
@@ -97,6 +98,19 @@ class EvaluationOptions(CheckedOptions):
     checkpoint_prompts: int = option(128, "The first held-out prompts, for checkpoints.", at_least=1)
     checkpoint_num_generations: int = option(4, "Completions of a checkpoint per prompt.", at_least=2)
     kl_dtype: str = option("float32", "What the KL's passes multiply in, as evaluate's.", choices=DTYPES)
+    strengths: list[float] | None = option(
+        None,
+        "Also measure each run's policy with more or less of its training, as evaluate's strengths (1, the policy "
+        "itself, is always there); each costs a run as much as a checkpoint. Default: none.",
+        above=0,
+    )
+    at_win_rates: list[float] = option(
+        [0.6, 0.7, 0.8],
+        "Tabulate the KL at which each method's paths reach these win rates.",
+        above=0.5,
+        below=1,
+        why="the reference's own is .5, and no finite KL is sure to reach 1",
+    )
     seed: int = option(0, "Of the draws.", at_least=0, at_most=SEED)
 
 
@@ -216,6 +230,7 @@ def _check(spec: ComparisonSpec) -> None:
         both = "both are" if budget.completions is not None else "neither is"
         raise ConfigError(f"budget takes either completions or seconds, and {both} given; give one")
     _check_different(options)
+    _order_paths(spec.evaluation)
     if spec.pool is None:
         for entry in spec.methods:
             if entry.stored:
@@ -233,6 +248,18 @@ def _check(spec: ComparisonSpec) -> None:
             f"held-out prompts would be the training prompts ({spec.eval_source!r}); give eval_dataset_name, or "
             "another dataset_test_split"
         )
+
+
+def _order_paths(evaluation: EvaluationOptions) -> None:
+    """Strengths and win rates in order; refused where one is there twice, or is the final policy's."""
+    evaluation.at_win_rates = ascending("evaluation.at_win_rates", evaluation.at_win_rates)
+    if evaluation.strengths is not None:
+        evaluation.strengths = ascending("evaluation.strengths", evaluation.strengths)
+        if 1.0 in evaluation.strengths:
+            raise ConfigError(
+                f"evaluation.strengths={evaluation.strengths}: 1 is the final policy, which is evaluated anyway; "
+                "leave it out"
+            )
 
 
 def _check_different(options: CompareOptions) -> None:

@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from nonpareil.commands.compare.over_seeds import OverSeeds
 from nonpareil.commands.compare.pairs import Pair
+from nonpareil.commands.compare.path_tables import path_tables
 from nonpareil.commands.compare.results import ComparisonReport, MethodRow
 from nonpareil.commands.compare.seeds import WORTH_MENDING
+from nonpareil.commands.compare.text_table import TextTable
 from nonpareil.evaluation.intervals import few_prompts
 from nonpareil.evaluation.numbers import MISSING, bracket, number
 from nonpareil.evaluation.rows import TARGETS, Column, summary_rows
-from nonpareil.markdown import plain
 from nonpareil.maths.bootstrap import Interval
 
 _MIB = 1024 * 1024
@@ -23,31 +23,12 @@ _SHARED = (
 _NONE_SEEN = "no difference seen"
 
 
-@dataclass(frozen=True)
-class TextTable:
-    """A heading, a note below it, and cells of text; the first column is the method's name."""
-
-    title: str
-    note: str
-    header: list[str]
-    rows: list[list[str]]
-    num_baselines: int = 0
-    """Of the last rows: what methods are held against."""
-    brief: tuple[int, ...] = ()
-    """The columns that the terminal has room for; it leaves out a table without any."""
-
-    def markdown(self) -> str:
-        """As GitHub reads it, numbers to the right."""
-        ruler = [":--"] + ["--:"] * (len(self.header) - 1)
-        lines = [self.header, ruler, *(list(map(plain, row)) for row in self.rows)]
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
 def tables(report: ComparisonReport) -> list[TextTable]:
-    """Gain and cost; which method is better; noise or direction; how near best-of-N each came; what it took."""
+    """Gain and cost; which is better; cost at equal gain; noise or direction; how near best-of-N; what it took."""
     pairs = [pairs_table(report)] if report.pairs else []
+    paths = path_tables(report.equal_win_rate) if report.equal_win_rate else []
     seeds = [seeds_table(report)] if report.agreements else []
-    return [_gain(report), *pairs, *seeds, _targets(report), _effort(report)]
+    return [_gain(report), *pairs, *paths, *seeds, _targets(report), _effort(report)]
 
 
 def cell(metric: OverSeeds | None, digits: int = 3, unit: float = 1.0, at_most: float = math.inf) -> str:

@@ -17,12 +17,31 @@ REPORT_FILES = (
     *("report.html", "report.json", "log_ratios.parquet"),
     *("frontier.png", "curve.png", "rewards.png", "lengths.png"),
 )
+PATH_FILES = ("path.html", "path.json", "path.png")
+_POLICY, _AT_STRENGTH = "policy", "strength-"
 
 
-def group_folders(options: "EvaluateOptions") -> tuple[Path, Path]:
-    """Where the policy's and the reference's groups go."""
+def report_folders(options: "EvaluateOptions") -> list[Path]:
+    """Where reports go, and each policy's groups in `policy` there: one folder, or one for each strength."""
     own = Path(options.output_dir)
-    return own / "policy", Path(options.reference_dir) if options.reference_dir else own / "reference"
+    return [own] if options.strengths is None else [own / folder_at(each) for each in options.strengths]
+
+
+def folder_at(strength: float) -> str:
+    """The name of a strength's folder; no two strengths have the same."""
+    short = f"{strength:g}"
+    return f"{_AT_STRENGTH}{short if float(short) == strength else repr(float(strength))}"
+
+
+def policy_folder(report: Path) -> Path:
+    """Where the groups of a report's policy go."""
+    return report / _POLICY
+
+
+def reference_folder(options: "EvaluateOptions") -> Path:
+    """Where the reference's groups go."""
+    own = Path(options.output_dir)
+    return Path(options.reference_dir) if options.reference_dir else own / "reference"
 
 
 def check_places(options: "EvaluateOptions") -> None:
@@ -32,12 +51,14 @@ def check_places(options: "EvaluateOptions") -> None:
         ConfigError: naming output and input.
     """
     inputs, deletes = inputs_of(options), options.overwrite
-    policy, reference = group_folders(options)
-    for folder in (Path(options.output_dir), policy):
+    for folder in (Path(options.output_dir), *map(policy_folder, report_folders(options))):
         check_output("output_dir", folder, inputs, deletes=deletes)
     shared = options.reference_dir is not None
     check_output(
-        "reference_dir" if shared else "output_dir", reference, inputs, deletes=deletes and not shared
+        "reference_dir" if shared else "output_dir",
+        reference_folder(options),
+        inputs,
+        deletes=deletes and not shared,
     )
 
 
@@ -53,11 +74,19 @@ def evaluation_folder(options: "EvaluateOptions") -> Iterator[None]:
 
     with writing(options.output_dir, OWNER) as folder:
         folder.refuse_other_command()
-        folder.refuse_foreign(REPORT_FILES)
-        policy, reference = group_folders(options)
-        check_folder(policy, overwrite=options.overwrite)
-        check_folder(reference, overwrite=options.overwrite and options.reference_dir is None)
+        folder.refuse_foreign(_written(options))
+        for report in report_folders(options):
+            check_folder(policy_folder(report), overwrite=options.overwrite)
+        check_folder(reference_folder(options), overwrite=options.overwrite and options.reference_dir is None)
         yield
+
+
+def _written(options: "EvaluateOptions") -> list[str]:
+    """The reports' files, relative to output_dir."""
+    if options.strengths is None:
+        return list(REPORT_FILES)
+    folders = [folder.name for folder in report_folders(options)]
+    return [*PATH_FILES, *(f"{folder}/{name}" for folder in folders for name in REPORT_FILES)]
 
 
 def check_loadable(*sides: "LocalPolicy") -> None:
@@ -83,6 +112,7 @@ def delete_evaluation(folder: Path) -> None:
 
     if folder.is_symlink():
         return
-    for groups in ("policy", "reference"):
-        delete_listed(folder / groups, SAMPLE)
+    for groups in (policy_folder(folder), folder / "reference", *folder.glob(f"{_AT_STRENGTH}*/{_POLICY}")):
+        if not groups.parent.is_symlink():
+            delete_listed(groups, SAMPLE)
     delete_listed(folder, OWNER)

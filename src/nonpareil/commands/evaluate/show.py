@@ -1,22 +1,43 @@
 """What `nonpareil evaluate` says of its result: on stderr, and as JSON."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nonpareil.console import console
 
+if TYPE_CHECKING:
+    from nonpareil.evaluation.strength_path import StrengthPath
+
+MIN_WIDTH = 100
+
 
 def show(result: dict[str, Any]) -> None:
-    """The summary table, the headline and where the report lies, on stderr."""
+    """The summary table (of a path its tables), the headline and where the report lies, on stderr."""
     from nonpareil.evaluation.summary import headline, summary_table
 
     terminal = console()
+    if "path" in result:
+        _show_path(result["path"])
+        terminal.print(f"Report: {result['report']}", soft_wrap=True)
+        return
     terminal.print(summary_table(result["evaluation"]))
     terminal.print(headline(result["evaluation"]), style="bold")
     terminal.print(f"Report: {result['report']}", soft_wrap=True)
 
 
+def _show_path(path: "StrengthPath") -> None:
+    from nonpareil.evaluation.path_tables import terminal_tables
+
+    terminal = console()
+    terminal.width = max(terminal.width, MIN_WIDTH)  # narrower, cells would be cut to nothing
+    for table in terminal_tables(path):
+        terminal.print(table)
+    terminal.print(path.headline(), style="bold")
+
+
 def as_json(result: dict[str, Any]) -> dict[str, Any]:
     """The result, with the metrics of its `Evaluation`, where it has one, as JSON has them."""
+    if "path" in result:
+        return {**result, "path": result["path"].to_dict()}
     if "evaluation" not in result:
         return result
     from nonpareil.files import jsonable

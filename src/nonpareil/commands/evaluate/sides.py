@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nonpareil.commands.evaluate.folders import group_folders
+from nonpareil.commands.evaluate.folders import policy_folder, reference_folder
 from nonpareil.options.commands import EvaluateOptions
 from nonpareil.records import Group, Prompt, SamplingParams
 
@@ -34,12 +34,17 @@ def sides_of(options: EvaluateOptions, policy: "LocalPolicy", reference: "LocalP
     They must not share their random numbers, or a policy near the reference would look paired with it. Groups of a
     reference that evaluations share are never deleted.
     """
-    own, shared = group_folders(options)
     ours, theirs = (replace(options.sampling(), seed=options.seed * 2 + side) for side in (0, 1))
     deletes_shared = options.overwrite and options.reference_dir is None
     return (
-        Side(policy, options.num_generations, ours, own, options.overwrite),
-        Side(reference, options.num_reference_samples, theirs, shared, deletes_shared),
+        Side(
+            policy,
+            options.num_generations,
+            ours,
+            policy_folder(Path(options.output_dir)),
+            options.overwrite,
+        ),
+        Side(reference, options.num_reference_samples, theirs, reference_folder(options), deletes_shared),
     )
 
 

@@ -21,7 +21,7 @@ from nonpareil.models.fingerprint import fingerprint
 from nonpareil.models.loading import load_policy, load_tokenizer, stated_limits, widened
 from nonpareil.models.merging import adapter_vocabulary
 from nonpareil.models.pretrained import read_config
-from nonpareil.options.commands import EvaluateOptions
+from nonpareil.options.commands import EvaluateOptions, InterpolateOptions
 from nonpareil.options.shared import ModelOptions
 from nonpareil.records import Prompt, SamplingParams
 
@@ -129,15 +129,19 @@ class LocalPolicy(Policy):
         `products`: what its matrices are multiplied in, where that is to be wider than `dtype`. The weights are
         those of `dtype` all the same: it is the model that draws.
         """
-        model = load_policy(
+        model = self.whole_model()
+        if self.endings is not None:
+            end_at(model, self.tokenizer, self.endings.ids)
+        return model if products in (None, self.resolved_dtype) else widened(model, products)
+
+    def whole_model(self) -> PreTrainedModel:
+        """The model as its files have it, in the dtype and on the device that it is drawn from in."""
+        return load_policy(
             self.name_or_path,
             dtype=self.dtype,
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
         )[0]
-        if self.endings is not None:
-            end_at(model, self.tokenizer, self.endings.ids)
-        return model if products in (None, self.resolved_dtype) else widened(model, products)
 
     def local_path(self) -> str:
         """The model's folder on this machine; a hub model's is downloaded."""
@@ -169,7 +173,7 @@ def local_policy(options: ModelOptions) -> LocalPolicy:
     )
 
 
-def reference_policy(options: EvaluateOptions) -> LocalPolicy:
+def reference_policy(options: EvaluateOptions | InterpolateOptions) -> LocalPolicy:
     """The policy that it is compared with: what it was before it was trained."""
     return LocalPolicy(
         options.reference_model_name_or_path or "",
