@@ -6,6 +6,7 @@ from typing import ClassVar
 from nonpareil.options.engines import EngineOptions
 from nonpareil.options.rewards import RewardInputOptions, RewardOptions
 from nonpareil.options.shared import (
+    DRAWS_POOL,
     HELD_OUT_SPLITS,
     TRAINING_SPLITS,
     WITH_SPLITS,
@@ -180,10 +181,21 @@ class DistillOptions(PromptOptions, RewardInputOptions, CreditSettings, FileOpti
         choices=DTYPES,
         compare="evaluation.kl_dtype sets it",
     )
+    num_generations_pool: int = option(
+        16,
+        "Completions per training prompt of the groups that are drawn first, where a method reads credits and no "
+        "groups are given.",
+        at_least=2,
+        why="best-of-N compares draws of one prompt",
+        reader=DRAWS_POOL,
+        compare="groups.num_generations sets it",
+        heading="Prompts",
+    )
     groups: str | None = option(
         None,
         "Stored groups to train on: a folder of `nonpareil sample`; for vbon also its JSON lines of cached "
-        "rewards. The training prompts are then theirs.",
+        "rewards. The training prompts are then theirs. Default, where a method reads credits: drawn first, into "
+        "output_dir/groups.",
         names="input",
         compare="say stored: true to learn from the shared groups",
         heading="Prompts",
