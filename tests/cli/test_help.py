@@ -80,7 +80,9 @@ def test_help_loads_nothing_heavy(command):
     assert max(map(len, lines)) <= 120
 
 
-@pytest.mark.parametrize("command", ["sample", "curve", "distill", "evaluate", "interpolate", "export"])
+@pytest.mark.parametrize(
+    "command", ["sample", "curve", "distill", "evaluate", "value", "credits", "interpolate", "export"]
+)
 def test_help_lists_each_setting_once_with_its_default(command, capsys):
     record = __import__(COMMANDS[command][0], fromlist=["COMMAND"]).COMMAND
     settings = [one for cls in (record.listed or record.options)() for one in settings_of(cls).values()]

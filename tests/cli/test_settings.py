@@ -44,15 +44,17 @@ from nonpareil.options.shared import (
     WITH_SPLITS,
 )
 from nonpareil.options.unread import absent_rewards
+from nonpareil.options.values import CreditsOptions, ValueOptions
 from nonpareil.options.yaml import dump_yaml, load_yaml
 from nonpareil.records import SamplingParams
 from nonpareil.rollouts.prompts import load_prompts, tokenize_prompts
 from nonpareil.settings import CheckedOptions, Setting, check_settings, refuse_unread, settings_of
 from nonpareil.training.config import DistillationConfig
+from nonpareil.values.settings import MAKES_CREDITS
 
 COMMANDS = (
     *(SampleOptions, CurveOptions, DistillOptions, DistillationConfig, EvaluateOptions, ExportOptions),
-    *(InterpolateOptions, ComparisonFlags),
+    *(ComparisonFlags, ValueOptions, CreditsOptions, InterpolateOptions),
 )
 SECTIONS = {
     "": CompareOptions,
@@ -223,7 +225,7 @@ def test_what_reads_a_setting_is_there():
     for _, setting in everything:
         owners.setdefault(setting.name, []).append(setting)
     readers = {ANY_MODEL, ENDPOINTS, FIRST_MODEL, HELD_OUT_SPLITS, HUB_DATASETS, LIMITED, LOADED_MODEL}
-    readers |= {OWN_PROMPTS, TRAINING_SPLITS, WITH_SPLITS}
+    readers |= {OWN_PROMPTS, TRAINING_SPLITS, WITH_SPLITS, MAKES_CREDITS}
     for _, setting in everything:
         owner, _, wanted = (setting.limits.of or "").partition("=")
         assert not owner or owner in owners, setting

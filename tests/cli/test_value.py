@@ -115,6 +115,58 @@ def test_a_distillation_makes_what_is_missing(nonpareil, files, groups):
     assert (files / "out" / "model.safetensors").is_file()
 
 
+VALUE = """
+import torch
+
+class Likes:
+    def __init__(self, n):
+        self.n = n
+
+    def of(self, ids):
+        return self.n * (ids == 8).float()
+
+    def prefix_values(self, sequences):
+        rows = [self.of(torch.tensor([0, *ids])).cumsum(0) for ids in sequences.completion_ids]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    def candidate_values(self, sequences, token_ids):
+        return self.prefix_values(sequences)[:, :-1, None] + self.of(token_ids)
+
+    def describe(self):
+        return {"likes": 8, "n": self.n}
+
+def likes(n, target):
+    return Likes(n)
+
+def nothing(n, target):
+    return None
+"""
+
+
+def test_a_function_of_the_users_makes_a_value(nonpareil, files, groups):
+    (files / "own.py").write_text(VALUE)
+    status, _, err = credit(nonpareil, groups, f"{files}/own.py:likes", files / "credits", "--target_n", "3")
+    assert status == 0, err
+    credits = read_credits(files / "credits")
+    assert credits.source.value["n"] == 3.0
+    for each in (each for prompt in credits for each in credits[prompt] if each is not None):
+        assert (each.advantages == 3.0 * (each.token_ids == 8)).all()
+    words = (
+        "credits",
+        "--groups",
+        groups,
+        "--output_dir",
+        files / "nowhere",
+        "--likeliest",
+        2,
+        "--from_tail",
+        0,
+    )
+    assert "made a NoneType" in refused(nonpareil, *words, "--value", f"{files}/own.py:nothing")
+    assert "no 'liked'" in refused(nonpareil, *words, "--value", f"{files}/own.py:liked")
+    assert not (files / "nowhere").exists()
+
+
 @pytest.mark.slow
 def test_a_training_that_goes_on_keeps_its_credits_and_one_that_begins_anew_does_not(
     nonpareil, files, groups

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nonpareil.credits import check_credits
+from nonpareil.errors import NotFiniteError
 from nonpareil.models.logprobs import TokenSequences
 from nonpareil.records import Group
 from nonpareil.values import credits as module
@@ -96,6 +97,10 @@ def test_a_true_value_is_credited_exactly_and_does_not_drift() -> None:
     assert totals.mass == pytest.approx(1, abs=1e-5)
     assert totals.drift < 1e-8 < totals.spread
     assert 0 < totals.large_share < 1
+
+    exact.weight[:, 5] = torch.nan
+    with pytest.raises(NotFiniteError, match="NaN or infinity"):
+        make_credits(exact.model, exact, [two_tokens(0, [1, 7])], settings)
 
     biased = replace(credits, advantages=credits.advantages + np.float32(0.5))
     assert credit_totals([biased], settings).drift > 0.1

@@ -99,6 +99,13 @@ def test_a_folder_has_it_all_and_begins_alike(tmp_path) -> None:
     )
 
 
+@pytest.mark.parametrize("pad", [0, 3, 4, None])
+def test_no_padding_token_keeps_a_network_from_being_one(pad: int | None) -> None:
+    model = classifier()
+    model.config.pad_token_id = pad
+    check_reads_prefixes(model, "it")
+
+
 @pytest.mark.parametrize("kind", ["llama_grouped_heads", "tied", "gpt2", "gemma2_capped"])
 def test_begun_from_a_policy_all_bins_are_alike(tmp_path, kind: str) -> None:
     policy = make_model(kind)

@@ -13,8 +13,8 @@ from nonpareil.settings import Setting, settings_of
 HELP = ("-h", "--help", "--help-all")
 """Flags that ask for it."""
 HEADINGS = (
-    *("Policy", "Prompts", "Rewards", "Method", "Drawing", "Engine", "Training", "LoRA", "Hardware", "vLLM"),
-    *("Evaluation", "Comparison", "Output", "Options"),
+    *("Policy", "Groups", "Prompts", "Rewards", "Method", "Drawing", "Engine", "Training", "LoRA"),
+    *("Hardware", "vLLM", "Fit", "Credits", "Evaluation", "Comparison", "Output", "Options"),
 )
 """In the order in which they are listed."""
 INHERITED = "transformers.TrainingArguments"

@@ -6,7 +6,6 @@ from typing import ClassVar
 from nonpareil.options.engines import EngineOptions
 from nonpareil.options.rewards import RewardInputOptions, RewardOptions
 from nonpareil.options.shared import (
-    DRAWS_POOL,
     HELD_OUT_SPLITS,
     TRAINING_SPLITS,
     WITH_SPLITS,
@@ -15,9 +14,9 @@ from nonpareil.options.shared import (
     PromptOptions,
     SamplingOptions,
 )
+from nonpareil.options.values import MadeCreditsOptions
 from nonpareil.setting_types import SEED
 from nonpareil.settings import DTYPES, option
-from nonpareil.values.settings import MAKES_CREDITS, CreditSettings, FitSettings
 
 CUT = "draws from a part of the vocabulary; the KL would be that of another policy. Evaluate without it"
 AT_THE_TOP = "set it at the top, for all"
@@ -129,7 +128,7 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
 
 
 @dataclass
-class DistillOptions(PromptOptions, RewardInputOptions, CreditSettings, FileOptions):
+class DistillOptions(PromptOptions, RewardInputOptions, MadeCreditsOptions, FileOptions):
     """Options of `nonpareil distill`, besides those of `DistillationConfig`."""
 
     HEADING: ClassVar = "Evaluation"
@@ -181,21 +180,10 @@ class DistillOptions(PromptOptions, RewardInputOptions, CreditSettings, FileOpti
         choices=DTYPES,
         compare="evaluation.kl_dtype sets it",
     )
-    num_generations_pool: int = option(
-        16,
-        "Completions per training prompt of the groups that are drawn first, where a method reads credits and no "
-        "groups are given.",
-        at_least=2,
-        why="best-of-N compares draws of one prompt",
-        reader=DRAWS_POOL,
-        compare="groups.num_generations sets it",
-        heading="Prompts",
-    )
     groups: str | None = option(
         None,
         "Stored groups to train on: a folder of `nonpareil sample`; for vbon also its JSON lines of cached "
-        "rewards. The training prompts are then theirs. Default, where a method reads credits: drawn first, into "
-        "output_dir/groups.",
+        "rewards. The training prompts are then theirs.",
         names="input",
         compare="say stored: true to learn from the shared groups",
         heading="Prompts",
@@ -207,14 +195,6 @@ class DistillOptions(PromptOptions, RewardInputOptions, CreditSettings, FileOpti
         names="input",
         compare="leave it out: credits are of groups that are there already, and a comparison draws its own",
         heading="Prompts",
-    )
-    value: str | None = option(
-        None,
-        "A folder of `nonpareil value` to make credits of. Default: one fitted on the groups, in output_dir/value.",
-        names="input",
-        reader=MAKES_CREDITS,
-        compare="it is of groups that are there already, and a comparison draws its own",
-        heading="Credits",
     )
     merge: bool = option(
         False,
@@ -311,51 +291,3 @@ class ExportOptions(FileOptions):
         "allow", "allow, or exclude completions that were cut.", choices=("allow", "exclude")
     )
     overwrite: bool = option(False, "Replace the file that an earlier export wrote.")
-
-
-@dataclass
-class ValueGroupsOptions(ModelOptions, FileOptions):
-    """Stored groups and the policy that drew them."""
-
-    HEADING: ClassVar = "Groups"
-
-    groups: str | None = option(None, "A folder of `nonpareil sample`, scored.", names="input")
-    model_name_or_path: str | None = option(
-        None, "The policy that drew them. Default: where it was then.", names="input", heading="Policy"
-    )
-
-
-@dataclass
-class ValueOptions(ValueGroupsOptions, FitSettings):
-    """Options of `nonpareil value`."""
-
-    HEADING: ClassVar = "Output"
-
-    init_model_name_or_path: str | None = option(
-        None,
-        "What the value's network begins as: a causal model or reward model with the policy's tokens. Default: the "
-        "groups' reward model where it is one, else the policy.",
-        names="input",
-        heading="Fit",
-    )
-    output_dir: str = option("nonpareil-value", "Where the value and its report go.", path=True)
-    overwrite: bool = option(False, "Delete the value of an earlier run first.")
-
-
-@dataclass
-class CreditsOptions(ValueGroupsOptions, CreditSettings):
-    """Options of `nonpareil credits`."""
-
-    HEADING: ClassVar = "Output"
-
-    value: str | None = option(
-        None, "A folder that `nonpareil value` wrote.", names="input", heading="Credits"
-    )
-    max_prompts: int | None = option(None, "The first ones only.", at_least=1, heading="Groups")
-    max_tokens_per_batch: int = option(
-        4096, "Tokens and candidates of one forward pass; bounds memory.", at_least=1, heading="Credits"
-    )
-    seed: int = option(
-        0, "Of the choice of completions and candidates.", at_least=0, at_most=SEED, heading="Credits"
-    )
-    output_dir: str = option("nonpareil-credits", "Where they go; run again to go on.", path=True)

@@ -9,6 +9,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from nonpareil.credits import Credits
+from nonpareil.errors import DataError, NotFiniteError
 from nonpareil.files import jsonable
 from nonpareil.models.candidates import choose_candidates
 from nonpareil.models.logprobs import TokenSequences
@@ -67,6 +68,10 @@ def make_credits(
         temperature: that the groups were drawn at.
         seed: of the choice of completions and of candidates.
         max_tokens_per_batch: of a pass of the policy.
+
+    Raises:
+        DataError: a value that answers with other shapes.
+        NotFiniteError: or with NaN.
     """
     found: dict[str, list[Credits | None]] = {group.prompt_id: [None] * len(group) for group in groups}
     chosen = [
@@ -123,8 +128,18 @@ def _credits(
         temperature=temperature,
         max_tokens_per_batch=max_tokens,
     )
-    before = value.prefix_values(sequences)[:, :-1]
-    advantages = value.candidate_values(sequences, candidates.token_ids) - before[..., None]
+    shape = candidates.token_ids.shape
+    prefixes = value.prefix_values(sequences)
+    after = value.candidate_values(sequences, candidates.token_ids)
+    if prefixes.shape != (shape[0], shape[1] + 1) or after.shape != shape:
+        raise DataError(
+            f"the value gave prefixes {list(prefixes.shape)} and candidates {list(after.shape)}; "
+            f"{[shape[0], shape[1] + 1]} and {list(shape)} are meant"
+        )
+    if not (prefixes.isfinite().all() and after.isfinite().all()):
+        raise NotFiniteError("the value gave NaN or infinity for a prefix, of which no credit can be made")
+    before = prefixes[:, :-1].to(after)
+    advantages = after - before[..., None]
     ids, weights, advantages_, values = (
         each.cpu().numpy() for each in (candidates.token_ids.int(), candidates.weights, advantages, before)
     )

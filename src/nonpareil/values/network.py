@@ -89,9 +89,11 @@ def check_reads_prefixes(model: PreTrainedModel, name: str | Path) -> None:
     if not isinstance(head, nn.Module) or model.base_model is model:
         raise ModelError(f"{str(name)!r} is a {type(model).__name__}, which has no head {HEAD!r}; {remedy}")
     with evaluation_mode(model):
-        ids = torch.arange(1, 5, device=device_of(model))
+        # Of a padding token the classifier itself would take the state before it.
+        tokens = [token for token in range(6) if token != model.config.get_text_config().pad_token_id]
+        ids = torch.tensor(tokens[:4], device=device_of(model))
         whole = _last_states(model, ids[None])
-        ids[-1] = 0
+        ids[-1] = tokens[4]
         other = _last_states(model, ids[None])
         logits = model(input_ids=ids[None], use_cache=False).logits
     scale = whole.float().abs().max().item() * _CLOSE

@@ -120,12 +120,13 @@ def _value(
     """The folder of the value that was given, or that lies in output_dir, or else is fitted there now."""
     from nonpareil.commands.value.fit import OWNER, fit_into
     from nonpareil.commands.value.inputs import beginning
+    from nonpareil.commands.value.named import check_named
     from nonpareil.folders import delete_listed, writing
     from nonpareil.values.model import NOTES, check_value_of, read_notes
 
     policy, own = drawn.policy.info()["fingerprint"], Path(str(config.output_dir)) / OWNER
     if options.value is not None:
-        check_value_of(read_notes(options.value), policy, f"value={options.value!r}")
+        check_named(options.value, drawn.policy)
         return options.value
     if options.overwrite and not resumed:
         delete_listed(own, OWNER)
@@ -156,12 +157,11 @@ def cost_of_credits(
         NonpareilError: groups, or a value, of which no credits can be made, as far as is seen without a weight.
     """
     from nonpareil.commands.value.credits import candidates_of
-    from nonpareil.values.model import check_value_of, read_notes
+    from nonpareil.commands.value.named import check_named
 
     drawn = _drawn(options, config, groups)
     if options.value is not None:
-        policy = drawn.policy.info()["fingerprint"]
-        check_value_of(read_notes(options.value), policy, f"value={options.value!r}")
+        check_named(options.value, drawn.policy)
     fitted = 0 if options.value is not None else sum(map(len, groups))
     return {
         "fitted_completions": fitted,

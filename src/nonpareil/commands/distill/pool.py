@@ -38,8 +38,8 @@ def check_pool(
         DataError: too few prompts to fit a value, or no value where one is named.
     """
     from nonpareil.commands.value.credits import check_candidates
+    from nonpareil.commands.value.named import check_named
     from nonpareil.values.examples import FEWEST_PROMPTS
-    from nonpareil.values.model import check_value_of, read_notes
 
     if len(prompts) < FEWEST_PROMPTS:
         raise DataError(
@@ -47,8 +47,7 @@ def check_pool(
             "hundreds, so give more prompts (dataset_name, max_train_prompts)"
         )
     if options.value is not None:
-        notes = read_notes(options.value)
-        check_value_of(notes, policy.info()["fingerprint"], f"value={options.value!r}")
+        check_named(options.value, policy)
     check_candidates(policy, CreditSettings(**values_of(options, CreditSettings)))
     if reward is not None:
         reward.check_group_size(options.num_generations_pool)

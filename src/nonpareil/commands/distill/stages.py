@@ -66,7 +66,9 @@ def before_training(
         credits = make_credits(options, config, groups, resumed=resumed)
     except KeyboardInterrupt:
         without = "without --overwrite " if options.overwrite else ""
-        tell(f"stopped before the training; the same command {without}goes on with what is in {config.output_dir}")
+        tell(
+            f"stopped before the training; the same command {without}goes on with what is in {config.output_dir}"
+        )
         raise
     return TrainingData(groups, [prompt_of(group) for group in groups], credits)
 

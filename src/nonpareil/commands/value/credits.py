@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.commands.command import Command
 from nonpareil.commands.places import check_output, inputs_of
 from nonpareil.commands.value.inputs import DrawnGroups, drawn_groups
+from nonpareil.commands.value.named import check_named, described, load_named
 from nonpareil.commands.value.show import show_credits
 from nonpareil.errors import ConfigError
 from nonpareil.folders import writing
-from nonpareil.options.commands import CreditsOptions
+from nonpareil.options.values import CreditsOptions
 from nonpareil.settings import values_of
 from nonpareil.terminal import tell
 from nonpareil.values.settings import CreditSettings
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from nonpareil.credits import Credits
     from nonpareil.rollouts.credits import CreditsSource
     from nonpareil.values.credits import CreditTotals
-    from nonpareil.values.model import ModelValue
 
 OWNER = "credits"
 TOTALS = "totals.json"
@@ -34,14 +34,14 @@ def run(options: CreditsOptions) -> dict[str, Any]:
     Raises:
         NonpareilError: whatever cannot work, before any weight is read where that can be known.
     """
-    from nonpareil.values.model import check_value_of, read_notes
-
     if options.value is None:
-        raise ConfigError("value is missing; give a folder written by `nonpareil value`: --value FOLDER")
+        raise ConfigError(
+            "value is missing; give a folder written by `nonpareil value`, or a function: --value FOLDER"
+        )
     check_output("output_dir", options.output_dir, inputs_of(options))
     drawn = drawn_groups(options)
     drawn = drawn._replace(groups=drawn.groups[: options.max_prompts])
-    check_value_of(read_notes(options.value), drawn.policy.info()["fingerprint"], f"value={options.value!r}")
+    check_named(options.value, drawn.policy)
     settings = CreditSettings(**values_of(options, CreditSettings))
     with writing(options.output_dir, OWNER) as folder:
         folder.refuse_other_command()
@@ -77,7 +77,8 @@ def write_all(
     missing = [index for index in range(len(shards)) if not has_credits(folder, index, source)]
     if missing:
         _tell_cost(drawn, settings, [shards[index] for index in missing])
-        policy, value = drawn.policy.load(), _load(value_path, settings, max_tokens, drawn)
+        policy = drawn.policy.load()
+        value = load_named(value_path, settings, drawn.policy, max_tokens)
         with ProgressBar() as progress:
             progress.start("credit", sum(len(shards[index]) for index in missing))
             for index in missing:
@@ -104,24 +105,16 @@ def _all(credits: Any) -> Iterator["Credits"]:
 def _source(drawn: DrawnGroups, value_path: str, settings: CreditSettings, seed: int) -> "CreditsSource":
     from dataclasses import asdict
 
-    from nonpareil.models.fingerprint import fingerprint
     from nonpareil.rollouts.credits import CreditsSource
 
     value = {
-        "fingerprint": fingerprint(value_path),
+        **described(value_path, settings),
         **asdict(settings),
         "seed": seed,
         "prompts": len(drawn.groups),
         "dtype": drawn.policy.info()["dtype"],
     }
     return CreditsSource(drawn.policy.info()["fingerprint"], drawn.identity, value)
-
-
-def _load(value_path: str, settings: CreditSettings, max_tokens: int, drawn: DrawnGroups) -> "ModelValue":
-    from nonpareil.values.model import load_value
-
-    value = load_value(value_path, dtype=drawn.policy.dtype, trust_remote_code=drawn.policy.trust_remote_code)
-    return value.at(settings.target_n, settings.target, max_tokens_per_batch=max_tokens)  # type: ignore[arg-type]
 
 
 def check_candidates(policy: "LocalPolicy", settings: CreditSettings) -> None:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.command import Command
 from nonpareil.commands.places import check_output, inputs_of
-from nonpareil.commands.value.inputs import Beginning, DrawnGroups, beginning, drawn_groups
+from nonpareil.commands.value.inputs import Beginning, DrawnGroups, beginning, drawn_groups, policy_itself
 from nonpareil.commands.value.show import show_value
 from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.folders import writing
-from nonpareil.options.commands import ValueOptions
+from nonpareil.options.values import ValueOptions
 from nonpareil.settings import values_of
 from nonpareil.terminal import tell
 from nonpareil.values.settings import FitSettings
@@ -134,7 +134,7 @@ def _network(drawn: DrawnGroups, begin: Beginning, bins: int) -> tuple[Any, Begi
         if not begin.is_default:
             raise
         tell(f"the value begins with the policy: {error}")
-    begin = Beginning(drawn.policy.name_or_path, drawn.policy.revision, False)
+    begin = policy_itself(drawn.policy)
     return load_network(begin.path, bins, begin.revision, fresh_head=True, trust_remote_code=trust), begin
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nonpareil.commands.distill.groups import check_drawn_from, is_served, manifest_of
 from nonpareil.errors import ConfigError, DataError, ModelError
-from nonpareil.options.commands import ValueGroupsOptions
+from nonpareil.options.values import ValueGroupsOptions
 from nonpareil.records import Group
 from nonpareil.terminal import tell
 
@@ -113,7 +113,13 @@ def beginning(drawn: DrawnGroups, asked: str | None) -> Beginning:
         if not reason:
             return Beginning(path, revision, True)
         tell(f"the value begins with the policy, since the reward model {path!r} {reason}")
-    return Beginning(policy.name_or_path, policy.revision, False)
+    return policy_itself(policy)
+
+
+def policy_itself(policy: "LocalPolicy") -> Beginning:
+    """The policy, or the base of an adapter, which is a whole model."""
+    name, revision = policy.base or (policy.name_or_path, policy.revision)
+    return Beginning(name, revision, False)
 
 
 def _unfit(path: str, revision: str | None, drawn: DrawnGroups) -> str:
