@@ -1,4 +1,4 @@
-"""`nonpareil distill` by a method that reads credits, without groups: it draws them itself, and goes on from anywhere."""
+"""`nonpareil distill` by a method that reads credits, without groups: it draws them, and goes on from anywhere."""
 
 import json
 import shutil
@@ -114,7 +114,7 @@ def test_what_would_be_refused_later_is_refused_before_anything_is_drawn(
     refused(nonpareil, files, "reward_dtype='float32' is read by a reward model only", reward_dtype="float32")
     refused(nonpareil, files, "num_generations_pool=1", "at least 2", num_generations_pool=1)
     refused(nonpareil, files, "groups is missing", method="sft_bon", credited_completions=None)
-    reads_none = {name: None for name in FEW}
+    reads_none = dict.fromkeys(FEW)
     refused(nonpareil, files, "num_generations_pool=6", "reads no credits", method="jbond", **reads_none)
     refused(nonpareil, files, "max_completion_length", max_completion_length=40)
 
@@ -139,7 +139,7 @@ def test_the_demo_is_value_distillation_and_jbond_a_flag_away(nonpareil, files):
         assert plan["method"] == method
         assert ("groups" in plan) == (method == "value_distillation")
         assert plan["prompts"] == (800 if method == "value_distillation" else 12800)
-    refusal = nonpareil(*argv, "--target_n", "4")[2]
+    refusal = nonpareil(*argv, "--target_n", "8")[2]
     assert "the method reads no credits" in refusal
 
 
