@@ -34,6 +34,12 @@ def weights(out):
     return (out / "model.safetensors").read_bytes()
 
 
+def made_in(out):
+    """The weights, credits and rows in a folder, and when each was written."""
+    files = [*out.rglob("*.safetensors"), *out.rglob("*.parquet")]
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
 def test_the_main_job_from_a_model_prompts_and_a_reward(nonpareil, files, prompts):
     """Its groups are those of `nonpareil sample`, and its policy the one that is trained on them."""
     status, out, err = nonpareil("distill", "--json", **OWN, **FEW)
@@ -67,24 +73,35 @@ def test_stopped_between_any_two_stages_the_same_command_goes_on(nonpareil, file
     with monkeypatch.context() as patched:
         patched.setattr(DistillationTrainer, "train", stop)
         assert nonpareil("distill", **ALONE)[0] == 130
-    kept = {path: path.stat().st_mtime_ns for path in (files / "out").rglob("*.safetensors")}
-    kept |= {path: path.stat().st_mtime_ns for path in (files / "out").rglob("*.parquet")}
+    kept = made_in(files / "out")
     assert len(kept) > 2
+    status, _, err = nonpareil("distill", **{**ALONE, "num_generations_pool": 5})
+    assert status == 2
+    assert "num_generations" in err
     status, _, err = nonpareil("distill", **ALONE)
     assert status == 0, err
     assert "groups to draw" not in err
-    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    assert kept.items() <= made_in(files / "out").items()
 
-    status, _, err = nonpareil("distill", **ALONE, output_dir=files / "whole")
+
+@pytest.mark.slow
+def test_gone_on_with_it_is_the_same_policy_and_overwrite_begins_anew(nonpareil, files, prompts):
+    assert nonpareil("distill", **ALONE, save_steps=1)[0] == 0
+    kept = made_in(files / "out")
+    last = files / "out" / "checkpoint-3"
+    shutil.rmtree(last)
+    status, _, err = nonpareil("distill", **ALONE, save_steps=1, resume_from_checkpoint="true")
     assert status == 0, err
+    assert nonpareil("distill", **ALONE, output_dir=files / "whole")[0] == 0
     assert weights(files / "whole") == weights(files / "out")
-    more = {**ALONE, "max_steps": 5, "num_generations_pool": 5}
-    status, _, err = nonpareil("distill", **more, resume_from_checkpoint="true")
-    assert status == 2
-    assert "num_generations" in err
-    status, _, err = nonpareil("distill", **ALONE, overwrite="true", max_steps=2)
+    stages = {path: time for path, time in kept.items() if "checkpoint" not in str(path)}
+    stages = {path: time for path, time in stages.items() if path.parent != files / "out"}
+    assert len(stages) > 2
+    assert stages.items() <= made_in(files / "out").items()
+    status, _, err = nonpareil("distill", **ALONE, overwrite="true")
     assert status == 0, err
-    assert kept != {path: path.stat().st_mtime_ns for path in kept}
+    assert not stages.items() & made_in(files / "out").items()
+    assert weights(files / "whole") == weights(files / "out")
 
 
 def refused(nonpareil, files, *says, **changes):
