@@ -37,6 +37,7 @@ from nonpareil.options.commands import (
 )
 from nonpareil.options.rewards import ANY_MODEL, ENDPOINTS, FIRST_MODEL, LIMITED, LOADED_MODEL
 from nonpareil.options.shared import (
+    DRAWS_POOL,
     HELD_OUT_SPLITS,
     HUB_DATASETS,
     OWN_PROMPTS,
@@ -563,6 +564,10 @@ def test_a_reward_model_has_no_time_limit(nonpareil, files):
         ({"methods": {"jbond": {"merge": True}}}, "methods.jbond: merge=true without use_peft"),
         ({"methods": {"jbond": {"lora_r": 3}}}, "methods.jbond: lora_r=3 is not read without use_peft"),
         ({"methods": {"jbond": {"fp16": True, "use_cpu": True}}}, "methods.jbond: fp16=True needs a GPU"),
+        (
+            {"methods": {"jbond": {"likeliest": 3}}},
+            "methods.jbond: likeliest=3 is read by what makes credits",
+        ),
         ({"output_dir": None}, "output_dir=None must be text"),
         (
             {"reward_funcs": FUNCTION},
@@ -588,6 +593,21 @@ def test_a_comparison_refuses_in_its_plan_what_a_run_would(changes, says, tmp_pa
     with pytest.raises(ConfigError) as refused:
         plan_runs(read_spec(tmp_path / "c.yaml"))
     assert says in str(refused.value)
+
+
+def test_a_comparison_plans_runs_that_make_their_credits(tmp_path):
+    content = {
+        "model_name_or_path": MODEL,
+        "dataset_name": "some-org/prompts",
+        "reward_funcs": [FUNCTION],
+        "budget": {"completions": 10_000},
+        "groups": {"max_prompts": 100, "num_generations": 16},
+        "methods": {"value_distillation": {"stored": True, "likeliest": 3, "target_n": 8, "max_steps": 4}},
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    plan, *_ = plan_runs(read_spec(tmp_path / "c.yaml"))
+    assert plan.pool_completions == 1600
+    assert (plan.settings["likeliest"], plan.settings["target_n"]) == (3, 8.0)
 
 
 # --- From Python

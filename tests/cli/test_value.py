@@ -183,6 +183,7 @@ def test_a_training_that_goes_on_keeps_its_credits_and_one_that_begins_anew_does
     assert "30 groups to credit" in err
 
 
+@pytest.mark.slow
 def test_one_that_was_killed_before_its_training_goes_on(nonpareil, files, groups):
     """A value and credits alone lie in its folder then, which is begun anew all the same."""
     fit(nonpareil, groups, files / "out" / "value")

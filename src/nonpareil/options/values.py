@@ -1,11 +1,11 @@
-"""The options of values and credits, for the commands that make them; read without importing torch."""
+"""The options of values and credits, read without importing torch."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from nonpareil.options.shared import DRAWS_POOL, FileOptions, ModelOptions
 from nonpareil.setting_types import SEED
-from nonpareil.settings import option
+from nonpareil.settings import CheckedOptions, option
 from nonpareil.values.settings import MAKES_CREDITS, CreditSettings, FitSettings
 
 
@@ -61,7 +61,7 @@ class CreditsOptions(ValueGroupsOptions, CreditSettings):
 
 
 @dataclass
-class MadeCreditsOptions(CreditSettings):
+class MadeCreditsOptions(CreditSettings, CheckedOptions):
     """The credits that a distillation makes where none are given, and the groups that it draws for them."""
 
     HEADING: ClassVar = "Credits"

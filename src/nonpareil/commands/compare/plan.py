@@ -16,7 +16,7 @@ from nonpareil.commands.distill.checks import check_options
 from nonpareil.errors import ConfigError
 from nonpareil.files import jsonable
 from nonpareil.options.commands import DistillOptions
-from nonpareil.options.methods import read_method, settings_of_methods, typed_value
+from nonpareil.options.methods import read_method, reads_credits, settings_of_methods, typed_value
 from nonpareil.options.rewards import RewardOptions, without_addresses
 from nonpareil.options.shared import HUB_DATASETS, OWN_PROMPTS, TRAINING_SPLITS, ModelOptions, PromptOptions
 from nonpareil.options.yaml import refuse_unknown, typed
@@ -243,9 +243,10 @@ def _as_distill_reads(
     config = typed(DistillationConfig, {"output_dir": spec.options.output_dir, **for_config}, where)
     options = typed(DistillOptions, {**others, "evaluate_after": False}, where)
     with _telling(where):
-        check_options(options, config)
         config.method = read_method(entry.method, for_method, stored=entry.stored)
-        return options, config, method_of(config, stored=entry.stored)
+        check_options(options, config)
+        makes = entry.stored and reads_credits(config.method)
+        return options, config, method_of(config, stored=entry.stored, credited=makes)
 
 
 def command_words(plan: RunPlan, root: Path, model: str) -> list[str]:
