@@ -44,6 +44,7 @@ from nonpareil.options.shared import (
     TRAINING_SPLITS,
     WITH_SPLITS,
 )
+from nonpareil.options.tilt import TiltOptions
 from nonpareil.options.unread import absent_rewards
 from nonpareil.options.values import CreditsOptions, ValueOptions
 from nonpareil.options.yaml import dump_yaml, load_yaml
@@ -55,7 +56,7 @@ from nonpareil.values.settings import MAKES_CREDITS
 
 COMMANDS = (
     *(SampleOptions, CurveOptions, DistillOptions, DistillationConfig, EvaluateOptions, ExportOptions),
-    *(ComparisonFlags, ValueOptions, CreditsOptions, InterpolateOptions),
+    *(ComparisonFlags, ValueOptions, CreditsOptions, InterpolateOptions, TiltOptions),
 )
 SECTIONS = {
     "": CompareOptions,

@@ -13,7 +13,18 @@ from nonpareil.settings import Setting, settings_of
 HELP = ("-h", "--help", "--help-all")
 """Flags that ask for it."""
 HEADINGS = (
-    *("Policy", "Groups", "Prompts", "Rewards", "Method", "Drawing", "Engine", "Training", "LoRA"),
+    *(
+        "Policy",
+        "Groups",
+        "Prompts",
+        "Rewards",
+        "Method",
+        "Drawing",
+        "Engine",
+        "Guidance",
+        "Training",
+        "LoRA",
+    ),
     *("Hardware", "vLLM", "Fit", "Credits", "Evaluation", "Comparison", "Output", "Options"),
 )
 """In the order in which they are listed."""

@@ -37,6 +37,10 @@ COMMANDS = {
         "nonpareil.commands.value.credits",
         "Credit other next tokens of stored completions by a value, for value_distillation.",
     ),
+    "tilt": (
+        "nonpareil.commands.tilt.command",
+        "Tilt a policy's vocabulary towards best-of-N: counted from groups, without training.",
+    ),
     "interpolate": (
         "nonpareil.commands.interpolate",
         "Write a policy with more or less of its training: weights between and beyond reference and policy.",

@@ -13,6 +13,7 @@ from nonpareil.console import console
 from nonpareil.constant_rewards import tell_constant
 from nonpareil.options.commands import SampleOptions
 from nonpareil.options.demo import demo_defaults, uses_demo
+from nonpareil.options.guidance import guiding_n
 from nonpareil.options.shared import WITH_SPLITS
 from nonpareil.options.unread import absent_rewards, absent_splits
 from nonpareil.records import Group, ScoreRequest
@@ -77,6 +78,8 @@ def run(options: SampleOptions) -> dict[str, Any]:
 def _check(options: SampleOptions) -> None:
     """What can be refused before anything is read."""
     require_all(options)
+    if options.value is not None:
+        guiding_n(options.value, options.n)
     splits = absent_splits({WITH_SPLITS: options.dataset_name or ""})
     refuse_unread(options, absent_rewards(options, None) | splits)
     check_output("output_dir", options.output_dir, inputs_of(options), deletes=options.overwrite)

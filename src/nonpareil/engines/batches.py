@@ -26,10 +26,11 @@ class Unit:
     samples: range
 
 
-def batches(requests: Sequence[DrawRequest], max_tokens: int) -> Iterator[list[Unit]]:
+def batches(requests: Sequence[DrawRequest], max_tokens: int, queries: int = 0) -> Iterator[list[Unit]]:
     """Prompts of about one length together, each with the samples to draw; a large group is split.
 
-    `max_tokens` bounds rows x (longest prompt + max_completion_length) of one batch.
+    `max_tokens` bounds rows x (longest prompt + max_completion_length + `queries`) of one batch; `queries`: tokens
+    that a row looks at in one step, besides.
     """
     lengths = {
         (r, p): len(prompt.token_ids)
@@ -39,7 +40,7 @@ def batches(requests: Sequence[DrawRequest], max_tokens: int) -> Iterator[list[U
     longest_completion = max(request.sampling.max_completion_length for request in requests)
 
     def rows_within(prompt_length: int) -> int:
-        return max(1, max_tokens // (prompt_length + longest_completion))
+        return max(1, max_tokens // (prompt_length + longest_completion + queries))
 
     batch: list[Unit] = []
     rows = 0

@@ -137,6 +137,10 @@ class InPlaceLayer(DynamicLayer):
         self._buffers = (grown[0], grown[1])
         self._set_length(end)
 
+    def cut_back(self, tokens: int) -> None:
+        """Keep the first `tokens` of every row; the next are written over the others."""
+        self._set_length(tokens)
+
     def _reallocate(self, rows: Tensor, capacity: int) -> None:
         length = self.keys.shape[-2]
         grown = []

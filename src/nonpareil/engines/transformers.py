@@ -30,6 +30,7 @@ from nonpareil.engines.cache import (
 from nonpareil.engines.checks import check_prompts, check_sampling, check_token_ids
 from nonpareil.engines.decoding import TEXT, as_draws
 from nonpareil.engines.finite import check_draws
+from nonpareil.engines.guidance import Guide, Samples, whole_vocabulary
 from nonpareil.engines.load_check import check_drawing, check_scoring, draws_alike
 from nonpareil.engines.packed_weights import Packing
 from nonpareil.engines.rows import Completion, Rows, left_pad
@@ -56,8 +57,11 @@ class TransformersEngine:
         *,
         max_tokens_per_batch: int = 32768,
         checked: bool = True,
+        guide: Guide | None = None,
     ):
         """`max_tokens_per_batch` bounds rows x (longest prompt + max_completion_length) of one batch.
+
+        `guide`: a value that tilts what is drawn; candidates of a step count to the tokens of a row.
 
         `checked=False` is for a model whose weights are still to be read: call `check` once they are.
 
@@ -77,6 +81,7 @@ class TransformersEngine:
         self.ways = Ways(model, self._forward)
         """How the samples of a prompt read its keys; every check asks which of them the model takes."""
         self.end_ids = end_token_ids(model, tokenizer)
+        self.guide = guide
         if checked:
             self.check()
 
@@ -108,16 +113,17 @@ class TransformersEngine:
         sampling: SamplingParams,
         end_ids: frozenset[int],
     ) -> list[list[Completion]]:
-        usual, self.end_ids = self.end_ids, end_ids
+        usual, self.end_ids, self.guide = (self.end_ids, self.guide), end_ids, None  # the model alone
         try:
             return self.complete([DrawRequest(prompts, count, sampling, adapter)])[0]
         finally:
-            self.end_ids = usual
+            self.end_ids, self.guide = usual
 
     def describe(self) -> dict[str, Any]:
         """What changes the draws; batch size does not, nor, but for rounding, does `PROMPT_CACHE`."""
         dtype = str(self.model.dtype).removeprefix("torch.")
-        return {"engine": "transformers", "dtype": dtype, PROMPT_CACHE: self.ways.first, **TEXT}
+        guided = {} if self.guide is None else {"guidance": self.guide.describe()}
+        return {"engine": "transformers", "dtype": dtype, PROMPT_CACHE: self.ways.first, **TEXT, **guided}
 
     def draw(
         self,
@@ -168,12 +174,13 @@ class TransformersEngine:
         ]
         adapted = any(request.adapter for request in requests)
         adapters = row_adapters(self.model) if adapted else nullcontext()
+        queries = 0 if self.guide is None else self.guide.queries
         with self._turn, ExitStack() as modes:
             modes.enter_context(generation_mode(self.model))
             modes.enter_context(quick_to_start(device_of(self.model)))
             self.ways.ask(requests)
             routes = modes.enter_context(adapters)
-            for units in batches(requests, self.max_tokens_per_batch):
+            for units in batches(requests, self.max_tokens_per_batch, queries):
                 progress = BatchProgress(requests, units, on_progress) if on_progress is not None else None
                 with self.packing.of(requests, units, self.ways.first != COPIED):
                     batch = self._draw_batch(requests, units, routes, progress)
@@ -200,7 +207,7 @@ class TransformersEngine:
             routes.names = [request.adapter for request in asked]
         prefilled, logits = self._prefill(prompts, sampling.max_completion_length)
         counts = [len(unit.samples) for unit in units]
-        samples = self._samples(prefilled, counts)
+        samples: Samples = self._samples(prefilled, counts)
         keys = [
             sample_keys(prompt.prompt_id, unit.samples, request.sampling.seed)
             for prompt, unit, request in zip(prompts, units, asked, strict=True)
@@ -209,6 +216,9 @@ class TransformersEngine:
             keys=np.concatenate(keys), end_ids=torch.tensor(sorted(self.end_ids), device=logits.device)
         )
         logits = logits.repeat_interleave(torch.tensor(counts, device=logits.device), dim=0)
+        if self.guide is not None:
+            samples = guided = self.guide.over(samples, prompts, counts, sampling, rows.end_ids)
+            logits, sampling = guided.first(logits), whole_vocabulary(sampling)
         for step in range(sampling.max_completion_length):
             tokens, logprobs = sample_tokens(logits, sampling, rows.keys, step)
             tokens = rows.record(tokens, logprobs)

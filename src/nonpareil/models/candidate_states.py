@@ -150,7 +150,7 @@ def _batch_passes(
     texts = [p + c[:-1] for p, c in zip(sequences.prompt_ids, sequences.completion_ids, strict=True)]
     width = max(map(len, texts))
     # Right padding needs no attention mask: under causal attention no real token sees what comes behind it.
-    _states(model, torch.tensor([ids + [0] * (width - len(ids)) for ids in texts]), cache)
+    last_states(model, torch.tensor([ids + [0] * (width - len(ids)) for ids in texts]), cache)
     counts = torch.tensor([len(ids) * k for ids in sequences.completion_ids], device=device)
     prompts = torch.tensor([len(ids) for ids in sequences.prompt_ids], device=device)
     first = torch.tensor(batch, device=device) * longest * k
@@ -163,7 +163,7 @@ def _batch_passes(
         before = prompts[:rows, None] + queries // k
         itself = torch.eye(queries.shape[1], dtype=torch.bool, device=device).expand(rows, -1, -1)
         seen = torch.cat([keys < before[..., None], itself], -1)
-        states = _states(model, ids[:rows].gather(1, queries), cache, seen, before)
+        states = last_states(model, ids[:rows].gather(1, queries), cache, seen, before)
         yield (first[:rows, None] + queries)[mine], states[mine]
 
 
@@ -178,10 +178,10 @@ def _separate_passes(
             texts = torch.cat([before.expand(k, -1), token_ids[row, position, :, None]], -1)
             for part in torch.arange(k).split(max(1, max_tokens // texts.shape[1])):
                 where = (row * longest + position) * k + part
-                yield where.to(token_ids.device), _states(model, texts[part])[:, -1]
+                yield where.to(token_ids.device), last_states(model, texts[part])[:, -1]
 
 
-def _states(
+def last_states(
     model: PreTrainedModel,
     ids: Int[Tensor, "b s"],
     cache: DynamicCache | None = None,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nonpareil.options.engines import EngineOptions
+from nonpareil.options.guidance import GuidanceOptions
 from nonpareil.options.rewards import RewardInputOptions, RewardOptions
 from nonpareil.options.shared import (
     HELD_OUT_SPLITS,
@@ -24,7 +25,9 @@ AT_THE_TOP = "set it at the top, for all"
 
 
 @dataclass
-class SampleOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions, EngineOptions, FileOptions):
+class SampleOptions(
+    ModelOptions, PromptOptions, RewardOptions, SamplingOptions, EngineOptions, GuidanceOptions, FileOptions
+):
     """Options of `nonpareil sample`."""
 
     HEADING: ClassVar = "Output"
@@ -54,7 +57,9 @@ class SampleOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions,
 
 
 @dataclass
-class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions, FileOptions):
+class EvaluateOptions(
+    ModelOptions, PromptOptions, RewardOptions, SamplingOptions, GuidanceOptions, FileOptions
+):
     """Options of `nonpareil evaluate`."""
 
     HEADING: ClassVar = "Evaluation"
@@ -80,11 +85,13 @@ class EvaluateOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOption
     num_reference_samples: int = option(
         16, "Completions of the reference per prompt, M.", at_least=2, heading="Drawing"
     )
-    n: list[int] | None = option(
+    n: list[int] | None = option(  # type: ignore[assignment]  # several, where no value guides
         None,
-        "The N whose best-of-N is compared with. Default: those of 2, 4, 8 and 16 up to num_reference_samples.",
+        "The N whose best-of-N is compared with. Default: those of 2, 4, 8 and 16 up to num_reference_samples. "
+        "With a value the one that it guides towards.",
         at_least=2,
         why="best-of-1 is the reference itself",
+        heading="Evaluation",
     )
     unseen_reward: str | None = option(
         None,

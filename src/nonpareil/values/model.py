@@ -175,6 +175,11 @@ class ModelValue:
         """See `ValueModel.at`."""
         self._log_weights()
 
+    @property
+    def network(self) -> PreTrainedModel:
+        """What reads prefixes; `read` makes values of its states."""
+        return self.value.model
+
     def read(self, states: Float[Tensor, "*s d"]) -> Float[Tensor, "*s"]:
         """log E_ref[W | prefix], nats, of the network's last states; a prompt's own is not subtracted."""
         return log_values(read_head(self.value.model, states), self._log_weights())

@@ -133,7 +133,7 @@ def _check_origin(
 
 
 def check_drawn_from(path: str, manifest: Mapping[str, Any], policy: "LocalPolicy") -> None:
-    """Refuse groups of another model; whose a server's are is unknown.
+    """Refuse groups of another model, or of this one guided or interpolated; whose a server's are is unknown.
 
     Raises:
         ConfigError: naming both.
@@ -146,6 +146,11 @@ def check_drawn_from(path: str, manifest: Mapping[str, Any], policy: "LocalPolic
         raise ConfigError(
             f"groups={path!r} was drawn from {drawn['model'].get('path')!r} ({theirs}), not from "
             f"model_name_or_path={policy.name_or_path!r} ({ours}); draw groups from the model that is trained"
+        )
+    if tilted := [name for name in ("guidance", "strength") if name in drawn["model"]]:
+        raise ConfigError(
+            f"groups={path!r} was drawn from model_name_or_path={policy.name_or_path!r} with a {tilted[0]} of its "
+            "own (manifest.json, draw.model), which is another policy; draw groups from the model that is trained"
         )
 
 

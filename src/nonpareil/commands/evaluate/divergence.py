@@ -1,6 +1,6 @@
 """The KL of the policy from the reference, on stored completions of either."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from nonpareil.options.commands import EvaluateOptions
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nonpareil.commands.policies.local import LocalPolicy
+    from nonpareil.models.logprobs import TokenSequences
 
 
 class Divergence(NamedTuple):
@@ -40,15 +41,10 @@ def divergence(
     """
     import torch
 
-    from nonpareil.engines.load_check import check_scoring
-    from nonpareil.models.logprobs import TokenSequences, completion_divergence, row_batches
-    from nonpareil.models.packing_check import per_row
+    from nonpareil.models.logprobs import TokenSequences, row_batches
     from nonpareil.rollouts.progress import ProgressBar
 
-    policy, reference = (side.load(products) for side in sides)
-    temperature = options.sampling().temperature
-    for model in (policy, reference):  # drawn from in this run, or in an earlier one of another version
-        check_scoring(model)
+    per_row, compare = _comparison(sides, products, options.sampling().temperature)
 
     def measure(groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Tensor]:
         sequences = TokenSequences(
@@ -58,11 +54,11 @@ def divergence(
         kl, ratio = torch.empty(len(sequences)), torch.empty(len(sequences))
         lengths = sequences.lengths()
         budget = options.max_tokens_per_batch
-        together = min(per_row(model, sequences, budget) for model in (policy, reference))
+        together = per_row(sequences, budget)
         for rows in row_batches(sequences, together, budget):
             members, sizes = [i for row in rows for i in row], [len(row) for row in rows]
             part = sequences.select(members)
-            values = completion_divergence(policy, reference, part, temperature, sizes)
+            values = compare(part, sizes)
             kl[members], ratio[members] = values[0].cpu(), values[1].cpu()
             progress.update(len(members), sum(lengths[i] for i in members))
         return kl.view(len(groups), -1), ratio.view(len(groups), -1)
@@ -71,3 +67,40 @@ def divergence(
         total = sum(len(group) for side in (ours, theirs) for group in side)
         progress.start("compare", total, unit="completions")
         return Divergence(*measure(ours), measure(theirs)[1])
+
+
+PerRow = Callable[["TokenSequences", int], int]
+"""Of sequences and the most tokens of a pass, how many sequences share a row."""
+Compare = Callable[["TokenSequences", Sequence[int]], "tuple[Tensor, Tensor]"]
+"""Of sequences and how many share each row, KL and log-ratio."""
+
+
+def _comparison(
+    sides: "tuple[LocalPolicy, LocalPolicy]", products: "torch.dtype", temperature: float
+) -> tuple[PerRow, Compare]:
+    """What compares, with the models that it needs in memory."""
+    from nonpareil.commands.policies.guided import GuidedPolicy
+    from nonpareil.engines.guided_divergence import guided_divergence
+    from nonpareil.engines.load_check import check_scoring
+    from nonpareil.models.logprobs import completion_divergence
+    from nonpareil.models.packing_check import per_row
+
+    # Drawn from in this run, or in an earlier one of another version.
+    if isinstance(sides[0], GuidedPolicy):
+        guided, guide = sides[0].load(products), sides[0].guide(products)
+        check_scoring(guided)
+        return lambda sequences, budget: 1, lambda part, sizes: guided_divergence(
+            guided, guide, part, temperature
+        )
+    models = tuple(side.load(products) for side in sides)
+    for model in models:
+        check_scoring(model)
+
+    def together(sequences: "TokenSequences", budget: int) -> int:
+        return min(per_row(model, sequences, budget) for model in models)
+
+    def compare(part: "TokenSequences", sizes: Sequence[int]) -> "tuple[Tensor, Tensor]":
+        policy, reference = models
+        return completion_divergence(policy, reference, part, temperature, sizes)
+
+    return together, compare

@@ -15,6 +15,7 @@ from nonpareil.commands.evaluate.folders import (
     policy_folder,
     report_folders,
 )
+from nonpareil.commands.evaluate.guided import guided_policy, guided_title, with_both_sides
 from nonpareil.commands.evaluate.sides import Side, scored_groups, sides_of
 from nonpareil.commands.evaluate.strengths import ascending, path_strengths
 from nonpareil.commands.evaluate.temperature import measured_temperature
@@ -46,7 +47,7 @@ def run(options: EvaluateOptions, strength: float | None = None) -> dict[str, An
     Raises:
         NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
     """
-    in_order = _check(options)
+    in_order = _check(with_both_sides(options))
     check_places(options)
     return evaluate_in_place(in_order, strength)
 
@@ -81,7 +82,7 @@ def _evaluate(options: EvaluateOptions, strength: float | None) -> dict[str, Any
     from nonpareil.commands.policies.local import local_policy, reference_policy
 
     products = products_dtype(options.dtype, options.kl_dtype)
-    policy, reference = local_policy(options), reference_policy(options)
+    policy, reference = guided_policy(options, local_policy(options)), reference_policy(options)
     if options.strengths is not None or strength is not None:
         check_strengths(policy, reference)
     temperature = measured_temperature(options.temperature, policy, reference)
@@ -101,7 +102,8 @@ def _evaluate(options: EvaluateOptions, strength: float | None) -> dict[str, Any
     rewards = _rewards(options, prompts, reference)
     study = _Study(options, prompts, theirs, products, context, rewards)
     if options.strengths is None:
-        evaluation, report = _measure(study, sides[0], _reference_groups(study))
+        title = guided_title(options)
+        evaluation, report = _measure(study, sides[0], _reference_groups(study), title)
         return {"report": str(report), "evaluation": evaluation}
     return _measure_path(study, dict(zip(options.strengths, sides, strict=True)))
 

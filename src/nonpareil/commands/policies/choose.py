@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nonpareil.commands.policies.base import Policy
+from nonpareil.options.guidance import guiding_n
 
 if TYPE_CHECKING:
+    from nonpareil.commands.policies.local import LocalPolicy
     from nonpareil.options.commands import SampleOptions
 
 
@@ -24,7 +26,14 @@ def _transformers(options: "SampleOptions") -> Policy:
 
     policy = local_policy(options)
     policy.check_drawable()
-    return policy
+    return policy if options.value is None else _guided(options, options.value, policy)
+
+
+def _guided(options: "SampleOptions", value: str, policy: "LocalPolicy") -> Policy:
+    from nonpareil.commands.policies.guided import GuidedPolicy
+    from nonpareil.maths.guidance import Guidance
+
+    return GuidedPolicy(policy, value, guiding_n(value, options.n), Guidance(options.likeliest))
 
 
 def _openai(options: "SampleOptions") -> Policy:

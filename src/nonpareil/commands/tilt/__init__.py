@@ -1,0 +1,1 @@
+"""`nonpareil tilt`: a vocabulary tilt, counted from stored groups without any training."""
