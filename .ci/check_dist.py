@@ -21,6 +21,7 @@ NEEDED = {  # of the package: what is not Python, and would be missed only when 
     "nonpareil/py.typed",
     "nonpareil/commands/compare/templates/comparison.html.j2",
     "nonpareil/assets/demo.yaml",
+    "nonpareil/assets/demo-jbond.yaml",
     "nonpareil/assets/demo-lm/model.safetensors",
     "nonpareil/assets/demo-rm/model.safetensors",
     "nonpareil/assets/demo-prompts/train.parquet",

@@ -108,6 +108,10 @@ class OutputFolder:
 
     # --- Writing
 
+    def mark(self) -> None:
+        """Write the list before there is a file, so that whatever lies in the folder it is known as ours."""
+        self._write()
+
     def add(self, path: Path, written: Path) -> None:
         """List a file, `written` so far, that is about to get its name; one that has it now stays listed, too."""
         relative = self._relative(path)

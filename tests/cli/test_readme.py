@@ -11,7 +11,7 @@ import yaml
 from nonpareil.commands.compare.plan import plan_runs
 from nonpareil.commands.compare.spec import read_spec
 from nonpareil.methods import METHODS
-from nonpareil.options.commands import DistillOptions, SampleOptions
+from nonpareil.options.commands import DistillOptions, EvaluateOptions, SampleOptions
 from nonpareil.training.config import DistillationConfig
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
@@ -91,7 +91,7 @@ def test_every_flag_of_the_tables_is_known():
     assert {"use_peft", "shard_weights", "use_vllm", "engine"} <= flags
     known = {
         field
-        for cls in (DistillOptions, DistillationConfig, SampleOptions, *METHODS.values())
+        for cls in (DistillOptions, DistillationConfig, SampleOptions, EvaluateOptions, *METHODS.values())
         for field in cls.__dataclass_fields__
     }
     assert flags <= known

@@ -37,6 +37,7 @@ from nonpareil.options.commands import (
 )
 from nonpareil.options.rewards import ANY_MODEL, ENDPOINTS, FIRST_MODEL, LIMITED, LOADED_MODEL
 from nonpareil.options.shared import (
+    DRAWS_POOL,
     HELD_OUT_SPLITS,
     HUB_DATASETS,
     OWN_PROMPTS,
@@ -226,7 +227,7 @@ def test_what_reads_a_setting_is_there():
     for _, setting in everything:
         owners.setdefault(setting.name, []).append(setting)
     readers = {ANY_MODEL, ENDPOINTS, FIRST_MODEL, HELD_OUT_SPLITS, HUB_DATASETS, LIMITED, LOADED_MODEL}
-    readers |= {OWN_PROMPTS, TRAINING_SPLITS, WITH_SPLITS, MAKES_CREDITS}
+    readers |= {OWN_PROMPTS, TRAINING_SPLITS, WITH_SPLITS, MAKES_CREDITS, DRAWS_POOL}
     for _, setting in everything:
         owner, _, wanted = (setting.limits.of or "").partition("=")
         assert not owner or owner in owners, setting

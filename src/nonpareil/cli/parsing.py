@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nonpareil.errors import ConfigError
-from nonpareil.options.methods import read_method, settings_of_methods
+from nonpareil.options.methods import learns_from_groups, read_method, settings_of_methods
 from nonpareil.options.yaml import load_yaml, meant, refuse_unknown, typed
 from nonpareil.setting_types import check_value
 from nonpareil.settings import Setting, settings_of
@@ -57,10 +57,9 @@ def parse(
         if hasattr(instance, "config_file"):
             instance.config_file = config_file
     if of_method:
-        groups = any(getattr(instance, "groups", None) is not None for instance in instances)
         config: Any = next(instance for instance in instances if hasattr(instance, "method"))
         own = {name: given[name] for name in of_method if name in given}
-        config.method = read_method(config.method, own, stored=groups)
+        config.method = read_method(config.method, own, stored=learns_from_groups(values, config.method))
     _quiet()
     return instances, given, as_json
 

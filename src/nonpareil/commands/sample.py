@@ -130,13 +130,18 @@ def show(result: dict[str, Any]) -> None:
         f"({result['shards_drawn']} shards drawn now). Next: nonpareil curve --groups {result['output_dir']}",
         soft_wrap=True,
     )
-    for name, failed in result["failed_rewards"].items():
-        if failed["count"]:
-            reasons = "; ".join(f"{count} times {reason}" for reason, count in failed["reasons"].items())
-            terminal.print(f"{failed['count']} rewards of {name} are null: {reasons}", soft_wrap=True)
+    show_failed(result)
     if result.get("judge"):
         asked = ", ".join(f"{value} {key}" for key, value in result["judge"].items())
         terminal.print(f"The judge: {asked}", soft_wrap=True)
+
+
+def show_failed(result: dict[str, Any]) -> None:
+    """Which rewards are null, and why; on stderr."""
+    for name, failed in result["failed_rewards"].items():
+        if failed["count"]:
+            reasons = "; ".join(f"{count} times {reason}" for reason, count in failed["reasons"].items())
+            console().print(f"{failed['count']} rewards of {name} are null: {reasons}", soft_wrap=True)
 
 
 def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:

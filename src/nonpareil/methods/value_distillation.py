@@ -36,7 +36,7 @@ class ValueDistillation(CreditedMethod):
     """
 
     strength: float = option(1.0, "Of the tilt: advantages count so many times.", above=0)
-    max_advantage: float = option(1.0, "Advantages are cut at plus and minus this, nats.", above=0)
+    max_advantage: float = option(2.0, "Advantages are cut at plus and minus this, nats.", above=0)
     prefix_weight: bool = option(False, "Weigh positions by how often the tilted policy comes there.")
 
     def next_token_loss(self, tokens: NextTokens) -> Float[Tensor, " q"]:

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from nonpareil.assets import demo_path
+from nonpareil.options.methods import reads_credits
 from nonpareil.options.yaml import load_yaml
 from nonpareil.settings import settings_of
+from nonpareil.values.settings import CreditSettings
 
 
 def uses_demo(cls: type, given: Mapping[str, Any]) -> bool:
@@ -27,19 +29,27 @@ def demo_defaults(split: str) -> dict[str, Any]:
     }
 
 
-def demo_training(method: str = "jbond", *, stored: bool = False) -> dict[str, Any]:
-    """The options of the demo's distillation: its models and prompts, and the settings of `assets/demo.yaml`.
+def demo_training(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the demo's distillation, from what was given: its models and prompts, and a file of settings.
 
-    `stored`: groups are given, whose prompts are trained on.
+    `assets/demo.yaml` is for methods that read credits, as the one that runs by default does, and
+    `assets/demo-jbond.yaml` for all others.
+
+    Raises:
+        ConfigError: no such method.
     """
-    settings = load_yaml(demo_path("policy").parent / "demo.yaml")
-    if method != "jbond":
-        settings.pop("anchor_ema_rate")  # J-BOND's
-    defaults = demo_defaults("train")
-    if stored:
-        del defaults["dataset_name"]
-    return {
-        **defaults,
+    folder, method = demo_path("policy").parent, given.get("method")
+    settings = load_yaml(folder / "demo.yaml")
+    if method is not None and not reads_credits(method):
+        settings = load_yaml(folder / "demo-jbond.yaml")
+        if method != "jbond":
+            del settings["anchor_ema_rate"]  # J-BOND's
+    unread = set(settings_of(CreditSettings)) if given.get("credits") is not None else set()
+    if given.get("groups") is not None:
+        unread |= {"dataset_name", "max_train_prompts", "num_generations_pool"}
+    options = {
+        **demo_defaults("train"),
         "eval_dataset_name": str(demo_path("prompts") / "test.parquet"),
         **settings,
     }
+    return {name: value for name, value in options.items() if name not in unread}

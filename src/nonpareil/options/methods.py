@@ -70,6 +70,15 @@ def reads_credits(method: "Method | str") -> bool:
     return issubclass(method_class(method) if isinstance(method, str) else type(method), CreditedMethod)
 
 
+def learns_from_groups(given: Mapping[str, Any], method: "Method | str") -> bool:
+    """Whether stored groups are given, by the settings of a training, or are drawn before it.
+
+    Raises:
+        ConfigError: no such method.
+    """
+    return given.get("groups") is not None or (given.get("credits") is None and reads_credits(method))
+
+
 def typed_value(setting: Setting, given: Any) -> Any:
     """What flags and YAML give, read by the setting's type; its range is checked with those of the method alone.
 

@@ -12,6 +12,7 @@ from nonpareil.settings import DTYPES, CheckedOptions, option
 LOADED_HERE = "engine=transformers|vllm|ray"
 """What belongs to a model that is loaded here; a server has loaded its own."""
 OWN_PROMPTS = "runs that draw their own"
+DRAWS_POOL = "what draws stored groups before it trains"
 HUB_DATASETS = "hub datasets"
 WITH_SPLITS = "datasets with splits"
 TRAINING_SPLITS = "datasets with a training split"

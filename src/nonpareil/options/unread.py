@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from nonpareil.options.rewards import ANY_MODEL, FIRST_MODEL, LIMITED, LOADED_MODEL, specs_of
-from nonpareil.options.shared import HELD_OUT_SPLITS, HUB_DATASETS, OWN_PROMPTS, TRAINING_SPLITS
+from nonpareil.options.shared import DRAWS_POOL, HELD_OUT_SPLITS, HUB_DATASETS, OWN_PROMPTS, TRAINING_SPLITS
 from nonpareil.settings import refuse_unread
 from nonpareil.values.settings import MAKES_CREDITS
 
@@ -28,12 +28,13 @@ def refuse_unread_of_distill(options: Any, config: Any, eval_source: str | None)
 
 
 def _absent_makers(options: Any, config: Any) -> dict[str, str]:
-    """Whether credits are made, and why not."""
+    """Whether groups are drawn before training, and credits made, and why not."""
     from nonpareil.options.methods import reads_credits
 
-    if options.credits is not None:
-        return {MAKES_CREDITS: "credits are given"}
-    return {} if reads_credits(config.method) else {MAKES_CREDITS: "the method reads no credits"}
+    if not reads_credits(config.method):
+        return dict.fromkeys((DRAWS_POOL, MAKES_CREDITS), "the method reads no credits")
+    absent = {} if options.groups is None else {DRAWS_POOL: "groups are given"}
+    return absent if options.credits is None else {**absent, MAKES_CREDITS: "credits are given"}
 
 
 def absent_rewards(options: Any, second: str | None) -> dict[str, str]:

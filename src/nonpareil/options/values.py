@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nonpareil.options.shared import FileOptions, ModelOptions
+from nonpareil.options.shared import DRAWS_POOL, FileOptions, ModelOptions
 from nonpareil.setting_types import SEED
 from nonpareil.settings import CheckedOptions, option
 from nonpareil.values.settings import MAKES_CREDITS, CreditSettings, FitSettings
@@ -62,10 +62,20 @@ class CreditsOptions(ValueGroupsOptions, CreditSettings):
 
 @dataclass
 class MadeCreditsOptions(CreditSettings, CheckedOptions):
-    """The credits that a distillation makes where none are given."""
+    """The credits that a distillation makes where none are given, and the groups that it draws for them."""
 
     HEADING: ClassVar = "Credits"
 
+    num_generations_pool: int = option(
+        16,
+        "Completions per training prompt, where a method reads credits and no groups are given: they are drawn "
+        "first, into output_dir/groups.",
+        at_least=2,
+        why="best-of-N compares draws of one prompt",
+        reader=DRAWS_POOL,
+        compare="groups.num_generations sets it",
+        heading="Prompts",
+    )
     value: str | None = option(
         None,
         "What to make credits of: a folder of `nonpareil value`, or file.py:function. Default: one fitted on the "

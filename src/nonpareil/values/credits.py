@@ -19,7 +19,7 @@ from nonpareil.values.settings import CreditSettings
 
 AT_ONCE = 32
 """Completions whose candidates are held in memory."""
-LARGE = 1.0
+LARGE = 2.0
 """Nats, of an advantage that a training cuts by default."""
 
 
@@ -39,7 +39,7 @@ class CreditTotals:
     """(E_a exp(A) - 1)^2 over `spread`: 0 for a value that agrees with itself one token on. Sampled candidates add
     their noise to it."""
     large_share: float
-    """Of the reference's probability: advantages beyond 1 nat, which a training cuts by default."""
+    """Of the reference's probability: advantages beyond 2 nats, which a training cuts by default."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""

@@ -25,7 +25,7 @@ def _listed_classes() -> list[type]:
 
 def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     if uses_demo(DistillOptions, given):
-        return demo_training(given.get("method", "jbond"), stored=given.get("groups") is not None)
+        return demo_training(given)
     return {"output_dir": "nonpareil-distilled"}
 
 

@@ -54,12 +54,13 @@ def makes_credits(options: DistillOptions, config: "DistillationConfig") -> bool
     from nonpareil.models.distributed import num_processes
     from nonpareil.options.methods import reads_credits
 
-    if options.credits is not None or options.groups is None or not reads_credits(config.method):
+    if options.credits is not None or not reads_credits(config.method):
         return False
     if num_processes() > 1:
+        draw, give = ("`nonpareil sample`, ", "groups=FOLDER and ") if options.groups is None else ("", "")
         raise ConfigError(
             "credits is missing: several processes train, and credits are made by one; make them first "
-            "(`nonpareil value`, then `nonpareil credits`), and give them: credits=FOLDER"
+            f"({draw}`nonpareil value`, then `nonpareil credits`), and give them: {give}credits=FOLDER"
         )
     return True
 
@@ -81,7 +82,7 @@ def make_credits(
     if options.overwrite and not resumed:
         delete_listed(folder, OWNER)
     drawn, settings = _drawn(options, config, groups), CreditSettings(**values_of(options, CreditSettings))
-    check_candidates(drawn, settings)  # before anything is fitted
+    check_candidates(drawn.policy, settings)  # before anything is fitted
     value = _value(options, config, drawn, resumed=resumed)
     free_memory()
     with writing(folder, OWNER) as held:
@@ -90,7 +91,7 @@ def make_credits(
     free_memory()
     tell(
         f"credits of {totals.completions} completions; drift {totals.drift:.3f} of what next tokens differ by, "
-        f"{totals.large_share:.3f} of the probability beyond 1 nat"
+        f"{totals.large_share:.3f} of the probability beyond 2 nats"
     )
     return read_credits(folder)
 
@@ -159,7 +160,7 @@ def cost_of_credits(
     from nonpareil.commands.value.named import check_named
 
     drawn, settings = _drawn(options, config, groups), CreditSettings(**values_of(options, CreditSettings))
-    check_candidates(drawn, settings)
+    check_candidates(drawn.policy, settings)
     if options.value is not None:
         check_named(options.value, drawn.policy)
     fitted = 0 if options.value is not None else sum(map(len, groups))

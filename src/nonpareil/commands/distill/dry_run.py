@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nonpareil.commands.distill.credits import cost_of_credits, makes_credits
+from nonpareil.commands.distill.credits import makes_credits
 from nonpareil.commands.distill.inputs import trained_policy, training_data, training_reward
+from nonpareil.commands.distill.stages import check_stages, cost_of_stages
 from nonpareil.options.commands import DistillOptions
 from nonpareil.records import Prompt
 
@@ -25,12 +26,13 @@ def dry_run(options: DistillOptions, config: "DistillationConfig", method: "Meth
         NonpareilError: as a training, before it loads a model.
     """
     policy = trained_policy(options, config, "float32")
-    groups, prompts, _ = training_data(options, config, method, policy)
-    if groups is not None:
+    data = training_data(options, config, method, policy)
+    if data.groups is not None:
         training_reward(options, config, policy, stored=True)
-    plan = _plan(policy, config, method, prompts)
-    if groups is not None and makes_credits(options, config):
-        plan["credits"] = cost_of_credits(options, config, groups)
+    plan = _plan(policy, config, method, data.prompts)
+    if makes_credits(options, config):
+        check_stages(options, policy, data)
+        plan |= cost_of_stages(options, config, method, data)
     return plan
 
 

@@ -28,7 +28,7 @@ WRITTEN = (
     *("metrics.jsonl", "reward-errors.log", "completions/*.parquet"),
 )
 """Files that a distillation may write, beside its checkpoints, as globs."""
-MADE_BEFORE = ("value", "credits")
+MADE_BEFORE = ("groups", "value", "credits")
 """Folders in output_dir that are made before a training, each with its own list; a second try goes on there."""
 _CHECKPOINTS = (
     *(f"checkpoint-*/{name}" for name in (*_MODEL_FILES, "trainer_state.json", "*.pt", "*.pth")),

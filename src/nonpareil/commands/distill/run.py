@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.distill.card import write_model_card
 from nonpareil.commands.distill.checks import check_options
-from nonpareil.commands.distill.credits import make_credits, makes_credits
+from nonpareil.commands.distill.credits import makes_credits
 from nonpareil.commands.distill.dry_run import dry_run
 from nonpareil.commands.distill.evaluation import evaluation_options
 from nonpareil.commands.distill.folder import distillation_folder, start_anew
@@ -18,6 +18,7 @@ from nonpareil.commands.distill.inputs import (
     training_data,
     training_reward,
 )
+from nonpareil.commands.distill.stages import before_training, check_stages
 from nonpareil.commands.evaluate import run as evaluate
 from nonpareil.folders import held_folder
 from nonpareil.options.commands import DistillOptions, EvaluateOptions
@@ -44,7 +45,9 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     keep_freed_memory()
     to_make = makes_credits(options, config)
     method = method_of(
-        config, stored=options.groups is not None, credited=to_make or options.credits is not None
+        config,
+        stored=to_make or options.groups is not None,
+        credited=to_make or options.credits is not None,
     )
     check_options(options, config)
     if options.dry_run:
@@ -126,18 +129,20 @@ def _trainer(
     policy = trained_policy(options, config, config.policy_dtype())
     if config.use_peft:
         refuse_adapter_on_adapter(policy.name_or_path)
-    groups, prompts, credits = training_data(options, config, method, policy)
-    reward = training_reward(options, config, policy, stored=groups is not None)
-    check_group_rewards(reward, method, config, stored=groups is not None)
+    data = training_data(options, config, method, policy)
+    reward = training_reward(options, config, policy, stored=data.groups is not None)
+    check_group_rewards(reward, method, config, stored=data.groups is not None)
     held_out = held_out_prompts(options, config, policy)
     if evaluation is not None:
         check_evaluable(evaluation, reward, held_out or [], policy)
-    check_scorable(reward, method, config, prompts, held_out or [], policy.tokenizer)
+    check_scorable(reward, method, config, data.prompts, held_out or [], policy.tokenizer)
     model = policy.info()["fingerprint"]
-    planned = planned_steps(config, method, len(prompts))  # which refuses a training without a step
-    if groups is not None and makes_credits(options, config):
+    planned = planned_steps(config, method, len(data.prompts))  # which refuses a training without a step
+    if makes_credits(options, config):
+        check_stages(options, policy, data, reward)
         reward.release()  # to make room; a model is loaded again when next it scores
-        credits = make_credits(options, config, groups, resumed=checkpoint is not None)
+        data = before_training(options, config, method, policy, data, resumed=checkpoint is not None)
+    groups, prompts, credits = data
     if checkpoint is not None:  # before any weight is read
         identity = run_identity(config, method, prompts, reward, model, groups, credits=credits)
         refuse_another_run(checkpoint, identity | policy.ends_of_run(), planned)

@@ -19,6 +19,7 @@ from nonpareil.terminal import tell
 from nonpareil.values.settings import CreditSettings
 
 if TYPE_CHECKING:
+    from nonpareil.commands.policies.local import LocalPolicy
     from nonpareil.credits import Credits
     from nonpareil.rollouts.credits import CreditsSource
     from nonpareil.values.credits import CreditTotals
@@ -71,7 +72,7 @@ def write_all(
     from nonpareil.rollouts.progress import ProgressBar
     from nonpareil.values.credits import credit_totals, make_credits
 
-    check_candidates(drawn, settings)
+    check_candidates(drawn.policy, settings)
     shards = [drawn.groups[start : start + SHARD] for start in range(0, len(drawn.groups), SHARD)]
     source = _source(drawn, value_path, settings, seed)
     begin_credits(folder, source, len(shards))
@@ -123,13 +124,13 @@ def _source(drawn: DrawnGroups, value_path: str, settings: CreditSettings, seed:
     return CreditsSource(drawn.policy.info()["fingerprint"], drawn.identity, value)
 
 
-def check_candidates(drawn: DrawnGroups, settings: CreditSettings) -> None:
-    """Refuse more candidates than the policy has tokens.
+def check_candidates(policy: "LocalPolicy", settings: CreditSettings) -> None:
+    """Refuse more candidates than the policy has tokens; no weight is read.
 
     Raises:
-        ConfigError: it has fewer.
+        ConfigError: naming the settings.
     """
-    vocabulary = drawn.policy.config.get_text_config().vocab_size
+    vocabulary = policy.config.get_text_config().vocab_size
     if settings.candidates > vocabulary:
         raise ConfigError(
             f"likeliest={settings.likeliest} and from_tail={settings.from_tail} are, with the completion's own, "

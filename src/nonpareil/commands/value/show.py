@@ -55,6 +55,6 @@ def show_credits(result: dict[str, Any]) -> None:
     )
     terminal.print(
         f"Probability of the exact candidates {totals['mass']:.3f}, drift {totals['drift']:.3f} of what next "
-        f"tokens differ by, {totals['large_share']:.3f} of the probability beyond 1 nat",
+        f"tokens differ by, {totals['large_share']:.3f} of the probability beyond 2 nats",
         soft_wrap=True,
     )

@@ -1,0 +1,102 @@
+"""What is done before a training on credits: groups are drawn, a value is fitted, credits are made.
+
+Each has its folder in output_dir and is kept, so that the same command goes on where it was stopped.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nonpareil.commands.distill.credits import cost_of_credits, make_credits
+from nonpareil.commands.distill.groups import load_groups
+from nonpareil.commands.distill.inputs import TrainingData
+from nonpareil.commands.distill.pool import check_pool, cost_of_pool, draw_pool
+from nonpareil.commands.inputs import template_kwargs
+from nonpareil.folders import held_folder
+from nonpareil.markers import MARKER
+from nonpareil.options.commands import DistillOptions
+from nonpareil.records import prompt_of
+from nonpareil.terminal import tell
+
+if TYPE_CHECKING:
+    from nonpareil.commands.policies.local import LocalPolicy
+    from nonpareil.methods.base import Method
+    from nonpareil.rewards.combine import CombinedReward
+    from nonpareil.training.config import DistillationConfig
+
+
+def check_stages(
+    options: DistillOptions,
+    policy: "LocalPolicy",
+    data: TrainingData,
+    reward: "CombinedReward | None" = None,
+) -> None:
+    """Refuse, before anything is drawn, what would be refused later; of groups that are given all is seen then.
+
+    Raises:
+        NonpareilError: as `check_pool`.
+    """
+    if data.groups is None:
+        check_pool(options, policy, data.prompts, reward)
+
+
+def before_training(
+    options: DistillOptions,
+    config: "DistillationConfig",
+    method: "Method",
+    policy: "LocalPolicy",
+    data: TrainingData,
+    *,
+    resumed: bool,
+) -> TrainingData:
+    """Groups, drawn where none were given, and their credits; what is there of an earlier try is kept.
+
+    Raises:
+        NonpareilError: a stage that cannot be done, or one there that was done with other settings.
+        KeyboardInterrupt: stopped; how to go on was said.
+    """
+    groups, folder = data.groups, held_folder(Path(str(config.output_dir)) / MARKER)
+    assert folder is not None
+    folder.mark()  # a kill may leave a stage's folder with nothing whole in it
+    try:
+        if groups is None:
+            _tell_plan(options, config, method, data)
+            options = draw_pool(options, config, resumed=resumed)
+            limit, kwargs = options.max_train_prompts, template_kwargs(options)
+            groups = load_groups(options.groups or "", policy, config, method, limit, kwargs)
+        credits = make_credits(options, config, groups, resumed=resumed)
+    except KeyboardInterrupt:
+        without = "without --overwrite " if options.overwrite else ""
+        tell(
+            f"stopped before the training; the same command {without}goes on with what is in {config.output_dir}"
+        )
+        raise
+    return TrainingData(groups, [prompt_of(group) for group in groups], credits)
+
+
+def cost_of_stages(
+    options: DistillOptions, config: "DistillationConfig", method: "Method", data: TrainingData
+) -> dict[str, Any]:
+    """For the dry run: completions to draw and to fit, candidates to score, and the steps of the training.
+
+    Raises:
+        NonpareilError: as `cost_of_credits`.
+    """
+    from nonpareil.training.prompt_order import planned_steps
+
+    if data.groups is None:
+        cost: dict[str, Any] = dict(cost_of_pool(options, config, len(data.prompts)))
+    else:
+        cost = {"credits": cost_of_credits(options, config, data.groups)}
+    return {**cost, "steps": planned_steps(config, method, len(data.prompts))}
+
+
+def _tell_plan(
+    options: DistillOptions, config: "DistillationConfig", method: "Method", data: TrainingData
+) -> None:
+    """What will be done, one after another."""
+    cost = cost_of_stages(options, config, method, data)
+    fit = "" if options.value is not None else ", fit a value to them"
+    tell(
+        f"no groups are given, so first draw {cost['groups']['completions']} completions{fit}, credit "
+        f"{cost['credits']['completions']} of them, then train {cost['steps']} steps"
+    )
