@@ -294,7 +294,7 @@ def test_a_value_is_each_seeds_own_and_all_that_it_took_is_counted(of_value, in_
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_behind_its_value_does_not_fit_it_again(of_value, files, monkeypatch):
-    from nonpareil.commands.value import credits
+    from nonpareil.commands import credits
 
     def killed(*args, **kwargs):
         raise KeyboardInterrupt

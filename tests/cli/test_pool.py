@@ -10,8 +10,8 @@ import time
 import pytest
 
 from nonpareil.assets import demo_path
+from nonpareil.commands import credits as credits_command
 from nonpareil.commands.policies import local
-from nonpareil.commands.value import credits as credits_command
 from nonpareil.rollouts.reading import read_groups
 from nonpareil.training.trainer import DistillationTrainer
 from nonpareil.values import network

@@ -80,7 +80,7 @@ def test_credits_are_gone_on_with_and_those_of_other_settings_kept_apart(
     whole = json.loads(credit(nonpareil, groups, files / "value", files / "whole")[1].splitlines()[-1])[
         "totals"
     ]
-    monkeypatch.setattr("nonpareil.commands.value.credits.SHARD", 8)
+    monkeypatch.setattr("nonpareil.commands.credits.SHARD", 8)
     assert credit(nonpareil, groups, files / "value", files / "credits")[0] == 0
     data = sorted((files / "credits" / "data").iterdir())
     assert len(data) == 4

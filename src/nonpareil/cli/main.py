@@ -34,7 +34,7 @@ COMMANDS = {
         "Fit what prefixes are worth on those groups, and say how well it is known.",
     ),
     "credits": (
-        "nonpareil.commands.value.credits",
+        "nonpareil.commands.credits",
         "Credit other next tokens of stored completions by a value, for value_distillation.",
     ),
     "tilt": (

@@ -73,7 +73,7 @@ def make_credits(
     Raises:
         NonpareilError: groups, or a value, of which no credits can be made; one that tells nothing.
     """
-    from nonpareil.commands.value.credits import OWNER, check_candidates, write_all
+    from nonpareil.commands.credits import OWNER, check_candidates, write_all
     from nonpareil.folders import delete_listed, writing
     from nonpareil.models.memory import free_memory
     from nonpareil.rollouts.credits import read_credits
@@ -156,7 +156,7 @@ def cost_of_credits(
     Raises:
         NonpareilError: groups, or a value, of which no credits can be made, as far as is seen without a weight.
     """
-    from nonpareil.commands.value.credits import candidates_of, check_candidates
+    from nonpareil.commands.credits import candidates_of, check_candidates
     from nonpareil.commands.value.named import check_named
 
     drawn, settings = _drawn(options, config, groups), CreditSettings(**values_of(options, CreditSettings))

@@ -37,7 +37,7 @@ def check_pool(
             reward cannot score.
         DataError: too few prompts to fit a value, or no value where one is named.
     """
-    from nonpareil.commands.value.credits import check_candidates
+    from nonpareil.commands.credits import check_candidates
     from nonpareil.commands.value.named import check_named
     from nonpareil.values.examples import FEWEST_PROMPTS
 
