@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from nonpareil.commands.policies import local
+from nonpareil.rollouts.manifest import read_manifest, write_manifest
 from nonpareil.rollouts.reading import read_groups
 from tests.cli.conftest import config, tokenizer
 from tests.cli.test_credits import GOOD, made_of
@@ -140,6 +141,21 @@ def test_groups_of_something_else_are_refused(tilt, nonpareil, files):
     refused(drawn(top_k=3), "top_k=3", "whole policy")
     refused(drawn(reward_funcs=f"{files}/constant.py:same"), "no prompt has two rewards")
     refused(drawn(model_name_or_path=files / "another"), "was drawn from", "another")
+
+
+@pytest.mark.parametrize("changed", ["guidance", "strength"])
+def test_groups_of_a_changed_policy_are_refused(tilt, groups, changed):
+    manifest = read_manifest(groups)
+    manifest["draw"]["model"][changed] = {"likeliest": 32}
+    write_manifest(groups, manifest)
+    refused(tilt(), f"{changed} of its own", "another policy")
+
+
+def test_groups_whose_completions_end_elsewhere_are_refused(tilt, files):
+    path = files / "policy" / "generation_config.json"
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(settings | {"eos_token_id": [END, 5]}))
+    refused(tilt(), f"end with the ids [{END}]", f"end with [{END}, 5]", "draw the groups anew")
 
 
 def test_a_win_rate_out_of_reach_is_refused_with_what_can_be_told(tilt, files):

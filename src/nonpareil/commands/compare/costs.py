@@ -48,7 +48,7 @@ def cost_of(done: Mapping[str, Any], pool_completions: int, pool_seconds: float,
     A command that learns from the pool, and does not say what it drew, drew nothing else.
     """
     drawn = done.get("completions_drawn", 0 if of_command and pool_completions else None)
-    value, credits = (done.get("made_before", {}).get(stage, {}) for stage in MADE_BEFORE)
+    value, credits = (done.get("made_before", {}).get(stage, {}) for stage in ("value", "credits"))
     before = [value.get("seconds"), credits.get("seconds")]
     return Cost(
         completions_drawn=None if drawn is None else drawn + pool_completions,

@@ -173,10 +173,10 @@ def _check_rendering(
             "they must be equal"
         )
     if not is_served(manifest):
-        _check_endings(path, manifest["draw"]["model"], policy, groups)
+        check_endings(path, manifest["draw"]["model"], policy, groups)
 
 
-def _check_endings(path: str, drawn: dict[str, Any], policy: "LocalPolicy", groups: list[Group]) -> None:
+def check_endings(path: str, drawn: dict[str, Any], policy: "LocalPolicy", groups: list[Group]) -> None:
     """Completions must have ended where the policy's do. Earlier versions do not say where; the ids themselves do.
 
     Raises:

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nonpareil.commands.distill.groups import check_drawn_from, check_endings, is_served
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.maths.counts import count_among
-from nonpareil.models.first_fingerprint import renewed
 from nonpareil.models.logprobs import TokenSequences
 from nonpareil.records import Group, SamplingParams
 from nonpareil.rollouts.manifest import read_manifest
@@ -77,23 +77,19 @@ def tilt_groups(path: str, policy: "LocalPolicy") -> TiltGroups:
                 f"groups={path!r}: prompt {group.prompt_id!r} has completions without token ids, and a tilt is of "
                 "tokens; draw with engine=transformers or vllm"
             )
+    check_endings(path, manifest["draw"]["model"], policy, groups)
     return _counted(path, groups, sampling.temperature)
 
 
 def _sampling(path: str, manifest: Mapping[str, Any], policy: "LocalPolicy") -> SamplingParams:
     """How they were drawn, of the policy's whole vocabulary."""
-    drawn, here = manifest["draw"], policy.info()
-    if drawn.get("engine", {}).get("engine") == "openai":
+    drawn = manifest["draw"]
+    if is_served(manifest):
         raise DataError(
             f"groups={path!r} was drawn from a server, so nobody can say that its model is model_name_or_path="
             f"{policy.name_or_path!r}; draw groups with engine=transformers or vllm"
         )
-    theirs, ours = renewed(drawn["model"], here).get("fingerprint"), here["fingerprint"]
-    if theirs != ours:
-        raise ConfigError(
-            f"groups={path!r} was drawn from {drawn['model'].get('path')!r} ({theirs}), not from "
-            f"model_name_or_path={policy.name_or_path!r} ({ours}); draw groups from the model that is tilted"
-        )
+    check_drawn_from(path, manifest, policy)
     sampling = SamplingParams(**drawn["sampling"])
     if not sampling.keeps_whole_vocabulary:
         raise ConfigError(
