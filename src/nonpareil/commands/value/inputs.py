@@ -27,6 +27,11 @@ class DrawnGroups(NamedTuple):
         return f"groups={self.path!r}"
 
     @property
+    def temperature(self) -> float:
+        """That they were drawn at."""
+        return float(self.manifest["draw"]["sampling"]["temperature"])
+
+    @property
     def identity(self) -> str:
         """As credits and values name them."""
         from nonpareil.rollouts.credits import groups_identity
