@@ -141,7 +141,7 @@ def test_what_cannot_be_guided_is_refused_by_name(
 
 def test_an_evaluation_guides_one_model_towards_one_n(nonpareil: Command, files: Path, value: Path) -> None:
     for changes, named in (
-        ({"n": "2 4"}, "guides towards best-of-n of one n"),
+        ({"n": "2 4"}, "guides towards best-of-n of one n, and n=[2, 4]: give n, such as --n 4"),
         ({"reference_model_name_or_path": files / "rm"}, "are two models (or revisions); give one of them"),
         ({"strengths": "0.5 1"}, "evaluate them one after another"),
     ):

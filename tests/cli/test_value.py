@@ -253,7 +253,9 @@ def test_what_cannot_be_fitted_is_refused_before_a_model_is_loaded(nonpareil, fi
     shutil.copytree(files / "policy", files / "other")
     LlamaForCausalLM(config()).save_pretrained(files / "other")
     other = ("--model_name_or_path", files / "other", "--groups", groups)
-    assert "was drawn from" in refused(nonpareil, *value, *other)
+    said = refused(nonpareil, *value, *other)
+    assert "was drawn from" in said
+    assert "draw groups from the model that the value is of" in said
     assert not (files / "value").exists()
 
     credits = ("credits", "--groups", groups, "--output_dir", files / "credits")

@@ -59,7 +59,7 @@ def drawn_groups(options: ValueGroupsOptions) -> DrawnGroups:
         options.dtype,
         trust_remote_code=options.trust_remote_code,
     )
-    check_drawn_from(options.groups, manifest, policy)
+    check_drawn_from(options.groups, manifest, policy, "the model that the value is of")
     return checked(DrawnGroups(options.groups, read_groups(options.groups), manifest, policy))
 
 
