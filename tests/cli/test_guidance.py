@@ -30,7 +30,8 @@ def value(files: Path) -> Path:
     torch.manual_seed(1)
     model = LlamaForSequenceClassification(config(num_labels=BINS)).eval()
     nn.init.normal_(model.score.weight)
-    notes = ValueNotes(BINS, policy=fingerprint(str(files / "policy")))
+    policy, scored = fingerprint(str(files / "policy")), {"kind": "another"}
+    notes = ValueNotes(BINS, policy=policy, rewards=scored, temperature=1.0)
     ValueModel(model, tokenizer(), notes).save(files / "value")
     return files / "value"
 
@@ -87,6 +88,7 @@ def test_an_evaluation_of_the_guided_reference(nonpareil: Command, files: Path, 
     settings = {"value": value, "n": 4, "likeliest": 5, "num_generations": 3, "dtype": "float32"}
     status, _, said = nonpareil("evaluate", reference_model_name_or_path=None, **settings)
     assert status == 0, said
+    assert "the reward evaluated is another than the one that value=" in " ".join(said.split())
     report = json.loads((files / "out" / "report.json").read_text())
     kl, ratio, _ = expected(files, read_groups(files / "out" / "policy"), 4, 5)
     _, of_reference, _ = expected(files, read_groups(files / "out" / "reference"), 4, 5)
@@ -100,6 +102,13 @@ def test_an_evaluation_of_the_guided_reference(nonpareil: Command, files: Path, 
     assert [each["n"] for each in found["targets"]] == [4]
     assert of_reference.shape == (12 * 8,)
 
+    notes = json.loads((value / "value.json").read_text())
+    notes["rewards"] = (read_manifest(files / "out" / "reference") or {})["rewards"]
+    (value / "value.json").write_text(json.dumps(notes))
+    status, _, said = nonpareil("evaluate", reference_model_name_or_path=None, **settings)
+    assert status == 0, said
+    assert "the reward evaluated" not in said
+
 
 @pytest.mark.parametrize(
     ("changes", "named"),
@@ -112,6 +121,7 @@ def test_an_evaluation_of_the_guided_reference(nonpareil: Command, files: Path, 
         ({"engine": "openai", "base_url": "http://127.0.0.1:9/v1"}, "is not read with engine=openai"),
         ({"value": "rm"}, "has no value.json"),
         ({"value": "nowhere"}, "nowhere"),
+        ({"temperature": 0.7}, "drawn at temperature 1, and here draws are at 0.7"),
         ({"model_name_or_path": "other"}, "the value of prefixes of another policy"),
     ],
 )
@@ -131,7 +141,7 @@ def test_what_cannot_be_guided_is_refused_by_name(
 
 def test_an_evaluation_guides_one_model_towards_one_n(nonpareil: Command, files: Path, value: Path) -> None:
     for changes, named in (
-        ({"n": "2 4"}, "guides towards best-of-n of one n"),
+        ({"n": "2 4"}, "guides towards best-of-n of one n, and n=[2, 4]: give n, such as --n 4"),
         ({"reference_model_name_or_path": files / "rm"}, "are two models (or revisions); give one of them"),
         ({"strengths": "0.5 1"}, "evaluate them one after another"),
     ):

@@ -9,6 +9,7 @@ from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from nonpareil.commands.policies import local
 from nonpareil.rollouts.credits import read_credits
+from nonpareil.rollouts.manifest import read_manifest
 from nonpareil.values import network
 from tests.cli.conftest import WORDS, config
 
@@ -56,6 +57,7 @@ def test_a_value_is_fitted_its_credits_are_made_and_trained_on(nonpareil, files,
     assert report["gain"]["estimate"] > 0
     notes = json.loads((files / "value" / "value.json").read_text())
     assert (notes["bins"], notes["fitted"]["completions"]) == (4, 22 * 6)
+    assert notes["temperature"] == 1.0
 
     status, out, err = credit(nonpareil, groups, files / "value", files / "credits")
     assert status == 0, err
@@ -251,7 +253,9 @@ def test_what_cannot_be_fitted_is_refused_before_a_model_is_loaded(nonpareil, fi
     shutil.copytree(files / "policy", files / "other")
     LlamaForCausalLM(config()).save_pretrained(files / "other")
     other = ("--model_name_or_path", files / "other", "--groups", groups)
-    assert "was drawn from" in refused(nonpareil, *value, *other)
+    said = refused(nonpareil, *value, *other)
+    assert "was drawn from" in said
+    assert "draw groups from the model that the value is of" in said
     assert not (files / "value").exists()
 
     credits = ("credits", "--groups", groups, "--output_dir", files / "credits")
@@ -261,6 +265,12 @@ def test_what_cannot_be_fitted_is_refused_before_a_model_is_loaded(nonpareil, fi
         json.dumps({"format": 1, "bins": 4, "policy": "p", "groups": None, "rewards": None, "fitted": {}})
     )
     assert "of another policy (p)" in refused(nonpareil, *credits, "--value", files / "other")
+    own = (read_manifest(groups) or {})["draw"]["model"]["fingerprint"]
+    notes = {"format": 1, "bins": 4, "policy": own, "groups": None, "rewards": None, "fitted": {}}
+    (files / "other" / "value.json").write_text(json.dumps({**notes, "temperature": 0.7}))
+    said = refused(nonpareil, *credits, "--value", files / "other")
+    assert "drawn at temperature 0.7, and here draws are at 1" in said
+    assert "use temperature=0.7, or fit a value on groups drawn at 1" in said
     assert not (files / "credits").exists()
     sft = {**DISTILL, "method": "sft_bon", "groups": groups, "n": 2}
     assert "the method reads no credits" in nonpareil("distill", **sft, target_n=8)[2]

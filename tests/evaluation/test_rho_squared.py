@@ -11,7 +11,7 @@ import torch
 from nonpareil.errors import DataError
 from nonpareil.evaluation import evaluate_groups
 from nonpareil.evaluation.intervals import Bootstrap
-from nonpareil.evaluation.log_ratios import LOG_RATIOS, read_log_ratios, write_log_ratios
+from nonpareil.evaluation.log_ratios import _SCHEMA, LOG_RATIOS, read_log_ratios, write_log_ratios
 from nonpareil.evaluation.rho_squared import rho_squared_of
 from nonpareil.evaluation.rows import summary_rows
 from nonpareil.maths.group_frontier import group_least_kl, tilt_table
@@ -163,6 +163,39 @@ def test_other_draws_and_other_rewards_are_told_apart(draw, tmp_path):
     failed = kept("failed", change=[None])
     assert not first.same_draws(failed)
     assert failed.same_draws(kept("failed too", change=[None]))
+
+
+@pytest.mark.parametrize(
+    ("log_ratios", "rewards", "says"),
+    [
+        ([[0.1, 0.2], [0.3]], [[1.0, 2.0], [3.0, 4.0]], "log_ratios has not the same number"),
+        ([[0.1, 0.2], None], [[1.0, 2.0], [3.0, 4.0]], "log_ratios has not the same number"),
+        ([[0.1, 0.2], [0.3, 0.4]], [[1.0, 2.0], [3.0]], "rewards has not the same number"),
+        (
+            [[0.1], [0.3]],
+            [[1.0, 2.0], [3.0, 4.0]],
+            "log_ratios has 1 completions per prompt, and rewards has 2",
+        ),
+        ([[0.1, 0.2], [0.3, None]], [[1.0, 2.0], [3.0, 4.0]], "log_ratios has no finite number .* 'b'"),
+        ([[0.1, -math.inf], [0.3, 0.4]], [[1.0, 2.0], [3.0, 4.0]], "log_ratios has no finite number .* 'a'"),
+        ([[0.1, 0.2], [0.3, 0.4]], [[1.0, 2.0], [3.0, math.inf]], "rewards has no finite number .* 'b'"),
+    ],
+)
+def test_columns_that_are_not_a_number_per_completion_are_refused(log_ratios, rewards, says, tmp_path):
+    columns = {"prompt_id": ["a", "b"], "completions_sha256": ["x", "y"]}
+    columns |= {"log_ratios": log_ratios, "rewards": rewards}
+    pq.write_table(pa.table(columns, schema=_SCHEMA), tmp_path / LOG_RATIOS)
+    with pytest.raises(DataError, match=rf"{LOG_RATIOS}: {says}"):
+        read_log_ratios(tmp_path)
+
+
+def test_a_null_of_a_completion_that_was_not_scored_is_read(tmp_path):
+    columns = {"prompt_id": ["a"], "completions_sha256": ["x"]}
+    columns |= {"log_ratios": [[0.5, None]], "rewards": [[1.0, None]]}
+    pq.write_table(pa.table(columns, schema=_SCHEMA), tmp_path / LOG_RATIOS)
+    found = read_log_ratios(tmp_path)
+    assert found.log_ratio[0, 0] == 0.5
+    assert found.rewards[0].isnan().tolist() == [False, True]
 
 
 def test_a_file_that_is_missing_or_not_ours_is_refused(tmp_path):

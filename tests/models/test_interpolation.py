@@ -173,6 +173,36 @@ def test_large_models_are_written_in_shards(tmp_path: Path, monkeypatch: pytest.
     assert len(set(index["weight_map"].values())) > 2
 
 
+def test_shards_that_an_earlier_save_left_behind_are_not_read(tmp_path: Path) -> None:
+    reference = saved(make_model(), tmp_path / "reference", max_shard_size="20KB")
+    trained = saved(moved(make_model()), tmp_path / "trained", max_shard_size="20KB")
+    expected = between(plain(trained), plain(reference), 0.5)
+    stale = {name: torch.full_like(value, 7.0) for name, value in plain(trained).items()}
+    for folder in (trained, reference):
+        save_file(stale, folder / "model-00099-of-00099.safetensors", metadata={"format": "pt"})
+        assert stored_weights(str(folder)).streamed
+    assert_same(written(trained, reference, 0.5, tmp_path / "at").state_dict(), expected)
+    whole = saved(make_model(), tmp_path / "whole")  # transformers prefers one whole file to an index
+    for file in trained.glob("model*"):
+        (whole / file.name).write_bytes(file.read_bytes())
+    assert_same(written(trained, whole, 0.5, tmp_path / "whole-at").state_dict(), expected)
+
+
+def test_a_name_that_the_index_does_not_have_is_refused(tmp_path: Path) -> None:
+    folder = saved(make_model(), tmp_path / "model", max_shard_size="20KB")
+    index = folder / "model.safetensors.index.json"
+    found = json.loads(index.read_text())
+    name, file = max(found["weight_map"].items())
+    index.write_text(json.dumps({**found, "weight_map": {**found["weight_map"], "lm_head.other": file}}))
+    with pytest.raises(ModelError, match=rf"{file}.* does not hold lm_head.other.*two saves"):
+        stored_weights(str(folder))
+    save_file({name: torch.zeros(1)}, folder / "model-00099-of-00099.safetensors")
+    keeping = [place for place in found["weight_map"].items() if place[1] != file]
+    index.write_text(json.dumps({**found, "weight_map": dict(keeping)}))
+    with pytest.raises(ModelError, match="does not hold"):
+        stored_weights(str(folder))
+
+
 def test_weights_under_other_names_are_read_by_transformers(tmp_path: Path) -> None:
     """As the hub's GPT-2 has them, without the prefix of its language model."""
     reference = saved(make_model("gpt2"), tmp_path / "reference")

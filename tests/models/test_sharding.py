@@ -59,6 +59,17 @@ def test_a_weight_that_is_missing_is_named_and_never_random(tmp_path: Path) -> N
         load_whole_state_dict(make_model(seed=1), tmp_path, stored_state)
 
 
+def test_shards_that_an_earlier_save_left_behind_are_not_read(tmp_path: Path) -> None:
+    model = make_model()
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    stale = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    save_file(stale, tmp_path / "model-00000-of-00099.safetensors", metadata={"format": "pt"})
+    other = make_model(seed=1)
+    load_whole_state_dict(other, tmp_path, stored_state)
+    ids = torch.tensor([[1, 7, 8, 9]])
+    assert torch.equal(other(ids).logits, model(ids).logits)
+
+
 def test_weights_stored_under_other_names_are_read_whole(tmp_path: Path) -> None:
     model = make_model()
     model.save_pretrained(tmp_path)

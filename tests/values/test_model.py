@@ -11,7 +11,14 @@ from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.maths.target_weights import log_target_weights
 from nonpareil.models.logprobs import TokenSequences
 from nonpareil.values.base import PrefixValue
-from nonpareil.values.model import ValueModel, ValueNotes, check_value_of, load_value, read_notes
+from nonpareil.values.model import (
+    ValueModel,
+    ValueNotes,
+    check_temperature_of,
+    check_value_of,
+    load_value,
+    read_notes,
+)
 from nonpareil.values.network import check_reads_prefixes, load_network
 from tests.architectures import known, tiny_config
 from tests.tiny import END, make_model, make_tokenizer
@@ -127,7 +134,7 @@ def test_begun_from_a_reward_model_its_head_is_exchanged(tmp_path) -> None:
     assert not model.score.weight.any()
 
 
-def test_what_is_no_value_is_refused_by_name(tmp_path) -> None:
+def test_what_is_no_value_is_refused_by_name(tmp_path, capsys) -> None:
     value = value_of(classifier())
     value.save(tmp_path / "value")
     with pytest.raises(ModelError, match=r"8 bins.* 4 labels"):
@@ -137,8 +144,17 @@ def test_what_is_no_value_is_refused_by_name(tmp_path) -> None:
         check_value_of(value.notes, "sha256-2:q", "value='v'")
     with pytest.raises(ConfigError, match="at least 1"):
         value.at(0.5)
+    check_temperature_of(ValueNotes(8, temperature=0.7), 0.7, "value='v'")
+    with pytest.raises(ConfigError, match=r"value='v'.* temperature 0.7, and here draws are at 1"):
+        check_temperature_of(ValueNotes(8, temperature=0.7), 1.0, "value='v'")
     notes = tmp_path / "value" / "value.json"
     said = json.loads(notes.read_text())
+    notes.write_text(json.dumps({key: x for key, x in said.items() if key != "temperature"}))
+    check_temperature_of(read_notes(tmp_path / "value"), 0.5, "value='v'")
+    assert "value='v' does not say at which temperature" in capsys.readouterr().err
+    notes.write_text(json.dumps({**said, "temperature": "1"}))
+    with pytest.raises(DataError, match="damaged"):
+        read_notes(tmp_path / "value")
     notes.write_text(json.dumps({**said, "bins": 8}))
     with pytest.raises(ModelError, match=r"score.weight"):
         load_value(tmp_path / "value")

@@ -43,7 +43,7 @@ def run(options: CreditsOptions) -> dict[str, Any]:
     check_output("output_dir", options.output_dir, inputs_of(options))
     drawn = drawn_groups(options)
     drawn = drawn._replace(groups=drawn.groups[: options.max_prompts])
-    check_named(options.value, drawn.policy)
+    check_named(options.value, drawn.policy, drawn.temperature)
     settings = CreditSettings(**values_of(options, CreditSettings))
     with writing(options.output_dir, OWNER) as folder:
         folder.refuse_other_command()
@@ -90,7 +90,7 @@ def write_all(
                     value,
                     shards[index],
                     settings,
-                    temperature=drawn.manifest["draw"]["sampling"]["temperature"],
+                    temperature=drawn.temperature,
                     seed=seed,
                     max_tokens_per_batch=max_tokens,
                 )

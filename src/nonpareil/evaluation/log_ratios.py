@@ -74,7 +74,7 @@ def read_log_ratios(folder: Path) -> LogRatios:
     """What `write_log_ratios` wrote.
 
     Raises:
-        DataError: there is no such file, or none of ours.
+        DataError: there is no such file, or none of ours, or a column that is not one number per completion.
     """
     path = folder / LOG_RATIOS
     try:
@@ -84,13 +84,36 @@ def read_log_ratios(folder: Path) -> LogRatios:
     if not table.schema.equals(_SCHEMA):
         raise DataError(f"{path} has other columns than {', '.join(_SCHEMA.names)}")
     columns = table.to_pydict()
-    rewards = [[math.nan if x is None else x for x in row] for row in columns["rewards"]]
-    return LogRatios(
-        tuple(columns["prompt_id"]),
-        tuple(columns["completions_sha256"]),
-        torch.tensor(columns["log_ratios"], dtype=torch.float64),
-        torch.tensor(rewards, dtype=torch.float64),
-    )
+    for name in ("prompt_id", "completions_sha256"):
+        if None in columns[name]:
+            raise DataError(f"{path}: {name} lacks a value; evaluate the policy again")
+    log_ratio, rewards = (_rectangle(columns[name], name, path) for name in ("log_ratios", "rewards"))
+    if log_ratio.shape != rewards.shape:
+        raise DataError(
+            f"{path}: log_ratios has {log_ratio.shape[1]} completions per prompt, and rewards has "
+            f"{rewards.shape[1]}; evaluate the policy again"
+        )
+    for name, wrong in (
+        ("log_ratios", ~rewards.isnan() & ~log_ratio.isfinite()),
+        ("rewards", rewards.isinf()),
+    ):
+        if wrong.any():
+            row = int(wrong.any(dim=1).nonzero()[0])
+            raise DataError(
+                f"{path}: {name} has no finite number for a completion of prompt "
+                f"{columns['prompt_id'][row]!r} that was scored; evaluate the policy again"
+            )
+    return LogRatios(tuple(columns["prompt_id"]), tuple(columns["completions_sha256"]), log_ratio, rewards)
+
+
+def _rectangle(rows: list[list[float | None] | None], name: str, path: Path) -> Float[Tensor, "b m"]:
+    """A column with as many numbers for each prompt; NaN where one is null."""
+    if None in rows or len({len(row or ()) for row in rows}) > 1:
+        raise DataError(
+            f"{path}: {name} has not the same number of completions for each prompt; evaluate the policy again"
+        )
+    values = [[math.nan if x is None else x for x in row or ()] for row in rows]
+    return torch.tensor(values, dtype=torch.float64).reshape(len(rows), -1 if any(values) else 0)
 
 
 def _sha256(completion_token_ids: Sequence[Sequence[int]]) -> str:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from nonpareil.models.adapters import adapter_base
 from nonpareil.models.pretrained import check_local_path, read_config, read_generation_config, reading
+from nonpareil.models.stored_places import stored_places
 
 
 def empty_policy(
@@ -19,7 +19,8 @@ def empty_policy(
     None where it must be loaded whole: an adapter, or weights that are stored under other names than the model's.
 
     Raises:
-        ModelError: no such model.
+        ModelError: no such model, or one whose files of weights are missing or damaged.
+        DataError: an index of theirs that is no JSON.
     """
     check_local_path(name_or_path, "model_name_or_path")
     if adapter_base(name_or_path) is not None:
@@ -27,16 +28,13 @@ def empty_policy(
     folder = model_folder(name_or_path, revision)
     subject = f"model_name_or_path={name_or_path!r} could not be loaded"
     config = read_config(str(folder), subject=subject, trust_remote_code=trust_remote_code)
-    stored = set()
     with reading(str(folder), subject):
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32, trust_remote_code=trust_remote_code
             )
         model.tie_weights()
-        for file in folder.glob("model*.safetensors"):
-            with safe_open(file, framework="pt") as tensors:
-                stored |= set(tensors.keys())
+    stored = stored_places(folder).keys()
     names: dict[int, set[str]] = {}
     for name, value in model.state_dict(keep_vars=True).items():  # tied weights have several names
         names.setdefault(id(value), set()).add(name)

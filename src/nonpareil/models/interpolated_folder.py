@@ -27,12 +27,12 @@ from nonpareil.models.memory import free_memory
 from nonpareil.models.merging import LEAST, probe_logprobs
 from nonpareil.models.pretrained import reading
 from nonpareil.models.saving import mend_generation_config
+from nonpareil.models.stored_places import INDEX
 from nonpareil.models.stored_weights import StoredWeights, stored_weights
 from nonpareil.models.trained import keep_temperature, trained_temperature
 
 SHARD_BYTES = 5 * 10**9
 """Of weights in one file; what is in memory at a time."""
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from nonpareil.errors import DataError, ModelError
 from nonpareil.models.distributed import num_processes, process_index
+from nonpareil.models.stored_places import stored_places
 from nonpareil.models.zero import (
     ZeroOptimizer,
     engine_of,
@@ -165,8 +166,9 @@ def load_whole_state_dict(
                 copy_whole(own[name], value)
                 del missing[id(own[name])]
 
-    for file in sorted(directory.glob("model*.safetensors")):
-        take(load_file(file))
+    places = stored_places(directory)
+    for file in sorted(set(places.values())):
+        take({name: value for name, value in load_file(file).items() if places.get(name) == file})
     if missing:
         try:
             take(read_whole(directory))

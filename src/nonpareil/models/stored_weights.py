@@ -14,8 +14,7 @@ from nonpareil.models.adapters import adapter_base
 from nonpareil.models.empty import empty_policy
 from nonpareil.models.loading import load_merged, load_model
 from nonpareil.models.pretrained import reading
-
-WEIGHT_FILES = "model*.safetensors"
+from nonpareil.models.stored_places import stored_places
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def stored_weights(
         return in_memory(load_merged(name_or_path, trust_remote_code=trust_remote_code).model)
     if not trust_remote_code and (found := empty_policy(name_or_path, revision)) is not None:
         model, folder = found
-        places = _places_in(folder)
+        places = stored_places(folder)
         if (names := _stored_names(model, places)) is not None:
             shapes = {name: value.shape for name, value in model.state_dict().items()}
             return StoredWeights(model, _Reader(shapes, places, names), streamed=True)
@@ -60,16 +59,6 @@ def stored_weights(
 def in_memory(model: PreTrainedModel) -> StoredWeights:
     """The weights of a model that is loaded."""
     return StoredWeights(model, model.state_dict().__getitem__, streamed=False)
-
-
-def _places_in(folder: Path) -> dict[str, Path]:
-    """The file that holds each tensor, by the name that it is stored under."""
-    places: dict[str, Path] = {}
-    with reading(str(folder), f"the weights in {str(folder)!r} could not be read"):
-        for file in sorted(folder.glob(WEIGHT_FILES)):
-            with safe_open(file, framework="pt") as tensors:
-                places |= dict.fromkeys(tensors.keys(), file)
-    return places
 
 
 def _stored_names(model: PreTrainedModel, places: Mapping[str, Path]) -> dict[str, str] | None:

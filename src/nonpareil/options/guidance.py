@@ -37,5 +37,6 @@ def guiding_n(value: str, n: int | list[int] | None) -> int:
     """
     found = n if isinstance(n, list) else [n]
     if len(found) != 1 or found[0] is None:
-        raise ConfigError(f"value={value!r} guides towards best-of-n of one n: give n, such as --n 4")
+        given = "" if n is None else f", and n={n}"
+        raise ConfigError(f"value={value!r} guides towards best-of-n of one n{given}: give n, such as --n 4")
     return found[0]

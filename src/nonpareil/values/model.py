@@ -1,5 +1,6 @@
 """A fitted value: of every prefix the distribution of the final quantile, which gives the value of any target."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from nonpareil.models.loading import load_tokenizer
 from nonpareil.models.logprobs import TokenSequences, token_budget_batches
 from nonpareil.models.modes import evaluation_mode
 from nonpareil.models.pretrained import check_local_path
+from nonpareil.terminal import tell
 from nonpareil.text_files import parse_json, read_text
 from nonpareil.values.network import load_network, prefix_states, read_head
 
@@ -41,6 +43,8 @@ class ValueNotes:
     """Those that it was fitted on, as `rollouts.credits.groups_identity` has them."""
     rewards: Any = None
     """What scored them."""
+    temperature: float | None = None
+    """That they were drawn at, at which alone the reference goes on as the value tells."""
     fitted: dict[str, Any] = field(default_factory=dict)
     """How."""
 
@@ -116,7 +120,14 @@ def read_notes(path: str | Path) -> ValueNotes:
 
 def _is_whole(found: dict[str, Any]) -> bool:
     known = set(ValueNotes.__dataclass_fields__)
-    return set(found) == known and type(found["bins"]) is int and found["bins"] > 0
+    if not known - {"temperature"} <= set(found) <= known:  # earlier versions did not note the temperature
+        return False
+    temperature = found.get("temperature")
+    return (
+        type(found["bins"]) is int
+        and found["bins"] > 0
+        and (temperature is None or (type(temperature) in (int, float) and 0 < temperature < math.inf))
+    )
 
 
 def load_value(
@@ -158,6 +169,25 @@ def check_value_of(notes: ValueNotes, policy: str, where: str) -> None:
         raise ConfigError(
             f"{where} is the value of prefixes of another policy ({notes.policy}) than this one ({policy}), whose "
             "completions go on otherwise; fit one on groups that this policy drew: `nonpareil value`"
+        )
+
+
+def check_temperature_of(notes: ValueNotes, temperature: float, where: str) -> None:
+    """Refuse a value of draws at another temperature than this one's; one that nobody knows is told of.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    if notes.temperature is None:
+        tell(
+            f"{where} does not say at which temperature its groups were drawn; it tells the truth at that one "
+            f"alone, and here draws are at {temperature:g}"
+        )
+    elif notes.temperature != temperature:
+        raise ConfigError(
+            f"{where} was fitted on groups drawn at temperature {notes.temperature:g}, and here draws are at "
+            f"{temperature:g}, where completions go on otherwise; use temperature={notes.temperature:g}, or fit a "
+            f"value on groups drawn at {temperature:g}"
         )
 
 

@@ -126,7 +126,7 @@ def _value(
 
     policy, own = drawn.policy.info()["fingerprint"], Path(str(config.output_dir)) / OWNER
     if options.value is not None:
-        check_named(options.value, drawn.policy)
+        check_named(options.value, drawn.policy, drawn.temperature)
         return options.value
     if options.overwrite and not resumed:
         delete_listed(own, OWNER)
@@ -162,7 +162,7 @@ def cost_of_credits(
     drawn, settings = _drawn(options, config, groups), CreditSettings(**values_of(options, CreditSettings))
     check_candidates(drawn.policy, settings)
     if options.value is not None:
-        check_named(options.value, drawn.policy)
+        check_named(options.value, drawn.policy, drawn.temperature)
     fitted = 0 if options.value is not None else sum(map(len, groups))
     return {
         "fitted_completions": fitted,

@@ -31,7 +31,7 @@ def dry_run(options: DistillOptions, config: "DistillationConfig", method: "Meth
         training_reward(options, config, policy, stored=True)
     plan = _plan(policy, config, method, data.prompts)
     if makes_credits(options, config):
-        check_stages(options, policy, data)
+        check_stages(options, config, policy, data)
         plan |= cost_of_stages(options, config, method, data)
     return plan
 

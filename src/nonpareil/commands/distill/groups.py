@@ -132,8 +132,12 @@ def _check_origin(
         )
 
 
-def check_drawn_from(path: str, manifest: Mapping[str, Any], policy: "LocalPolicy") -> None:
+def check_drawn_from(
+    path: str, manifest: Mapping[str, Any], policy: "LocalPolicy", wanted: str = "the model that is trained"
+) -> None:
     """Refuse groups of another model, or of this one guided or interpolated; whose a server's are is unknown.
+
+    `wanted`: the model that they are to be drawn from, in words.
 
     Raises:
         ConfigError: naming both.
@@ -145,12 +149,12 @@ def check_drawn_from(path: str, manifest: Mapping[str, Any], policy: "LocalPolic
     if theirs != ours and not is_served(manifest):
         raise ConfigError(
             f"groups={path!r} was drawn from {drawn['model'].get('path')!r} ({theirs}), not from "
-            f"model_name_or_path={policy.name_or_path!r} ({ours}); draw groups from the model that is trained"
+            f"model_name_or_path={policy.name_or_path!r} ({ours}); draw groups from {wanted}"
         )
     if tilted := [name for name in ("guidance", "strength") if name in drawn["model"]]:
         raise ConfigError(
             f"groups={path!r} was drawn from model_name_or_path={policy.name_or_path!r} with a {tilted[0]} of its "
-            "own (manifest.json, draw.model), which is another policy; draw groups from the model that is trained"
+            f"own (manifest.json, draw.model), which is another policy; draw groups from {wanted}"
         )
 
 

@@ -26,6 +26,7 @@ POOL = "groups"
 
 def check_pool(
     options: DistillOptions,
+    config: "DistillationConfig",
     policy: "LocalPolicy",
     prompts: Sequence[Prompt],
     reward: "CombinedReward | None" = None,
@@ -33,8 +34,8 @@ def check_pool(
     """Refuse, before anything is drawn, what the groups, their value or their credits would be refused for later.
 
     Raises:
-        ConfigError: a value of another policy, more candidates than there are tokens, or groups of a size that the
-            reward cannot score.
+        ConfigError: a value of another policy or temperature, more candidates than there are tokens, or groups of
+            a size that the reward cannot score.
         DataError: too few prompts to fit a value, or no value where one is named.
     """
     from nonpareil.commands.credits import check_candidates
@@ -47,7 +48,7 @@ def check_pool(
             "hundreds, so give more prompts (dataset_name, max_train_prompts)"
         )
     if options.value is not None:
-        check_named(options.value, policy)
+        check_named(options.value, policy, config.temperature)
     check_candidates(policy, CreditSettings(**values_of(options, CreditSettings)))
     if reward is not None:
         reward.check_group_size(options.num_generations_pool)

@@ -139,7 +139,7 @@ def _trainer(
     model = policy.info()["fingerprint"]
     planned = planned_steps(config, method, len(data.prompts))  # which refuses a training without a step
     if makes_credits(options, config):
-        check_stages(options, policy, data, reward)
+        check_stages(options, config, policy, data, reward)
         reward.release()  # to make room; a model is loaded again when next it scores
         data = before_training(options, config, method, policy, data, resumed=checkpoint is not None)
     groups, prompts, credits = data

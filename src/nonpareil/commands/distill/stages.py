@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 def check_stages(
     options: DistillOptions,
+    config: "DistillationConfig",
     policy: "LocalPolicy",
     data: TrainingData,
     reward: "CombinedReward | None" = None,
@@ -36,7 +37,7 @@ def check_stages(
         NonpareilError: as `check_pool`.
     """
     if data.groups is None:
-        check_pool(options, policy, data.prompts, reward)
+        check_pool(options, config, policy, data.prompts, reward)
 
 
 def before_training(

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from nonpareil.errors import ConfigError
 from nonpareil.options.commands import EvaluateOptions
 from nonpareil.options.guidance import guiding_n
+from nonpareil.terminal import tell
 
 if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
+    from nonpareil.rewards.combine import CombinedReward
 
 
 def with_both_sides(options: EvaluateOptions) -> EvaluateOptions:
@@ -56,6 +58,21 @@ def guided_policy(options: EvaluateOptions, policy: "LocalPolicy") -> "LocalPoli
 
     n = guiding_n(options.value, options.n)
     return GuidedPolicy(policy, options.value, n, Guidance(options.likeliest))
+
+
+def tell_other_reward(options: EvaluateOptions, reward: "CombinedReward") -> None:
+    """Say so where a value guides, and the reward evaluated is another than the one that it foretells."""
+    if options.value is None:
+        return
+    from nonpareil.commands.value.named import rewards_of_value
+    from nonpareil.files import jsonable
+
+    theirs = rewards_of_value(options.value)
+    if theirs is not None and theirs != jsonable(reward.describe()):
+        tell(
+            f"the reward evaluated is another than the one that value={options.value!r} was fitted on (value.json, "
+            "rewards), towards which it guides"
+        )
 
 
 def guided_title(options: EvaluateOptions) -> str:

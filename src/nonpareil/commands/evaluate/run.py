@@ -15,7 +15,7 @@ from nonpareil.commands.evaluate.folders import (
     policy_folder,
     report_folders,
 )
-from nonpareil.commands.evaluate.guided import guided_policy, guided_title, with_both_sides
+from nonpareil.commands.evaluate.guided import guided_policy, guided_title, tell_other_reward, with_both_sides
 from nonpareil.commands.evaluate.sides import Side, scored_groups, sides_of
 from nonpareil.commands.evaluate.strengths import ascending, path_strengths
 from nonpareil.commands.evaluate.temperature import measured_temperature
@@ -100,6 +100,7 @@ def _evaluate(options: EvaluateOptions, strength: float | None) -> dict[str, Any
     if options.overwrite and not all(is_vacant(side.folder) for side in (*sides, theirs)):
         check_loadable(sides[-1].policy, reference)
     rewards = _rewards(options, prompts, reference)
+    tell_other_reward(options, rewards[-1])
     study = _Study(options, prompts, theirs, products, context, rewards)
     if options.strengths is None:
         title = guided_title(options)

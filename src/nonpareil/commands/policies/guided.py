@@ -48,8 +48,9 @@ class GuidedPolicy(LocalPolicy):
         check_named(value, self)
 
     def check(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
-        """As of the policy alone; a value's network must have room for prompt and completion too."""
+        """As of the policy alone; the value must be of this temperature and have room for prompt and completion."""
         super().check(prompts, sampling)
+        check_named(self.value, self, sampling.temperature)
         if Path(self.value).expanduser().is_dir():
             subject = f"value={self.value!r} has no readable config"
             config = read_config(self.value, None, subject=subject, trust_remote_code=self.trust_remote_code)

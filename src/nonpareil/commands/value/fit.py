@@ -117,6 +117,7 @@ def _fit(drawn: DrawnGroups, begin: Beginning, fitted: "Examples", settings: Fit
         policy=drawn.policy.info()["fingerprint"],
         groups=drawn.identity,
         rewards=drawn.manifest.get("rewards"),
+        temperature=drawn.temperature,
         fitted={
             **asdict(settings),
             "learning_rate": rate,

@@ -27,6 +27,11 @@ class DrawnGroups(NamedTuple):
         return f"groups={self.path!r}"
 
     @property
+    def temperature(self) -> float:
+        """That they were drawn at."""
+        return float(self.manifest["draw"]["sampling"]["temperature"])
+
+    @property
     def identity(self) -> str:
         """As credits and values name them."""
         from nonpareil.rollouts.credits import groups_identity
@@ -54,7 +59,7 @@ def drawn_groups(options: ValueGroupsOptions) -> DrawnGroups:
         options.dtype,
         trust_remote_code=options.trust_remote_code,
     )
-    check_drawn_from(options.groups, manifest, policy)
+    check_drawn_from(options.groups, manifest, policy, "the model that the value is of")
     return checked(DrawnGroups(options.groups, read_groups(options.groups), manifest, policy))
 
 

@@ -12,19 +12,35 @@ if TYPE_CHECKING:
     from nonpareil.values.base import PrefixValue
 
 
-def check_named(value: str, policy: "LocalPolicy") -> None:
+def check_named(value: str, policy: "LocalPolicy", temperature: float | None = None) -> None:
     """Refuse what is no value, or one of another policy; no weight is read. Of a function nobody knows the policy.
+
+    `temperature`: of the draws that it is to tell of, where they are known yet.
 
     Raises:
         ModelError, DataError: a folder that holds no value.
-        ConfigError: a value of another policy, or no such function.
+        ConfigError: a value of another policy, or of draws at another temperature, or no such function.
     """
-    from nonpareil.values.model import check_value_of, read_notes
+    from nonpareil.values.model import check_temperature_of, check_value_of, read_notes
 
     if _is_function(value):
         load_function(value)
     else:
-        check_value_of(read_notes(value), policy.info()["fingerprint"], f"value={value!r}")
+        notes, where = read_notes(value), f"value={value!r}"
+        check_value_of(notes, policy.info()["fingerprint"], where)
+        if temperature is not None:
+            check_temperature_of(notes, temperature, where)
+
+
+def rewards_of_value(value: str) -> Any:
+    """What scored the groups that it was fitted on, as their manifest has it; None where nobody knows.
+
+    Raises:
+        ModelError, DataError: a folder that holds no value.
+    """
+    from nonpareil.values.model import read_notes
+
+    return None if _is_function(value) else read_notes(value).rewards
 
 
 def described(value: str, settings: CreditSettings) -> dict[str, Any]:
