@@ -43,7 +43,7 @@ def run(options: CreditsOptions) -> dict[str, Any]:
     check_output("output_dir", options.output_dir, inputs_of(options))
     drawn = drawn_groups(options)
     drawn = drawn._replace(groups=drawn.groups[: options.max_prompts])
-    check_named(options.value, drawn.policy)
+    check_named(options.value, drawn.policy, drawn.manifest.get("rewards"))
     settings = CreditSettings(**values_of(options, CreditSettings))
     with writing(options.output_dir, OWNER) as folder:
         folder.refuse_other_command()
@@ -121,7 +121,7 @@ def _source(drawn: DrawnGroups, value_path: str, settings: CreditSettings, seed:
         "prompts": len(drawn.groups),
         "dtype": drawn.policy.info()["dtype"],
     }
-    return CreditsSource(drawn.policy.info()["fingerprint"], drawn.identity, value)
+    return CreditsSource(drawn.policy.info()["fingerprint"], drawn.identity, value, drawn.rewards)
 
 
 def check_candidates(policy: "LocalPolicy", settings: CreditSettings) -> None:

@@ -1,8 +1,10 @@
 """What the option `value` names: a folder of `nonpareil value`, or a user's function that makes a value."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.commands.distill.groups import differing_rewards
 from nonpareil.errors import ConfigError
 from nonpareil.user_code.load import is_function_path, load_function
 from nonpareil.values.settings import CreditSettings
@@ -10,21 +12,40 @@ from nonpareil.values.settings import CreditSettings
 if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
     from nonpareil.values.base import PrefixValue
+    from nonpareil.values.model import ValueNotes
 
 
-def check_named(value: str, policy: "LocalPolicy") -> None:
-    """Refuse what is no value, or one of another policy; no weight is read. Of a function nobody knows the policy.
+def check_named(value: str, policy: "LocalPolicy", rewards: Mapping[str, Any] | None = None) -> None:
+    """Refuse what is no value, or one of another policy or reward; no weight is read. A function does not say.
+
+    `rewards`: of the groups that are to be credited, as their manifest describes them; None compares none.
 
     Raises:
         ModelError, DataError: a folder that holds no value.
-        ConfigError: a value of another policy, or no such function.
+        ConfigError: a value of another policy or reward, or no such function.
     """
     from nonpareil.values.model import check_value_of, read_notes
 
     if _is_function(value):
         load_function(value)
-    else:
-        check_value_of(read_notes(value), policy.info()["fingerprint"], f"value={value!r}")
+        return
+    notes = read_notes(value)
+    check_value_of(notes, policy.info()["fingerprint"], f"value={value!r}")
+    for key, (theirs, ours) in differing_from(notes, rewards).items():
+        raise ConfigError(
+            f"value={value!r} is of another reward than the groups', whose {key} is {ours!r}, and not {theirs!r}; "
+            "fit a value anew on these groups: `nonpareil value`"
+        )
+
+
+def differing_from(notes: "ValueNotes", rewards: Mapping[str, Any] | None) -> dict[str, tuple[Any, Any]]:
+    """The settings in which a value's reward is another than this, with both values; all where nobody knows its.
+
+    `rewards` None, of groups that do not say what scored them, differs in nothing.
+    """
+    if rewards is None:
+        return {}
+    return differing_rewards(notes.rewards or {"rewards": [], "weights": None}, rewards)
 
 
 def described(value: str, settings: CreditSettings) -> dict[str, Any]:
