@@ -61,6 +61,7 @@ def test_a_value_is_fitted_its_credits_are_made_and_trained_on(nonpareil, files,
 
     status, out, err = credit(nonpareil, groups, files / "value", files / "credits")
     assert status == 0, err
+    assert "target_n=4 wins 0.800, and of groups of 6 in 4 bins a policy learns to win 0." in err
     totals = json.loads(out.splitlines()[-1])["totals"]
     assert (totals["completions"], totals["candidates"]) == (60, 7)
     assert totals == json.loads((files / "credits" / "totals.json").read_text())
@@ -108,6 +109,7 @@ def test_credits_are_gone_on_with_and_those_of_other_settings_kept_apart(
 def test_a_distillation_makes_what_is_missing(nonpareil, files, groups):
     status, _, err = nonpareil("distill", **DISTILL, groups=groups)
     assert status == 2
+    assert "likeliest=16 and from_tail=8 are" in err
     assert "more than the policy's 17 tokens" in err
     assert not (files / "out" / "value").exists(), "refused before anything is fitted"
     status, out, err = nonpareil("distill", "--json", **DISTILL, **FEW, groups=groups, dry_run="true")
@@ -148,6 +150,13 @@ class Likes:
 def likes(n, target):
     return Likes(n)
 
+class Flat(Likes):
+    def of(self, ids):
+        return 0.0 * super().of(ids)
+
+def flat(n, target):
+    return Flat(n)
+
 def nothing(n, target):
     return None
 """
@@ -175,6 +184,8 @@ def test_a_function_of_the_users_makes_a_value(nonpareil, files, groups):
     assert "made a NoneType" in refused(nonpareil, *words, "--value", f"{files}/own.py:nothing")
     assert "no 'liked'" in refused(nonpareil, *words, "--value", f"{files}/own.py:liked")
     assert not (files / "nowhere").exists()
+    assert "is constant: on the first 30" in refused(nonpareil, *words, "--value", f"{files}/own.py:flat")
+    assert not list((files / "nowhere").glob("data/*"))
 
 
 def test_a_value_of_another_reward_or_of_other_groups_is_not_taken_for_this_ones(

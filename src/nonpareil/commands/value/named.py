@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.distill.groups import differing_rewards
 from nonpareil.errors import ConfigError
+from nonpareil.terminal import tell
 from nonpareil.user_code.load import is_function_path, load_function
 from nonpareil.values.settings import CreditSettings
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
     from nonpareil.values.base import PrefixValue
     from nonpareil.values.model import ValueNotes
+
+
+SHORT = 0.02
+"""Of a win rate: what is missing of the one asked for, and told."""
 
 
 def check_named(value: str, policy: "LocalPolicy", rewards: Mapping[str, Any] | None = None) -> None:
@@ -59,6 +64,28 @@ def described(value: str, settings: CreditSettings) -> dict[str, Any]:
     if _is_function(value):
         return {"function": value, **_made(value, settings).describe()}
     return {"fingerprint": fingerprint(value)}
+
+
+def tell_reach(value: str, settings: CreditSettings) -> None:
+    """Say how often the target wins that the value's groups and bins can tell, where that is too little."""
+    from nonpareil.maths.best_of_n import win_rate
+    from nonpareil.maths.target_weights import reachable_win_rate
+    from nonpareil.values.model import read_notes
+
+    if _is_function(value):
+        return
+    notes = read_notes(value)
+    if not notes.fitted.get("prompts"):
+        return
+    m = round(notes.fitted["completions"] / notes.fitted["prompts"])
+    reached = reachable_win_rate(settings.target, settings.target_n, notes.bins, m)  # type: ignore[arg-type]
+    asked = float(win_rate(settings.target_n))
+    if asked - reached > SHORT:
+        tell(
+            f"target_n={settings.target_n:g} wins {asked:.3f}, and of groups of {m} in {notes.bins} bins a policy "
+            f"learns to win {reached:.3f} at most; draw more completions a prompt, fit with more bins, or take a "
+            "lower target_n (with a higher strength)"
+        )
 
 
 def load_named(value: str, settings: CreditSettings, policy: "LocalPolicy", max_tokens: int) -> "PrefixValue":
