@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from nonpareil.commands.distill.learnt import tell_learnt
 from nonpareil.commands.policies import local
 from nonpareil.credits import Credits
 from nonpareil.engines.sampling import sample_keys
@@ -95,6 +96,27 @@ def test_a_training_moves_the_policy_towards_what_the_value_likes(nonpareil, fil
     assert lines[-2]["loss"] < -0.3 * lines[-2]["value/target_kl"]
     assert json.loads((files / "out" / "spent.json").read_text())["completions_drawn"] == 0
     assert "strength=2.0" in (files / "out" / "README.md").read_text()
+
+
+def test_what_no_learning_rate_is_given_for_is_the_methods_and_what_is_learnt_is_told(
+    nonpareil, files, groups, capsys
+):
+    given = {
+        **VALUE,
+        "groups": groups,
+        "credits": made_of(files, groups),
+        "max_steps": 1,
+        "learning_rate": None,
+    }
+    status, _, err = nonpareil("distill", **given)
+    assert status == 0, err
+    assert "hardly anything was learnt: " in err
+    card = (files / "out" / "README.md").read_text()
+    assert "| learning rate | 0.0002 |" in card
+    tell_learnt([{"loss": -0.4, "value/target_kl": 0.2}])
+    assert "noise was learnt by heart: 2.00 times" in capsys.readouterr().err
+    tell_learnt([{"loss": -0.1, "value/target_kl": 0.2}, {"loss": 1.0}])
+    assert capsys.readouterr().err == ""
 
 
 def refused(nonpareil, files, **changes):

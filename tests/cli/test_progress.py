@@ -22,7 +22,10 @@ DRAWING = (
     "--shard_size",
     "2",
 )
-TRAINING = ("--max_completion_length", "4", "--per_device_train_batch_size", "2", "--evaluate_after", "false")
+TRAINING = (
+    *("--method", "jbond", "--max_completion_length", "4"),
+    *("--per_device_train_batch_size", "2", "--evaluate_after", "false"),
+)
 
 
 def in_log(*words: str) -> list[str]:

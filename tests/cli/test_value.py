@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from nonpareil.commands.policies import local
 from nonpareil.rollouts.credits import read_credits
 from nonpareil.rollouts.manifest import read_manifest
 from nonpareil.values import network
+from nonpareil.values.settings import FitSettings
 from tests.cli.conftest import WORDS, config
 
 PROMPTS = [f"the film was {one} {other}" for one in WORDS[:6] for other in WORDS[4:9]]
@@ -61,6 +63,7 @@ def test_a_value_is_fitted_its_credits_are_made_and_trained_on(nonpareil, files,
 
     status, out, err = credit(nonpareil, groups, files / "value", files / "credits")
     assert status == 0, err
+    assert "target_n=4 wins 0.800, and of groups of 6 in 4 bins a policy learns to win 0." in err
     totals = json.loads(out.splitlines()[-1])["totals"]
     assert (totals["completions"], totals["candidates"]) == (60, 7)
     assert totals == json.loads((files / "credits" / "totals.json").read_text())
@@ -108,6 +111,7 @@ def test_credits_are_gone_on_with_and_those_of_other_settings_kept_apart(
 def test_a_distillation_makes_what_is_missing(nonpareil, files, groups):
     status, _, err = nonpareil("distill", **DISTILL, groups=groups)
     assert status == 2
+    assert "likeliest=16 and from_tail=8 are" in err
     assert "more than the policy's 17 tokens" in err
     assert not (files / "out" / "value").exists(), "refused before anything is fitted"
     status, out, err = nonpareil("distill", "--json", **DISTILL, **FEW, groups=groups, dry_run="true")
@@ -148,6 +152,13 @@ class Likes:
 def likes(n, target):
     return Likes(n)
 
+class Flat(Likes):
+    def of(self, ids):
+        return 0.0 * super().of(ids)
+
+def flat(n, target):
+    return Flat(n)
+
 def nothing(n, target):
     return None
 """
@@ -175,6 +186,48 @@ def test_a_function_of_the_users_makes_a_value(nonpareil, files, groups):
     assert "made a NoneType" in refused(nonpareil, *words, "--value", f"{files}/own.py:nothing")
     assert "no 'liked'" in refused(nonpareil, *words, "--value", f"{files}/own.py:liked")
     assert not (files / "nowhere").exists()
+    assert "is constant: on the first 30" in refused(nonpareil, *words, "--value", f"{files}/own.py:flat")
+    assert not list((files / "nowhere").glob("data/*"))
+
+
+def test_a_value_of_another_reward_or_of_other_groups_is_not_taken_for_this_ones(
+    nonpareil, files, groups, monkeypatch
+):
+    """Groups are scored anew in place, and are drawn as they were."""
+    fit(nonpareil, groups, files / "value")
+    fit(nonpareil, groups, files / "out" / "value")
+    assert credit(nonpareil, groups, files / "value", files / "credits")[0] == 0
+    with (files / "rewards.py").open("a") as code:
+        code.write(
+            "\ndef fewest(completions, **columns):\n    return [-float(len(text)) for text in completions]\n"
+        )
+    other = {"reward_funcs": f"{files}/rewards.py:fewest"}
+    before = {"groups": groups, "max_steps": 1}
+    monkeypatch.setattr(local, "load_policy", refuse)
+    monkeypatch.setattr(network, "read_model", refuse)
+    kept = nonpareil("distill", **DISTILL, **FEW, **before, max_train_prompts=24, seed=5)
+    assert kept[0] == 2
+    for difference in (
+        "seed: 0 there, 5 now",
+        "groups_sha256: ",
+        "bins: 4 there, 16 now",
+        "Give --overwrite",
+    ):
+        assert difference in kept[2]
+    assert "learning_rate: 0.02 there, None now" in kept[2]
+
+    assert nonpareil("sample", output_dir=groups, num_generations=6, **other)[0] == 0
+    status, _, err = credit(nonpareil, groups, files / "value", files / "new")
+    assert status == 2
+    assert "of another reward than the groups'" in err
+    for given in ({"value": files / "value"}, {"credits": files / "credits"}):
+        few = FEW if "value" in given else {}
+        status, _, err = nonpareil("distill", **{**DISTILL, **few, **before, **other, **given})
+        assert status == 2
+        assert "of another reward than the groups'" in err
+    status, _, err = nonpareil("distill", **{**DISTILL, **FEW, **before, **other})
+    assert status == 2
+    assert "rewards: ['" in err
 
 
 @pytest.mark.slow
@@ -194,9 +247,11 @@ def test_a_training_that_goes_on_keeps_its_credits_and_one_that_begins_anew_does
 
 
 @pytest.mark.slow
-def test_one_that_was_killed_before_its_training_goes_on(nonpareil, files, groups):
+def test_one_that_was_killed_before_its_training_goes_on(nonpareil, files, groups, monkeypatch):
     """A value and credits alone lie in its folder then, which is begun anew all the same."""
-    fit(nonpareil, groups, files / "out" / "value")
+    fit(nonpareil, groups, files / "out" / "value", "--seed", "42")
+    small = {"learning_rate": 0.02, "num_train_epochs": 6, "per_device_train_batch_size": 24, "bins": 4}
+    monkeypatch.setattr("nonpareil.commands.distill.credits.FitSettings", partial(FitSettings, **small))
     status, _, err = nonpareil("distill", **DISTILL, **FEW, groups=groups)
     assert status == 0, err
     assert "completions to fit" not in err

@@ -7,7 +7,13 @@ import torch
 
 from nonpareil.errors import ConfigError
 from nonpareil.maths.best_of_n import distribution, exponential_tilt, least_kl, tilt_strength
-from nonpareil.maths.target_weights import TargetLaw, log_target_weights, log_values, quantile_bins
+from nonpareil.maths.target_weights import (
+    TargetLaw,
+    log_target_weights,
+    log_values,
+    quantile_bins,
+    reachable_win_rate,
+)
 
 N = (1, 1.5, 2, 4, 16, 200)
 
@@ -17,6 +23,19 @@ def weights_at(target: str, n: float, u: torch.Tensor) -> torch.Tensor:
         return n * u ** (n - 1)
     c = tilt_strength(n / (n + 1))
     return c * (c * (u - 1)).exp() / -math.expm1(-c) if c else torch.ones_like(u)
+
+
+@pytest.mark.parametrize(("target", "n", "bins", "m"), [("tilt", 8, 16, 8), ("best_of_n", 3, 5, 4)])
+def test_what_can_be_learnt_of_a_group_wins_as_often_as_is_said(target, n, bins, m) -> None:
+    """By the mean weight of a completion of quantile u, whose rank among m is 1 and a binomial number of others."""
+    u = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    by_rank = (
+        quantile_bins(torch.arange(m).double()[None], bins)[0] @ log_target_weights(target, n, bins).exp()
+    )
+    chances = [math.comb(m - 1, r) * u**r * (1 - u) ** (m - 1 - r) for r in range(m)]
+    learnt = sum(chance * weight for chance, weight in zip(chances, by_rank, strict=True))
+    assert reachable_win_rate(target, n, bins, m) == pytest.approx((learnt * u).mean().item(), abs=1e-5)
+    assert reachable_win_rate(target, n, 4000, 4000) == pytest.approx(n / (n + 1), abs=1e-3)
 
 
 @pytest.mark.parametrize("target", ["tilt", "best_of_n"])

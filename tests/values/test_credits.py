@@ -1,7 +1,9 @@
 """Credits of an exactly known value, enumerated; which completions have some; what changes nothing."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nonpareil.credits import check_credits
-from nonpareil.errors import NotFiniteError
+from nonpareil.errors import DataError, NotFiniteError
 from nonpareil.models.logprobs import TokenSequences
 from nonpareil.records import Group
 from nonpareil.values import credits as module
@@ -104,6 +106,41 @@ def test_a_true_value_is_credited_exactly_and_does_not_drift() -> None:
 
     biased = replace(credits, advantages=credits.advantages + np.float32(0.5))
     assert credit_totals([biased], settings).drift > 0.1
+
+
+class Likes:
+    """How often a token is there, `offset` off at the prompt and `apart` off after a candidate."""
+
+    def __init__(self, offset: float = 0.0, apart: float = 0.0, made: Callable = torch.Tensor.bfloat16):
+        self.offset, self.apart, self.made = offset, apart, made
+
+    def _prefixes(self, sequences: TokenSequences) -> Tensor:
+        rows = [(torch.tensor([0, *ids]) == 8).float().cumsum(0) for ids in sequences.completion_ids]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True) + self.offset
+
+    def prefix_values(self, sequences: TokenSequences) -> Any:
+        return self.made(self._prefixes(sequences))
+
+    def candidate_values(self, sequences: TokenSequences, token_ids: Tensor) -> Any:
+        return self.made(self._prefixes(sequences)[:, :-1, None] + (token_ids == 8) + self.apart)
+
+    def describe(self) -> dict:
+        return {}
+
+
+def test_a_value_that_contradicts_itself_is_refused_and_one_of_few_bits_is_not(groups) -> None:
+    policy, settings = make_model(), CreditSettings(likeliest=3, from_tail=0)
+    expected = make_credits(policy, Likes(made=torch.Tensor.float), groups[:3], settings)
+    for made in (torch.Tensor.bfloat16, torch.Tensor.numpy):
+        found = make_credits(policy, Likes(made=made), groups[:3], settings)
+        for prompt, ours in found.items():
+            for one, other in zip(ours, expected[prompt], strict=True):
+                if one is not None:
+                    np.testing.assert_array_equal(one.advantages, other.advantages)
+    with pytest.raises(DataError, match=r"gave 0\.5 nats for a prompt"):
+        make_credits(policy, Likes(offset=0.5), groups[:1], settings)
+    with pytest.raises(DataError, match="is 2 nats off"):
+        make_credits(policy, Likes(apart=2.0), groups[:1], settings)
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.commands.command import Command
 from nonpareil.commands.places import check_output, inputs_of
 from nonpareil.commands.value.inputs import DrawnGroups, drawn_groups
-from nonpareil.commands.value.named import check_named, described, load_named
+from nonpareil.commands.value.named import check_named, described, load_named, tell_reach
 from nonpareil.commands.value.show import show_credits
 from nonpareil.commands.value.spent import add_spent
-from nonpareil.errors import ConfigError
+from nonpareil.errors import ConfigError, DataError
 from nonpareil.folders import writing
 from nonpareil.options.values import CreditsOptions
 from nonpareil.settings import values_of
@@ -43,7 +43,7 @@ def run(options: CreditsOptions) -> dict[str, Any]:
     check_output("output_dir", options.output_dir, inputs_of(options))
     drawn = drawn_groups(options)
     drawn = drawn._replace(groups=drawn.groups[: options.max_prompts])
-    check_named(options.value, drawn.policy, drawn.temperature)
+    check_named(options.value, drawn.policy, drawn.temperature, drawn.manifest.get("rewards"))
     settings = CreditSettings(**values_of(options, CreditSettings))
     with writing(options.output_dir, OWNER) as folder:
         folder.refuse_other_command()
@@ -65,6 +65,7 @@ def write_all(
 
     Raises:
         ConfigError: the folder holds credits made with other settings, or more candidates than there are tokens.
+        DataError: a value to which all next tokens of the first prompts are alike.
         NonpareilError: models that cannot be loaded.
     """
     from nonpareil.files import write_json
@@ -79,6 +80,7 @@ def write_all(
     missing = [index for index in range(len(shards)) if not has_credits(folder, index, source)]
     begun = time.perf_counter()
     if missing:
+        tell_reach(value_path, settings)
         _tell_cost(drawn, settings, [shards[index] for index in missing])
         policy = drawn.policy.load()
         value = load_named(value_path, settings, drawn.policy, max_tokens)
@@ -94,6 +96,8 @@ def write_all(
                     seed=seed,
                     max_tokens_per_batch=max_tokens,
                 )
+                if index == missing[0]:
+                    _refuse_constant(credit_totals(_all(found), settings), value_path)
                 write_credits(folder, index, found, source)
                 progress.update(len(shards[index]), sum(map(len, _all(found))))
                 now = time.perf_counter()
@@ -103,6 +107,14 @@ def write_all(
     write_json(folder / TOTALS, totals.to_dict())
     add_spent(folder, 0.0, candidates=totals.positions * totals.candidates)
     return totals
+
+
+def _refuse_constant(totals: "CreditTotals", value_path: str) -> None:
+    if totals.positions and totals.spread == 0:
+        raise DataError(
+            f"value={value_path!r} is constant: on the first {totals.completions} completions no next token is "
+            "worth more than another, so that credits of it teach nothing; give another value"
+        )
 
 
 def _all(credits: Any) -> Iterator["Credits"]:
@@ -121,7 +133,7 @@ def _source(drawn: DrawnGroups, value_path: str, settings: CreditSettings, seed:
         "prompts": len(drawn.groups),
         "dtype": drawn.policy.info()["dtype"],
     }
-    return CreditsSource(drawn.policy.info()["fingerprint"], drawn.identity, value)
+    return CreditsSource(drawn.policy.info()["fingerprint"], drawn.identity, value, drawn.rewards)
 
 
 def check_candidates(policy: "LocalPolicy", settings: CreditSettings) -> None:

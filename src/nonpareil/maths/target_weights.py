@@ -62,6 +62,21 @@ def quantile_bins(rewards: Float[Tensor, "b m"], bins: int) -> Float[Tensor, "b 
     return shares.masked_fill(rewards.isnan()[..., None], torch.nan).to(rewards)
 
 
+def reachable_win_rate(target: TargetLaw, n: Real, bins: int, m: int) -> float:
+    """How often the target wins that is learnt without error of groups of m rewards that do not tie, in bins.
+
+    The mean over the ranks r = 1 ... m of the weight that `quantile_bins` gives the rank, times r / (m + 1), the
+    mean quantile of the reward that has it.
+
+    Raises:
+        ConfigError: as `log_target_weights`.
+    """
+    weights = log_target_weights(target, n, bins).exp()
+    ranks = torch.arange(1, m + 1, dtype=torch.float64)
+    by_rank = quantile_bins(ranks[None], bins)[0] @ weights
+    return (by_rank * ranks / (m + 1)).mean().item()
+
+
 def log_values(logits: Float[Tensor, "*s w"], log_weights: Float[Tensor, " w"]) -> Float[Tensor, "*s"]:
     """log E[W], nats, of distributions over the bins, given as logits; float32 at least."""
     wide = torch.promote_types(logits.dtype, torch.float32)

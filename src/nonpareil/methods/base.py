@@ -107,6 +107,8 @@ class Method(ABC):
     """Whether stored groups may be the anchor's draws; where they are optional, `stored` must be a field."""
     unread_with_groups: ClassVar[tuple[str, ...]] = ()
     """Settings that nothing reads where groups are stored; they are refused by name."""
+    training_defaults: ClassVar[Mapping[str, Any]] = {}
+    """Settings of a training that `nonpareil distill` and `compare` take in place of their own defaults."""
     stored: bool = False
     """Whether stored groups are the anchor's draws; no setting, but set for methods that have it as a field."""
     num_iterations: int = 1

@@ -70,6 +70,17 @@ def reads_credits(method: "Method | str") -> bool:
     return issubclass(method_class(method) if isinstance(method, str) else type(method), CreditedMethod)
 
 
+def training_defaults(method: str | None) -> Mapping[str, Any]:
+    """What the method of this name has for a training's settings that are not given; None: that of the default.
+
+    Raises:
+        ConfigError: no such method.
+    """
+    from nonpareil.methods import method_class
+
+    return {} if method is None else method_class(method).training_defaults
+
+
 def learns_from_groups(given: Mapping[str, Any], method: "Method | str") -> bool:
     """Whether stored groups are given, by the settings of a training, or are drawn before it.
 

@@ -42,6 +42,8 @@ class CreditsSource:
     """As `groups_identity` has it."""
     value: Any
     """All that decides the value, as JSON has it."""
+    rewards: Any = None
+    """All that decides the groups' rewards, which the value is about, as JSON has it; None is not compared."""
 
     def to_dict(self) -> dict[str, Any]:
         """As files keep it."""

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from nonpareil.credits import Credits
@@ -19,6 +22,10 @@ from nonpareil.values.settings import CreditSettings
 
 AT_ONCE = 32
 """Completions whose candidates are held in memory."""
+MOST_AT_PROMPT = 1e-3
+"""Nats, of what is 0."""
+MOST_APART, MOST_APART_SHARE = 0.05, 0.25
+"""Nats, and as a share of the mean absolute value: by how much two answers about one text may differ."""
 LARGE = 2.0
 """Nats, of an advantage that a training cuts by default."""
 
@@ -70,7 +77,7 @@ def make_credits(
         max_tokens_per_batch: of a pass of the policy.
 
     Raises:
-        DataError: a value that answers with other shapes.
+        DataError: a value that answers with other shapes, is not 0 at a prompt, or contradicts itself.
         NotFiniteError: or with NaN.
     """
     found: dict[str, list[Credits | None]] = {group.prompt_id: [None] * len(group) for group in groups}
@@ -129,8 +136,9 @@ def _credits(
         max_tokens_per_batch=max_tokens,
     )
     shape = candidates.token_ids.shape
-    prefixes = value.prefix_values(sequences)
-    after = value.candidate_values(sequences, candidates.token_ids)
+    # A user's value may answer in half precision, or in NumPy arrays.
+    prefixes = torch.as_tensor(value.prefix_values(sequences)).float()
+    after = torch.as_tensor(value.candidate_values(sequences, candidates.token_ids)).float()
     if prefixes.shape != (shape[0], shape[1] + 1) or after.shape != shape:
         raise DataError(
             f"the value gave prefixes {list(prefixes.shape)} and candidates {list(after.shape)}; "
@@ -138,12 +146,15 @@ def _credits(
         )
     if not (prefixes.isfinite().all() and after.isfinite().all()):
         raise NotFiniteError("the value gave NaN or infinity for a prefix, of which no credit can be made")
-    before = prefixes[:, :-1].to(after)
+    lengths = [len(own) for own in sequences.completion_ids]
+    prefixes = prefixes.to(after)
+    for row, length in enumerate(lengths):
+        _check_agrees(prefixes[row, : length + 1], after[row, :length, 0])
+    before = prefixes[:, :-1]
     advantages = after - before[..., None]
     ids, weights, advantages_, values = (
         each.cpu().numpy() for each in (candidates.token_ids.int(), candidates.weights, advantages, before)
     )
-    lengths = [len(own) for own in sequences.completion_ids]
     return [
         Credits(
             ids[row, :length].copy(),
@@ -153,6 +164,27 @@ def _credits(
         )
         for row, length in enumerate(lengths)
     ]
+
+
+def _check_agrees(prefixes: Float[Tensor, " t+1"], own: Float[Tensor, " t"]) -> None:
+    """Refuse a completion's values that do not begin with 0, or whose own tokens lead elsewhere than its prefixes.
+
+    Rounding is let through: two passes of a network in bfloat16 differ.
+
+    Raises:
+        DataError: saying which, and by how much.
+    """
+    if (first := prefixes[0].item()) and abs(first) > MOST_AT_PROMPT:
+        raise DataError(
+            f"the value gave {first:.3g} nats for a prompt, and that is 0 by its definition; subtract the prompt's "
+            "value from those of prefixes and candidates"
+        )
+    apart = (prefixes[1:] - own).abs().mean().item()
+    if apart > MOST_APART + MOST_APART_SHARE * prefixes.abs().mean().item():
+        raise DataError(
+            f"the value of a prefix and one token is {apart:.3g} nats off, on average over a completion, from that "
+            "of the longer prefix, and they are one; give both from the same prompt on, in the same order"
+        )
 
 
 def credit_totals(credits: Iterable[Credits], settings: CreditSettings) -> CreditTotals:

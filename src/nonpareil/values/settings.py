@@ -58,9 +58,9 @@ class CreditSettings:
         1, "Completions of each prompt that are credited.", at_least=1, reader=MAKES_CREDITS
     )
     likeliest: int = option(
-        32, "Likeliest next tokens to credit at each position.", at_least=1, reader=MAKES_CREDITS
+        16, "Likeliest next tokens to credit at each position.", at_least=1, reader=MAKES_CREDITS
     )
-    from_tail: int = option(16, "Further ones, drawn from the rest.", at_least=0, reader=MAKES_CREDITS)
+    from_tail: int = option(8, "Further ones, drawn from the rest.", at_least=0, reader=MAKES_CREDITS)
 
     @property
     def candidates(self) -> int:

@@ -9,6 +9,7 @@ from nonpareil.commands.distill.show import show, status
 from nonpareil.commands.evaluate.show import as_json
 from nonpareil.options.commands import DistillOptions
 from nonpareil.options.demo import demo_training, uses_demo
+from nonpareil.options.methods import training_defaults
 
 
 def _option_classes() -> list[type]:
@@ -26,7 +27,7 @@ def _listed_classes() -> list[type]:
 def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     if uses_demo(DistillOptions, given):
         return demo_training(given)
-    return {"output_dir": "nonpareil-distilled"}
+    return {"output_dir": "nonpareil-distilled", **training_defaults(given.get("method"))}
 
 
 COMMAND = Command(

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nonpareil.commands.distill.groups import manifest_of
+from nonpareil.commands.distill.groups import manifest_of, reward_settings
 from nonpareil.errors import ConfigError
 from nonpareil.options.commands import DistillOptions
 from nonpareil.records import Group
-from nonpareil.settings import values_of
+from nonpareil.settings import differing, values_of
 from nonpareil.terminal import tell
 from nonpareil.values.settings import CreditSettings, FitSettings
 
@@ -26,11 +26,12 @@ def load_credits(path: str, groups: str, policy: "LocalPolicy") -> "StoredCredit
 
     Raises:
         DataError: no such credits, or some that are not whole.
-        ConfigError: credits of another policy or other groups.
+        ConfigError: credits of another policy, other groups or another reward.
     """
+    from nonpareil.files import jsonable
     from nonpareil.rollouts.credits import groups_identity, read_credits
 
-    credits = read_credits(Path(path))
+    credits, manifest = read_credits(Path(path)), manifest_of(Path(groups))
     here = policy.info()["fingerprint"]
     if credits.source.policy != here:
         raise ConfigError(
@@ -42,6 +43,14 @@ def load_credits(path: str, groups: str, policy: "LocalPolicy") -> "StoredCredit
             f"credits={path!r} are of other groups than groups={groups!r}; make them of these, or give the groups "
             "that they are of"
         )
+    if credits.source.rewards is not None:
+        rewards = jsonable(reward_settings(manifest["rewards"])) if manifest.get("rewards") else {}
+        for key, (theirs, ours) in differing(credits.source.rewards, rewards).items():
+            raise ConfigError(
+                f"credits={path!r} are of another reward than the groups', whose {key} is {ours!r}, and not "
+                f"{theirs!r}; fit a value anew on these groups and make them of it (`nonpareil value`, "
+                "`nonpareil credits`)"
+            )
     return credits
 
 
@@ -122,23 +131,20 @@ def _value(
     from nonpareil.commands.value.inputs import beginning
     from nonpareil.commands.value.named import check_named
     from nonpareil.folders import delete_listed, writing
-    from nonpareil.values.model import NOTES, check_value_of, read_notes
+    from nonpareil.values.model import NOTES
 
-    policy, own = drawn.policy.info()["fingerprint"], Path(str(config.output_dir)) / OWNER
+    own, settings = Path(str(config.output_dir)) / OWNER, FitSettings(seed=config.seed)
     if options.value is not None:
-        check_named(options.value, drawn.policy, drawn.temperature)
+        check_named(options.value, drawn.policy, drawn.temperature, drawn.manifest.get("rewards"))
         return options.value
     if options.overwrite and not resumed:
         delete_listed(own, OWNER)
     if (own / NOTES).is_file():
-        notes = read_notes(own)
-        check_value_of(notes, policy, str(own))
-        if notes.groups != drawn.identity:
-            raise ConfigError(f"{own} is a value of other groups; give --overwrite, or another output_dir")
+        _check_own(own, drawn, settings)
         return str(own)
     with writing(own, OWNER) as held:
         held.refuse_other_command()
-        report = fit_into(held, drawn, beginning(drawn, None), FitSettings(seed=config.seed))
+        report = fit_into(held, drawn, beginning(drawn, None), settings)
     low, high = report.gain.low, report.gain.high
     tell(
         f"the value is {report.gain.estimate:.3f} [{low:.3f}, {high:.3f}] nats a prefix better than a uniform law "
@@ -146,6 +152,35 @@ def _value(
         f"{report.by_position[-1].squared_correlation:.2f}"
     )
     return str(own)
+
+
+def _check_own(own: Path, drawn: "DrawnGroups", settings: FitSettings) -> None:
+    """Refuse the value in output_dir unless it is the one that would be fitted there now.
+
+    Raises:
+        ConfigError: naming all that differs.
+    """
+    from nonpareil.commands.value.fit import fitted_on
+    from nonpareil.commands.value.named import differing_from
+    from nonpareil.values.model import check_value_of, read_notes
+
+    notes = read_notes(own)
+    check_value_of(notes, drawn.policy.info()["fingerprint"], str(own))
+    there = {"groups": notes.groups, **notes.fitted}
+    asked = {"groups": drawn.identity, **fitted_on(drawn, settings)}
+    lines = [
+        f"  {key}: {theirs!r} there, {ours!r} now"
+        for key, (theirs, ours) in {
+            **differing_from(notes, drawn.manifest.get("rewards")),
+            **differing({key: there.get(key) for key in asked}, asked),
+        }.items()
+    ]
+    if lines:
+        raise ConfigError(
+            f"{own} is a value of other groups, another reward or other settings:\n"
+            + "\n".join(lines)
+            + "\nGive --overwrite, or another output_dir."
+        )
 
 
 def cost_of_credits(
@@ -162,7 +197,7 @@ def cost_of_credits(
     drawn, settings = _drawn(options, config, groups), CreditSettings(**values_of(options, CreditSettings))
     check_candidates(drawn.policy, settings)
     if options.value is not None:
-        check_named(options.value, drawn.policy, drawn.temperature)
+        check_named(options.value, drawn.policy, drawn.temperature, drawn.manifest.get("rewards"))
     fitted = 0 if options.value is not None else sum(map(len, groups))
     return {
         "fitted_completions": fitted,

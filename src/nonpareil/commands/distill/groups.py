@@ -65,19 +65,23 @@ def check_stored_rewards(path: str, reward: "CombinedReward") -> None:
         ConfigError: the first setting of the reward that differs.
     """
     from nonpareil.files import jsonable
-    from nonpareil.models.first_fingerprint import renewed
     from nonpareil.rollouts.manifest import read_manifest
 
     stored = (read_manifest(Path(path)) or {}).get("rewards")
     if stored is None:
         return
-    described = jsonable(reward.describe())
-    there, here = _reward_settings(renewed(stored, described)), _reward_settings(described)
-    for key, (theirs, ours) in differing(there, here).items():
+    for key, (theirs, ours) in differing_rewards(stored, jsonable(reward.describe())).items():
         raise ConfigError(
             f"groups={path!r} was scored with {key}={theirs!r}, and this run has {ours!r}; "
             "score the groups anew with `nonpareil sample` (nothing is redrawn), or give the reward they have"
         )
+
+
+def differing_rewards(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings by which two rewards differ, as manifests describe them, with both values."""
+    from nonpareil.models.first_fingerprint import renewed
+
+    return differing(reward_settings(renewed(there, here)), reward_settings(here))
 
 
 def manifest_of(source: Path) -> dict[str, Any]:
@@ -227,7 +231,7 @@ def _tell_dtype(path: str, drawn_in: str | None, config: "DistillationConfig") -
         )
 
 
-def _reward_settings(described: dict[str, Any]) -> dict[str, Any]:
+def reward_settings(described: Mapping[str, Any]) -> dict[str, Any]:
     """All that decides the rewards, names first; a path is only a label where the weights have a fingerprint."""
     settings = {"rewards": [one["name"] for one in described["rewards"]], "weights": described["weights"]}
     for one in described["rewards"]:

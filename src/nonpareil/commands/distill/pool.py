@@ -34,12 +34,13 @@ def check_pool(
     """Refuse, before anything is drawn, what the groups, their value or their credits would be refused for later.
 
     Raises:
-        ConfigError: a value of another policy or temperature, more candidates than there are tokens, or groups of
-            a size that the reward cannot score.
+        ConfigError: a value of another policy, temperature or reward, more candidates than there are tokens, or
+            groups of a size that the reward cannot score.
         DataError: too few prompts to fit a value, or no value where one is named.
     """
     from nonpareil.commands.credits import check_candidates
     from nonpareil.commands.value.named import check_named
+    from nonpareil.files import jsonable
     from nonpareil.values.examples import FEWEST_PROMPTS
 
     if len(prompts) < FEWEST_PROMPTS:
@@ -48,7 +49,8 @@ def check_pool(
             "hundreds, so give more prompts (dataset_name, max_train_prompts)"
         )
     if options.value is not None:
-        check_named(options.value, policy, config.temperature)
+        described = None if reward is None else jsonable(reward.describe())
+        check_named(options.value, policy, config.temperature, described)
     check_candidates(policy, CreditSettings(**values_of(options, CreditSettings)))
     if reward is not None:
         reward.check_group_size(options.num_generations_pool)

@@ -18,6 +18,7 @@ from nonpareil.commands.distill.inputs import (
     training_data,
     training_reward,
 )
+from nonpareil.commands.distill.learnt import tell_learnt
 from nonpareil.commands.distill.stages import before_training, check_stages
 from nonpareil.commands.evaluate import run as evaluate
 from nonpareil.folders import held_folder
@@ -81,6 +82,8 @@ def _distill(
     interrupted = trainer.stopper.stopped and trainer.state.global_step < trainer.state.max_steps
     if not interrupted:
         trainer.save_finished()
+        if trainer.is_world_process_zero():
+            tell_learnt(trainer.state.log_history)
     del trainer
     free_memory()  # a trainer and its callbacks hold each other, and models with them
     if not end_processes():

@@ -119,14 +119,23 @@ def _fit(drawn: DrawnGroups, begin: Beginning, fitted: "Examples", settings: Fit
         rewards=drawn.manifest.get("rewards"),
         temperature=drawn.temperature,
         fitted={
-            **asdict(settings),
-            "learning_rate": rate,
+            **fitted_on(drawn, settings),
+            "peak_learning_rate": rate,
             "begun_with": begin.path,
             "prompts": fitted.num_prompts,
             "completions": len(fitted),
         },
     )
     return ValueModel(model, drawn.policy.tokenizer, notes)
+
+
+def fitted_on(drawn: DrawnGroups, settings: FitSettings) -> dict[str, Any]:
+    """The settings of a fit and the content of its groups, of which `ValueNotes.fitted` has the same."""
+    from nonpareil.training.checkpoints.identity import hash_of_groups
+
+    unread = "max_tokens_per_batch"  # it bounds memory alone
+    asked = {name: value for name, value in asdict(settings).items() if name != unread}
+    return {**asked, "groups_sha256": hash_of_groups(drawn.groups)}
 
 
 def _network(drawn: DrawnGroups, begin: Beginning, bins: int) -> tuple[Any, Beginning]:

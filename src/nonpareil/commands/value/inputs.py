@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nonpareil.commands.distill.groups import check_drawn_from, is_served, manifest_of
+from nonpareil.commands.distill.groups import check_drawn_from, is_served, manifest_of, reward_settings
 from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.options.values import ValueGroupsOptions
 from nonpareil.records import Group
@@ -37,6 +37,12 @@ class DrawnGroups(NamedTuple):
         from nonpareil.rollouts.credits import groups_identity
 
         return groups_identity(Path(self.path))
+
+    @property
+    def rewards(self) -> dict[str, Any] | None:
+        """All that decides them, by name, as credits keep it; None where the folder does not say."""
+        described = self.manifest.get("rewards")
+        return None if described is None else reward_settings(described)
 
 
 def drawn_groups(options: ValueGroupsOptions) -> DrawnGroups:

@@ -1,35 +1,54 @@
 """What the option `value` names: a folder of `nonpareil value`, or a user's function that makes a value."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.commands.distill.groups import differing_rewards
 from nonpareil.errors import ConfigError
+from nonpareil.terminal import tell
 from nonpareil.user_code.load import is_function_path, load_function
 from nonpareil.values.settings import CreditSettings
 
 if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
     from nonpareil.values.base import PrefixValue
+    from nonpareil.values.model import ValueNotes
 
 
-def check_named(value: str, policy: "LocalPolicy", temperature: float | None = None) -> None:
-    """Refuse what is no value, or one of another policy; no weight is read. Of a function nobody knows the policy.
+SHORT = 0.02
+"""Of a win rate: what is missing of the one asked for, and told."""
 
-    `temperature`: of the draws that it is to tell of, where they are known yet.
+
+def check_named(
+    value: str,
+    policy: "LocalPolicy",
+    temperature: float | None = None,
+    rewards: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuse what is no value, or one of another policy or reward; no weight is read. A function does not say.
+
+    `temperature`: of the draws that it is to tell of, where they are known yet. `rewards`: of the groups that are
+    to be credited, as their manifest describes them; None compares none.
 
     Raises:
         ModelError, DataError: a folder that holds no value.
-        ConfigError: a value of another policy, or of draws at another temperature, or no such function.
+        ConfigError: a value of another policy or reward, or of draws at another temperature, or no such function.
     """
     from nonpareil.values.model import check_temperature_of, check_value_of, read_notes
 
     if _is_function(value):
         load_function(value)
-    else:
-        notes, where = read_notes(value), f"value={value!r}"
-        check_value_of(notes, policy.info()["fingerprint"], where)
-        if temperature is not None:
-            check_temperature_of(notes, temperature, where)
+        return
+    notes, where = read_notes(value), f"value={value!r}"
+    check_value_of(notes, policy.info()["fingerprint"], where)
+    if temperature is not None:
+        check_temperature_of(notes, temperature, where)
+    for key, (theirs, ours) in differing_from(notes, rewards).items():
+        raise ConfigError(
+            f"{where} is of another reward than the groups', whose {key} is {ours!r}, and not {theirs!r}; "
+            "fit a value anew on these groups: `nonpareil value`"
+        )
 
 
 def rewards_of_value(value: str) -> Any:
@@ -43,6 +62,16 @@ def rewards_of_value(value: str) -> Any:
     return None if _is_function(value) else read_notes(value).rewards
 
 
+def differing_from(notes: "ValueNotes", rewards: Mapping[str, Any] | None) -> dict[str, tuple[Any, Any]]:
+    """The settings in which a value's reward is another than this, with both values; all where nobody knows its.
+
+    `rewards` None, of groups that do not say what scored them, differs in nothing.
+    """
+    if rewards is None:
+        return {}
+    return differing_rewards(notes.rewards or {"rewards": [], "weights": None}, rewards)
+
+
 def described(value: str, settings: CreditSettings) -> dict[str, Any]:
     """What decides the value, without its target, as JSON has it.
 
@@ -54,6 +83,28 @@ def described(value: str, settings: CreditSettings) -> dict[str, Any]:
     if _is_function(value):
         return {"function": value, **_made(value, settings).describe()}
     return {"fingerprint": fingerprint(value)}
+
+
+def tell_reach(value: str, settings: CreditSettings) -> None:
+    """Say how often the target wins that the value's groups and bins can tell, where that is too little."""
+    from nonpareil.maths.best_of_n import win_rate
+    from nonpareil.maths.target_weights import reachable_win_rate
+    from nonpareil.values.model import read_notes
+
+    if _is_function(value):
+        return
+    notes = read_notes(value)
+    if not notes.fitted.get("prompts"):
+        return
+    m = round(notes.fitted["completions"] / notes.fitted["prompts"])
+    reached = reachable_win_rate(settings.target, settings.target_n, notes.bins, m)  # type: ignore[arg-type]
+    asked = float(win_rate(settings.target_n))
+    if asked - reached > SHORT:
+        tell(
+            f"target_n={settings.target_n:g} wins {asked:.3f}, and of groups of {m} in {notes.bins} bins a policy "
+            f"learns to win {reached:.3f} at most; draw more completions a prompt, fit with more bins, or take a "
+            "lower target_n (with a higher strength)"
+        )
 
 
 def load_named(value: str, settings: CreditSettings, policy: "LocalPolicy", max_tokens: int) -> "PrefixValue":

@@ -96,7 +96,7 @@ def run_identity(
         "anchor_refresh_steps": refresh_steps,
         "model": model,
         "prompts": {**prompt_identity(prompts), "token_ids_sha256": _token_ids(prompts)},
-        "groups": None if groups is None else _hash_of(groups),
+        "groups": None if groups is None else hash_of_groups(groups),
         "reward": _reward(reward),
         "peft_config": None if peft_config is None else _adapter(peft_config),
     }
@@ -155,7 +155,7 @@ def _token_ids(prompts: Sequence[Prompt]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _hash_of(groups: Sequence[Group]) -> str:
+def hash_of_groups(groups: Sequence[Group]) -> str:
     """Of what is learnt from: the completions' tokens and rewards. Log-probs follow from those and the model."""
     digest = hashlib.sha256()
     for group in groups:
