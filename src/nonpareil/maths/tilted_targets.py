@@ -80,7 +80,8 @@ def tilted_cross_entropy(
     """sum_a q_a (log pi_ref(a) - log pi(a)) at each position, nats, from `candidate_log_ratios`.
 
     It is KL(q || pi) less KL(q || pi_ref), a constant: 0 at the reference, and least, -KL(q || pi_ref), at the
-    target. Its gradient is that of KL(q || pi).
+    target. Its gradient is that of KL(q || pi). Where sampled candidates make q negative at a token, it falls
+    without bound as that token's probability goes to 0: right in expectation, and what many epochs learn by heart.
     """
     return (kl_from_reference - (excess * log_ratio).sum(-1)) / normaliser
 
@@ -90,7 +91,7 @@ def target_kl(
 ) -> Float[Tensor, " q"]:
     """KL(q || pi_ref) of each position's target, nats: by how much `tilted_cross_entropy` can fall.
 
-    Of sampled candidates an estimate, unbiased but for Z.
+    Of sampled candidates an estimate, unbiased but for Z; too large where Z is at its floor.
     """
     excess, normaliser = excess_and_normaliser(weights, advantages, strength, max_advantage)
     tilted = strength * advantages.clamp(-max_advantage, max_advantage)

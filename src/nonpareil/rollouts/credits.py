@@ -105,7 +105,8 @@ def begin_credits(folder: Path, source: CreditsSource, shards: int) -> None:
         if lines:
             raise ConfigError(
                 f"{str(folder)!r} holds credits made with other settings:\n" + "\n".join(lines) + "\n"
-                "Give another folder, or delete them."
+                "Give the settings that they have, or another folder; to make them anew, delete them, or give "
+                "--overwrite where `nonpareil distill` made them."
             )
         return
     write_json(folder / MANIFEST, {**manifest, "sha256": _seal(manifest)})

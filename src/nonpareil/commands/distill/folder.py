@@ -67,12 +67,18 @@ def distillation_folder(
         yield
 
 
+def folder_of_run(output_dir: Path) -> OutputFolder:
+    """The output folder itself, which this process holds inside `distillation_folder`."""
+    folder = held_folder(output_dir / MARKER)
+    assert folder is not None, f"{output_dir} is not held"
+    return folder
+
+
 def start_anew(output_dir: Path) -> None:
     """Delete what an earlier run wrote, its evaluation included; what else is in the folder stays."""
     from nonpareil.training.checkpoints.files import leftovers, remove_empty, sweep
 
-    folder = held_folder(output_dir / MARKER)
-    assert folder is not None
+    folder = folder_of_run(output_dir)
     delete_evaluation(output_dir / "evaluation")
     folder.delete()
     sweep(output_dir)

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.distill.credits import cost_of_credits, make_credits
+from nonpareil.commands.distill.folder import folder_of_run
 from nonpareil.commands.distill.groups import load_groups
 from nonpareil.commands.distill.inputs import TrainingData
 from nonpareil.commands.distill.pool import check_pool, cost_of_pool, draw_pool
 from nonpareil.commands.inputs import template_kwargs
-from nonpareil.folders import held_folder
-from nonpareil.markers import MARKER
 from nonpareil.options.commands import DistillOptions
 from nonpareil.records import prompt_of
 from nonpareil.terminal import tell
@@ -55,9 +54,10 @@ def before_training(
         NonpareilError: a stage that cannot be done, or one there that was done with other settings.
         KeyboardInterrupt: stopped; how to go on was said.
     """
-    groups, folder = data.groups, held_folder(Path(str(config.output_dir)) / MARKER)
-    assert folder is not None
-    folder.mark()  # a kill may leave a stage's folder with nothing whole in it
+    groups = data.groups
+    folder_of_run(
+        Path(str(config.output_dir))
+    ).mark()  # a kill may leave a stage's folder with nothing whole in it
     try:
         if groups is None:
             _tell_plan(options, config, method, data)

@@ -77,15 +77,12 @@ def tilt_path(
     return TiltPath(strengths, log_ratio, kl, won / weight, effective_samples(log_ratio), spent / weight)
 
 
-def target_win_rate(data: TiltGroups, n: int | None, win_rate: float | None) -> float:
-    """The win rate that is asked for, or that of best-of-n of these groups, ties counted.
+def best_of_n_win_rate(data: TiltGroups, n: int) -> float:
+    """The win rate of best-of-n of these groups, ties counted.
 
     Raises:
         ConfigError: an n beyond what the groups show.
     """
-    if n is None:
-        assert win_rate is not None
-        return win_rate
     if n > largest_n(data.rewards):
         raise ConfigError(
             f"n={n} is beyond what groups with {largest_n(data.rewards) + 1} rewards of a prompt show; lower n, or "

@@ -101,7 +101,7 @@ def _written(
 ) -> dict[str, Any]:
     """Count, estimate, choose, write; all of the result but where it lies."""
     from nonpareil.commands.tilt.counting import token_sums
-    from nonpareil.commands.tilt.path import strength_for, target_win_rate, tilt_estimate, tilt_path
+    from nonpareil.commands.tilt.path import best_of_n_win_rate, strength_for, tilt_estimate, tilt_path
     from nonpareil.commands.tilt.written import write_logit_bias, write_model
     from nonpareil.files import jsonable, write_json
     from nonpareil.maths.vocabulary_tilt import strength_grid
@@ -110,8 +110,8 @@ def _written(
     from nonpareil.models.saving import prepare_saving
     from nonpareil.records import prompt_of
 
-    n = DEFAULT_N if options.n is None and options.win_rate is None else options.n
-    target = target_win_rate(data, n, options.win_rate)
+    n = None if options.win_rate is not None else options.n or DEFAULT_N
+    target = options.win_rate or best_of_n_win_rate(data, n or DEFAULT_N)
     model = policy.load()
     prompts = [prompt_of(group) for group in data.groups[:1]]
     if options.format == "model":
