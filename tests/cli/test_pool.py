@@ -160,10 +160,15 @@ def test_the_demo_is_value_distillation_and_jbond_a_flag_away(nonpareil, files):
         assert status == 0, err
         plan = json.loads(out.splitlines()[-1])
         assert plan["method"] == method
+        assert plan["settings"].get("strength") == (1.3 if method == "value_distillation" else None)
         assert ("groups" in plan) == (method == "value_distillation")
         assert plan["prompts"] == (800 if method == "value_distillation" else 12800)
     refusal = nonpareil(*argv, "--target_n", "8")[2]
     assert "the method reads no credits" in refusal
+    out = nonpareil(
+        "distill", "--json", "--dry_run", "true", "--output_dir", files / "out", "--strength", "2"
+    )[1]
+    assert json.loads(out.splitlines()[-1])["settings"]["strength"] == 2, "a flag goes before the demo's own"
 
 
 @pytest.mark.slow

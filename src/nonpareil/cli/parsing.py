@@ -58,7 +58,7 @@ def parse(
             instance.config_file = config_file
     if of_method:
         config: Any = next(instance for instance in instances if hasattr(instance, "method"))
-        own = {name: given[name] for name in of_method if name in given}
+        own = {name: values[name] for name in of_method if name in values}
         config.method = read_method(config.method, own, stored=learns_from_groups(values, config.method))
     _quiet()
     return instances, given, as_json

@@ -40,6 +40,8 @@ def demo_training(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     folder, method = demo_path("policy").parent, given.get("method")
     settings = load_yaml(folder / "demo.yaml")
+    if method not in (None, settings["method"]):
+        del settings["strength"]  # the method's own, as J-BOND's below
     if method is not None and not reads_credits(method):
         settings = load_yaml(folder / "demo-jbond.yaml")
         if method != "jbond":

@@ -94,17 +94,17 @@ def check_groups(groups: Sequence[Group], where: str) -> None:
             f"{where} has prompts or completions without token ids; draw them with engine=transformers"
         )
     rewards = [_rewards_of(group) for group in groups]
+    if not any((values > values.nan_to_num(nan=torch.inf).min()).any() for values in rewards):
+        raise DataError(
+            f"{where}: the rewards of a prompt's completions are equal at every prompt (or failed), so that no "
+            "prefix is worth more than another; take a reward that varies, or more completions a prompt"
+        )
     known = sum(int((~values.isnan()).sum()) > 1 for values in rewards)
     if known < FEWEST_PROMPTS:
         failed = f" with two rewards that did not fail, of {len(groups)}" if known < len(groups) else ""
         raise DataError(
             f"{where} has {known} prompts{failed}; a value needs {FEWEST_PROMPTS} at the very least, and a useful "
             "one hundreds, so draw more groups"
-        )
-    if not any((values > values.nan_to_num(nan=torch.inf).min()).any() for values in rewards):
-        raise DataError(
-            f"{where}: the rewards of a prompt's completions are equal at every prompt (or failed), so that no "
-            "prefix is worth more than another; take a reward that varies, or more completions a prompt"
         )
 
 
