@@ -209,14 +209,12 @@ def test_what_a_tilted_start_does_not_go_with_is_refused_by_name(tmp_path: Path)
 
 
 def test_a_model_is_refused_by_its_config_before_anything_is_drawn() -> None:
-    tilted = ValueDistillation(tilted_start=True)
     with pytest.raises(
         ModelError, match=r"scales its logits .*logit_scale=0\.0625\); leave tilted_start out"
     ):
-        check_tiltable("policy", tiny_config("cohere"), tilted, trust_remote_code=False)
-    check_tiltable("policy", tiny_config("cohere"), ValueDistillation(), trust_remote_code=False)
+        check_tiltable("policy", tiny_config("cohere"), trust_remote_code=False)
     config = make_model("tied").config
-    check_tiltable("policy", config, tilted, trust_remote_code=False)
+    check_tiltable("policy", config, trust_remote_code=False)
     assert config.tie_word_embeddings
 
 

@@ -85,14 +85,12 @@ def check_tilted_start(
         )
 
 
-def check_tiltable(name: str, config: PretrainedConfig, method: Method, *, trust_remote_code: bool) -> None:
-    """Refuse a model that cannot begin tilted, by its config alone, where the method asks for it.
+def check_tiltable(name: str, config: PretrainedConfig, *, trust_remote_code: bool) -> None:
+    """Refuse a model that cannot begin tilted, by its config alone.
 
     Raises:
         ModelError: naming why.
     """
-    if not starts_tilted(method):
-        return
     check_foldable(name, config, INSTEAD)
     with reading(name, f"model_name_or_path={name!r} cannot be trained"), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
