@@ -130,6 +130,8 @@ def test_a_distillation_makes_what_is_missing(nonpareil, files, groups):
     assert "30 groups to credit" in err
     assert (files / "out" / "credits" / "totals.json").is_file()
     assert not (files / "out" / "value").exists()
+    spent = json.loads((files / "out" / "spent.json").read_text())
+    assert (spent["completions_drawn"], list(spent["made_before"])) == (0, ["credits"])
     assert (files / "out" / "model.safetensors").is_file()
 
 
