@@ -253,6 +253,10 @@ def of_value(comparison, in_process, files, monkeypatch):
 
 def test_a_value_is_each_seeds_own_and_all_that_it_took_is_counted(of_value, in_process, files):
     methods = {"value": VALUE, "best": {"method": "sft_bon", "n": 4, "stored": True, "max_steps": 2}}
+    status, _, error = of_value(methods={**methods, "value": {**VALUE, "from_tail": 14}})
+    assert status == 2
+    assert "methods.value: likeliest=4 and from_tail=14 are, with the completion's own, more than" in error
+    assert not (files / "out" / "groups").exists(), "refused before anything is drawn"
     status, figures, error = of_value(methods=methods)
     assert status == 0, error
     assert figures["failures"] == []

@@ -52,6 +52,16 @@ def test_the_main_job_from_a_model_prompts_and_a_reward(nonpareil, files, prompt
     ours, theirs = read_groups(files / "out" / "groups"), read_groups(files / "groups")
     assert ours == theirs
 
+    spent = json.loads((files / "out" / "spent.json").read_text())
+    tokens = sum(len(each.prompt_token_ids) + len(ids) for each in ours for ids in each.completion_token_ids)
+    assert (spent["completions_drawn"], spent["tokens_drawn"]) == (180, tokens)
+    before = spent["made_before"]
+    assert list(before) == ["groups", "value", "credits"]
+    assert (before["groups"]["completions"], before["groups"]["tokens"]) == (180, tokens)
+    assert before["value"]["tokens"] > 0
+    assert before["credits"]["candidates"] % 7 == 0
+    assert min(stage["seconds"] for stage in before.values()) > 0
+
 
 def test_stopped_between_any_two_stages_the_same_command_goes_on(nonpareil, files, prompts, monkeypatch):
     def stop(*args, **kwargs):
@@ -69,6 +79,8 @@ def test_stopped_between_any_two_stages_the_same_command_goes_on(nonpareil, file
         patched.setattr(DistillationTrainer, "train", stop)
         assert nonpareil("distill", **ALONE)[0] == 130
     kept = made_in(files / "out")
+    pool = json.loads((files / "out" / "groups" / "spent.json").read_text())
+    assert (pool["completions"], pool["seconds"] > 0) == (180, True)
     assert len(kept) > 2
     status, _, err = nonpareil("distill", **{**ALONE, "num_generations_pool": 5})
     assert status == 2
@@ -76,6 +88,8 @@ def test_stopped_between_any_two_stages_the_same_command_goes_on(nonpareil, file
     status, _, err = nonpareil("distill", **ALONE)
     assert status == 0, err
     assert "groups to draw" not in err
+    assert json.loads((files / "out" / "groups" / "spent.json").read_text()) == pool
+    assert json.loads((files / "out" / "spent.json").read_text())["made_before"]["groups"] == pool
     assert kept.items() <= made_in(files / "out").items()
 
 

@@ -63,6 +63,7 @@ def test_a_value_is_fitted_its_credits_are_made_and_trained_on(nonpareil, files,
 
     status, out, err = credit(nonpareil, groups, files / "value", files / "credits")
     assert status == 0, err
+    assert "may tell nothing" not in err
     assert "target_n=4 wins 0.800, and of groups of 6 in 4 bins a policy learns to win 0." in err
     totals = json.loads(out.splitlines()[-1])["totals"]
     assert (totals["completions"], totals["candidates"]) == (60, 7)
@@ -74,6 +75,9 @@ def test_a_value_is_fitted_its_credits_are_made_and_trained_on(nonpareil, files,
     given = {"groups": groups, "credits": files / "credits"}
     status, _, err = nonpareil("distill", **DISTILL, **given)
     assert status == 0, err
+    card = (files / "out" / "README.md").read_text()
+    made = f"value `{credits.source.value['fingerprint']}`, target_n=4.0, target=tilt, credited_completions=2"
+    assert f"| credits | {made}, likeliest=4, from_tail=2 |\n| anchor |" in card
     _, _, err = nonpareil("distill", **DISTILL, **given, likeliest=4)
     assert "likeliest=4 is read by what makes credits only, and credits are given" in err
 
@@ -126,7 +130,23 @@ def test_a_distillation_makes_what_is_missing(nonpareil, files, groups):
     assert "30 groups to credit" in err
     assert (files / "out" / "credits" / "totals.json").is_file()
     assert not (files / "out" / "value").exists()
+    spent = json.loads((files / "out" / "spent.json").read_text())
+    assert (spent["completions_drawn"], list(spent["made_before"])) == (0, ["credits"])
     assert (files / "out" / "model.safetensors").is_file()
+
+
+def test_a_gain_that_may_be_chance_is_told_with_what_would_help(nonpareil, files, groups):
+    """Eight held-out prompts show little; it is said of the value, and before credits are made of it."""
+    words = ("--learning_rate", "0.02", "--bins", "4")
+    status, _, err = nonpareil("value", "--groups", groups, "--output_dir", files / "value", *words)
+    assert status == 0, err
+    gain = json.loads((files / "value" / "report.json").read_text())["gain"]
+    assert gain["low"] <= 0 < gain["estimate"]
+    said = "on 8 held-out prompts, with a 95% interval of [-"
+    for told in (err, credit(nonpareil, groups, files / "value", files / "credits")[2]):
+        assert "/value' may tell nothing: it is " in told
+        assert said in told
+        assert "Fit it on more prompts, or on more completions of each" in told
 
 
 VALUE = """
@@ -168,6 +188,8 @@ def test_a_function_of_the_users_makes_a_value(nonpareil, files, groups):
     (files / "own.py").write_text(VALUE)
     status, _, err = credit(nonpareil, groups, f"{files}/own.py:likes", files / "credits", "--target_n", "3")
     assert status == 0, err
+    assert "is a function, which does not say of which temperature and reward it is" in err
+    assert "temperature 1 among them" in err
     credits = read_credits(files / "credits")
     assert credits.source.value["n"] == 3.0
     for each in (each for prompt in credits for each in credits[prompt] if each is not None):

@@ -141,6 +141,16 @@ def test_intervals_are_those_of_whole_paths_resampled_by_prompt() -> None:
     assert (same.low, same.high) == (0, 0), "paired: one policy less itself"
 
 
+def test_where_a_path_spends_next_to_nothing_its_efficiency_is_not_known() -> None:
+    """Beside one that spends what it should: the win rates, and their noise, are the same."""
+    path, rewards = noisy(1), torch.rand(60, 16, generator=torch.Generator().manual_seed(3))
+    nothing = PromptPath(path.positions, path.win_rate, 1e-4 * path.kl)
+    for one, known in ((path, True), (nothing, False)):
+        (row,) = at_win_rates([one], rewards, [0.65], Bootstrap())
+        assert row.kl is not None
+        assert (row.kl_efficiency is not None) == known
+
+
 def test_a_resample_that_never_gets_there_is_an_open_end() -> None:
     path, better = noisy(1, last=0.74), noisy(2)
     rate = path.win_rate.mean(0).amax().item() - 0.005

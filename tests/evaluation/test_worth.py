@@ -119,6 +119,29 @@ def test_without_ties_the_figures_are_those_of_continuous_rewards(draw):
         assert point.win_rate == pytest.approx(point.n / (point.n + 1))
 
 
+def test_an_efficiency_of_less_kl_than_the_noise_of_the_win_rate_needs_is_not_known(draw):
+    """The reference against itself, at nearly no KL, would have an efficiency of thousands by chance."""
+    generator = torch.Generator().manual_seed(6)
+    policy, reference = (torch.rand(60, m, generator=generator, dtype=torch.float64) for m in (4, 16))
+    win = (policy[:, :, None] > reference[:, None, :]).double().mean((1, 2))
+    error = Bootstrap(0).mean(win).standard_error
+    assert win.mean() > 0.5
+    needed = best_of_n.least_kl(0.5 + error)
+    for kl, known in ((1.6e-7, False), (0.99 * needed, False), (1.01 * needed, True), (0.7, True)):
+        found = worth_of(policy, reference, torch.full((60,), kl, dtype=torch.float64), Bootstrap(0))
+        assert (found.kl_efficiency is not None) == known
+    one = worth_of(policy[:1], reference[:1], torch.full((1,), 1e-3, dtype=torch.float64), Bootstrap(0))
+    assert one.kl_efficiency is not None  # one prompt has no noise to compare with
+
+    got, ours, theirs = measured(draw, [0.5, 0.5], [0.0, 1.0], 1.0, b=40)
+    numbers = {"policy_kl": torch.full((40, 8), 1e-6), "policy_log_ratio": torch.zeros(40, 8)}
+    got = evaluate_groups(ours, theirs, **numbers)
+    assert got.kl_efficiency is None
+    (row,) = [row for row in summary_rows(got) if row.label == "KL efficiency"]
+    assert row.value == "—"
+    assert row.note.endswith("not known: the noise of the win rate alone would need as much KL")
+
+
 def test_order_failures_and_monotone_transforms_change_nothing(draw):
     _, policy, reference = measured(draw, [0.4, 0.35, 0.25], [0.0, 0.5, 1.0], 3, b=40)
     for group in (*policy[:5], *reference[:5]):
@@ -282,10 +305,10 @@ def test_the_headline_has_no_empty_brackets_and_a_word_for_what_is_odd(draw):
     one, *_ = measured(draw, [0.9, 0.1], [0.0, 1.0], 8, b=1)
     assert "—" not in headline(one)
     _, policy, reference = measured(draw, [0.5, 0.5], [0.0, 1.0], 2, b=40, k=8)
-    values = {"policy_kl": torch.full((40, 8), 1e-3), "policy_log_ratio": torch.zeros(40, 8)}
+    values = {"policy_kl": torch.full((40, 8), 1e-2), "policy_log_ratio": torch.zeros(40, 8)}
     assert headline(evaluate_groups(policy, reference, **values)).endswith(", above 1 by noise")
-    little = {"policy_kl": torch.full((40, 8), 1e-4), "policy_log_ratio": torch.zeros(40, 8)}
-    _, same, _ = measured(draw, [0.51, 0.49], [0.0, 1.0], 1, b=40, k=8, seed=1)
+    little = {"policy_kl": torch.full((40, 8), 2.9e-3), "policy_log_ratio": torch.zeros(40, 8)}
+    _, same, _ = measured(draw, [0.51, 0.49], [0.0, 1.0], 1.03, b=40, k=8, seed=3)
     no_better = evaluate_groups(same, reference, **little)
     assert no_better.kl_efficiency.estimate == 0
     assert headline(no_better).endswith("KL efficiency .00, too noisy to tell")

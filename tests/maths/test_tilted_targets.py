@@ -114,6 +114,25 @@ def test_advantages_are_cut_and_the_normaliser_is_kept_from_0():
     assert tilted_targets.tilted_targets(REFERENCE, EVERY, excess, normaliser).sum() < 1
 
 
+def test_what_can_be_learnt_is_told_where_the_normaliser_is_at_its_floor_too():
+    """The least loss, that of the target scaled to mass 1; by hand, 0 where all that may follow is as bad."""
+    pi_ref, worse = REFERENCE.softmax(-1), ADVANTAGES - 1.5
+    excess, normaliser = excess_and_normaliser(pi_ref, worse, BETA, 10.0)
+    mass = 1 + excess.sum()
+    assert mass < LEAST_NORMALISER == normaliser.item()
+    best = REFERENCE + BETA * worse
+    kl = target_kl(pi_ref, worse, BETA, 10.0)
+    torch.testing.assert_close(kl, mass / LEAST_NORMALISER * token_kl(best, REFERENCE))
+    torch.testing.assert_close(loss_of(best, EVERY, pi_ref, worse), -kl)
+    assert gradient(lambda z: loss_of(z, EVERY, pi_ref, worse), best).abs().max() < 1e-12
+    alike = target_kl(pi_ref, torch.full_like(ADVANTAGES, -3.0), 1.0, 10.0)
+    torch.testing.assert_close(alike, torch.zeros(1, dtype=F64))
+    negative = target_kl(
+        torch.tensor([[1.0, 0.5]], dtype=F64), torch.full((1, 2), -3.0, dtype=F64), 1.0, 10.0
+    )
+    assert negative.isfinite().all()  # weights of draws may add up to more than 1, and Z fall below 0
+
+
 def test_a_token_that_both_rule_out_adds_nothing():
     out = torch.tensor([[0.0, 0.0, -torch.inf, 0.0, 0.0]], dtype=F64)
     log_ratio, kl = candidate_log_ratios(POLICY + out, REFERENCE + out, torch.tensor([[0, 1]]))

@@ -1,6 +1,7 @@
 """A tilt against enumeration: of three states with five tokens, and of all completions of a small policy."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from nonpareil.maths.vocabulary_tilt import (
     at_strength,
     effective_samples,
     first_reaching,
+    kl_at_strength,
     mean_advantages,
     strength_grid,
 )
@@ -151,6 +153,22 @@ def test_between_strengths_values_lie_on_straight_lines_from_0():
     assert first_reaching([0.6, 0.7], [1.0, 2.0], 0.65, 0.5) == pytest.approx(1.5)
     assert first_reaching([0.6, 0.7], [1.0, 2.0], 0.71, 0.5) is None
     assert first_reaching([], [], 0.6, 0.5) is None
+
+
+def test_between_strengths_the_kl_grows_with_the_square():
+    """Exactly where it is c s^2, the first piece from 0 too; a coin that is tilted has s tanh s - log cosh s."""
+    strengths = torch.tensor([1.0, 2.0, 4.0])
+    kl = 0.3 * strengths.square()[None]
+    for strength in (0.25, 1.0, 1.5, 3.0, 4.0):
+        assert kl_at_strength(kl, strengths, strength).item() == pytest.approx(0.3 * strength**2)
+
+    def coin(s):
+        return s * math.tanh(s) - math.log(math.cosh(s))
+
+    table = torch.tensor([[coin(0.2), coin(0.4)]], dtype=torch.float64)
+    found = kl_at_strength(table, torch.tensor([0.2, 0.4]).double(), 0.1).item()
+    assert found == pytest.approx(coin(0.1), rel=0.02)
+    assert kl_at_strength(torch.tensor([[-1e-9]]), torch.tensor([1.0]), 0.5).item() == 0  # of rounding
 
 
 def test_equal_weights_count_in_full_and_one_that_outweighs_all_counts_alone():

@@ -13,6 +13,7 @@ from torch import nn
 from nonpareil.models import fingerprint as module
 from nonpareil.models.fingerprint import fingerprint, module_fingerprint
 from nonpareil.models.first_fingerprint import _first_fingerprint, renewed
+from nonpareil.models.stored_places import stale_shards
 from tests.tiny import make_model
 
 MATRICES = 60
@@ -139,6 +140,32 @@ def test_shards_and_which_of_them_holds_what_count(tmp_path: Path) -> None:
         save_file({name: -tensor for name, tensor in tensors.items()}, shard)
         seen.add(fingerprint(str(tmp_path / "m")))
     assert len(seen) == len(shards) + 1
+
+
+def test_shards_that_the_index_does_not_name_do_not_count(tmp_path: Path) -> None:
+    """An earlier save left them; what the index names, and files of other names, count as they did."""
+    sharded, whole = tmp_path / "sharded", tmp_path / "whole"
+    make_model().save_pretrained(sharded, max_shard_size="20KB")
+    make_model().save_pretrained(whole)
+    for folder in (sharded, whole):
+        first = fingerprint(str(folder))
+        for name in ("model-00001-of-00099.safetensors", "pytorch_model-00001-of-00002.bin"):
+            save_file({"w": torch.ones(3)}, folder / name)
+        (folder / "pytorch_model.bin.index.json").write_text('{"weight_map": {}}')
+        with_index = fingerprint(str(folder))
+        (folder / "pytorch_model.bin.index.json").unlink()
+        (folder / "pytorch_model-00001-of-00002.bin").unlink()
+        assert fingerprint(str(folder)) == first != with_index  # the index is a file that counts whole
+        save_file({"w": torch.ones(3)}, folder / "more.safetensors")
+        assert fingerprint(str(folder)) != first
+    save_file({"w": torch.ones(3)}, tmp_path / "model-00001-of-00001.safetensors")
+    assert stale_shards(tmp_path) == set()
+    index = tmp_path / "model.safetensors.index.json"
+    for damaged in ("{", "[]", '{"weight_map": 1}', '{"weight_map": {"w": []}}'):
+        index.write_text(damaged)
+        assert stale_shards(tmp_path) == set()
+    index.write_text('{"weight_map": {"w": "model-00001-of-00002.safetensors"}}')
+    assert stale_shards(tmp_path) == {"model-00001-of-00001.safetensors"}
 
 
 @pytest.mark.parametrize("name", ["special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.model"])

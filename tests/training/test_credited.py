@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nonpareil.credits import Credits
-from nonpareil.errors import ConfigError, DataError
+from nonpareil.errors import ConfigError, DataError, RewardError
 from nonpareil.maths.best_of_n import distribution
 from nonpareil.methods.value_distillation import ValueDistillation
 from nonpareil.records import Group
@@ -19,6 +19,7 @@ from nonpareil.training import DistillationTrainer
 from nonpareil.training import method as training_method
 from nonpareil.training.step import accumulate
 from nonpareil.training.step.credited import CreditedPasses
+from nonpareil.training.step.signal import PATIENCE
 from tests.tiny import END, GOOD, make_tokenizer
 from tests.training.conftest import (
     PROMPTS,
@@ -395,6 +396,23 @@ def test_a_step_of_prompts_without_credits_moves_nothing(tmp_path: Path, capsys:
         assert trainer.signal.moves == moves
         gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
         assert any(gradient.any() for gradient in gradients) == moves
+
+
+def test_steps_that_move_nothing_are_told_of_as_credits_not_as_rewards(tmp_path: Path, capsys: Any) -> None:
+    groups = stored_groups(M)
+    credits = {groups[0].prompt_id: stored_credits(groups)[groups[0].prompt_id]}
+    trainer = trainer_of(tmp_path, groups=groups, credits=credits, temperature=1.0, **METHOD)
+    capsys.readouterr()
+    for _ in range(PATIENCE):
+        trainer.training_step(trainer.model, PROMPTS[1:3])
+    said = capsys.readouterr().err
+    assert "for the 5th step in a row no prompt has credits that tell candidates apart, so nothing" in said
+    assert "credited_completions" in said
+    assert "the rewards of" not in said
+    with pytest.raises(
+        RewardError, match="none of the 5 steps moved the policy: no prompt had credits that told"
+    ):
+        trainer.signal.check()
 
 
 def test_groups_of_one_completion_are_trained_on_since_rewards_are_not_compared(tmp_path: Path) -> None:

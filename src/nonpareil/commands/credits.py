@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.commands.command import Command
 from nonpareil.commands.places import check_output, inputs_of
 from nonpareil.commands.value.inputs import DrawnGroups, drawn_groups
-from nonpareil.commands.value.named import check_named, described, load_named, tell_reach
+from nonpareil.commands.value.named import check_named, described, load_named, tell_limits
 from nonpareil.commands.value.show import show_credits
 from nonpareil.commands.value.spent import add_spent
 from nonpareil.errors import ConfigError, DataError
@@ -80,7 +80,7 @@ def write_all(
     missing = [index for index in range(len(shards)) if not has_credits(folder, index, source)]
     begun = time.perf_counter()
     if missing:
-        tell_reach(value_path, settings)
+        tell_limits(value_path, settings, drawn.temperature)
         _tell_cost(drawn, settings, [shards[index] for index in missing])
         policy = drawn.policy.load()
         value = load_named(value_path, settings, drawn.policy, max_tokens)

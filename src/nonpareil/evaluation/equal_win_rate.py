@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nonpareil.evaluation.intervals import Bootstrap
-from nonpareil.evaluation.worth import shows_least_kl
+from nonpareil.evaluation.worth import shows_efficiency, shows_least_kl
 from nonpareil.maths.bootstrap import Interval, Statistic
 from nonpareil.maths.group_frontier import TILTS, TiltTable, group_least_kl, tilt_table
 from nonpareil.maths.interpolation import first_reached, value_at
@@ -51,7 +51,8 @@ class AtWinRate:
     kl: Interval | None
     """Nats."""
     kl_efficiency: Interval | None
-    """Least KL of any policy with this win rate, ties counted / KL; None where the reference does not show it."""
+    """Least KL of any policy with this win rate, ties counted / KL; None where the reference does not show it, or
+    the KL is too little to tell (`worth.shows_efficiency`)."""
 
 
 def at_win_rates(
@@ -75,7 +76,11 @@ def at_win_rates(
     for rate in win_rates:
         at = _Reached(paths, rate)
         position, kl = interval(at.position), interval(at.kl)
-        efficiency = interval(at.efficiency) if shown and kl is not None else None
+        efficiency = None
+        if shown and kl is not None:
+            there = bootstrap.of_means(metrics, at.win_rate_at(at.positions(_kept_means(metrics))))
+            if shows_efficiency(kl.estimate, there, reference_rewards):
+                efficiency = interval(at.efficiency)
         rows.append(AtWinRate(rate, position, kl, efficiency))
     return tuple(rows)
 
@@ -125,6 +130,12 @@ def _metrics(paths: Sequence[PromptPath]) -> list[Tensor]:
     return [each.double() for path in paths for each in (path.win_rate, path.kl)]
 
 
+def _kept_means(metrics: Sequence[Tensor]) -> Tensor:
+    """Over the prompts that all metrics have [1, columns]."""
+    values = torch.column_stack(list(metrics))
+    return values[~values.isnan().any(1)].mean(0, keepdim=True)
+
+
 def _where_unknown(values: Tensor, instead: float) -> Tensor:
     return torch.where(values.isnan(), instead, values)
 
@@ -160,13 +171,33 @@ class _Reached:
         least = group_least_kl(torch.full_like(means[:, 0], self.win_rate), table)
         return least / self.kl(means)
 
+    def positions(self, means: Tensor) -> list[Tensor]:
+        """On each path [s]; NaN where it does not reach the win rate."""
+        target = torch.full_like(means[:, 0], self.win_rate)
+        return [first_reached(nodes, rate, target) for nodes, rate, _ in self._curves(means)]
+
+    def win_rate_at(self, positions: Sequence[Tensor]) -> Statistic:
+        """The paths' mean win rate at positions [1] that stay where they are, whatever the means."""
+
+        def statistic(means: Tensor) -> Tensor:
+            places = [position.expand(len(means)) for position in positions]
+            curves = self._curves(means)
+            return torch.stack(
+                [value_at(nodes, rate, at) for (nodes, rate, _), at in zip(curves, places, strict=True)]
+            ).mean(0)
+
+        return statistic
+
     def _means(self, means: Tensor) -> tuple[Tensor, Tensor]:
         """Position and KL, averaged over the paths; infinite where one does not reach the win rate."""
-        target, found, start = torch.full_like(means[:, 0], self.win_rate), [], 0
-        for path in self.paths:
-            nodes, rate, root = _curves(path.positions, means[:, start:])
-            start += 2 * len(path.positions)
-            position = first_reached(nodes, rate, target)
-            found.append(torch.stack([position, value_at(nodes, root, position).square()]))
+        found = [
+            torch.stack([position, value_at(nodes, root, position).square()])
+            for position, (nodes, _, root) in zip(self.positions(means), self._curves(means), strict=True)
+        ]
         position, kl = _where_unknown(torch.stack(found).mean(0), math.inf)
         return position, kl
+
+    def _curves(self, means: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        widths = [2 * len(path.positions) for path in self.paths]
+        parts = means[:, : self.width].split(widths, dim=1)
+        return [_curves(path.positions, part) for path, part in zip(self.paths, parts, strict=True)]

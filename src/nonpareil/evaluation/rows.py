@@ -123,6 +123,8 @@ def _spent_rows(evaluation: Evaluation) -> Iterator[Row]:
         least += f"; rough with {largest + 1} reference draws: take 16 or more"
     if efficiency and (doubt := efficiency_doubt(evaluation, efficiency)):
         least += f"; {doubt}"
+    if efficiency is None and kl.estimate > 0 and not (ties and largest < 2):
+        least += "; not known: the noise of the win rate alone would need as much KL"
     column = Column("kl_efficiency", "KL efficiency", _estimate(efficiency), 2, brief=True)
     yield Row(section, "KL efficiency", efficiency, least, columns=(column,))
     yield _rho_squared_row(section, evaluation)

@@ -1,5 +1,6 @@
 """What a win rate is worth against reference groups whose rewards may tie: N, efficiency, frontier, pass@N."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -52,8 +53,9 @@ class Worth:
     largest_n: int
     """The largest N that the groups can show, M - 1."""
     kl_efficiency: Interval | None
-    """Least KL that any policy needs for this win rate, ties counted / KL spent; None where no KL was spent, or
-    where rewards tie and no prompt has more than two of the reference, which do not show how they tie."""
+    """Least KL that any policy needs for this win rate, ties counted / KL spent; None where no KL was spent, or too
+    little to tell (`shows_efficiency`), or where rewards tie and no prompt has more than two of the reference,
+    which do not show how they tie."""
     best_of_n: tuple[BestOfNPoint, ...]
     rewards_tie: bool
     """Whether any two rewards of a reference group are equal."""
@@ -68,13 +70,15 @@ def worth_of(
     """The worth of a policy with these rewards at each prompt's KL, nats; prompts without a pair are left out."""
     win = _win_metrics(policy_rewards, reference_rewards)
     scored = reference_rewards[~win[0].isnan()]
-    tilts, largest = tilt_table(reference_rewards), largest_n(scored)
+    largest = largest_n(scored)
     tie = not bool(without_ties(scored).all())
     shown = [n for n in MARKED_N if n <= largest or not tie]
     return Worth(
         equivalent_n=_equivalent_n(win, reference_rewards, largest, bootstrap),
         largest_n=largest,
-        kl_efficiency=_kl_efficiency(win, kl, tilts, bootstrap) if shows_least_kl(scored) else None,
+        kl_efficiency=_kl_efficiency(win, kl, reference_rewards, bootstrap)
+        if shows_least_kl(scored)
+        else None,
         best_of_n=best_of_n_points(scored, shown),
         rewards_tie=tie,
     )
@@ -83,6 +87,22 @@ def worth_of(
 def shows_least_kl(reference_rewards: Float[Tensor, "b m"]) -> bool:
     """Whether groups show the least KL for a win rate: not where rewards tie and no prompt has more than two."""
     return largest_n(reference_rewards) >= _LEAST_N_UNDER_TIES or bool(without_ties(reference_rewards).all())
+
+
+def shows_efficiency(kl: float, win_rate: Interval, reference_rewards: Float[Tensor, "b m"]) -> bool:
+    """Whether a KL, nats, is large enough for an efficiency: more than the noise of its win rate would need.
+
+    The reference against itself wins .5 give or take the standard error. Where the least KL of a win rate that is
+    one standard error above .5 is no less than what was spent, the efficiency is that noise over nearly nothing: it
+    may be 1,000, and tells nothing of the policy. The estimate itself has no part in this, so that none is left out
+    for being high.
+    """
+    if math.isnan(win_rate.standard_error):  # one prompt
+        return kl > 0
+    columns = tilt_table(reference_rewards).columns()
+    table = TiltTable.of(columns[~columns.isnan().any(1)].mean(0, keepdim=True))
+    by_noise = group_least_kl(torch.tensor([0.5 + win_rate.standard_error], dtype=torch.float64), table)
+    return kl > float(by_noise)
 
 
 def best_of_n_points(rewards: Float[Tensor, "b m"], n: Sequence[int]) -> tuple[BestOfNPoint, ...]:
@@ -147,18 +167,19 @@ def _equivalent_n(win: list[Tensor], rewards: Tensor, largest: int, bootstrap: B
     return replace(interval, high=min(interval.high, float(largest)))
 
 
-def _kl_efficiency(win: list[Tensor], kl: Tensor, tilts: TiltTable, bootstrap: Bootstrap) -> Interval | None:
+def _kl_efficiency(win: list[Tensor], kl: Tensor, reference: Tensor, bootstrap: Bootstrap) -> Interval | None:
     """Resampled together; a win rate below one half buys nothing."""
-    if kl.mean() <= 0:
+    first, shares = len(win), range(1, len(win))[:1]
+    rate = bootstrap.of_means(win, lambda means: _resampled_win_rate(means, first), shares=shares)
+    if not shows_efficiency(float(kl.mean()), rate, reference):
         return None
-    first = len(win)
 
     def efficiency(means: Tensor) -> Tensor:
         least = group_least_kl(_resampled_win_rate(means, first), TiltTable.of(means[:, first + 1 :]))
         return least / means[:, first]
 
-    metrics = [*win, kl, tilts.columns()]
-    return bootstrap.of_means(metrics, efficiency, scale="positive", shares=range(1, first)[:1])
+    metrics = [*win, kl, tilt_table(reference).columns()]
+    return bootstrap.of_means(metrics, efficiency, scale="positive", shares=shares)
 
 
 @dataclass(frozen=True)

@@ -89,10 +89,12 @@ def tilted_cross_entropy(
 def target_kl(
     weights: Float[Tensor, "q k"], advantages: Float[Tensor, "q k"], strength: float, max_advantage: float
 ) -> Float[Tensor, " q"]:
-    """KL(q || pi_ref) of each position's target, nats: by how much `tilted_cross_entropy` can fall.
+    """By how much `tilted_cross_entropy` can fall at each position, nats: KL(q || pi_ref) of its target.
 
-    Of sampled candidates an estimate, unbiased but for Z; too large where Z is at its floor.
+    Where Z is at its floor the target q has mass M = Z / floor, below 1, and the loss is least at the policy q / M:
+    it falls by M KL(q / M || pi_ref). Of sampled candidates an estimate, unbiased but for Z.
     """
     excess, normaliser = excess_and_normaliser(weights, advantages, strength, max_advantage)
     tilted = strength * advantages.clamp(-max_advantage, max_advantage)
-    return ((weights + excess) * tilted).sum(-1) / normaliser - normaliser.log()
+    mass = (1 + excess.sum(-1)).clamp(min=0)  # of weights that add up to more than 1 it may be below 0
+    return (((weights + excess) * tilted).sum(-1) - torch.xlogy(mass, mass)) / normaliser

@@ -98,6 +98,13 @@ def at_strength(
     return table[:, right - 1] + share * (table[:, right] - table[:, right - 1])
 
 
+def kl_at_strength(
+    kl: Float[Tensor, "n g"], strengths: Float[Tensor, " g"], strength: float
+) -> Float[Tensor, " n"]:
+    """The same of KLs, nats: their roots lie on straight lines, since a KL grows with the square near 0."""
+    return at_strength(kl.clamp(min=0).sqrt(), strengths, strength).square()
+
+
 def effective_samples(log_ratios: Float[Tensor, "n g"]) -> Float[Tensor, " g"]:
     """Of how many plain draws a mean with the weights w = exp(log-ratio) is worth: (sum w)^2 / sum w^2."""
     return (2 * log_ratios.logsumexp(0) - (2 * log_ratios).logsumexp(0)).exp()

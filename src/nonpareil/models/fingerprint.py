@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nonpareil.errors import ModelError
 from nonpareil.models.adapters import adapter_base
 from nonpareil.models.pretrained import read_config
+from nonpareil.models.stored_places import stale_shards
 
 VERSION = "sha256-2"
 """Of the formula, in front of each fingerprint; those of `models.first_fingerprint` begin with "sha256"."""
@@ -48,7 +49,8 @@ def fingerprint(path: str, revision: str | None = None, *, trust_remote_code: bo
     tensor counts: whole where a folder has at most 64 MiB of them, else by its name, type, shape and an equal share
     of 64 MiB (4 KiB at least), read in four places from its beginning to its end. A matrix that was trained,
     rounded or replaced is always noticed; a few numbers changed inside a large one may not be. Weights in a pickle
-    carry their checksums, which count too. The same weights split into other files have another fingerprint.
+    carry their checksums, which count too. Shards of an earlier save, which the index does not name, do not count.
+    The same weights split into other files have another fingerprint.
 
     Raises:
         ModelError: neither a directory nor a hub id whose commit is known.
@@ -94,7 +96,8 @@ def _directory_fingerprint(directory: Path, with_code: bool) -> str:
     for name in (*WHOLE_FILES, *own_code(directory, with_code)):
         if (directory / name).is_file():
             digest.update(f"{name}\n".encode() + (directory / name).read_bytes())
-    files = [(file, _parts(file)) for file in weight_files(directory)]
+    stale = stale_shards(directory)
+    files = [(file, _parts(file)) for file in weight_files(directory) if file.name not in stale]
     count = sum(len(parts) for _, parts in files)
     small = sum(part.size for _, parts in files for part in parts) <= BUDGET
     for file, parts in files:
@@ -114,7 +117,7 @@ def own_code(directory: Path, with_code: bool) -> list[str]:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The files of weights in a folder, by name."""
+    """The files of weights in a folder, by name; shards of an earlier save, which nothing reads, among them."""
     files = [*directory.glob("*.safetensors"), *directory.glob("*.bin")]
     # The Trainer's pickled arguments end in .bin too, and differ between runs with equal weights.
     return sorted((file for file in files if file.name != "training_args.bin"), key=lambda file: file.name)

@@ -1,5 +1,7 @@
 """Which file of a model's folder holds each weight: what transformers would read, and no file beside it."""
 
+import json
+import re
 from pathlib import Path
 
 from safetensors import safe_open
@@ -10,6 +12,7 @@ from nonpareil.text_files import parse_json, read_text
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_KINDS = (("model", "safetensors"), ("pytorch_model", "bin"))
 
 
 def stored_places(folder: Path) -> dict[str, Path]:
@@ -36,6 +39,30 @@ def stored_places(folder: Path) -> dict[str, Path]:
                     "saves: save or fetch the model again"
                 )
     return places
+
+
+def stale_shards(folder: Path) -> set[str]:
+    """Names of shards, as transformers numbers them, that an earlier save left behind: no index names them.
+
+    Beside a whole file all are, where there is no index. Without either, or with an index that cannot be read,
+    none is: what cannot be loaded is refused where it is.
+    """
+    found: set[str] = set()
+    for stem, ending in _KINDS:
+        shard, index = (
+            re.compile(rf"{stem}-\d{{5}}-of-\d{{5}}\.{ending}"),
+            folder / f"{stem}.{ending}.index.json",
+        )
+        named: set[str] = set()
+        if index.is_file():
+            try:
+                named = set(json.loads(index.read_bytes())["weight_map"].values())
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+        elif not (folder / f"{stem}.{ending}").is_file():
+            continue
+        found |= {file.name for file in folder.glob(f"{stem}-*") if shard.fullmatch(file.name)} - named
+    return found
 
 
 def _indexed(folder: Path) -> dict[str, Path]:

@@ -157,6 +157,15 @@ def has_credits(folder: Path, index: int, source: CreditsSource) -> bool:
     return True
 
 
+def read_source(folder: Path) -> CreditsSource:
+    """What a folder's credits were, or are to be, made of; their files are not looked at.
+
+    Raises:
+        DataError: no credits, or a manifest that is damaged.
+    """
+    return CreditsSource(**_read_manifest(folder)["source"])
+
+
 def read_credits(folder: str | Path) -> StoredCredits:
     """The credits of a folder whose every file is there, each found whole to the last bit.
 

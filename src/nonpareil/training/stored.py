@@ -27,11 +27,9 @@ def prompts_of_stored(
     """
     told = check_stored(groups, method, credits)
     if process_index() == 0:
-        why = (
-            "the rewards that the method compares tie in the others"
-            if credits is None
-            else "the others have no credits"
-        )
+        why = "the rewards that the method compares tie in the others"
+        if isinstance(method, CreditedMethod):
+            why = "the others have no credits, or none that tells candidates apart"
         rest = "" if told == len(groups) else f": {why}"
         tell(f"groups: {told} of {len(groups)} carry signal{rest}")
     return [prompt_of(group) for group in groups]

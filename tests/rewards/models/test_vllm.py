@@ -56,6 +56,9 @@ def test_a_checkpoint_without_its_head_is_refused(save: Callable[..., str]) -> N
     path = save(make_llama(**SIZES), make_tokenizer())
     file = Path(path) / "model.safetensors"
     save_file({k: v for k, v in load_file(file).items() if not k.startswith("score")}, file, {"format": "pt"})
+    save_file(
+        {"score.weight": torch.zeros(1, 64)}, file.with_name("model-00001-of-00002.safetensors")
+    )  # stale
     with pytest.raises(ModelError, match=r"none of score, .* random head; use reward_engine='transformers'"):
         load_rewards(path, engine="vllm", dtype="float32")
 

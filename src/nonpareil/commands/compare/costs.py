@@ -2,11 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from nonpareil.commands.distill.folder import MADE_BEFORE
-from nonpareil.commands.value.spent import read_spent
 
 
 @dataclass(frozen=True)
@@ -34,12 +30,6 @@ class Cost:
     """That went through a forward and backward pass of the value's fit."""
     candidates_scored: int | None = None
     """Next tokens that went through a forward pass of the value."""
-
-
-def spent_before(model: Path) -> dict[str, Any]:
-    """What value and credits of a run took, by stage; those that it did not make are left out."""
-    found = {stage: read_spent(model / stage) for stage in MADE_BEFORE}
-    return {stage: spent for stage, spent in found.items() if spent}
 
 
 def cost_of(done: Mapping[str, Any], pool_completions: int, pool_seconds: float, *, of_command: bool) -> Cost:

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.commands.compare.spec import ComparisonSpec, MethodEntry
 from nonpareil.commands.inputs import check_reward, load_prompts, load_reward, load_second_reward
 from nonpareil.errors import ConfigError
+from nonpareil.settings import settings_of
 from nonpareil.user_code.load import is_function_path, load_function
+from nonpareil.values.settings import CreditSettings
 
 if TYPE_CHECKING:
+    from nonpareil.commands.policies.local import LocalPolicy
     from nonpareil.rewards.combine import CombinedReward
 
 
@@ -30,8 +34,8 @@ class Inputs:
     gold: dict[str, Any] | None
 
 
-def read_inputs(spec: ComparisonSpec, *, tilted: bool = False) -> Inputs:
-    """Load tokenizer, prompts and rewards; `tilted`: some runs begin tilted, which the policy must allow.
+def read_inputs(spec: ComparisonSpec, credited: Mapping[str, Mapping[str, Any]]) -> Inputs:
+    """Load tokenizer, prompts and rewards. `credited`: the settings, by name, of methods that make credits.
 
     Raises:
         NonpareilError: what cannot be loaded or cannot work, naming option, value and remedy.
@@ -43,8 +47,10 @@ def read_inputs(spec: ComparisonSpec, *, tilted: bool = False) -> Inputs:
     options, pool = spec.options, spec.pool
     policy = local_policy(options)
     policy.check_drawable()
-    if tilted:
-        check_tiltable(policy.name_or_path, policy.config, trust_remote_code=policy.trust_remote_code)
+    for name, settings in credited.items():
+        _check_candidates(policy, name, settings)
+        if settings.get("tilted_start"):
+            check_tiltable(policy.name_or_path, policy.config, trust_remote_code=policy.trust_remote_code)
     sampling = SamplingParams(options.max_completion_length, options.temperature)
     training, held_out = (
         load_prompts(options, policy, sampling, source=source, split=split, limit=limit)
@@ -71,6 +77,17 @@ def read_inputs(spec: ComparisonSpec, *, tilted: bool = False) -> Inputs:
         reward=_described(reward),
         gold=_described(gold) if gold else None,
     )
+
+
+def _check_candidates(policy: "LocalPolicy", name: str, settings: Mapping[str, Any]) -> None:
+    """Refuse, before the pool is drawn, what would be refused when credits are made of it."""
+    from nonpareil.commands.credits import check_candidates
+
+    given = {key: value for key, value in settings.items() if key in settings_of(CreditSettings)}
+    try:
+        check_candidates(policy, CreditSettings(**given))
+    except ConfigError as error:
+        raise ConfigError(f"methods.{name}: {error}") from error
 
 
 def files_of(entry: MethodEntry) -> dict[str, str]:

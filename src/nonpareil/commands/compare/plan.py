@@ -73,6 +73,11 @@ class RunPlan:
         """Where the trained policy lies."""
         return self.folder / "model"
 
+    @property
+    def makes_credits(self) -> bool:
+        """Whether it fits a value, and makes credits of the pool, before its training."""
+        return self.entry.command is None and self.entry.stored and reads_credits(self.entry.method)
+
     def identity(self, pool: Mapping[str, Any], inputs: Inputs, seconds: float | None) -> dict[str, Any]:
         """What the folder was made with; a folder of another identity is not this run's."""
         made_with: dict[str, Any] = {

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands import export, sample
 from nonpareil.commands.compare.budget import over_budget
-from nonpareil.commands.compare.costs import spent_before
 from nonpareil.commands.compare.evaluator import Evaluator, read_json
 from nonpareil.commands.compare.folders import (
     check_places,
@@ -24,6 +23,7 @@ from nonpareil.commands.compare.plan import RunPlan, command_words, plan_runs
 from nonpareil.commands.compare.processes import last_lines, locked, run_logged
 from nonpareil.commands.compare.spec import CompareOptions, ComparisonSpec, PoolOptions, read_spec
 from nonpareil.commands.distill.folder import is_begun
+from nonpareil.commands.distill.spent import spent_before
 from nonpareil.console import console
 from nonpareil.errors import ConfigError, NonpareilError
 from nonpareil.files import jsonable, write_bytes, write_json
@@ -77,7 +77,7 @@ class _Comparison:
         self.spec, self.options, self.plans, self.lock = spec, spec.options, plans, lock
         self.root = Path(spec.options.output_dir)
         self.console = console(soft_wrap=True)
-        inputs = read_inputs(spec, tilted=any(plan.settings.get("tilted_start") for plan in plans))
+        inputs = read_inputs(spec, {p.entry.name: p.settings for p in plans if p.makes_credits})
         self.evaluator = Evaluator(spec, inputs)
         self.pool_identity = {**(jsonable(spec.pool) or {}), **self.evaluator.drawing()}
         self.identities = {

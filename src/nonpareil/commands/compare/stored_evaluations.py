@@ -29,10 +29,10 @@ def read_evaluation(label: str, content: Mapping[str, Any]) -> Evaluation:
 
 
 def log_ratios_of(label: str, folder: Path) -> LogRatios:
-    """A run's log-ratios from the folder of its evaluation.
+    """The log-ratios of a run, policy against reference on the reference's completions, that its evaluation kept.
 
     Raises:
-        DataError: they are not there, as in an evaluation by an earlier version.
+        DataError: they are not in its folder, or in another form: an evaluation by an earlier version.
     """
     try:
         return read_log_ratios(folder)

@@ -3,22 +3,28 @@
 import json
 import re
 import sys
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nonpareil import __version__
+from nonpareil.errors import DataError
 from nonpareil.files import write_bytes
 from nonpareil.folders import held_folder
 from nonpareil.markdown import code, plain
 from nonpareil.options.commands import DistillOptions
 from nonpareil.options.rewards import reward_labels
 from nonpareil.terminal import printable, tell
+from nonpareil.values.settings import CreditSettings
 
 if TYPE_CHECKING:
     from nonpareil.evaluation.evaluation import Evaluation
     from nonpareil.methods import Method
     from nonpareil.training.config import DistillationConfig
 
+CREDITS = "credits"
+"""Their folder in output_dir, where this distillation made them."""
 CARD = """---
 library_name: transformers
 tags: [best-of-n, {tag}, nonpareil]
@@ -37,7 +43,7 @@ model is meant to be as good as the best of several samples of the model it came
 | steps | {steps}, {batch} prompts each |
 | learning rate | {learning_rate} |
 | method | {method_name}: {settings} |
-| anchor | {anchor} |
+{credits}| anchor | {anchor} |
 | temperature, max_completion_length | {temperature}, {max_completion_length} |
 | seed | {seed} |
 
@@ -91,6 +97,7 @@ def write_model_card(
         method_name=plain(method_name),
         about=_about(method),
         settings=plain(", ".join(f"{name}={value}" for name, value in vars(method).items()) or "no settings"),
+        credits=_credits(options.credits or output_dir / CREDITS, method),
         anchor=_anchor(config, method),
     )
     return write_bytes(path, text.encode())
@@ -117,6 +124,22 @@ def _about(method: "Method") -> str:
 def _tag(name: str) -> str:
     """A word as YAML has it, in quotes where it needs them."""
     return name if re.fullmatch(r"[A-Za-z][\w.-]*", name, re.ASCII) else json.dumps(name)
+
+
+def _credits(folder: str | Path, method: "Method") -> str:
+    """The row of the credits that were trained on; none where there are none, or they are gone meanwhile."""
+    from nonpareil.methods.credited import CreditedMethod
+    from nonpareil.rollouts.credits import read_source
+
+    if not isinstance(method, CreditedMethod):
+        return ""
+    with suppress(DataError):
+        made: Any = read_source(Path(folder)).value
+        value = made.get("fingerprint") or _label(str(made.get("function", "not named")))
+        settings = {each.name: made[each.name] for each in fields(CreditSettings) if each.name in made}
+        told = ", ".join((f"value {code(value)}", *(f"{k}={plain(str(v))}" for k, v in settings.items())))
+        return f"| credits | {told} |\n"
+    return ""
 
 
 def _anchor(config: "DistillationConfig", method: "Method") -> str:

@@ -232,9 +232,12 @@ def _tell_dtype(path: str, drawn_in: str | None, config: "DistillationConfig") -
 
 
 def reward_settings(described: Mapping[str, Any]) -> dict[str, Any]:
-    """All that decides the rewards, names first; a path is only a label where the weights have a fingerprint."""
+    """All that decides the rewards, names first; a path is only a label where the weights have a fingerprint.
+
+    How long a call may take decides none: what took longer has no reward.
+    """
     settings = {"rewards": [one["name"] for one in described["rewards"]], "weights": described["weights"]}
     for one in described["rewards"]:
-        label = "path" if one.get("fingerprint") else None
-        settings |= {f"{one['name']}.{key}": value for key, value in one.items() if key != label}
+        unread = ("timeout", "path") if one.get("fingerprint") else ("timeout",)
+        settings |= {f"{one['name']}.{key}": value for key, value in one.items() if key not in unread}
     return settings

@@ -1,11 +1,13 @@
 """Stored groups that a distillation draws before it trains, into output_dir/groups, as `nonpareil sample` does."""
 
+import time
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.distill.inputs import reward_options
+from nonpareil.commands.distill.spent import POOL, add_to_pool
 from nonpareil.errors import DataError
 from nonpareil.options.commands import DistillOptions, SampleOptions
 from nonpareil.options.rewards import RewardOptions
@@ -19,9 +21,6 @@ if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
     from nonpareil.rewards.combine import CombinedReward
     from nonpareil.training.config import DistillationConfig
-
-POOL = "groups"
-"""Its folder in output_dir."""
 
 
 def check_pool(
@@ -65,13 +64,27 @@ def draw_pool(options: DistillOptions, config: "DistillationConfig", *, resumed:
     from nonpareil.commands import sample
 
     asked = _sample_options(options, config, overwrite=options.overwrite and not resumed)
-    result = sample.run(asked)
+    begun = time.perf_counter()
+    try:
+        result = sample.run(asked)
+    except KeyboardInterrupt:
+        _add_seconds(asked, begun)
+        raise
+    if result["shards_drawn"] or result["shards_scored"]:
+        _add_seconds(asked, begun)
     sample.show_failed(result)
     tell(
         f"{result['prompts']} groups of {asked.num_generations} in {asked.output_dir}"
         + (f", {result['shards_drawn']} files of them drawn now" if result["shards_drawn"] else "")
     )
     return with_groups(options, asked.output_dir)
+
+
+def _add_seconds(asked: SampleOptions, begun: float) -> None:
+    from nonpareil.rollouts.folder import MANIFEST
+
+    if (Path(asked.output_dir) / MANIFEST).is_file():  # else the folder must stay fit to draw into
+        add_to_pool(Path(asked.output_dir), time.perf_counter() - begun, anew=asked.overwrite)
 
 
 def with_groups(options: DistillOptions, groups: str) -> DistillOptions:

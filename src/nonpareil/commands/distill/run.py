@@ -19,6 +19,7 @@ from nonpareil.commands.distill.inputs import (
     training_reward,
 )
 from nonpareil.commands.distill.learnt import tell_learnt
+from nonpareil.commands.distill.spent import count_stages
 from nonpareil.commands.distill.stages import before_training, check_stages
 from nonpareil.commands.evaluate import run as evaluate
 from nonpareil.folders import held_folder
@@ -78,6 +79,8 @@ def _distill(
         trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         trainer.release()
+    if makes_credits(options, config):
+        count_stages(output_dir, drew_pool=options.groups is None, fitted_value=options.value is None)
     result: dict[str, Any] = {"output_dir": str(output_dir), "steps": trainer.state.global_step}
     interrupted = trainer.stopper.stopped and trainer.state.global_step < trainer.state.max_steps
     if not interrupted:

@@ -11,6 +11,7 @@ from nonpareil.commands.distill.folder import folder_of_run
 from nonpareil.commands.distill.groups import load_groups
 from nonpareil.commands.distill.inputs import TrainingData
 from nonpareil.commands.distill.pool import check_pool, cost_of_pool, draw_pool
+from nonpareil.commands.distill.spent import count_pool
 from nonpareil.commands.inputs import template_kwargs
 from nonpareil.options.commands import DistillOptions
 from nonpareil.records import prompt_of
@@ -64,6 +65,7 @@ def before_training(
             options = draw_pool(options, config, resumed=resumed)
             limit, kwargs = options.max_train_prompts, template_kwargs(options)
             groups = load_groups(options.groups or "", policy, config, method, limit, kwargs)
+            count_pool(Path(str(config.output_dir)), groups)
         credits = make_credits(options, config, groups, resumed=resumed)
     except KeyboardInterrupt:
         without = "without --overwrite " if options.overwrite else ""

@@ -15,12 +15,12 @@ def show(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     from nonpareil.evaluation.intervals import few_prompts
-    from nonpareil.evaluation.numbers import bracket, number
+    from nonpareil.evaluation.numbers import MISSING, bracket, number
     from nonpareil.maths.bootstrap import Interval
     from nonpareil.terminal import printable
 
-    def told(interval: Interval) -> str:
-        return f"{number(interval.estimate)} {bracket(interval)}"
+    def told(interval: Interval | None) -> str:
+        return MISSING if interval is None else f"{number(interval.estimate)} {bracket(interval)}"
 
     table = Table(title="What the tilt does, as the stored completions tell it")
     for name in ("strength", "win rate", "KL (nats)", "effective completions"):

@@ -14,10 +14,17 @@ from transformers import PreTrainedModel
 from nonpareil.commands.tilt.groups import FEWEST_EFFECTIVE, FOLDS, TiltGroups
 from nonpareil.errors import ConfigError
 from nonpareil.evaluation.intervals import Bootstrap
+from nonpareil.evaluation.worth import shows_efficiency
 from nonpareil.maths.bootstrap import Interval
 from nonpareil.maths.group_best_of_n import group_win_rate, largest_n
 from nonpareil.maths.group_frontier import TiltTable, group_least_kl, tilt_table
-from nonpareil.maths.vocabulary_tilt import TiltFamily, at_strength, effective_samples, first_reaching
+from nonpareil.maths.vocabulary_tilt import (
+    TiltFamily,
+    at_strength,
+    effective_samples,
+    first_reaching,
+    kl_at_strength,
+)
 from nonpareil.models.devices import device_of
 from nonpareil.models.logprobs import chunks, predicting_states, token_budget_batches
 
@@ -44,7 +51,8 @@ class TiltEstimate:
     win_rate: Interval
     kl: Interval
     """To the reference, nats."""
-    kl_efficiency: Interval
+    kl_efficiency: Interval | None
+    """None where the KL is too little to tell (`evaluation.worth.shows_efficiency`)."""
     effective_samples: float
 
 
@@ -119,7 +127,8 @@ def strength_for(path: TiltPath, target: float, asked: str) -> float:
 
 def tilt_estimate(data: TiltGroups, path: TiltPath, strength: float, seed: int) -> TiltEstimate:
     """Win rate, KL and KL efficiency at a strength on the path, with intervals over prompts."""
-    log_ratio, kl = (at_strength(each, path.strengths, strength) for each in (path.log_ratio, path.kl))
+    log_ratio = at_strength(path.log_ratio, path.strengths, strength)
+    kl = kl_at_strength(path.kl, path.strengths, strength)
     parts = _of_prompts(data, log_ratio, kl)
     scored = ~data.rewards.isnan().all(1)
     weight, won, spent = parts[scored].unbind(1)
@@ -130,11 +139,14 @@ def tilt_estimate(data: TiltGroups, path: TiltPath, strength: float, seed: int) 
         least = group_least_kl(means[:, 1] / means[:, 0], TiltTable.of(means[:, 3:]))
         return least / (means[:, 2] / means[:, 0])
 
+    rate = bootstrap.of_means([weight, won], lambda means: means[:, 1] / means[:, 0], scale="share")
+    kls = bootstrap.of_means([weight, spent], lambda means: means[:, 1] / means[:, 0], scale="positive")
+    found = bootstrap.of_means([weight, won, spent, tables], efficiency, scale="positive")
     return TiltEstimate(
         strength,
-        bootstrap.of_means([weight, won], lambda means: means[:, 1] / means[:, 0], scale="share"),
-        bootstrap.of_means([weight, spent], lambda means: means[:, 1] / means[:, 0], scale="positive"),
-        bootstrap.of_means([weight, won, spent, tables], efficiency, scale="positive"),
+        rate,
+        kls,
+        found if shows_efficiency(kls.estimate, rate, data.rewards) else None,
         float(effective_samples(log_ratio[:, None])[0]),
     )
 

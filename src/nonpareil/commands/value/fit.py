@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.command import Command
 from nonpareil.commands.places import check_output, inputs_of
+from nonpareil.commands.value.doubt import REPORT, tell_doubt
 from nonpareil.commands.value.inputs import Beginning, DrawnGroups, beginning, drawn_groups, policy_itself
 from nonpareil.commands.value.show import show_value
 from nonpareil.commands.value.spent import SPENT
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from nonpareil.values.report import ValueReport
 
 OWNER = "value"
-REPORT = "report.json"
 
 
 def run(options: ValueOptions) -> dict[str, Any]:
@@ -42,6 +42,7 @@ def run(options: ValueOptions) -> dict[str, Any]:
             raise ConfigError(f"{folder.where} holds a value; give --overwrite, or another output_dir")
         folder.refuse_foreign(["*.json", "*.safetensors", "tokenizer*"])
         report = fit_into(folder, drawn, begin, FitSettings(**values_of(options, FitSettings)))
+    tell_doubt(options.output_dir)
     return {"output_dir": str(Path(options.output_dir)), "begun_with": begin.path, "report": report}
 
 

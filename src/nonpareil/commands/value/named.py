@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.distill.groups import differing_rewards
+from nonpareil.commands.value.doubt import tell_doubt
 from nonpareil.errors import ConfigError
 from nonpareil.terminal import tell
 from nonpareil.user_code.load import is_function_path, load_function
@@ -85,14 +86,24 @@ def described(value: str, settings: CreditSettings) -> dict[str, Any]:
     return {"fingerprint": fingerprint(value)}
 
 
-def tell_reach(value: str, settings: CreditSettings) -> None:
+def tell_limits(value: str, settings: CreditSettings, temperature: float) -> None:
+    """What is to be known of a value before credits are made of it, of groups drawn at this temperature."""
+    if _is_function(value):
+        tell(
+            f"value={value!r} is a function, which does not say of which temperature and reward it is: credits "
+            f"take it to be of the groups' own, temperature {temperature:g} among them"
+        )
+        return
+    tell_doubt(value)
+    _tell_reach(value, settings)
+
+
+def _tell_reach(value: str, settings: CreditSettings) -> None:
     """Say how often the target wins that the value's groups and bins can tell, where that is too little."""
     from nonpareil.maths.best_of_n import win_rate
     from nonpareil.maths.target_weights import reachable_win_rate
     from nonpareil.values.model import read_notes
 
-    if _is_function(value):
-        return
     notes = read_notes(value)
     if not notes.fitted.get("prompts"):
         return

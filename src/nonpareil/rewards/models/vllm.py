@@ -10,6 +10,7 @@ from nonpareil.models.devices import best_device, resolve_dtype
 from nonpareil.models.fingerprint import fingerprint
 from nonpareil.models.loading import load_tokenizer
 from nonpareil.models.pretrained import check_local_path, read_config, reading
+from nonpareil.models.stored_places import stale_shards
 from nonpareil.models.vllm import make_llm, shut_down
 from nonpareil.records import ScoreRequest, Scores
 from nonpareil.rewards.models.classifier_reward import ClassifierReward, score_once
@@ -171,13 +172,15 @@ def _check_head(path: str, revision: str | None) -> None:
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
+        wanted = ["*.safetensors", "*.safetensors.index.json"]
         with reading(path, f"reward model {path!r} could not be loaded"):
-            folder = Path(snapshot_download(path, revision=revision, allow_patterns=["*.safetensors"]))
-    names: set[str] = set()
+            folder = Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
+    stale, names = stale_shards(folder), set[str]()
     with reading(path, f"reward model {path!r} could not be loaded"):
         for file in folder.glob("*.safetensors"):
-            with safe_open(file, "pt") as weights:
-                names.update(weights.keys())
+            if file.name not in stale:
+                with safe_open(file, "pt") as weights:
+                    names.update(weights.keys())
     if not any(name.split(".")[0] in HEAD_NAMES for name in names):
         raise ModelError(
             f"reward model {path!r} holds none of {', '.join(HEAD_NAMES)} in its safetensors files, and vLLM would "

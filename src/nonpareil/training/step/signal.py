@@ -1,6 +1,6 @@
-"""Steps whose rewards tell nothing: they move nothing, and are counted and told of; a run of them is an error."""
+"""Steps whose rewards or credits tell nothing: they move nothing, and are counted and told; a run is an error."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -8,22 +8,41 @@ from transformers.trainer_callback import ExportableState
 
 from nonpareil.errors import RewardError
 from nonpareil.methods.base import Method, ScoredDraws, Targets
+from nonpareil.methods.credited import CreditedMethod
 from nonpareil.models.distributed import process_index
 from nonpareil.terminal import tell
 from nonpareil.training.callbacks import StopCleanly
 
 PATIENCE = 5
 """Steps in a row without signal, before something is said of them."""
-REMEDY = (
+
+
+class _Words(NamedTuple):
+    """What is said of a step that tells nothing, in the present and in the past, and what helps."""
+
+    untold: str
+    were_untold: str
+    remedy: str
+
+
+_REWARDS = _Words(
+    "the rewards of no prompt tell its completions apart",
+    "the rewards of no prompt told its completions apart",
     "see whether the reward has any variance on such completions, draw more completions per prompt, take more "
-    "prompts per step, leave out prompts that are always or never solved, or raise temperature"
+    "prompts per step, leave out prompts that are always or never solved, or raise temperature",
+)
+_CREDITS = _Words(
+    "no prompt has credits that tell candidates apart",
+    "no prompt had credits that told candidates apart",
+    "make credits of all prompts that are trained on, of completions whose rewards did not fail, by a value that "
+    "varies from one next token to another (credited_completions, likeliest, from_tail)",
 )
 ENOUGH_REWARDS = 64
 """Rewards that are seen before two values are taken for all that there are."""
 
 
 class Signal(TrainerCallback, ExportableState):
-    """Knows of each step whether the rewards of any prompt tell something; the sums are kept in checkpoints.
+    """Knows of each step whether any prompt's rewards or credits tell something; the sums are kept in checkpoints.
 
     `moves`: whether the last step moved the policy. Where it does not, the optimizer has no gradient (so that
     neither rounding, momentum nor weight decay moves a weight), and a moving average of the policy stays too.
@@ -34,6 +53,8 @@ class Signal(TrainerCallback, ExportableState):
 
     def __init__(self, method: Method, stopper: StopCleanly):
         self.stopper = stopper
+        self._credited = isinstance(method, CreditedMethod)
+        self._words = _CREDITS if self._credited else _REWARDS
         self.moves = True
         self.moved = self.still = self.lost = self._in_a_row = 0
         self._hint: str | None = method.hint_for_two_rewards
@@ -48,17 +69,22 @@ class Signal(TrainerCallback, ExportableState):
         self.moves = trained_on > 0 and (targets.signal is None or bool(targets.signal.any()))
         self.moved += self.moves
         # Those left out may have had rewards that tell something, and what leaves no prompt is told of by others.
-        tied = trained_on > 0 and not dropped and not self.moves
+        told = trained_on > 0 or self._without_credits(draws)
+        tied = told and not dropped and not self.moves
         self.lost += not self.moves and not tied
         self.still += tied
         self._in_a_row = self._in_a_row + 1 if tied else 0
         if self._in_a_row == PATIENCE and process_index() == 0:
             tell(
-                f"step {step}: for the {PATIENCE}th step in a row the rewards of no prompt tell its completions "
-                f"apart, so nothing was learnt; {REMEDY}"
+                f"step {step}: for the {PATIENCE}th step in a row {self._words.untold}, so nothing was learnt; "
+                f"{self._words.remedy}"
             )
         self._look_for_two_rewards(draws)
         return self.moves
+
+    def _without_credits(self, draws: ScoredDraws) -> bool:
+        """Whether a step on no prompt lacks credits: its rewards did not all fail."""
+        return self._credited and not bool(draws.anchor_rewards.isnan().all())
 
     def _look_for_two_rewards(self, draws: ScoredDraws) -> None:
         if self._hint is None:
@@ -91,8 +117,8 @@ class Signal(TrainerCallback, ExportableState):
         if self.still:
             others = f" in {self.still} of them, and in {self.lost} {lost}" if self.lost else ""
             raise RewardError(
-                f"none of the {self.still + self.lost} steps moved the policy: the rewards of no prompt told its "
-                f"completions apart{others}; {REMEDY}"
+                f"none of the {self.still + self.lost} steps moved the policy: "
+                f"{self._words.were_untold}{others}; {self._words.remedy}"
             )
         if self.lost and process_index() == 0:
             tell(
