@@ -32,7 +32,6 @@ from nonpareil.options.commands import (
     DistillOptions,
     EvaluateOptions,
     ExportOptions,
-    InterpolateOptions,
     SampleOptions,
 )
 from nonpareil.options.rewards import ANY_MODEL, ENDPOINTS, FIRST_MODEL, LIMITED, LOADED_MODEL
@@ -44,6 +43,7 @@ from nonpareil.options.shared import (
     TRAINING_SPLITS,
     WITH_SPLITS,
 )
+from nonpareil.options.strengths import InterpolateOptions
 from nonpareil.options.tilt import TiltOptions
 from nonpareil.options.unread import absent_rewards
 from nonpareil.options.values import CreditsOptions, ValueOptions
