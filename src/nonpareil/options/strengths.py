@@ -6,7 +6,9 @@ from typing import ClassVar
 from nonpareil.options.shared import FileOptions, ModelOptions
 from nonpareil.settings import DTYPES, CheckedOptions, option
 
-_IN_A_COMPARISON = "remove it: evaluation.strengths and evaluation.at_win_rates show what each method's path pays"
+_IN_A_COMPARISON = (
+    "remove it: evaluation.strengths and evaluation.at_win_rates show what each method's path pays"
+)
 
 
 @dataclass
