@@ -33,7 +33,7 @@ WEAKER, STRONGER = (0.5,), (1.5, 2.0, 3.0)
 """The strengths that are drawn first: where the trained policy wins as often as asked or more often, and where less
 often, up to the first that does."""
 NEAR, REFINEMENTS = 0.01, 2
-"""A strength that was found between others is drawn too, until one wins so nearly as often as asked; so many times."""
+"""A strength that was found between others is drawn too, so many times, until one wins so nearly as often."""
 DIGITS = 4
 """Of a strength that was found: a ten-thousandth of it changes no win rate, and it can be said again."""
 
