@@ -16,7 +16,7 @@ from nonpareil.files import write_json
 from nonpareil.folders import writing
 from nonpareil.models.trained import trained_temperature
 from nonpareil.options.commands import DistillOptions
-from tests.cli.conftest import Command
+from tests.cli.conftest import WORDS, Command
 
 SETTINGS: dict[str, Any] = {
     "max_eval_prompts": 8,
@@ -236,6 +236,22 @@ def test_it_is_written_for_every_method_and_made_anew(
     status, _, said = nonpareil("distill", "--overwrite", **{**settings, "at_n": None})
     assert status == 0, said
     assert not place.exists(), "it was of the training that was deleted"
+
+
+@pytest.mark.slow
+def test_it_is_written_after_a_training_on_credits(
+    nonpareil: Command, files: Path, without_pictures: None
+) -> None:
+    prompts = [f"the film was {one} {other}" for one in WORDS[:6] for other in WORDS[4:9]]
+    (files / "train.jsonl").write_text("".join(json.dumps({"prompt": each}) + "\n" for each in prompts))
+    credits = {"num_generations_pool": 6, "likeliest": 4, "from_tail": 2, "credited_completions": 2}
+    settings = {**SETTINGS, **credits, "method": "value_distillation", "at_win_rate": 0.51, "max_steps": 30}
+    status, result, said = nonpareil("distill", "--json", **settings)
+    assert status == 0, said
+    found = last_json(result)["at_strength"]
+    assert found["strength"] is not None, said
+    assert (files / "out" / "at-win-rate-0.51" / NOTES).is_file()
+    assert (files / "out" / "value").is_dir()
 
 
 @pytest.mark.slow
