@@ -258,6 +258,7 @@ def test_it_is_written_after_a_training_on_credits(
 @pytest.mark.parametrize("bf16", ["false", "true"])
 def test_an_adapter_s_is_merged(bf16: str, nonpareil: Command, files: Path, without_pictures: None) -> None:
     lora = {"use_peft": "true", "lora_target_modules": "all-linear", "learning_rate": 0.1}
+    lora["unseen_reward"] = str(files / "rm")
     settings = {**SETTINGS, **lora, "bf16": bf16, "at_win_rate": 0.55, "max_steps": 12}
     status, result, said = nonpareil("distill", "--json", **settings)
     assert status == 0, said
@@ -266,6 +267,8 @@ def test_an_adapter_s_is_merged(bf16: str, nonpareil: Command, files: Path, with
     place = files / "out" / "at-win-rate-0.55"
     assert not (place / "adapter_config.json").exists()
     assert found["kl"]["estimate"] > 0.001
+    measured = read(place / "evaluation" / "report.json")["evaluation"]
+    assert measured["unseen"]["num_prompts"] == 8
     moved = weights(place)
     base = weights(files / "policy")
     assert any(not torch.equal(value, base[name]) for name, value in moved.items())
