@@ -234,8 +234,8 @@ def _tell_out_of_reach(options: DistillOptions, found: Search) -> None:
         why = f"{asked} is out of this training's reach: at no strength does it win more often than the reference"
     else:
         why = (
-            f"{asked} is out of this training's reach: that is win rate {found.target:.3f}, and the highest up to "
-            f"strength {max(found.win_rates):g} is {found.win_rates[best]:.3f}, at {best:g}; ask for less, or "
+            f"{asked} is out of this training's reach: it asks for win rate {found.target:.3f}, and the highest up "
+            f"to strength {max(found.win_rates):g} is {found.win_rates[best]:.3f}, at {best:g}; ask for less, or "
             "train further"
         )
     tell(f"{why}. No policy was written for it; all else was")
