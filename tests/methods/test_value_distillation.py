@@ -10,7 +10,7 @@ from nonpareil.methods.value_distillation import ValueDistillation
 from tests.methods import tabular
 from tests.methods.tabular import F64
 
-SETTINGS = {"strength": 1.5, "max_advantage": 3.0, "prefix_weight": True}
+SETTINGS = {"strength": 1.5, "max_advantage": 3.0, "prefix_weight": True, "tilted_start": True}
 CASES = {
     "value_distillation": ValueDistillation(),
     "value_distillation, prefix": ValueDistillation(1.5, 0.5, True),

@@ -35,6 +35,15 @@ JOBS: dict[str, dict[str, Any]] = {
         "credited": True,
         "max_tokens_per_batch": 20,
     },
+    "tilted": {
+        **SGD,
+        "method": "value_distillation",
+        "stored": True,
+        "credited": True,
+        "tilted_start": True,
+        "kind": "tied",
+        "max_steps": 2,
+    },
     "ppo": {
         **SGD,
         "method": "vbon",

@@ -45,6 +45,12 @@ class CreditedMethod(Method):
     """
 
     stored_groups: ClassVar = "required"
+    tilted_start: bool = False
+    """Whether the policy begins at a tilt that is counted from the credits; for methods that have it as a field."""
+
+    def target_tilt(self, advantages: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """What the method would add to candidates' log-probs, nats, of their advantages; for `tilted_start`."""
+        return advantages
 
     @property
     def needs_anchor(self) -> bool:

@@ -32,6 +32,10 @@ class ValueDistillation(CreditedMethod):
     whole completions, with the true value and strength 1. Without it positions count as often as the reference
     comes there: less noise, and the same target at each.
 
+    `tilted_start`: the policy begins not at the reference but with each token's log-prob raised by its mean
+    advantage over the credits, in an output layer that is then its own (`training.tilted_start`). Reference and
+    loss are the same.
+
     Raises:
         ConfigError: a setting out of its range.
     """
@@ -46,12 +50,19 @@ class ValueDistillation(CreditedMethod):
     strength: float = option(1.0, "Of the tilt: advantages count so many times.", above=0)
     max_advantage: float = option(2.0, "Advantages are cut at plus and minus this, nats.", above=0)
     prefix_weight: bool = option(False, "Weigh positions by how often the tilted policy comes there.")
+    tilted_start: bool = option(
+        False, "Begin with a vocabulary tilt that is counted from the credits, in an output layer of its own."
+    )
 
     def next_token_loss(self, tokens: NextTokens) -> Float[Tensor, " q"]:
         """sum_a q_a (log pi_ref(a) - log pi(a)), nats: 0 at the reference."""
         tilt = excess_and_normaliser(tokens.weights, tokens.advantages, self.strength, self.max_advantage)
         loss = tilted_cross_entropy(tokens.log_ratio, tokens.kl_from_reference, *tilt)
         return loss * self._counts(tokens.prefix_values)
+
+    def target_tilt(self, advantages: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Cut as in the loss, times the strength."""
+        return self.strength * advantages.clamp(-self.max_advantage, self.max_advantage)
 
     def tells(self, credits: Credits) -> bool:
         """Whether some candidate with a weight has an advantage."""

@@ -5,6 +5,7 @@ them. Adding b_a d to the row of token a then adds b_a (h . d) to its logit. Of 
 has d = C^-1 mu / (mu' C^-1 mu), mu and C the states' mean and covariance. A head with a bias takes b itself.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,31 +28,37 @@ RIDGE = 1e-4
 """Of the covariance, as a share of its mean diagonal: where states never differ, d stays finite."""
 STATES_PER_DIMENSION = 64
 """So many states a dimension: the direction then serves those that it was not fitted on as well."""
+SCALES = ("logit_scale", "logits_scaling")
 CAPS = ("final_logit_softcapping", "final_logits_soft_cap", "output_logit_soft_cap")
 INSTEAD = "; take format=logit_bias, which servers add to the logits themselves"
 
 
-def check_foldable(name: str, config: PretrainedConfig) -> None:
-    """Refuse, by its config alone, a model whose output layer can hold no bias.
+def check_foldable(name: str, config: PretrainedConfig, instead: str = INSTEAD) -> None:
+    """Refuse, by its config alone, a model whose output layer can hold no bias; `instead`: what to do then.
 
     Raises:
         ModelError: naming why.
     """
     text: Any = config.get_text_config()
     if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(f"{name!r} is quantised, and its output matrix would be rounded anew{INSTEAD}")
+        raise ModelError(f"{name!r} is quantised, and its output matrix would be rounded anew{instead}")
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{name!r} is an encoder and a decoder; a tilt is of a causal language model")
     for cap in CAPS:
         if getattr(text, cap, None):
             raise ModelError(
                 f"{name!r} caps its logits behind the output layer ({cap}={getattr(text, cap)}), and what is added "
-                f"before the cap is not what comes out{INSTEAD}"
+                f"before the cap is not what comes out{instead}"
+            )
+    for scale in SCALES:
+        if getattr(text, scale, None) not in (None, 1):
+            raise ModelError(
+                f"{name!r} scales its logits behind the output layer ({scale}={getattr(text, scale)}){instead}"
             )
 
 
-def check_head(name: str, model: PreTrainedModel) -> nn.Module:
-    """The output layer of a loaded model, if a bias can be folded into it.
+def check_head(name: str, model: PreTrainedModel, instead: str = INSTEAD) -> nn.Module:
+    """The output layer of a loaded model, if a bias can be folded into it; `instead`: what to do if not.
 
     Raises:
         ModelError: weights in shards, an output layer that is no linear one, or logits that are changed behind it.
@@ -62,7 +69,7 @@ def check_head(name: str, model: PreTrainedModel) -> nn.Module:
     if type(head) is not nn.Linear or not output_head_is_plain(model):
         raise ModelError(
             f"{name!r} does more to its logits than one linear layer ({type(head).__name__}): they are scaled or "
-            f"changed behind it, or it has no such layer{INSTEAD}"
+            f"changed behind it, or it has no such layer{instead}"
         )
     return head
 
@@ -99,8 +106,41 @@ def fold_bias(
     if direction is None:
         layer.bias.add_(bias.to(layer.bias))
         return
-    weight = torch.addr(layer.weight, bias.to(layer.weight), direction.to(layer.weight))
-    layer.weight = nn.Parameter(weight, requires_grad=False)  # no longer that of the input embeddings
+    _part_head(model)
+    layer.weight.addr_(bias.to(layer.weight), direction.to(layer.weight))
+
+
+def untie_head(name: str, model: PreTrainedModel, instead: str) -> None:
+    """Give the output layer a weight of its own, of the same numbers, where it has that of the input embeddings.
+
+    The model's config says so then, and what is saved is read so. `instead`: what to do where that cannot be.
+
+    Raises:
+        ModelError: an architecture that ties the two whatever its config says.
+    """
+    if not _is_tied(model):
+        return
+    _part_head(model)
+    with torch.device("meta"):
+        read_again = type(model)(copy.deepcopy(model.config))
+    if _is_tied(read_again):
+        raise ModelError(
+            f"{name!r} ({type(model).__name__}) ties input and output embeddings whatever its config says{instead}"
+        )
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    layers: Any = (model.get_input_embeddings(), model.get_output_embeddings())
+    inputs, outputs = (getattr(layer, "weight", None) for layer in layers)
+    if inputs is None or outputs is None or inputs is outputs:
+        return inputs is not None and inputs is outputs
+    return bool(not inputs.is_meta and inputs.data_ptr() == outputs.data_ptr())
+
+
+def _part_head(model: PreTrainedModel) -> None:
+    if _is_tied(model):
+        head: Any = model.get_output_embeddings()
+        head.weight = nn.Parameter(head.weight.detach().clone(), head.weight.requires_grad)
     tie_as_it_is(model)
 
 

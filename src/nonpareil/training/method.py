@@ -7,6 +7,7 @@ from nonpareil.methods.credited import CreditedMethod
 from nonpareil.models.zero import zero_requested
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.config import DistillationConfig
+from nonpareil.training.tilted_start import check_tilted_start
 
 
 def method_of(args: DistillationConfig, *, stored: bool, credited: bool = False) -> Method:
@@ -89,6 +90,7 @@ def _check_credited(args: DistillationConfig, method: Method, *, credited: bool)
             f"method={label} with ZeRO-3 is not supported: its reference makes no passes in shards; take "
             "distributed_type: MULTI_GPU and --shard_weights true"
         )
+    check_tilted_start(method, args, adapted=args.use_peft)
     draws = method.policy_draws + method.anchor_draws
     if draws or method.anchor_ema_rate is not None or method.stored_groups != "required":
         raise ConfigError(

@@ -13,10 +13,12 @@ from nonpareil.models.anchors import Anchor
 from nonpareil.models.distributed import make_equal
 from nonpareil.models.empty import empty_policy
 from nonpareil.models.loading import disable_dropout, freeze, load_policy, load_tokenizer
+from nonpareil.models.output_bias import check_foldable, untie_head
 from nonpareil.models.sharding import is_empty
 from nonpareil.models.zero import zero_requested
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.method import anchor_motion
+from nonpareil.training.tilted_start import INSTEAD, starts_tilted
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -39,16 +41,24 @@ def read_policy(path: str, args: DistillationConfig) -> tuple[PreTrainedModel, P
     return model, None, tokenizer
 
 
-def prepare_policy(model: PreTrainedModel, args: DistillationConfig, lora: "LoraConfig | None") -> Any:
+def prepare_policy(
+    model: PreTrainedModel, args: DistillationConfig, method: Method, lora: "LoraConfig | None"
+) -> Any:
     """The model as it is trained: without dropout, with frozen parts or an adapter, equal in all processes.
+
+    For a tilted start its output layer gets a weight of its own, which `frozen_parameters` may name.
 
     One that is still to be read in shards is put on its devices, and asked, once it is (`ShardingTrainer.shard`).
 
     Raises:
         ConfigError: as `freeze`.
-        ModelError: as `check_scoring`.
+        ModelError: as `check_scoring`, or a model that cannot begin tilted.
     """
     disable_dropout(model)
+    if starts_tilted(method):
+        name = model.name_or_path or type(model).__name__
+        check_foldable(name, model.config, INSTEAD)
+        untie_head(name, model, INSTEAD)
     freeze(model, args.frozen_parameters or [])
     set_seed(args.seed)  # an adapter begins at random
     policy: Any = model if lora is None else add_policy_adapter(model, lora)

@@ -17,7 +17,7 @@ from transformers.trainer_callback import ProgressCallback
 from nonpareil.credits import CreditsByPrompt
 from nonpareil.errors import ConfigError
 from nonpareil.methods import name_of
-from nonpareil.models.adapters import plain_model
+from nonpareil.models.adapters import is_adapted, plain_model
 from nonpareil.models.loading import stated_limits
 from nonpareil.models.saving import prepare_saving
 from nonpareil.records import Group, Prompt
@@ -42,6 +42,7 @@ from nonpareil.training.step.sampler import StepSampler
 from nonpareil.training.step.signal import Signal
 from nonpareil.training.stored import prompts_of_stored
 from nonpareil.training.stored_credits import check_candidate_ids
+from nonpareil.training.tilted_start import check_tilted_start, start_tilted
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -100,6 +101,8 @@ class DistillationTrainer(ListingTrainer):
         self.method = method_of(args, stored=stored, credited=credits is not None)
         lora = peft_config or args.lora_config()
         check_adapter(args, lora is not None, peft_config, model)
+        adapted = lora is not None or (not isinstance(model, str) and is_adapted(model))
+        check_tilted_start(self.method, args, adapted=adapted, optimizer=optimizers[0])
         needs_draws = self.method.policy_draws + self.method.anchor_draws > 0 or args.eval_strategy != "no"
         if args.use_vllm and not needs_draws:
             raise ConfigError(
@@ -144,7 +147,7 @@ class DistillationTrainer(ListingTrainer):
             peft_config,
             credits=credits,
         )
-        policy = prepare_policy(model, args, lora)
+        policy = prepare_policy(model, args, self.method, lora)
         self.stopper, self.spent = StopCleanly(self.repeats), Spent(args.max_train_seconds)
         self.signal = Signal(self.method, self.stopper)
         super().__init__(
@@ -166,6 +169,7 @@ class DistillationTrainer(ListingTrainer):
         # Gradients are summed by the accumulator; DDP's wrapper would hold them a second time.
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.anchor = make_anchor(policy, args, self.method)
+        start_tilted(policy, self.method, groups, credits, processing_class, args)
         if self.anchor is not None:
             self.add_callback(AnchorCallback(self.anchor, lambda: self.signal.moves))
         self.watch(self.spent, self.signal)  # behind the anchor's callback

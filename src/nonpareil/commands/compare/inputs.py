@@ -30,18 +30,21 @@ class Inputs:
     gold: dict[str, Any] | None
 
 
-def read_inputs(spec: ComparisonSpec) -> Inputs:
-    """Load tokenizer, prompts and rewards.
+def read_inputs(spec: ComparisonSpec, *, tilted: bool = False) -> Inputs:
+    """Load tokenizer, prompts and rewards; `tilted`: some runs begin tilted, which the policy must allow.
 
     Raises:
         NonpareilError: what cannot be loaded or cannot work, naming option, value and remedy.
     """
     from nonpareil.commands.policies.local import local_policy
     from nonpareil.records import SamplingParams, prompt_identity
+    from nonpareil.training.tilted_start import check_tiltable
 
     options, pool = spec.options, spec.pool
     policy = local_policy(options)
     policy.check_drawable()
+    if tilted:
+        check_tiltable(policy.name_or_path, policy.config, trust_remote_code=policy.trust_remote_code)
     sampling = SamplingParams(options.max_completion_length, options.temperature)
     training, held_out = (
         load_prompts(options, policy, sampling, source=source, split=split, limit=limit)

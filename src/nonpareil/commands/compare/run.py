@@ -77,7 +77,7 @@ class _Comparison:
         self.spec, self.options, self.plans, self.lock = spec, spec.options, plans, lock
         self.root = Path(spec.options.output_dir)
         self.console = console(soft_wrap=True)
-        inputs = read_inputs(spec)
+        inputs = read_inputs(spec, tilted=any(plan.settings.get("tilted_start") for plan in plans))
         self.evaluator = Evaluator(spec, inputs)
         self.pool_identity = {**(jsonable(spec.pool) or {}), **self.evaluator.drawing()}
         self.identities = {

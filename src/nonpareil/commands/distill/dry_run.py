@@ -1,5 +1,6 @@
 """What a training would do and need, worked out without reading a weight."""
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,8 @@ def memory_estimate(policy: "LocalPolicy", config: "DistillationConfig", method:
     compute dtype the working copy that draws. With LoRA the base is there once, in the compute dtype, and what is
     trained is an adapter; the anchor is a second one, or none where it never moves; nothing is copied. With
     `shard_weights` all but the working copy is divided by the processes. Activations and the key cache come on
-    top; they follow `max_tokens_per_batch`. `parameters` are the model's own, without adapters.
+    top; they follow `max_tokens_per_batch`. `parameters` are the model's own, without adapters, and with an output
+    layer of its own where it begins tilted.
 
     Raises:
         ModelError: a config that cannot be read, or is of no causal language model.
@@ -71,7 +73,7 @@ def memory_estimate(policy: "LocalPolicy", config: "DistillationConfig", method:
     """
     from nonpareil.training.method import anchor_motion
 
-    model, parameters, trained = _on_paper(policy, config)
+    model, parameters, trained = _on_paper(policy, config, method)
     draws = method.policy_draws + method.anchor_draws > 0
     adapters = trained if config.use_peft else 0
     share = config.world_size if config.shard_weights else 1
@@ -97,18 +99,24 @@ def memory_estimate(policy: "LocalPolicy", config: "DistillationConfig", method:
     }
 
 
-def _on_paper(policy: "LocalPolicy", config: "DistillationConfig") -> tuple[str, int, int]:
+def _on_paper(policy: "LocalPolicy", config: "DistillationConfig", method: "Method") -> tuple[str, int, int]:
     """The model's class, its parameters without adapters, and those that are trained; no weight is made."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from nonpareil.models.adapters import add_policy_adapter
     from nonpareil.models.loading import freeze
+    from nonpareil.models.output_bias import untie_head
     from nonpareil.models.pretrained import reading
+    from nonpareil.training.tilted_start import INSTEAD, starts_tilted
 
     subject = f"model_name_or_path={policy.name_or_path!r} cannot be trained"
     with reading(policy.name_or_path, subject), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(policy.config, trust_remote_code=policy.trust_remote_code)
+        model = AutoModelForCausalLM.from_config(
+            copy.deepcopy(policy.config), trust_remote_code=policy.trust_remote_code
+        )
+    if starts_tilted(method):
+        untie_head(policy.name_or_path, model, INSTEAD)
     name, parameters = type(model).__name__, sum(p.numel() for p in model.parameters())
     lora = config.lora_config()
     if lora is None:

@@ -63,8 +63,13 @@ def training_data(
     """The stored groups, where there are some, with their credits, and the prompts.
 
     Raises:
-        NonpareilError: no such prompts, groups or credits, or some that this policy or method cannot be trained on.
+        NonpareilError: no such prompts, groups or credits, or some that this policy or method cannot be trained on;
+            a policy that cannot begin as the method asks.
     """
+    from nonpareil.training.tilted_start import check_tiltable, starts_tilted
+
+    if starts_tilted(method):
+        check_tiltable(policy.name_or_path, policy.config, trust_remote_code=policy.trust_remote_code)
     sampling = config.sampling(config.seed)
     if options.groups is None:
         prompts = load_prompts(
