@@ -32,7 +32,6 @@ from nonpareil.options.commands import (
     DistillOptions,
     EvaluateOptions,
     ExportOptions,
-    InterpolateOptions,
     SampleOptions,
 )
 from nonpareil.options.rewards import ANY_MODEL, ENDPOINTS, FIRST_MODEL, LIMITED, LOADED_MODEL
@@ -44,6 +43,7 @@ from nonpareil.options.shared import (
     TRAINING_SPLITS,
     WITH_SPLITS,
 )
+from nonpareil.options.strengths import InterpolateOptions
 from nonpareil.options.tilt import TiltOptions
 from nonpareil.options.unread import absent_rewards
 from nonpareil.options.values import CreditsOptions, ValueOptions
@@ -563,6 +563,10 @@ def test_a_reward_model_has_no_time_limit(nonpareil, files):
         ({"methods": {"jbond": {"kl_coef": -1}}}, "methods.jbond: kl_coef=-1.0 must be at least 0"),
         ({"methods": {"jbond": {"max_train_prompts": 0}}}, "methods.jbond.max_train_prompts=0 must be"),
         ({"methods": {"jbond": {"merge": True}}}, "methods.jbond: merge=true without use_peft"),
+        (
+            {"methods": {"jbond": {"at_win_rate": 0.7}}},
+            "remove it: evaluation.strengths and evaluation.at_win_rates",
+        ),
         ({"methods": {"jbond": {"lora_r": 3}}}, "methods.jbond: lora_r=3 is not read without use_peft"),
         ({"methods": {"jbond": {"fp16": True, "use_cpu": True}}}, "methods.jbond: fp16=True needs a GPU"),
         (

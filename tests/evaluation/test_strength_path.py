@@ -8,7 +8,7 @@ import torch
 
 from nonpareil.evaluation.path_report import path_figure, write_path
 from nonpareil.evaluation.path_tables import path_tables
-from nonpareil.evaluation.strength_path import StrengthPath, strength_path
+from nonpareil.evaluation.strength_path import StrengthPath, strength_at, strength_path
 from tests.evaluation.test_comparison import evaluated
 
 REWARDS = torch.arange(16.0, dtype=torch.float64).repeat(8, 1)
@@ -31,6 +31,23 @@ def test_it_begins_at_the_reference_whatever_was_drawn_there(path: StrengthPath)
     assert first.position.estimate == pytest.approx(0.5)
     assert 0.5 < second.position.estimate < 1
     assert third.kl is None
+
+
+def test_the_strength_with_a_win_rate_is_where_the_path_has_it(path: StrengthPath) -> None:
+    means = {point.strength: point.win_rate.estimate for point in path.points if point.strength > 0}
+    for row in path.at[:2]:
+        assert row.position is not None
+        assert strength_at(means, row.win_rate) == pytest.approx(row.position.estimate)
+    assert strength_at(means, 0.78) == pytest.approx(2)
+    assert strength_at(means, 0.781) is None
+    assert strength_at(means, 0.5) is None, "which is the reference"
+    line = {2.0: 0.7, 0.5: 0.55, 1.0: 0.6}
+    for target in (0.51, 0.55, 0.63, 0.7):
+        assert strength_at(line, target) == pytest.approx((target - 0.5) / 0.1)
+    first = strength_at({1.0: 0.6, 2.0: 0.55, 3.0: 0.7}, 0.58)
+    assert first is not None
+    assert 0 < first < 1, "the first time"
+    assert strength_at({1.0: float("nan")}, 0.6) is None
 
 
 def test_tables_page_and_picture(path: StrengthPath, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from nonpareil.console import console
 from nonpareil.errors import ConfigError
 from nonpareil.folders import is_bookkeeping, is_vacant, writing
 from nonpareil.markers import OutputFolder
-from nonpareil.options.commands import InterpolateOptions
+from nonpareil.options.strengths import InterpolateOptions
 
 if TYPE_CHECKING:
     from nonpareil.models.interpolated_folder import Source

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jaxtyping import Float
 from torch import Tensor
 
 from nonpareil.evaluation.groups import MatchedGroups, rewards_of
@@ -27,14 +28,17 @@ def metrics_by_prompt(matched: MatchedGroups, kl: Tensor, unseen_reward: str | N
     """Of both sides' groups; `kl` [b, k] is that of each policy completion."""
     return ByPrompt(
         tuple(group.prompt_id for group in matched.policy),
-        _win_rates(matched, None),
+        _known(win_rates(matched)),
         tuple(kl.mean(1).tolist()),
-        None if unseen_reward is None else _win_rates(matched, unseen_reward),
+        None if unseen_reward is None else _known(win_rates(matched, unseen_reward)),
     )
 
 
-def _win_rates(matched: MatchedGroups, name: str | None) -> tuple[float | None, ...]:
-    rates: Sequence[float] = pairwise(
-        rewards_of(matched.policy, name), rewards_of(matched.reference, name)
-    ).win_rate.tolist()
-    return tuple(None if math.isnan(rate) else rate for rate in rates)
+def win_rates(matched: MatchedGroups, reward: str | None = None) -> Float[Tensor, " b"]:
+    """Of each prompt's pairs, ties one half; NaN without one. The aggregate reward's unless one is named."""
+    return pairwise(rewards_of(matched.policy, reward), rewards_of(matched.reference, reward)).win_rate
+
+
+def _known(rates: Tensor) -> tuple[float | None, ...]:
+    values: Sequence[float] = rates.tolist()
+    return tuple(None if math.isnan(rate) else rate for rate in values)

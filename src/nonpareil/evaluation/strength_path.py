@@ -1,5 +1,6 @@
 """The path of policies from the reference through a trained one: what each strength gains, and what it spends."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from nonpareil.evaluation.intervals import Bootstrap
 from nonpareil.evaluation.worth import BestOfNPoint, PlanePoint
 from nonpareil.files import jsonable
 from nonpareil.maths.bootstrap import Interval
+from nonpareil.maths.interpolation import first_reached
 
 _DRAWN = 129
 
@@ -106,3 +108,18 @@ def prompt_path(positions: Sequence[float], points: Sequence[ByPrompt]) -> Promp
     rates = [[float("nan") if rate is None else rate for rate in point.win_rate] for point in points]
     kl = torch.tensor([point.kl for point in points], dtype=torch.float64).T
     return PromptPath(tuple(positions), torch.tensor(rates, dtype=torch.float64).T, kl)
+
+
+def strength_at(win_rates: Mapping[float, float], target: float) -> float | None:
+    """The least strength with a win rate, by mean win rates at some strengths above 0; None where none reaches it.
+
+    Between them, and from the reference (.5 at strength 0), it is interpolated as on a `PromptPath`; never beyond.
+    None as well for a target of .5 or less, which the reference itself has.
+    """
+    if target <= 0.5:
+        return None
+    strengths = sorted(win_rates)
+    nodes = torch.tensor([0.0, *strengths], dtype=torch.float64)
+    rates = torch.tensor([[0.5, *(win_rates[each] for each in strengths)]], dtype=torch.float64)
+    found = float(first_reached(nodes, rates, torch.tensor([target], dtype=torch.float64))[0])
+    return None if math.isnan(found) else found

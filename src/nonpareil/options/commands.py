@@ -15,6 +15,7 @@ from nonpareil.options.shared import (
     PromptOptions,
     SamplingOptions,
 )
+from nonpareil.options.strengths import AskedStrengthOptions
 from nonpareil.options.values import MadeCreditsOptions
 from nonpareil.setting_types import SEED
 from nonpareil.settings import DTYPES, option
@@ -135,7 +136,9 @@ class EvaluateOptions(
 
 
 @dataclass
-class DistillOptions(PromptOptions, RewardInputOptions, MadeCreditsOptions, FileOptions):
+class DistillOptions(
+    PromptOptions, RewardInputOptions, MadeCreditsOptions, AskedStrengthOptions, FileOptions
+):
     """Options of `nonpareil distill`, besides those of `DistillationConfig`."""
 
     HEADING: ClassVar = "Evaluation"
@@ -238,39 +241,6 @@ class CurveOptions(FileOptions):
         None, "Where curve.json and curve.png go. Default: <groups>/curve, or beside the file.", path=True
     )
     seed: int = option(0, "Of the bootstrap.", at_least=0, at_most=SEED)
-
-
-@dataclass
-class InterpolateOptions(ModelOptions, FileOptions):
-    """Options of `nonpareil interpolate`."""
-
-    HEADING: ClassVar = "Output"
-
-    model_name_or_path: str | None = option(
-        None,
-        "The trained policy: a model or the folder of a LoRA adapter.",
-        names="input",
-        heading="Policy",
-    )
-    reference_model_name_or_path: str | None = option(
-        None, "What the policy was before.", names="input", heading="Policy"
-    )
-    reference_model_revision: str | None = option(None, "Branch, tag or commit.", heading="Policy")
-    dtype: str = option(
-        "auto",
-        "Of what is written, computed in float32: auto (as stored, the wider of the two), bfloat16, float16 or "
-        "float32.",
-        choices=DTYPES,
-        heading="Policy",
-    )
-    strength: float | None = option(
-        None,
-        "Of the training: 0 is the reference, 1 the trained policy, between them less, above 1 beyond it.",
-        at_least=0,
-        heading="Policy",
-    )
-    output_dir: str | None = option(None, "Where the policy goes, a plain Hugging Face folder.", path=True)
-    overwrite: bool = option(False, "Delete what an earlier interpolation wrote in output_dir first.")
 
 
 @dataclass

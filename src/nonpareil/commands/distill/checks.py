@@ -24,8 +24,23 @@ def check_options(options: DistillOptions, config: "DistillationConfig") -> None
         refuse_judge(options, "distill evaluates the policy against its reference; give evaluate_after=false")
     if options.merge and not config.use_peft:
         raise ConfigError("merge=true without use_peft: there is no adapter to merge; remove it")
+    _check_asked_strength(options)
     reads_held_out = needs_held_out(options, config)
     refuse_unread_of_distill(options, config, held_out_source(options) if reads_held_out else None)
+
+
+def _check_asked_strength(options: DistillOptions) -> None:
+    n, most = options.at_n, options.num_reference_samples_eval
+    if n is not None and options.at_win_rate is not None:
+        raise ConfigError(
+            f"at_win_rate={options.at_win_rate} and at_n={n} ask for two policies, and one is written; give one of "
+            "them (`nonpareil interpolate` writes any other)"
+        )
+    if n is not None and n >= most:
+        raise ConfigError(
+            f"at_n={n} is more than num_reference_samples_eval={most} shows, which is best-of-{most - 1} at most; "
+            "lower at_n or draw more"
+        )
 
 
 def needs_held_out(options: DistillOptions, config: "DistillationConfig") -> bool:

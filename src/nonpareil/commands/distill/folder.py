@@ -1,7 +1,9 @@
 """A distillation's folder: what may be there when it begins, and what of it is deleted."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,9 @@ WRITTEN = (
     *("metrics.jsonl", "reward-errors.log", "completions/*.parquet"),
 )
 """Files that a distillation may write, beside its checkpoints, as globs."""
+NOTES = "strength.json"
+"""In the folder of a policy at a strength: which it is, and what was measured; written last."""
+_PLACES = ("at-win-rate-*", "at-n-*")
 MADE_BEFORE = ("groups", "value", "credits")
 """Folders in output_dir that are made before a training, each with its own list; a second try goes on there."""
 _CHECKPOINTS = (
@@ -38,9 +43,11 @@ _CHECKPOINTS = (
 
 @contextmanager
 def distillation_folder(
-    options: "DistillOptions", config: "DistillationConfig", evaluation: "EvaluateOptions | None"
+    options: "DistillOptions", config: "DistillationConfig", evaluations: "Sequence[EvaluateOptions]"
 ) -> Iterator[None]:
     """Hold output_dir against other distillations, in the first process for all; nothing is deleted yet.
+
+    `evaluations` are those that follow the training.
 
     Raises:
         ConfigError: a folder that is an input, that cannot be written to, that another process holds, that holds an
@@ -59,9 +66,9 @@ def distillation_folder(
         "output_dir", output_dir, inputs_of(options, config), deletes=options.overwrite and not resume
     )
     with writing(output_dir, OWNER, other="another distillation") as folder:
-        _check(folder, overwrite=options.overwrite, resume=resume, max_steps=config.max_steps)
-        if evaluation is not None:
-            with evaluation_folder(evaluation):
+        _check(folder, asked_place(options), options.overwrite, resume, config.max_steps)
+        for each in evaluations:
+            with evaluation_folder(each):
                 pass
         wait_for_all()
         yield
@@ -74,11 +81,60 @@ def folder_of_run(output_dir: Path) -> OutputFolder:
     return folder
 
 
+def asked_place(options: "DistillOptions") -> str | None:
+    """The folder in output_dir of the policy that wins as often as asked; None where none is asked for."""
+    if options.at_n is not None:
+        return f"at-n-{options.at_n}"
+    if options.at_win_rate is None:
+        return None
+    short = f"{options.at_win_rate:g}"
+    return f"at-win-rate-{short if float(short) == options.at_win_rate else repr(options.at_win_rate)}"
+
+
+def delete_policy_at(output_dir: Path, place: str) -> None:
+    """Delete a policy at a strength and its evaluation; what is not ours there stays."""
+    delete_evaluation(output_dir / place / "evaluation")
+    folder_of_run(output_dir).delete(place)
+
+
+def delete_outdated(output_dir: Path, place: str | None) -> None:
+    """Delete policies at a strength of another training than the one that lies there now, and any at the place."""
+    now = None
+    for each in _policies_at(output_dir):
+        now = now or kept_fingerprint(output_dir)
+        if each == place or _trained_fingerprint(output_dir / each / NOTES) != now:
+            delete_policy_at(output_dir, each)
+
+
+def kept_fingerprint(output_dir: Path) -> str:
+    """Of the trained policy, as the notes of one at a strength have it."""
+    from nonpareil.models.fingerprint import fingerprint
+
+    return fingerprint(str(output_dir))
+
+
+def _policies_at(output_dir: Path) -> list[str]:
+    """Folders in output_dir that hold a policy of ours at a strength."""
+    names = folder_of_run(output_dir).entries()
+    return sorted(name for name in names if any(fnmatch(name, place) for place in _PLACES))
+
+
+def _trained_fingerprint(notes: Path) -> str | None:
+    """None where it is not finished."""
+    try:
+        found = json.loads(notes.read_bytes())["trained_fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
 def start_anew(output_dir: Path) -> None:
     """Delete what an earlier run wrote, its evaluation included; what else is in the folder stays."""
     from nonpareil.training.checkpoints.files import leftovers, remove_empty, sweep
 
     folder = folder_of_run(output_dir)
+    for place in _policies_at(output_dir):
+        delete_policy_at(output_dir, place)
     delete_evaluation(output_dir / "evaluation")
     folder.delete()
     sweep(output_dir)
@@ -86,7 +142,7 @@ def start_anew(output_dir: Path) -> None:
         remove_empty(partial)
 
 
-def _check(folder: OutputFolder, *, overwrite: bool, resume: bool, max_steps: int) -> None:
+def _check(folder: OutputFolder, place: str | None, overwrite: bool, resume: bool, max_steps: int) -> None:
     folder.refuse_other_command()
     if not folder.marked and not is_begun(folder.path):
         raise ConfigError(
@@ -98,7 +154,8 @@ def _check(folder: OutputFolder, *, overwrite: bool, resume: bool, max_steps: in
             f"{folder.where} exists; give --resume_from_checkpoint true to go on, --overwrite to start anew, or "
             "another output_dir"
         )
-    folder.refuse_foreign([*WRITTEN, *_reached(folder, max_steps, resume)])
+    at_place = [f"{place}/{name}" for name in (*_MODEL_FILES, NOTES)] if place else []
+    folder.refuse_foreign([*WRITTEN, *at_place, *_reached(folder, max_steps, resume)])
 
 
 def is_begun(path: Path) -> bool:

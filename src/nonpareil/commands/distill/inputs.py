@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nonpareil.commands.distill.checks import held_out_source, needs_held_out
 from nonpareil.commands.distill.credits import load_credits
+from nonpareil.commands.distill.folder import asked_place
 from nonpareil.commands.distill.groups import check_stored_rewards, load_groups
 from nonpareil.commands.inputs import (
     check_reward,
@@ -40,6 +41,7 @@ def trained_policy(options: DistillOptions, config: "DistillationConfig", dtype:
 
     Raises:
         ModelError: no such model, no tokenizer, or an architecture that cannot be drawn from.
+        ConfigError: a policy at a strength is asked for, and there is none of this model.
     """
     from nonpareil.commands.policies.local import LocalPolicy
 
@@ -47,6 +49,11 @@ def trained_policy(options: DistillOptions, config: "DistillationConfig", dtype:
     policy = LocalPolicy(name, revision, dtype, trust_remote_code=config.trust_remote_code)
     if options.evaluate_after or not (options.groups or config.use_vllm):
         policy.check_drawable()
+    if asked_place(options) is not None:
+        from nonpareil.models.interpolation import check_interpolable
+
+        own = policy.config, policy.tokenizer
+        check_interpolable(own, own, (policy.name_or_path, policy.name_or_path))
     return policy
 
 

@@ -5,12 +5,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.commands.distill.asked_strength import all_evaluations, write_asked
 from nonpareil.commands.distill.card import write_model_card
 from nonpareil.commands.distill.checks import check_options
 from nonpareil.commands.distill.credits import makes_credits
 from nonpareil.commands.distill.dry_run import dry_run
 from nonpareil.commands.distill.evaluation import evaluation_options
-from nonpareil.commands.distill.folder import distillation_folder, start_anew
+from nonpareil.commands.distill.folder import (
+    asked_place,
+    delete_outdated,
+    distillation_folder,
+    start_anew,
+)
 from nonpareil.commands.distill.inputs import (
     check_evaluable,
     held_out_prompts,
@@ -55,7 +61,7 @@ def run(options: DistillOptions, config: "DistillationConfig") -> dict[str, Any]
     if options.dry_run:
         return dry_run(options, config, method)
     evaluation = evaluation_options(options, config, method) if options.evaluate_after else None
-    with distillation_folder(options, config, evaluation):
+    with distillation_folder(options, config, all_evaluations(options, evaluation)):
         return _distill(options, config, method, evaluation)
 
 
@@ -93,11 +99,14 @@ def _distill(
         return {}
     if interrupted:
         return {**result, "interrupted": True}
+    delete_outdated(output_dir, asked_place(options))
     if options.merge:
         result["merged"] = str(_merge(output_dir, trust_remote_code=config.trust_remote_code))
     if evaluation is not None:
         result |= evaluate.evaluate_in_place(evaluation)
     write_model_card(output_dir, options, config, method, result["steps"], result.get("evaluation"))
+    if evaluation is not None and asked_place(options) is not None:
+        result["at_strength"] = write_asked(options, evaluation, result["evaluation"])
     return {**result, "interrupted": False}
 
 

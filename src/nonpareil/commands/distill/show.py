@@ -1,6 +1,7 @@
 """What `nonpareil distill` says of its result: the policy before and after, and where it lies; on stderr."""
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.console import console
@@ -31,11 +32,26 @@ def show(result: dict[str, Any]) -> None:
     terminal.print(f"Model:  {result['output_dir']}", soft_wrap=True)
     if "merged" in result:
         terminal.print(f"Merged: {result['merged']}", soft_wrap=True)
+    if result.get("at_strength", {}).get("strength") is not None:
+        terminal.print(at_strength(result["at_strength"]), soft_wrap=True)
 
 
 def status(result: dict[str, Any]) -> int:
     """The exit status: that of an interrupted command where training was stopped."""
     return 130 if result.get("interrupted") else 0
+
+
+def at_strength(found: Mapping[str, Any]) -> str:
+    """The policy that wins as often as asked, in two lines."""
+    from nonpareil.evaluation.numbers import bracket, number
+
+    n, target = found["asked"]["n"], number(found["asked"]["win_rate"])
+    asked = f"win rate {target}" if n is None else f"best-of-{n}'s win rate, {target}"
+    rate, kl = (f"{number(found[name].estimate)} {bracket(found[name])}" for name in ("win_rate", "kl"))
+    return (
+        f"At strength {found['strength']:.3g}: {found['output_dir']}\n"
+        f"        {asked} was asked for; measured: {rate} at {kl} nats"
+    )
 
 
 def before_and_after(evaluation: "Evaluation") -> "Table":

@@ -108,11 +108,26 @@ def delete_evaluation(folder: Path) -> None:
     Raises:
         ConfigError: another process works there.
     """
-    from nonpareil.rollouts.folder import OWNER as SAMPLE
-
     if folder.is_symlink():
         return
-    for groups in (policy_folder(folder), folder / "reference", *folder.glob(f"{_AT_STRENGTH}*/{_POLICY}")):
+    _delete_groups(policy_folder(folder), folder / "reference")
+    delete_strengths(folder)
+    delete_listed(folder, OWNER)
+
+
+def delete_strengths(folder: Path) -> None:
+    """Delete the groups of an evaluation's policies of other strengths; reports and the rest stay.
+
+    Raises:
+        ConfigError: another process works there.
+    """
+    if not folder.is_symlink():
+        _delete_groups(*folder.glob(f"{_AT_STRENGTH}*/{_POLICY}"))
+
+
+def _delete_groups(*folders: Path) -> None:
+    from nonpareil.rollouts.folder import OWNER as SAMPLE
+
+    for groups in folders:
         if not groups.parent.is_symlink():
             delete_listed(groups, SAMPLE)
-    delete_listed(folder, OWNER)

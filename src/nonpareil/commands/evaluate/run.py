@@ -52,18 +52,23 @@ def run(options: EvaluateOptions, strength: float | None = None) -> dict[str, An
     return evaluate_in_place(in_order, strength)
 
 
-def evaluate_in_place(options: EvaluateOptions, strength: float | None = None) -> dict[str, Any]:
+def evaluate_in_place(
+    options: EvaluateOptions, strength: float | None = None, *, fresh: bool = False
+) -> dict[str, Any]:
     """As `run`, for a caller that has seen to it that no input is written over.
+
+    `fresh`: the policy's draws have random numbers that no other evaluation has, for a policy that was chosen by
+    its neighbours' draws on the same prompts.
 
     Raises:
         NonpareilError: as `run`.
     """
     with evaluation_folder(options):
-        return _evaluate(options, strength)
+        return _evaluate(options, strength, fresh)
 
 
 @dataclass(frozen=True)
-class _Study:
+class Study:
     """What every policy of one evaluation shares: it is loaded, read and drawn once."""
 
     options: EvaluateOptions
@@ -76,7 +81,23 @@ class _Study:
     rewards: "list[CombinedReward]"
 
 
-def _evaluate(options: EvaluateOptions, strength: float | None) -> dict[str, Any]:
+def _evaluate(options: EvaluateOptions, strength: float | None, fresh: bool) -> dict[str, Any]:
+    study, sides = prepared(options, strength, fresh=fresh)
+    if options.strengths is None:
+        title = guided_title(options)
+        evaluation, report = _measure(study, sides[0], _reference_groups(study), title)
+        return {"report": str(report), "evaluation": evaluation}
+    return _measure_path(study, dict(zip(options.strengths, sides, strict=True)))
+
+
+def prepared(
+    options: EvaluateOptions, strength: float | None = None, *, fresh: bool = False
+) -> tuple[Study, list[Side]]:
+    """What is shared, and what draws at each strength, or the policy's own; all is checked and nothing drawn yet.
+
+    Raises:
+        NonpareilError: as `run`.
+    """
     from nonpareil.commands.evaluate.prompts import prompts_of_both
     from nonpareil.commands.policies.interpolated import InterpolatedPolicy, check_strengths
     from nonpareil.commands.policies.local import local_policy, reference_policy
@@ -89,7 +110,7 @@ def _evaluate(options: EvaluateOptions, strength: float | None) -> dict[str, Any
     options = replace(options, temperature=temperature["measured"])
     prompts = prompts_of_both(options, policy, reference)
     context = {"dtype": dtypes_of(policy, reference, products), "temperature": temperature}
-    ours, theirs = sides_of(options, policy, reference)
+    ours, theirs = sides_of(options, policy, reference, fresh=fresh)
     strengths = [strength] if options.strengths is None else options.strengths
     sides = [
         ours
@@ -101,15 +122,10 @@ def _evaluate(options: EvaluateOptions, strength: float | None) -> dict[str, Any
         check_loadable(sides[-1].policy, reference)
     rewards = _rewards(options, prompts, reference)
     tell_other_reward(options, rewards[-1])
-    study = _Study(options, prompts, theirs, products, context, rewards)
-    if options.strengths is None:
-        title = guided_title(options)
-        evaluation, report = _measure(study, sides[0], _reference_groups(study), title)
-        return {"report": str(report), "evaluation": evaluation}
-    return _measure_path(study, dict(zip(options.strengths, sides, strict=True)))
+    return Study(options, prompts, theirs, products, context, rewards), sides
 
 
-def _measure_path(study: _Study, sides: dict[float, Side]) -> dict[str, Any]:
+def _measure_path(study: Study, sides: dict[float, Side]) -> dict[str, Any]:
     """The policy of every strength against the same groups of the reference, then the path through all of them."""
     from nonpareil.evaluation.groups import match_groups, rewards_of
     from nonpareil.evaluation.path_report import write_path
@@ -129,7 +145,7 @@ def _measure_path(study: _Study, sides: dict[float, Side]) -> dict[str, Any]:
 
 
 def _measure(
-    study: _Study, side: Side, theirs: Sequence[Group], title: str | None = None
+    study: Study, side: Side, theirs: Sequence[Group], title: str | None = None
 ) -> "tuple[Evaluation, Path]":
     """One policy against the reference's groups: drawn, scored, compared, and its report written."""
     from nonpareil.evaluation import best_of_n_report, evaluate_groups
@@ -169,7 +185,7 @@ def _measure(
     return evaluation, report
 
 
-def _context(study: _Study, policy: "LocalPolicy") -> dict[str, Any]:
+def _context(study: Study, policy: "LocalPolicy") -> dict[str, Any]:
     shared = report_context(study.options, policy, study.reference.policy, len(study.prompts))
     return {**study.context, **shared}
 
@@ -205,7 +221,7 @@ def _rewards(
     return rewards
 
 
-def _reference_groups(study: _Study) -> list[Group]:
+def _reference_groups(study: Study) -> list[Group]:
     """Before the policy's: a shared folder of another evaluation is refused before anything is drawn."""
     side, rewards = study.reference, study.rewards
     theirs = scored_groups(side, study.prompts, rewards, study.options.max_tokens_per_batch)

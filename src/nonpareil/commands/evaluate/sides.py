@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from nonpareil.commands.evaluate.folders import policy_folder, reference_folder
 from nonpareil.options.commands import EvaluateOptions
 from nonpareil.records import Group, Prompt, SamplingParams
+from nonpareil.setting_types import SEED
 
 if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
@@ -28,13 +29,21 @@ class Side:
     """Whether what lies there is deleted first."""
 
 
-def sides_of(options: EvaluateOptions, policy: "LocalPolicy", reference: "LocalPolicy") -> tuple[Side, Side]:
+_NO_SEED = SEED + 1
+"""Above every seed that can be given, so that draws with it share no random numbers with any other evaluation's."""
+
+
+def sides_of(
+    options: EvaluateOptions, policy: "LocalPolicy", reference: "LocalPolicy", *, fresh: bool = False
+) -> tuple[Side, Side]:
     """The policy's side and the reference's.
 
-    They must not share their random numbers, or a policy near the reference would look paired with it. Groups of a
-    reference that evaluations share are never deleted.
+    They must not share their random numbers, or a policy near the reference would look paired with it; nor may a
+    `fresh` policy share those of the draws that it was chosen by. Groups of a reference that evaluations share are
+    never deleted.
     """
-    ours, theirs = (replace(options.sampling(), seed=options.seed * 2 + side) for side in (0, 1))
+    seeds = 2 * (options.seed + fresh * _NO_SEED), 2 * options.seed + 1
+    ours, theirs = (replace(options.sampling(), seed=seed) for seed in seeds)
     deletes_shared = options.overwrite and options.reference_dir is None
     return (
         Side(
