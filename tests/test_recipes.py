@@ -35,7 +35,7 @@ from nonpareil.training.method import method_of
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
-COMPARISONS = ["imdb-compare", "imdb-long"]
+COMPARISONS = ["imdb-compare", "imdb-frontier", "imdb-long"]
 OTHER_PROGRAMS = {"imdb-dpo", *COMPARISONS}
 DISTILL = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in OTHER_PROGRAMS)
 PAPERS = ["bond-xsum", "jbond-gemma", "bonbon-hh", "bonbon-tldr", "vbon-tldr"]
@@ -214,7 +214,7 @@ def test_value_distillation_needs_the_groups_alone(tiny, tmp_path, capsys):
     figures = json.loads(output.out.splitlines()[-1])
     assert (figures["method"], figures["prompts"]) == ("value_distillation", 20)
     assert (figures["credits"]["fitted_completions"], figures["credits"]["completions"]) == (200, 160)
-    assert figures["credits"]["candidates"] >= 160 * 49
+    assert figures["credits"]["candidates"] >= 160 * 25
     assert not (tmp_path / "out").exists()
 
 

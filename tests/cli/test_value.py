@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from nonpareil.commands.policies import local
+from nonpareil.models.loading import load_tokenizer
 from nonpareil.rollouts.credits import read_credits
 from nonpareil.rollouts.manifest import read_manifest
 from nonpareil.values import network
@@ -286,6 +287,13 @@ def test_the_reward_model_begins_a_value_where_it_reads_the_policys_tokens(nonpa
     assert nonpareil("sample", output_dir=files / "judged", num_generations=6, **model)[0] == 0
     _, _, err = nonpareil("value", "--groups", files / "judged", "--output_dir", files / "value")
     assert f"begun with '{files / 'rm'}'" in err
+    assert json.loads((files / "value" / "value.json").read_text())["first_ids"] == []
+
+    behind = {**model, "reward_prepend_bos": True}
+    assert nonpareil("sample", output_dir=files / "behind", num_generations=6, **behind)[0] == 0
+    nonpareil("value", "--groups", files / "behind", "--output_dir", files / "value-behind")
+    notes = json.loads((files / "value-behind" / "value.json").read_text())
+    assert notes["first_ids"] == [load_tokenizer(str(files / "rm")).bos_token_id]
 
     LlamaForSequenceClassification(config(max_position_embeddings=8)).save_pretrained(files / "rm")
     err = fit(nonpareil, groups, files / "short", "--init_model_name_or_path", files / "rm", status=1)

@@ -1,6 +1,7 @@
 """Values of prefixes for tiny models: the true one, by enumeration, and a network's."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -80,10 +81,17 @@ class Separate:
 
 
 class Network:
-    """Random weights: wrong as a value, but one of every prefix."""
+    """Random weights: wrong as a value, but one of every prefix. `first_ids` begin what the network reads."""
 
-    def __init__(self, kind: str = "llama_grouped_heads", seed: int = 1, **changes: Any):
+    def __init__(
+        self,
+        kind: str = "llama_grouped_heads",
+        seed: int = 1,
+        first_ids: tuple[int, ...] = (),
+        **changes: Any,
+    ):
         torch.manual_seed(seed)
+        self.first_ids = first_ids
         config = CONFIGS[kind]()
         for name, value in (changes | {"num_labels": 1}).items():
             setattr(config, name, value)
@@ -93,11 +101,15 @@ class Network:
         head: Any = getattr(self.network, "score", None)
         return 2.0 * torch.tanh(head(states)[..., 0])
 
+    def as_read(self, prompt_ids: Sequence[int]) -> list[int]:
+        return [*self.first_ids, *prompt_ids]
+
     @torch.no_grad()
     def prefix_values(self, sequences: TokenSequences) -> Float[Tensor, "b t"]:
         """One unpadded pass a sequence."""
         values = torch.zeros(len(sequences), max(map(len, sequences.completion_ids)) + 1)
         for row, (prompt, ids) in enumerate(zip(sequences.prompt_ids, sequences.completion_ids, strict=True)):
+            prompt = self.as_read(prompt)
             whole = torch.tensor([prompt + ids])
             states = self.network.base_model(input_ids=whole, use_cache=False).last_hidden_state
             found = self.read(states[0, len(prompt) - 1 :])
@@ -110,11 +122,12 @@ class Network:
         alone = TokenSequences(sequences.prompt_ids, [[] for _ in sequences.prompt_ids])
         with torch.no_grad():
             ends = [
-                self.network.base_model(input_ids=torch.tensor([p])).last_hidden_state
+                self.network.base_model(input_ids=torch.tensor([self.as_read(p)])).last_hidden_state
                 for p in alone.prompt_ids
             ]
             prompts = torch.stack([self.read(states[0, -1]) for states in ends])
-        found = score_candidates(self.network, sequences, token_ids, self.read)
+        read = TokenSequences([self.as_read(p) for p in sequences.prompt_ids], sequences.completion_ids)
+        found = score_candidates(self.network, read, token_ids, self.read)
         return found - prompts[:, None, None]
 
     def describe(self) -> dict[str, Any]:

@@ -148,9 +148,10 @@ def test_the_divergence_of_stored_completions_is_that_of_their_draws() -> None:
 @pytest.mark.parametrize(
     "kind", ["llama_grouped_heads", "gpt2", "opt", "mistral_sliding", "bloom_without_window"]
 )
-def test_a_network_reads_from_its_cache_what_it_reads_anew(kind: str) -> None:
+@pytest.mark.parametrize("first_ids", [(), (7, 3)])
+def test_a_network_reads_from_its_cache_what_it_reads_anew(kind: str, first_ids: tuple[int, ...]) -> None:
     """Where it does not take such passes (full windows, positions that it counts itself) it reads anew."""
-    value = Network(kind)
+    value = Network(kind, first_ids=first_ids)
     shares = shares_rows(
         value.network, [prompt.token_ids for prompt in UNEVEN], SAMPLING.max_completion_length
     )

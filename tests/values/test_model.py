@@ -89,6 +89,26 @@ def test_no_batch_changes_a_value_and_every_n_comes_from_one_network() -> None:
     assert value.at(2).describe() != value.at(8).describe()
 
 
+def test_what_the_network_was_trained_to_begin_with_is_read_before_each_prompt(tmp_path) -> None:
+    model, first = classifier(), [3, 18]
+    value = ValueModel(model, make_tokenizer(), ValueNotes(BINS, policy="sha256-2:p", first_ids=first))
+    value.save(tmp_path)
+    again = load_value(tmp_path, dtype="float32").at(4)
+    behind = TokenSequences([[*first, *ids] for ids in SEQUENCES.prompt_ids], SEQUENCES.completion_ids)
+    without = value_of(model).at(4)
+    for each in (value.at(4), again):
+        torch.testing.assert_close(each.prefix_values(SEQUENCES), without.prefix_values(behind))
+        torch.testing.assert_close(
+            each.candidate_values(SEQUENCES, CANDIDATES), without.candidate_values(behind, CANDIDATES)
+        )
+        torch.testing.assert_close(
+            each.prefix_values(behind), each.prefix_values(SEQUENCES)
+        )  # once is enough
+    assert not torch.allclose(
+        without.prefix_values(SEQUENCES), value.at(4).prefix_values(SEQUENCES), atol=1e-3
+    )
+
+
 def test_a_folder_has_it_all_and_begins_alike(tmp_path) -> None:
     value = value_of(classifier())
     value.save(tmp_path / "value")

@@ -34,6 +34,10 @@ class NetworkValue(Protocol):
         """log E_ref[W | prefix], nats, up to a constant of the prompt, from the last hidden state of a prefix."""
         ...
 
+    def as_read(self, prompt_ids: Sequence[int]) -> list[int]:
+        """A prompt as the network reads it: what it reads may begin with tokens of its own."""
+        ...
+
 
 class Samples(Protocol):
     """The samples of a batch in the policy's cache: `branches.Branches` and its like."""
@@ -80,8 +84,9 @@ class Guide:
         ids, budget = [prompt.token_ids for prompt in prompts], sampling.max_completion_length
         value = self.value
         rows: CachedRows | SeparateRows
-        if isinstance(value, NetworkValue) and shares_rows(value.network, ids, budget):
-            rows = CachedRows(value.network, value.read, ids, counts, budget + self.queries)
+        read = [value.as_read(each) for each in ids] if isinstance(value, NetworkValue) else ids
+        if isinstance(value, NetworkValue) and shares_rows(value.network, read, budget):
+            rows = CachedRows(value.network, value.read, read, counts, budget + self.queries)
         else:
             rows = SeparateRows(value.prefix_values, ids, counts)
         return GuidedSamples(samples, rows, self.law, sampling, end_ids, sum(counts))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -59,10 +59,21 @@ class Examples:
             prompts,
         )
 
+    def behind(self, first_ids: Sequence[int]) -> "Examples":
+        """The same, with the tokens before each text that the network reads first."""
+        prompts = [begun_with(first_ids, ids) for ids in self.sequences.prompt_ids]
+        return replace(self, sequences=TokenSequences(prompts, self.sequences.completion_ids))
+
     def first_prompts(self, count: int) -> "Examples":
         """Those of so many prompts."""
         rows = [row for row, prompt in enumerate(self.prompts) if prompt < count]
         return Examples(self.sequences.select(rows), self.labels[rows], [self.prompts[row] for row in rows])
+
+
+def begun_with(first_ids: Sequence[int], prompt_ids: Sequence[int]) -> list[int]:
+    """A prompt behind the tokens that every text begins with, which are not written twice."""
+    begins = list(prompt_ids[: len(first_ids)]) == list(first_ids)
+    return list(prompt_ids) if begins else [*first_ids, *prompt_ids]
 
 
 def split_groups(groups: Sequence[Group], share: float, seed: int) -> tuple[list[Group], list[Group]]:

@@ -1,6 +1,7 @@
 """A fitted value: of every prefix the distribution of the final quantile, which gives the value of any target."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from nonpareil.models.modes import evaluation_mode
 from nonpareil.models.pretrained import check_local_path
 from nonpareil.terminal import tell
 from nonpareil.text_files import parse_json, read_text
+from nonpareil.values.examples import begun_with
 from nonpareil.values.network import load_network, prefix_states, read_head
 
 NOTES = "value.json"
@@ -47,6 +49,8 @@ class ValueNotes:
     """That they were drawn at, at which alone the reference goes on as the value tells."""
     fitted: dict[str, Any] = field(default_factory=dict)
     """How."""
+    first_ids: list[int] = field(default_factory=list)
+    """Token ids before every text that the network reads: what it began as was trained with them."""
 
 
 class ValueModel:
@@ -120,12 +124,13 @@ def read_notes(path: str | Path) -> ValueNotes:
 
 def _is_whole(found: dict[str, Any]) -> bool:
     known = set(ValueNotes.__dataclass_fields__)
-    if not known - {"temperature"} <= set(found) <= known:  # earlier versions did not note the temperature
+    if not known - {"temperature", "first_ids"} <= set(found) <= known:  # earlier versions noted neither
         return False
     temperature = found.get("temperature")
     return (
         type(found["bins"]) is int
         and found["bins"] > 0
+        and all(type(token) is int for token in found.get("first_ids", []))
         and (temperature is None or (type(temperature) in (int, float) and 0 < temperature < math.inf))
     )
 
@@ -220,6 +225,7 @@ class ModelValue:
         longest = max(map(len, sequences.completion_ids))
         model = self.value.model
         found = torch.zeros(len(sequences), longest + 1, device=model.device)
+        sequences = self._as_read(sequences)
         prompts = self._prompt_values(sequences)
         with evaluation_mode(model):
             for batch in token_budget_batches(sequences.lengths(), self.max_tokens_per_batch):
@@ -236,13 +242,17 @@ class ModelValue:
         self, sequences: TokenSequences, token_ids: Int[Tensor, "b t k"]
     ) -> Float[Tensor, "b t k"]:
         """As the protocol says; on the network's device."""
-        model = self.value.model
+        model, sequences = self.value.model, self._as_read(sequences)
         found = score_candidates(
             model, sequences, token_ids, self.read, max_tokens_per_batch=self.max_tokens_per_batch
         )
         lengths = torch.tensor([len(ids) for ids in sequences.completion_ids], device=found.device)
         here = torch.arange(found.shape[1], device=found.device) < lengths[:, None]
         return (found - self._prompt_values(sequences)[:, None, None]) * here[..., None]
+
+    def as_read(self, prompt_ids: Sequence[int]) -> list[int]:
+        """A prompt as the network reads it."""
+        return begun_with(self.value.notes.first_ids, prompt_ids)
 
     def describe(self) -> dict[str, Any]:
         """Weights and target."""
@@ -251,8 +261,11 @@ class ModelValue:
     def _log_weights(self) -> Float[Tensor, " w"]:
         return log_target_weights(self.target, self.n, self.value.notes.bins)
 
+    def _as_read(self, sequences: TokenSequences) -> TokenSequences:
+        return TokenSequences([self.as_read(ids) for ids in sequences.prompt_ids], sequences.completion_ids)
+
     def _prompt_values(self, sequences: TokenSequences) -> Float[Tensor, " b"]:
-        """log E_ref[W | prompt] of each sequence; each prompt is read once, and alike for all that asks."""
+        """log E_ref[W | prompt] of each, as it is read; each prompt is read once, and alike for all that asks."""
         distinct = list(dict.fromkeys(map(tuple, sequences.prompt_ids)))
         alone = TokenSequences([list(ids) for ids in distinct], [[] for _ in distinct])
         values = torch.zeros(len(distinct), device=self.value.model.device)

@@ -17,7 +17,7 @@ from nonpareil.maths.guidance import Guidance
 from nonpareil.models.loading import stated_limits, widened
 from nonpareil.models.pretrained import read_config
 from nonpareil.records import Prompt, SamplingParams
-from nonpareil.values.model import ModelValue
+from nonpareil.values.model import ModelValue, read_notes
 from nonpareil.values.settings import CreditSettings
 
 MAX_TOKENS = 4096
@@ -54,7 +54,9 @@ class GuidedPolicy(LocalPolicy):
         if Path(self.value).expanduser().is_dir():
             subject = f"value={self.value!r} has no readable config"
             config = read_config(self.value, None, subject=subject, trust_remote_code=self.trust_remote_code)
-            check_prompts(prompts, sampling.max_completion_length, stated_limits(config)[0])
+            window = stated_limits(config)[0]
+            room = None if window is None else window - len(read_notes(self.value).first_ids)
+            check_prompts(prompts, sampling.max_completion_length, room)
 
     @cached_property
     def guidance(self) -> dict[str, Any]:

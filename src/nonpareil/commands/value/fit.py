@@ -59,10 +59,11 @@ def fit_into(folder: Any, drawn: DrawnGroups, begin: Beginning, settings: FitSet
     begun = time.perf_counter()
     fitted, held_out = _examples(drawn, settings)
     value = _fit(drawn, begin, fitted, settings)
+    first = value.notes.first_ids
     report = value_report(
         value.model,
-        held_out,
-        fitted.first_prompts(held_out.num_prompts),
+        held_out.behind(first),
+        fitted.first_prompts(held_out.num_prompts).behind(first),
         settings.max_tokens_per_batch,
         settings.seed,
     )
@@ -112,7 +113,7 @@ def _fit(drawn: DrawnGroups, begin: Beginning, fitted: "Examples", settings: Fit
     )
     with ProgressBar() as progress:
         progress.start("fit", settings.num_train_epochs * len(fitted), unit="completions")
-        fit_network(model, fitted, settings, progress.update)
+        fit_network(model, fitted.behind(begin.first_ids), settings, progress.update)
     notes = ValueNotes(
         bins=settings.bins,
         policy=drawn.policy.info()["fingerprint"],
@@ -126,6 +127,7 @@ def _fit(drawn: DrawnGroups, begin: Beginning, fitted: "Examples", settings: Fit
             "prompts": fitted.num_prompts,
             "completions": len(fitted),
         },
+        first_ids=list(begin.first_ids),
     )
     return ValueModel(model, drawn.policy.tokenizer, notes)
 

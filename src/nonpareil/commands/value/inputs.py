@@ -101,6 +101,8 @@ class Beginning(NamedTuple):
     revision: str | None
     is_default: bool
     """Whether the policy is to stand in where it does not do."""
+    first_ids: tuple[int, ...] = ()
+    """Token ids with which it was trained to begin every text, as the groups' rewards say."""
 
 
 def beginning(drawn: DrawnGroups, asked: str | None) -> Beginning:
@@ -116,13 +118,13 @@ def beginning(drawn: DrawnGroups, asked: str | None) -> Beginning:
                 f"init_model_name_or_path={asked!r} {reason}; begin with the policy: "
                 f"init_model_name_or_path={policy.name_or_path}"
             )
-        return Beginning(asked, None, False)
+        return Beginning(asked, None, False, _first_ids(asked, drawn))
     rewards = (drawn.manifest.get("rewards") or {}).get("rewards", [])
     if len(rewards) == 1 and rewards[0].get("kind") == "model" and rewards[0].get("path"):
         path, revision = rewards[0]["path"], rewards[0].get("revision")
         reason = _unfit(path, revision, drawn)
         if not reason:
-            return Beginning(path, revision, True)
+            return Beginning(path, revision, True, _first_ids(path, drawn))
         tell(f"the value begins with the policy, since the reward model {path!r} {reason}")
     return policy_itself(policy)
 
@@ -131,6 +133,19 @@ def policy_itself(policy: "LocalPolicy") -> Beginning:
     """The policy, or the base of an adapter, which is a whole model."""
     name, revision = policy.base or (policy.name_or_path, policy.revision)
     return Beginning(name, revision, False)
+
+
+def _first_ids(path: str, drawn: DrawnGroups) -> tuple[int, ...]:
+    """What `prepend_bos` put before each text, where the model scored the groups; the policy has its tokens."""
+    for reward in (drawn.manifest.get("rewards") or {}).get("rewards", []):
+        if reward.get("path") == path and reward.get("prepend_bos"):
+            from nonpareil.models.loading import load_tokenizer
+
+            tokenizer = load_tokenizer(
+                path, reward.get("revision"), trust_remote_code=drawn.policy.trust_remote_code
+            )
+            return (tokenizer.bos_token_id,)
+    return ()
 
 
 def _unfit(path: str, revision: str | None, drawn: DrawnGroups) -> str:
@@ -146,7 +161,10 @@ def _unfit(path: str, revision: str | None, drawn: DrawnGroups) -> str:
         return f"cannot be read ({error})"
     if tokenizer.get_vocab() != drawn.policy.tokenizer.get_vocab():
         return "has another tokenizer than the policy, whose tokens a value must read"
-    longest = max(len(g.prompt_token_ids) + max(map(len, g.completion_token_ids)) for g in drawn.groups)
+    first = len(_first_ids(path, drawn))
+    longest = first + max(
+        len(g.prompt_token_ids) + max(map(len, g.completion_token_ids)) for g in drawn.groups
+    )
     if window is not None and window < longest:
         return f"reads {window} tokens at most, and the longest text of the groups has {longest}"
     tokens = drawn.policy.config.get_text_config().vocab_size
