@@ -275,6 +275,25 @@ def test_an_adapter_s_is_merged(bf16: str, nonpareil: Command, files: Path, with
 
 
 @pytest.mark.slow
+def test_a_strength_without_rewards_ends_the_path_and_not_the_run(
+    nonpareil: Command, files: Path, without_pictures: None
+) -> None:
+    far = files / "out" / "evaluation" / "strength-1.5"
+    (files / "rewards.py").write_text(
+        "from pathlib import Path\n\n\n"
+        "def good(completions, **columns):\n"
+        f"    if Path({str(far)!r}).exists():\n"
+        "        return [None] * len(completions)\n"
+        "    return [float(text.split().count('good')) + 0.01 * len(text) for text in completions]\n"
+    )
+    status, _, said = nonpareil("distill", **SETTINGS, at_win_rate=0.99)
+    assert status == 0, said
+    assert "the path ends before strength 1.5" in said
+    assert "at_win_rate=0.99 is out of this training's reach" in said
+    assert not (files / "out" / "at-win-rate-0.99").exists()
+
+
+@pytest.mark.slow
 def test_what_cannot_be_measured_is_not_left_there(
     nonpareil: Command, files: Path, without_pictures: None
 ) -> None:

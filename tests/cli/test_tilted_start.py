@@ -18,7 +18,7 @@ def test_a_distillation_begins_tilted_and_says_so(nonpareil, files):
     """At a learning rate of nothing the start is what is written: a bias along one direction."""
     status, _, err = nonpareil("distill", "--json", **ALONE, **TILTED, max_steps=1, save_strategy="no")
     assert status == 0, err
-    assert "tilted start: the policy begins with a bias of " in err
+    assert "tilted start: a training from its beginning starts with a bias of " in err
     assert "tilted_start=True" in (files / "out" / "README.md").read_text()
     base, written = (
         AutoModelForCausalLM.from_pretrained(files / name, dtype=torch.float32) for name in ("policy", "out")
@@ -51,7 +51,9 @@ def test_what_cannot_begin_tilted_is_refused_before_anything_is_drawn(
     status, _, err = nonpareil("distill", **{**OWN, **TRAINED_ONLY}, tilted_start="true", use_peft="true")
     assert status == 2, err
     assert "tilted_start with a LoRA adapter is not supported" in err
-    methods = {"v": {"method": "value_distillation", "stored": True, "tilted_start": True, "max_steps": 2}}
+    few = {"likeliest": 2, "from_tail": 1}
+    method = {"method": "value_distillation", "stored": True, "tilted_start": True, "max_steps": 2, **few}
+    methods = {"v": method}
     status, _, err = comparison(
         methods=methods, groups={"num_generations": 6, "max_prompts": 24}, budget={"completions": 144}
     )

@@ -130,6 +130,12 @@ def test_an_efficiency_of_less_kl_than_the_noise_of_the_win_rate_needs_is_not_kn
     for kl, known in ((1.6e-7, False), (0.99 * needed, False), (1.01 * needed, True), (0.7, True)):
         found = worth_of(policy, reference, torch.full((60,), kl, dtype=torch.float64), Bootstrap(0))
         assert (found.kl_efficiency is not None) == known
+    failed, spent = policy.clone(), torch.full((60,), 1.6e-7, dtype=torch.float64)
+    failed[-1], spent[-1] = torch.nan, 5.0  # the KL of a prompt without a pair says nothing of the others
+    assert worth_of(failed, reference, spent, Bootstrap(0)).kl_efficiency is None
+    spent = torch.full((60,), 0.7, dtype=torch.float64)
+    spent[0] = torch.nan
+    assert worth_of(policy, reference, spent, Bootstrap(0)).kl_efficiency is not None
     one = worth_of(policy[:1], reference[:1], torch.full((1,), 1e-3, dtype=torch.float64), Bootstrap(0))
     assert one.kl_efficiency is not None  # one prompt has no noise to compare with
 

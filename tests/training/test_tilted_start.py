@@ -1,5 +1,6 @@
 """A training that begins at the tilt counted from its credits: what the policy says then, and what stays."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from nonpareil.models.interpolated_folder import Source, save_interpolated
 from nonpareil.models.logprobs import TokenSequences
 from nonpareil.models.output_bias import unit_direction, untie_head
 from nonpareil.training import DistillationTrainer
-from nonpareil.training.tilted_start import check_tiltable, check_tilted_start, counted_tilt
+from nonpareil.training.tilted_start import _split, check_tiltable, check_tilted_start, counted_tilt
 from tests.architectures import tiny_config
 from tests.tiny import BOS, END, GOOD, PAD, make_model, make_tokenizer
 from tests.training.conftest import (
@@ -115,7 +116,10 @@ def test_the_policy_begins_at_the_tilt_and_the_reference_stays(
     assert torch.equal(policy.get_input_embeddings().weight, inputs)
     assert not policy.config.tie_word_embeddings
     assert all(p.requires_grad for p in policy.parameters())
-    assert "tilted start: the policy begins with a bias of 12 tokens" in capsys.readouterr().err
+    assert (
+        "tilted start: a training from its beginning starts with a bias of 12 tokens"
+        in capsys.readouterr().err
+    )
     trainer.current_gradient_accumulation_steps = trainer.state.logging_steps = 1
     loss = trainer.training_step(policy, trainer.train_dataset)
     assert loss < -0.02, "it is the cross-entropy to the target, of which the tilt is a part"
@@ -216,6 +220,19 @@ def test_a_model_is_refused_by_its_config_before_anything_is_drawn() -> None:
     config = make_model("tied").config
     check_tiltable("policy", config, trust_remote_code=False)
     assert config.tie_word_embeddings
+
+
+@pytest.mark.parametrize(("lengths", "checked"), [([300] * 6, 256), ([4000, 10, 10], 10), ([5] * 80, 100)])
+def test_the_direction_is_checked_on_what_it_was_not_fitted_on(lengths: list[int], checked: int) -> None:
+    """Whatever completions are long, and with no more logits in memory than a few hundred positions have."""
+    groups = [replace(GROUPS[0], completion_token_ids=[[i] * n]) for i, n in enumerate(lengths)]
+    fitted, held_out = _split([(group, 0) for group in groups], width=1000)
+    assert sum(map(len, held_out.completion_ids)) == checked
+    marks = [{ids[0] for ids in each.completion_ids} for each in (fitted, held_out)]
+    assert not marks[0] & marks[1]
+    assert len(marks[0] | marks[1]) == len(lengths)
+    (alone, same) = _split([(groups[0], 0)], width=1000)
+    assert len(alone) == len(same) == 1
 
 
 def test_an_architecture_that_always_ties_is_refused() -> None:

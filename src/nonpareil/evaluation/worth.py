@@ -171,14 +171,15 @@ def _kl_efficiency(win: list[Tensor], kl: Tensor, reference: Tensor, bootstrap: 
     """Resampled together; a win rate below one half buys nothing."""
     first, shares = len(win), range(1, len(win))[:1]
     rate = bootstrap.of_means(win, lambda means: _resampled_win_rate(means, first), shares=shares)
-    if not shows_efficiency(float(kl.mean()), rate, reference):
+    metrics = [*win, kl, tilt_table(reference).columns()]
+    kept = ~torch.column_stack(metrics).isnan().any(1)
+    if not shows_efficiency(float(kl[kept].mean()), rate, reference[kept]):
         return None
 
     def efficiency(means: Tensor) -> Tensor:
         least = group_least_kl(_resampled_win_rate(means, first), TiltTable.of(means[:, first + 1 :]))
         return least / means[:, first]
 
-    metrics = [*win, kl, tilt_table(reference).columns()]
     return bootstrap.of_means(metrics, efficiency, scale="positive", shares=shares)
 
 

@@ -28,8 +28,8 @@ RIDGE = 1e-4
 """Of the covariance, as a share of its mean diagonal: where states never differ, d stays finite."""
 STATES_PER_DIMENSION = 64
 """So many states a dimension: the direction then serves those that it was not fitted on as well."""
-SCALES = ("logit_scale", "logits_scaling")
-CAPS = ("final_logit_softcapping", "final_logits_soft_cap", "output_logit_soft_cap")
+SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+CAPS = ("final_logit_softcapping", "final_logits_soft_cap", "output_logit_soft_cap", "logits_soft_cap")
 INSTEAD = "; take format=logit_bias, which servers add to the logits themselves"
 
 
@@ -113,12 +113,13 @@ def fold_bias(
 def untie_head(name: str, model: PreTrainedModel, instead: str) -> None:
     """Give the output layer a weight of its own, of the same numbers, where it has that of the input embeddings.
 
-    The model's config says so then, and what is saved is read so. `instead`: what to do where that cannot be.
+    A layer with a bias needs none, as a tilt goes there. The model's config says so then, and what is saved is read
+    so. `instead`: what to do where that cannot be.
 
     Raises:
         ModelError: an architecture that ties the two whatever its config says.
     """
-    if not _is_tied(model):
+    if not _is_tied(model) or getattr(model.get_output_embeddings(), "bias", None) is not None:
         return
     _part_head(model)
     with torch.device("meta"):

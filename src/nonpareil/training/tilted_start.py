@@ -170,7 +170,7 @@ def _trained(groups: Sequence[Group], credits: CreditsByPrompt) -> Iterator[tupl
 
 
 def _split(completions: list[tuple[Group, int]], width: int) -> tuple[TokenSequences, TokenSequences]:
-    """Some for the direction, in random order, and others for its check, which few have not."""
+    """Some for the direction, in random order, and others, cut short, for its check; one alone serves for both."""
     order = torch.randperm(len(completions), generator=torch.Generator().manual_seed(0)).tolist()
     pairs = [completions[index] for index in order]
     sequences = TokenSequences(
@@ -178,16 +178,18 @@ def _split(completions: list[tuple[Group, int]], width: int) -> tuple[TokenSeque
         [group.completion_token_ids[place] for group, place in pairs],
     )
     tokens = torch.tensor([len(ids) for ids in sequences.completion_ids]).cumsum(0)
-    few = min(int((tokens <= CHECKED_TOKENS).sum()), len(pairs) // 4)
-    if few < 1:
-        return sequences, sequences.select(range(1))
+    few = max(1, min(int((tokens <= CHECKED_TOKENS).sum()), len(pairs) // 4))
+    cut = [ids[:CHECKED_TOKENS] for ids in sequences.completion_ids[:few]]
+    checked = TokenSequences(sequences.prompt_ids[:few], cut)
+    if len(pairs) == 1:
+        return sequences, checked
     enough = few + 1 + int((tokens[few:] - tokens[few - 1] < STATES_PER_DIMENSION * width).sum())
-    return sequences.select(range(few, min(enough, len(pairs)))), sequences.select(range(few))
+    return sequences.select(range(few, min(enough, len(pairs)))), checked
 
 
 def _tell(tokens: int, tilt_kl: float, missed: float) -> None:
     doubt = f", which is much{INSTEAD} if the training does not gain by it" if missed > LARGE_SHARE else ""
     tell(
-        f"tilted start: the policy begins with a bias of {tokens} tokens counted from the credits, {tilt_kl:.3g} "
-        f"nats a token from the reference; its output layer misses {missed:.0%} of that{doubt}"
+        f"tilted start: a training from its beginning starts with a bias of {tokens} tokens, counted from the "
+        f"credits, {tilt_kl:.3g} nats a token from the reference; its output layer misses {missed:.0%} of that{doubt}"
     )

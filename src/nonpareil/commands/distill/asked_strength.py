@@ -18,7 +18,7 @@ from nonpareil.commands.distill.folder import (
 )
 from nonpareil.commands.evaluate import run as evaluate
 from nonpareil.commands.evaluate.folders import delete_strengths, reference_folder
-from nonpareil.errors import ModelError
+from nonpareil.errors import ModelError, NotFiniteError, RewardError
 from nonpareil.options.commands import DistillOptions, EvaluateOptions
 from nonpareil.terminal import tell
 
@@ -136,7 +136,7 @@ def _search(options: DistillOptions, evaluation: EvaluateOptions, trained: "Eval
             tell(f"strength {strength:g} is drawn, to find the one with win rate {found.target:.3f}")
             try:
                 drawn[strength] = draws.win_rates(strength)
-            except ModelError as error:
+            except (ModelError, NotFiniteError, RewardError) as error:
                 if strength < 1:
                     raise
                 tell(f"the path ends before strength {strength:g}: {error}")
@@ -226,16 +226,27 @@ def _tell_measured(place: str, found: Search, measured: "Evaluation") -> None:
 def _tell_out_of_reach(options: DistillOptions, found: Search) -> None:
     asked = f"at_win_rate={options.at_win_rate}" if options.at_n is None else f"at_n={options.at_n}"
     best = max(found.win_rates, key=lambda strength: found.win_rates[strength])
-    if math.isnan(found.target):
-        why = f"{asked} is more than the held-out prompts' rewards show, so many failed"
+    if any(math.isnan(rate) for rate in found.win_rates.values()):
+        why = (
+            f"{asked}: at no held-out prompt are there rewards of both policies at every strength, so many failed; "
+            "see why in reward-errors.log"
+        )
+    elif math.isnan(found.target):
+        why = f"{asked} is more than the held-out prompts' rewards show, so many failed; ask for a smaller n"
     elif found.target <= REFERENCE:
-        why = f"{asked} wins no more than the reference on the held-out prompts, whose rewards tie"
+        why = (
+            f"{asked} wins no more than the reference on the held-out prompts, whose rewards tie; take held-out "
+            "prompts or a reward on which completions differ"
+        )
     elif found.win_rates[best] <= REFERENCE:
-        why = f"{asked} is out of this training's reach: at no strength does it win more often than the reference"
+        why = (
+            f"{asked} is out of this training's reach: at no strength does it win more often than the reference; "
+            "train it otherwise first"
+        )
     else:
         why = (
             f"{asked} is out of this training's reach: it asks for win rate {found.target:.3f}, and the highest up "
             f"to strength {max(found.win_rates):g} is {found.win_rates[best]:.3f}, at {best:g}; ask for less, or "
             "train further"
         )
-    tell(f"{why}. No policy was written for it; all else was")
+    tell(f"{why}. No policy was written for it; everything else was")

@@ -80,6 +80,13 @@ class Study:
     """How it was measured, as reports say it."""
     rewards: "list[CombinedReward]"
 
+    def prompts_as_in(self, theirs: Sequence[Group]) -> list[Prompt]:
+        """As the reference read them, which may have been on another day, in a template that writes the date."""
+        return [
+            replace(prompt, token_ids=group.prompt_token_ids)
+            for prompt, group in zip(self.prompts, theirs, strict=True)
+        ]
+
 
 def _evaluate(options: EvaluateOptions, strength: float | None, fresh: bool) -> dict[str, Any]:
     study, sides = prepared(options, strength, fresh=fresh)
@@ -153,12 +160,7 @@ def _measure(
     from nonpareil.evaluation.report import write_report
 
     options, rewards, reference = study.options, study.rewards, study.reference.policy
-    # As the reference read them, which may have been on another day, in a template that writes the date.
-    read = [
-        replace(prompt, token_ids=group.prompt_token_ids)
-        for prompt, group in zip(study.prompts, theirs, strict=True)
-    ]
-    ours = scored_groups(side, read, rewards, options.max_tokens_per_batch)
+    ours = scored_groups(side, study.prompts_as_in(theirs), rewards, options.max_tokens_per_batch)
     measured = divergence(options, (side.policy, reference), study.products, ours, theirs)
     evaluation = evaluate_groups(
         ours,

@@ -30,7 +30,7 @@ class Side:
 
 
 _NO_SEED = SEED + 1
-"""Above every seed that can be given, so that draws with it share no random numbers with any other evaluation's."""
+"""Above every seed that can be given: draws with it share random numbers with no evaluation that is not fresh."""
 
 
 def sides_of(

@@ -47,7 +47,8 @@ class StrengthDraws:
         folder = policy_folder(Path(study.options.output_dir) / folder_at(strength))
         policy = InterpolatedPolicy(near.trained, near.reference, strength)
         side = replace(self.side, policy=policy, folder=folder)
-        ours = scored_groups(side, study.prompts, study.rewards, study.options.max_tokens_per_batch)
+        prompts = study.prompts_as_in(self.reference)
+        ours = scored_groups(side, prompts, study.rewards, study.options.max_tokens_per_batch)
         return win_rates(match_groups(ours, self.reference))
 
 

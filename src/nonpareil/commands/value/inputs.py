@@ -118,13 +118,13 @@ def beginning(drawn: DrawnGroups, asked: str | None) -> Beginning:
                 f"init_model_name_or_path={asked!r} {reason}; begin with the policy: "
                 f"init_model_name_or_path={policy.name_or_path}"
             )
-        return Beginning(asked, None, False, _first_ids(asked, drawn))
+        return Beginning(asked, None, False, first_ids(asked, drawn))
     rewards = (drawn.manifest.get("rewards") or {}).get("rewards", [])
     if len(rewards) == 1 and rewards[0].get("kind") == "model" and rewards[0].get("path"):
         path, revision = rewards[0]["path"], rewards[0].get("revision")
         reason = _unfit(path, revision, drawn)
         if not reason:
-            return Beginning(path, revision, True, _first_ids(path, drawn))
+            return Beginning(path, revision, True, first_ids(path, drawn))
         tell(f"the value begins with the policy, since the reward model {path!r} {reason}")
     return policy_itself(policy)
 
@@ -135,16 +135,19 @@ def policy_itself(policy: "LocalPolicy") -> Beginning:
     return Beginning(name, revision, False)
 
 
-def _first_ids(path: str, drawn: DrawnGroups) -> tuple[int, ...]:
-    """What `prepend_bos` put before each text, where the model scored the groups; the policy has its tokens."""
-    for reward in (drawn.manifest.get("rewards") or {}).get("rewards", []):
-        if reward.get("path") == path and reward.get("prepend_bos"):
-            from nonpareil.models.loading import load_tokenizer
+def first_ids(path: str, drawn: DrawnGroups) -> tuple[int, ...]:
+    """What `prepend_bos` put before each text, where this model scored the groups and has the policy's tokens."""
+    from nonpareil.models.fingerprint import fingerprint
+    from nonpareil.models.loading import load_tokenizer
 
-            tokenizer = load_tokenizer(
-                path, reward.get("revision"), trust_remote_code=drawn.policy.trust_remote_code
-            )
-            return (tokenizer.bos_token_id,)
+    trust = drawn.policy.trust_remote_code
+    for reward in (drawn.manifest.get("rewards") or {}).get("rewards", []):
+        if not reward.get("prepend_bos"):
+            continue
+        if reward.get("path") == path or fingerprint(path, trust_remote_code=trust) == reward.get(
+            "fingerprint"
+        ):
+            return (load_tokenizer(path, reward.get("revision"), trust_remote_code=trust).bos_token_id,)
     return ()
 
 
@@ -161,7 +164,7 @@ def _unfit(path: str, revision: str | None, drawn: DrawnGroups) -> str:
         return f"cannot be read ({error})"
     if tokenizer.get_vocab() != drawn.policy.tokenizer.get_vocab():
         return "has another tokenizer than the policy, whose tokens a value must read"
-    first = len(_first_ids(path, drawn))
+    first = len(first_ids(path, drawn))
     longest = first + max(
         len(g.prompt_token_ids) + max(map(len, g.completion_token_ids)) for g in drawn.groups
     )
