@@ -190,6 +190,7 @@ def _split(completions: list[tuple[Group, int]], width: int) -> tuple[TokenSeque
 def _tell(tokens: int, tilt_kl: float, missed: float) -> None:
     doubt = f", which is much{INSTEAD} if the training does not gain by it" if missed > LARGE_SHARE else ""
     tell(
-        f"tilted start: a training from its beginning starts with a bias of {tokens} tokens, counted from the "
-        f"credits, {tilt_kl:.3g} nats a token from the reference; its output layer misses {missed:.0%} of that{doubt}"
+        f"tilted start: a training from its beginning starts with a bias of {tokens} tokens, counted from "
+        f"the credits, {tilt_kl:.3g} nats a token from the reference; its output layer misses {missed:.0%} of that"
+        f"{doubt}"
     )
