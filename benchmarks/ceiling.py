@@ -10,8 +10,8 @@ The embedded demo's policy and reward model. Each run trains on the first groups
 and is evaluated on test prompts that no run saw: rho squared (the KL efficiency of a small step along the trained
 direction, evaluate's own estimate), and win rate, KL and KL efficiency at strength 1. The losses: `sft_bon`, the
 likelihood of every completion weighted by its rank in its group, which is exact for best-of-n; `regression` of
-the log-ratio on best-of-n's. Small pools take recipes/imdb's plain SGD, large ones AdamW too. A run that is there
-is read, so that the sizes can be run one after another. In the end a fit of rho squared = limit n / (n + half) to
+the log-ratio on best-of-n's. Each is trained by recipes/imdb's plain SGD and by AdamW. A run that is there is read,
+so that the sizes can be run one after another. In the end a fit of rho squared = limit n / (n + half) to
 the best run of each size, by least squares; `half` completions reach half the limit.
 """
 
