@@ -64,7 +64,7 @@ def test_a_value_is_fitted_its_credits_are_made_and_trained_on(nonpareil, files,
 
     status, out, err = credit(nonpareil, groups, files / "value", files / "credits")
     assert status == 0, err
-    assert "may tell nothing" not in err
+    assert ("may tell nothing" in err) == (report["gain"]["low"] <= 0)  # of 8 held-out prompts either may be
     assert "target_n=4 wins 0.800, and of groups of 6 in 4 bins a policy learns to win 0." in err
     totals = json.loads(out.splitlines()[-1])["totals"]
     assert (totals["completions"], totals["candidates"]) == (60, 7)
