@@ -11,8 +11,8 @@ and is evaluated on test prompts that no run saw: rho squared (the KL efficiency
 direction, evaluate's own estimate), and win rate, KL and KL efficiency at strength 1. The losses: `sft_bon`, the
 likelihood of every completion weighted by its rank in its group, which is exact for best-of-n; `regression` of
 the log-ratio on best-of-n's. Each is trained by recipes/imdb's plain SGD and by AdamW. A run that is there is read,
-so that the sizes can be run one after another. In the end a fit of rho squared = limit n / (n + half) to
-the best run of each size, by least squares; `half` completions reach half the limit.
+so that the sizes can be run one after another. In the end, of four sizes or more, a power law is fitted to the best
+run of each.
 """
 
 import argparse
@@ -87,21 +87,35 @@ def run(args: argparse.Namespace, loss: str, optimizer: str, completions: int) -
     return row
 
 
-def limit_of(rows: list[dict[str, Any]]) -> tuple[float, float]:
-    """Limit and half, fitted to the best run of each size."""
-    best: dict[int, float] = {}
+def power_law(rows: list[dict[str, Any]]) -> str:
+    """Limit, factor and power of limit - factor n^-power: weighted least squares on the best run of each size.
+
+    The interval holds the limits whose squared error is within 3.84 of the least: 95% were the errors of the sizes
+    independent. They share their test prompts, so that it is rather too wide.
+    """
+    best: dict[int, dict[str, float]] = {}
     for row in rows:
-        size = row["completions"]
-        best[size] = max(best.get(size, 0.0), row["rho_squared"]["estimate"])
-    sizes, values = np.array(list(best)), np.array(list(best.values()))
-    half = min(np.geomspace(10, 1e7, 2000), key=lambda half: _misfit(sizes / (sizes + half), values)[0])
-    return _misfit(sizes / (sizes + half), values)[1], float(half)
+        size, found = row["completions"], row["rho_squared"]
+        if size not in best or found["estimate"] > best[size]["estimate"]:
+            best[size] = found
+    sizes = np.array(list(best), dtype=float)
+    values, errors = (
+        np.array([each[name] for each in best.values()]) for name in ("estimate", "standard_error")
+    )
 
+    def fitted(power: float) -> tuple[float, float, float, float]:
+        shape = np.stack([np.ones_like(sizes), -(sizes**-power)], axis=1) / errors[:, None]
+        limit, factor = np.linalg.lstsq(shape, values / errors, rcond=None)[0]
+        missed = np.square(shape @ [limit, factor] - values / errors).sum()
+        return float(missed), float(limit), float(factor), power
 
-def _misfit(shape: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    """Squares that are left, and the factor that leaves the least."""
-    factor = float(shape @ values / (shape @ shape))
-    return float(np.square(values - factor * shape).sum()), factor
+    fits = [fitted(power) for power in np.geomspace(0.02, 2, 400)]
+    least, limit, factor, power = min(fits)
+    limits = [each[1] for each in fits if each[0] <= least + 3.84 and each[1] <= 1]
+    return (
+        f"rho squared = {limit:.3f} - {factor:.2f} n^-{power:.3f}; "
+        f"limits from {min(limits):.2f} to {max(limits):.2f} fit within its error"
+    )
 
 
 def shown(figure: dict[str, float]) -> str:
@@ -132,9 +146,8 @@ def main() -> None:
                     shown(rows[-1][name]) for name in ("rho_squared", "win_rate", "kl", "kl_efficiency")
                 )
                 print(f"| {completions:,} | {loss} | {optimizer} | {figures} |", flush=True)
-    if len(args.completions) > 1:
-        limit, half = limit_of(rows)
-        print(f"\nrho squared = {limit:.3f} n / (n + {half:,.0f})")
+    if len(args.completions) > 3:
+        print(f"\n{power_law(rows)}")
 
 
 if __name__ == "__main__":
