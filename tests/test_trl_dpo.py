@@ -119,7 +119,9 @@ def test_a_run_writes_a_model_and_what_it_spent(peer, policy, tmp_path, monkeypa
     peer.main()
     spent = json.loads((out / "spent.json").read_text())
     assert spent == json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (spent["steps"], spent["tokens_trained"]) == (2, 4 * (2 + 1))
+    begin, prompt, chosen, rejected = 1, 2, 2, 1
+    tokens = (begin + prompt + chosen) + (begin + prompt + rejected)
+    assert (spent["steps"], spent["tokens_trained"]) == (2, 4 * tokens)
     assert (spent["completions_drawn"], spent["tokens_drawn"]) == (0, 0)
     assert spent["seconds"] > 0
     assert spent["peak_memory_bytes"] > 0
