@@ -54,7 +54,7 @@ def export_parquet(folder: Path, args: argparse.Namespace, groups: int) -> Calla
 
 def _export(folder: Path, name: str) -> Callable[[], object]:
     from nonpareil.commands.export import run
-    from nonpareil.options.commands import ExportOptions
+    from nonpareil.options.export import ExportOptions
     from nonpareil.rollouts import export  # noqa: F401  (imported before the clock starts)
 
     options = ExportOptions(groups=str(folder / "groups"), output=str(folder / name), format="preference")
@@ -66,7 +66,7 @@ def curve(folder: Path, args: argparse.Namespace, groups: int) -> Callable[[], o
     import nonpareil.evaluation.report
     import nonpareil.rollouts  # noqa: F401
     from nonpareil.commands.curve import run
-    from nonpareil.options.commands import CurveOptions
+    from nonpareil.options.curve import CurveOptions
 
     options = CurveOptions(groups=str(folder / "groups"), output_dir=str(folder / "curve"))
     return lambda: run(options)

@@ -29,7 +29,7 @@ from nonpareil.commands.compare.spec import read_spec
 from nonpareil.commands.distill.credits import makes_credits
 from nonpareil.errors import ConfigError
 from nonpareil.methods import METHODS, method_settings, name_of
-from nonpareil.options.commands import DistillOptions
+from nonpareil.options.distill import DistillOptions
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.method import method_of
 

@@ -15,7 +15,7 @@ from nonpareil.evaluation.strength_path import strength_at
 from nonpareil.files import write_json
 from nonpareil.folders import writing
 from nonpareil.models.trained import trained_temperature
-from nonpareil.options.commands import DistillOptions
+from nonpareil.options.distill import DistillOptions
 from tests.cli.conftest import WORDS, Command
 
 SETTINGS: dict[str, Any] = {

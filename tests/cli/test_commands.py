@@ -12,7 +12,9 @@ from nonpareil.commands import curve, export
 from nonpareil.commands.inputs import check_reward, load_prompts, load_reward, load_second_reward
 from nonpareil.commands.policies.local import local_policy
 from nonpareil.errors import ConfigError, DataError
-from nonpareil.options.commands import CurveOptions, ExportOptions, SampleOptions
+from nonpareil.options.curve import CurveOptions
+from nonpareil.options.export import ExportOptions
+from nonpareil.options.sample import SampleOptions
 from nonpareil.records import ScoreRequest
 
 

@@ -27,7 +27,7 @@ from nonpareil.commands.compare.spec import EvaluationOptions, read_spec
 from nonpareil.errors import ConfigError
 from nonpareil.evaluation.log_ratios import read_log_ratios
 from nonpareil.models.fingerprint import fingerprint
-from nonpareil.options.commands import EvaluateOptions
+from nonpareil.options.evaluate import EvaluateOptions
 from nonpareil.options.yaml import load_yaml
 from nonpareil.settings import settings_of
 from nonpareil.values.settings import FitSettings

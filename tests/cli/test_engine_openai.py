@@ -10,7 +10,7 @@ import pytest
 from nonpareil import remote
 from nonpareil.commands.policies.served import ServedPolicy
 from nonpareil.errors import DataError
-from nonpareil.options.commands import SampleOptions
+from nonpareil.options.sample import SampleOptions
 from nonpareil.records import Prompt
 from nonpareil.rollouts import read_groups
 from tests.engines.openai_server import MODEL, OpenAIServer

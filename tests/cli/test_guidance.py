@@ -14,7 +14,7 @@ from nonpareil.engines.guided_divergence import guided_divergence
 from nonpareil.maths.guidance import Guidance
 from nonpareil.models.fingerprint import fingerprint
 from nonpareil.models.logprobs import TokenSequences, completion_logprobs
-from nonpareil.options.commands import EvaluateOptions
+from nonpareil.options.evaluate import EvaluateOptions
 from nonpareil.records import Group
 from nonpareil.rollouts import read_groups
 from nonpareil.rollouts.manifest import read_manifest

@@ -12,7 +12,7 @@ from nonpareil.cli.method_help import settings_by_method
 from nonpareil.commands.compare.command import COMMAND as COMPARE
 from nonpareil.commands.distill.command import COMMAND as DISTILL
 from nonpareil.methods import METHODS
-from nonpareil.options.commands import DistillOptions
+from nonpareil.options.distill import DistillOptions
 from nonpareil.settings import Setting, settings_of
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.settings import DistillationSettings

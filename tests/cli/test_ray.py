@@ -17,7 +17,7 @@ import pytest
 from nonpareil.commands.policies import ray as jobs_ray
 from nonpareil.commands.policies.local import LocalPolicy
 from nonpareil.errors import ConfigError, RewardError
-from nonpareil.options.commands import SampleOptions
+from nonpareil.options.sample import SampleOptions
 from nonpareil.rollouts import ray as engine
 
 pytestmark = pytest.mark.ray

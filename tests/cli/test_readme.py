@@ -11,7 +11,9 @@ import yaml
 from nonpareil.commands.compare.plan import plan_runs
 from nonpareil.commands.compare.spec import read_spec
 from nonpareil.methods import METHODS
-from nonpareil.options.commands import DistillOptions, EvaluateOptions, SampleOptions
+from nonpareil.options.distill import DistillOptions
+from nonpareil.options.evaluate import EvaluateOptions
+from nonpareil.options.sample import SampleOptions
 from nonpareil.training.config import DistillationConfig
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()

@@ -27,14 +27,12 @@ from nonpareil.commands.compare.spec import (
 )
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.methods import METHODS
-from nonpareil.options.commands import (
-    CurveOptions,
-    DistillOptions,
-    EvaluateOptions,
-    ExportOptions,
-    SampleOptions,
-)
+from nonpareil.options.curve import CurveOptions
+from nonpareil.options.distill import DistillOptions
+from nonpareil.options.evaluate import EvaluateOptions
+from nonpareil.options.export import ExportOptions
 from nonpareil.options.rewards import ANY_MODEL, ENDPOINTS, FIRST_MODEL, LIMITED, LOADED_MODEL
+from nonpareil.options.sample import SampleOptions
 from nonpareil.options.shared import (
     DRAWS_POOL,
     HELD_OUT_SPLITS,

@@ -8,7 +8,7 @@ from nonpareil.commands.places import check_output, inputs_of
 from nonpareil.console import console
 from nonpareil.errors import ConfigError
 from nonpareil.folders import writing
-from nonpareil.options.commands import CurveOptions
+from nonpareil.options.curve import CurveOptions
 from nonpareil.terminal import tell
 
 

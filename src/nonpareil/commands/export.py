@@ -8,7 +8,7 @@ from nonpareil.commands.places import check_output, inputs_of
 from nonpareil.console import console
 from nonpareil.errors import ConfigError
 from nonpareil.folders import writing_file
-from nonpareil.options.commands import ExportOptions
+from nonpareil.options.export import ExportOptions
 
 
 def run(options: ExportOptions) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from nonpareil.commands.places import check_output, inputs_of
 from nonpareil.commands.policies.choose import policy_of
 from nonpareil.console import console
 from nonpareil.constant_rewards import tell_constant
-from nonpareil.options.commands import SampleOptions
 from nonpareil.options.demo import demo_defaults, uses_demo
 from nonpareil.options.guidance import guiding_n
+from nonpareil.options.sample import SampleOptions
 from nonpareil.options.shared import WITH_SPLITS
 from nonpareil.options.unread import absent_rewards, absent_splits
 from nonpareil.records import Group, ScoreRequest

@@ -16,7 +16,7 @@ from nonpareil.commands.evaluate.dtypes import products_dtype
 from nonpareil.commands.evaluate.folders import folder_at
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.files import from_jsonable, jsonable, write_json
-from nonpareil.options.commands import EvaluateOptions
+from nonpareil.options.evaluate import EvaluateOptions
 from nonpareil.options.rewards import RewardOptions, without_addresses
 from nonpareil.options.shared import PromptOptions
 from nonpareil.settings import settings_of, values_of

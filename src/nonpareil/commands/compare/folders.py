@@ -25,7 +25,7 @@ def check_places(spec: "ComparisonSpec", plans: "list[RunPlan]", config: Path, *
     Raises:
         ConfigError: naming output and input.
     """
-    from nonpareil.options.commands import DistillOptions
+    from nonpareil.options.distill import DistillOptions
     from nonpareil.training.config import DistillationConfig
 
     inputs = inputs_of(spec.options)

@@ -20,7 +20,7 @@ from nonpareil.commands.compare.spec import ComparisonSpec, MethodEntry
 from nonpareil.commands.distill.checks import check_options
 from nonpareil.errors import ConfigError
 from nonpareil.files import jsonable
-from nonpareil.options.commands import DistillOptions
+from nonpareil.options.distill import DistillOptions
 from nonpareil.options.methods import read_method, reads_credits, settings_of_methods, typed_value
 from nonpareil.options.rewards import RewardOptions, without_addresses
 from nonpareil.options.shared import HUB_DATASETS, OWN_PROMPTS, TRAINING_SPLITS, ModelOptions, PromptOptions

@@ -27,7 +27,7 @@ from nonpareil.commands.distill.spent import spent_before
 from nonpareil.console import console
 from nonpareil.errors import ConfigError, NonpareilError
 from nonpareil.files import jsonable, write_bytes, write_json
-from nonpareil.options.commands import DistillOptions
+from nonpareil.options.distill import DistillOptions
 from nonpareil.options.rewards import RewardOptions, without_addresses
 from nonpareil.options.shared import ModelOptions, PromptOptions
 from nonpareil.options.yaml import dump_yaml

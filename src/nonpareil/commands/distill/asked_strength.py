@@ -19,7 +19,8 @@ from nonpareil.commands.distill.folder import (
 from nonpareil.commands.evaluate import run as evaluate
 from nonpareil.commands.evaluate.folders import delete_strengths, reference_folder
 from nonpareil.errors import ModelError, NotFiniteError, RewardError
-from nonpareil.options.commands import DistillOptions, EvaluateOptions
+from nonpareil.options.distill import DistillOptions
+from nonpareil.options.evaluate import EvaluateOptions
 from nonpareil.terminal import tell
 
 if TYPE_CHECKING:

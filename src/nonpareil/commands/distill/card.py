@@ -13,7 +13,7 @@ from nonpareil.errors import DataError
 from nonpareil.files import write_bytes
 from nonpareil.folders import held_folder
 from nonpareil.markdown import code, plain
-from nonpareil.options.commands import DistillOptions
+from nonpareil.options.distill import DistillOptions
 from nonpareil.options.rewards import reward_labels
 from nonpareil.terminal import printable, tell
 from nonpareil.values.settings import CreditSettings

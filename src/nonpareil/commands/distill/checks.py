@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from nonpareil.commands.inputs import require_all
 from nonpareil.errors import ConfigError
-from nonpareil.options.commands import DistillOptions
+from nonpareil.options.distill import DistillOptions
 from nonpareil.options.rewards import refuse_judge
 from nonpareil.options.unread import refuse_unread_of_distill
 

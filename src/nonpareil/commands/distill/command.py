@@ -7,8 +7,8 @@ from nonpareil.commands.command import Command
 from nonpareil.commands.distill import run as distill
 from nonpareil.commands.distill.show import show, status
 from nonpareil.commands.evaluate.show import as_json
-from nonpareil.options.commands import DistillOptions
 from nonpareil.options.demo import demo_training, uses_demo
+from nonpareil.options.distill import DistillOptions
 from nonpareil.options.methods import training_defaults
 
 

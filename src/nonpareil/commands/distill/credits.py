@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.distill.groups import manifest_of, reward_settings
 from nonpareil.errors import ConfigError
-from nonpareil.options.commands import DistillOptions
+from nonpareil.options.distill import DistillOptions
 from nonpareil.records import Group
 from nonpareil.settings import differing, values_of
 from nonpareil.terminal import tell

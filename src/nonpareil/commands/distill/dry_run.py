@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.commands.distill.credits import makes_credits
 from nonpareil.commands.distill.inputs import trained_policy, training_data, training_reward
 from nonpareil.commands.distill.stages import check_stages, cost_of_stages
-from nonpareil.options.commands import DistillOptions
+from nonpareil.options.distill import DistillOptions
 from nonpareil.records import Prompt
 
 if TYPE_CHECKING:

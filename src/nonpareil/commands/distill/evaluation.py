@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from nonpareil.commands.distill.checks import held_out_source
 from nonpareil.commands.distill.inputs import reward_options
 from nonpareil.commands.evaluate.dtypes import training_dtype
-from nonpareil.options.commands import DistillOptions, EvaluateOptions
+from nonpareil.options.distill import DistillOptions
+from nonpareil.options.evaluate import EvaluateOptions
 from nonpareil.options.rewards import RewardOptions
 from nonpareil.options.shared import PromptOptions
 from nonpareil.settings import values_of

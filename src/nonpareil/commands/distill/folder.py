@@ -14,7 +14,8 @@ from nonpareil.folders import held_folder, is_bookkeeping, is_vacant, writing
 from nonpareil.markers import MARKER, OutputFolder
 
 if TYPE_CHECKING:
-    from nonpareil.options.commands import DistillOptions, EvaluateOptions
+    from nonpareil.options.distill import DistillOptions
+    from nonpareil.options.evaluate import EvaluateOptions
     from nonpareil.training.config import DistillationConfig
 
 _MODEL_FILES = (

@@ -13,7 +13,8 @@ from nonpareil.commands.inputs import (
     load_second_reward,
     template_kwargs,
 )
-from nonpareil.options.commands import DistillOptions, EvaluateOptions
+from nonpareil.options.distill import DistillOptions
+from nonpareil.options.evaluate import EvaluateOptions
 from nonpareil.options.rewards import RewardInputOptions, RewardOptions
 from nonpareil.records import Group, Prompt, prompt_of
 from nonpareil.settings import values_of

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.commands.distill.inputs import reward_options
 from nonpareil.commands.distill.spent import POOL, add_to_pool
 from nonpareil.errors import DataError
-from nonpareil.options.commands import DistillOptions, SampleOptions
+from nonpareil.options.distill import DistillOptions
 from nonpareil.options.rewards import RewardOptions
+from nonpareil.options.sample import SampleOptions
 from nonpareil.options.shared import PromptOptions
 from nonpareil.records import Prompt
 from nonpareil.settings import values_of

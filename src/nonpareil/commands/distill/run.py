@@ -29,7 +29,8 @@ from nonpareil.commands.distill.spent import count_stages
 from nonpareil.commands.distill.stages import before_training, check_stages
 from nonpareil.commands.evaluate import run as evaluate
 from nonpareil.folders import held_folder
-from nonpareil.options.commands import DistillOptions, EvaluateOptions
+from nonpareil.options.distill import DistillOptions
+from nonpareil.options.evaluate import EvaluateOptions
 
 if TYPE_CHECKING:
     from nonpareil.methods.base import Method

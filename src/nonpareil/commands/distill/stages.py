@@ -13,7 +13,7 @@ from nonpareil.commands.distill.inputs import TrainingData
 from nonpareil.commands.distill.pool import check_pool, cost_of_pool, draw_pool
 from nonpareil.commands.distill.spent import count_pool
 from nonpareil.commands.inputs import template_kwargs
-from nonpareil.options.commands import DistillOptions
+from nonpareil.options.distill import DistillOptions
 from nonpareil.records import prompt_of
 from nonpareil.terminal import tell
 

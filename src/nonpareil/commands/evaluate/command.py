@@ -3,7 +3,7 @@
 from nonpareil.commands.command import Command
 from nonpareil.commands.evaluate import run as evaluate
 from nonpareil.commands.evaluate.show import as_json, show
-from nonpareil.options.commands import EvaluateOptions
+from nonpareil.options.evaluate import EvaluateOptions
 
 COMMAND = Command(
     description=evaluate.__doc__ or "",

@@ -6,7 +6,7 @@ from nonpareil.options.rewards import without_addresses
 
 if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
-    from nonpareil.options.commands import EvaluateOptions
+    from nonpareil.options.evaluate import EvaluateOptions
 
 
 def report_context(

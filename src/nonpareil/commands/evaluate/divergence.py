@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from nonpareil.options.commands import EvaluateOptions
+from nonpareil.options.evaluate import EvaluateOptions
 from nonpareil.records import Group
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from nonpareil.folders import delete_listed, writing
 
 if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
-    from nonpareil.options.commands import EvaluateOptions
+    from nonpareil.options.evaluate import EvaluateOptions
 
 OWNER = "evaluate"
 REPORT_FILES = (

@@ -7,7 +7,7 @@ from nonpareil.commands.inputs import load_prompts
 from nonpareil.commands.policies.local import LocalPolicy
 from nonpareil.errors import ConfigError
 from nonpareil.models.endings import shown
-from nonpareil.options.commands import EvaluateOptions
+from nonpareil.options.evaluate import EvaluateOptions
 from nonpareil.records import Prompt
 
 

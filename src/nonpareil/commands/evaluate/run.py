@@ -23,7 +23,7 @@ from nonpareil.commands.inputs import check_reward, load_reward, load_second_rew
 from nonpareil.constant_rewards import RewardSpread
 from nonpareil.errors import ConfigError
 from nonpareil.folders import is_vacant
-from nonpareil.options.commands import EvaluateOptions
+from nonpareil.options.evaluate import EvaluateOptions
 from nonpareil.options.rewards import refuse_judge
 from nonpareil.options.shared import WITH_SPLITS, targets_of
 from nonpareil.options.unread import absent_rewards, absent_splits

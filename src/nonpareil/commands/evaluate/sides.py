@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nonpareil.commands.evaluate.folders import policy_folder, reference_folder
-from nonpareil.options.commands import EvaluateOptions
+from nonpareil.options.evaluate import EvaluateOptions
 from nonpareil.records import Group, Prompt, SamplingParams
 from nonpareil.setting_types import SEED
 

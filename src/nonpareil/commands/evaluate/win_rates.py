@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nonpareil.commands.evaluate.folders import evaluation_folder, folder_at, policy_folder
 from nonpareil.commands.evaluate.run import Study, prepared
 from nonpareil.commands.evaluate.sides import Side, scored_groups
-from nonpareil.options.commands import EvaluateOptions
+from nonpareil.options.evaluate import EvaluateOptions
 from nonpareil.records import Group
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from nonpareil.options.guidance import guiding_n
 
 if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
-    from nonpareil.options.commands import SampleOptions
+    from nonpareil.options.sample import SampleOptions
 
 
 def policy_of(options: "SampleOptions") -> Policy:

@@ -21,7 +21,7 @@ from nonpareil.models.fingerprint import fingerprint
 from nonpareil.models.loading import load_policy, load_tokenizer, stated_limits, widened
 from nonpareil.models.merging import adapter_vocabulary
 from nonpareil.models.pretrained import read_config
-from nonpareil.options.commands import EvaluateOptions
+from nonpareil.options.evaluate import EvaluateOptions
 from nonpareil.options.shared import ModelOptions
 from nonpareil.options.strengths import InterpolateOptions
 from nonpareil.records import Prompt, SamplingParams

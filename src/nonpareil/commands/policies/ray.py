@@ -13,7 +13,7 @@ from nonpareil.rollouts.cluster import ShardWorkers, check_alike
 from nonpareil.rollouts.ray import RayPool
 
 if TYPE_CHECKING:
-    from nonpareil.options.commands import SampleOptions
+    from nonpareil.options.sample import SampleOptions
     from nonpareil.rewards.combine import CombinedReward
 
 

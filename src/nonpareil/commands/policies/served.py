@@ -11,7 +11,7 @@ from nonpareil.records import Prompt, SamplingParams
 from nonpareil.remote import DEFAULT_KEY, JsonClient, check_timeout
 
 if TYPE_CHECKING:
-    from nonpareil.options.commands import SampleOptions
+    from nonpareil.options.sample import SampleOptions
 
 REQUEST_TIMEOUT = 600.0
 """Seconds: a whole group may be one request."""

@@ -14,7 +14,7 @@ from nonpareil.records import Prompt, SamplingParams
 
 if TYPE_CHECKING:
     from nonpareil.engines.vllm.engine import VLLMEngine
-    from nonpareil.options.commands import SampleOptions
+    from nonpareil.options.sample import SampleOptions
 
 
 class VLLMPolicy(Policy):

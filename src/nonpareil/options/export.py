@@ -1,0 +1,35 @@
+"""The options of `nonpareil export`. Plain dataclasses, read without importing torch."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from nonpareil.options.shared import FileOptions
+from nonpareil.setting_types import SEED
+from nonpareil.settings import option
+
+
+@dataclass
+class ExportOptions(FileOptions):
+    """Options of `nonpareil export`."""
+
+    HEADING: ClassVar = "Options"
+
+    groups: str | None = option(
+        None,
+        "A folder written by `nonpareil sample`, one of its shards, or vBoN's JSON lines.",
+        names="input",
+    )
+    format: str = option(
+        "preference",
+        "preference, sft or unpaired: TRL's dataset formats.",
+        choices=("preference", "sft", "unpaired"),
+    )
+    output: str | None = option(None, "The .jsonl or .parquet file to write.", path=True)
+    n: int | None = option(
+        None, "Look at the first n completions of each group: best-of-n for several n.", at_least=1
+    )
+    seed: int = option(0, "Of the draw among tied completions.", at_least=0, at_most=SEED)
+    truncated: str = option(
+        "allow", "allow, or exclude completions that were cut.", choices=("allow", "exclude")
+    )
+    overwrite: bool = option(False, "Replace the file that an earlier export wrote.")
