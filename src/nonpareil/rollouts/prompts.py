@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError, DataError
-from nonpareil.models.chat import held_clock, template_failure
+from nonpareil.models.chat import held_clock, template_failure, template_source
 from nonpareil.records import Message, Prompt, PromptText, prompt_id_of
 from nonpareil.rollouts.checked_rows import PromptRow, check_column, check_columns, checked_prompt
-from nonpareil.rollouts.rendering import check_template_kwargs, rendering_of, template_source
+from nonpareil.rollouts.rendering import check_template_kwargs, rendering_of
 from nonpareil.rollouts.sources import read_rows
 from nonpareil.rollouts.tools import (
     COLUMN,
