@@ -25,8 +25,8 @@ def refuse_reserved(columns: Iterable[str], name: str) -> None:
     for column in columns:
         if column in RESERVED:
             raise ConfigError(
-                f"reward function {name!r} is given something else by the name {column!r} than the dataset's column; "
-                "rename or remove the column"
+                f"reward function {name!r}: the dataset has a column {column!r}, and functions are given something "
+                "else by that name; rename or remove the column"
             )
 
 

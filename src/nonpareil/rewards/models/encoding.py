@@ -76,8 +76,8 @@ class RewardEncoder:
         """
         if self.options.chat_template_kwargs and prompts and all(isinstance(p.prompt, str) for p in prompts):
             raise ConfigError(
-                f"{_ARGUMENTS}={self.options.chat_template_kwargs!r} is not read: the prompts are strings, which go "
-                "through no chat template; remove it"
+                f"{_ARGUMENTS}={self.options.chat_template_kwargs!r} is not read: the prompts are strings, which "
+                "go through no chat template; remove it"
             )
         check_words(prompts, self._render, self.name, tokenizer)
         if self.options.max_length is None or self.options.overlong == "truncate" or not prompts:
