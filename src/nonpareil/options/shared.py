@@ -78,8 +78,8 @@ class PromptOptions(TemplateSettings, CheckedOptions):
     )
     test_split_size: float | None = option(
         None,
-        "Hold out this share of the prompts (below 1) or this many, the same ones in every run: training and sample "
-        "leave them out, and evaluations take them. For datasets without a test split.",
+        "Hold out this share of the prompts (below 1) or this many, the same ones in every run: training and "
+        "sample leave them out, evaluations take them. For datasets without a test split.",
         above=0,
         reader=OWN_PROMPTS,
     )

@@ -101,8 +101,8 @@ def load_prompts(
 def _check_stream(limit: int | None, seed: int | None, test_split_size: float | None) -> None:
     if limit is None:
         raise ConfigError(
-            "dataset_streaming=true reads the first prompts of a dataset, and nobody says how many; give max_prompts "
-            "(max_train_prompts and max_eval_prompts in a training), or leave it out"
+            "dataset_streaming=true reads the first prompts of a dataset, and nobody says how many; give "
+            "max_prompts (max_train_prompts and max_eval_prompts in a training), or leave it out"
         )
     if seed is not None or test_split_size is not None:
         name = "test_split_size" if seed is None else "seed"

@@ -229,10 +229,7 @@ def _check(spec: ComparisonSpec) -> None:
     require_all(options)
     sources = {TRAINING_SPLITS: options.dataset_name or "", HELD_OUT_SPLITS: spec.eval_source}
     check_held_out(options)
-    if options.test_split_size is not None:
-        sources.pop(HELD_OUT_SPLITS)
-    absent = absent_rewards(options, options.gold_reward) | absent_splits(sources)
-    refuse_unread(options, absent)
+    refuse_unread(options, absent_rewards(options, options.gold_reward) | absent_splits(sources))
     refuse_judge(options, "compare evaluates every policy")
     if not spec.methods:
         raise ConfigError("methods is missing or empty; name at least one, for example methods: {jbond: {}}")
