@@ -55,6 +55,8 @@ class Filling:
     progress: Progress
     old: OutputFolder | None
     """The folder while it holds what is to be deleted before anything is drawn."""
+    reward_options: Mapping[str, Any] | None = None
+    """How a user named the rewards."""
     moved: bool = False
     """Whether the prompts would be rendered otherwise now than they were when the folder was begun."""
 
@@ -195,6 +197,7 @@ class Filling:
         self.manifest |= {
             "rewards": jsonable(scorer.describe()),
             "scoring": {"rewards": settings, "aggregate": weights},
+            "reward_options": jsonable(dict(self.reward_options or {})),
         }
         sizes = [len(shard) * self.num_generations for shard in self.shards]
         there = [self._counted(i) if path.is_file() else None for i, path in enumerate(self.paths)]
