@@ -178,7 +178,8 @@ def test_a_pair_is_as_far_apart_as_min_margin_asks(tmp_path):
     for format in ("preference", "unpaired"):
         report = export([near, far], tmp_path / f"{format}.jsonl", format, min_margin=0.5)
         assert report.skipped == {BELOW_MARGIN: 1}
-        assert [r.get("chosen", r.get("completion")) for r in rows_of(report.path)][0] == "d"
+        first = rows_of(report.path)[0]
+        assert first.get("chosen", first.get("completion")) == "d"
 
 
 def test_a_cut_completion_is_not_written_and_still_counts_as_beaten(tmp_path):

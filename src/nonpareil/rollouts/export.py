@@ -75,8 +75,8 @@ def export(
     messages. Dataset columns ride along; one that has the name of a field is called `columns/<name>`.
 
     A group without a winner gives no row of any format: where all known rewards are equal, the best of an all-wrong
-    group is a wrong answer. `min_reward` says what is right whatever the others are: of a group that ties at or above
-    it, `sft` and `unpaired` write a completion all the same.
+    group is a wrong answer. `min_reward` says what is right whatever the others are: of a group that ties at or
+    above it, `sft` and `unpaired` write a completion all the same.
 
     Args:
         groups: scored. They are gone through one by one, for a large Parquet file twice; `reading.stored_groups`

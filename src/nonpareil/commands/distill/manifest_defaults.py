@@ -82,8 +82,8 @@ def _rewards(groups: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
     if served := {name: value for name, value in asked.items() if name in remote}:
         words = ", ".join(f"{name}={value!r}" for name, value in served.items())
         raise ConfigError(
-            f"no reward: groups={groups!r} was scored with {printable(words)}, and no manifest keeps the address of a "
-            "server; give the rewards again, as they were"
+            f"no reward: groups={groups!r} was scored with {printable(words)}, and no manifest keeps the "
+            "address of a server; give the rewards again, as they were"
         )
     for spec in [asked.get("reward_model_name_or_path"), *(asked.get("reward_funcs") or [])]:
         if spec is not None and (gone := _gone(str(spec))):
@@ -95,6 +95,6 @@ def _rewards(groups: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gone(spec: str) -> str | None:
-    """The file or folder that a reward's spec names and that is not there; names of modules and the hub are kept."""
+    """The file or folder that a reward's spec names and that is not there; other names are no paths."""
     file = Path(spec.rpartition(":")[0] if ".py:" in spec else spec)
     return str(file) if file.is_absolute() and not file.exists() else None
