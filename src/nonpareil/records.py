@@ -27,9 +27,9 @@ def text_of(completion: str | list[Message]) -> str:
     return "".join(message["content"] for message in completion)
 
 
-def prompt_id_of(prompt: PromptText, position: int) -> str:
-    """A stable id: 16 hex digits of the prompt's hash, then its position, so equal prompts stay apart."""
-    text = json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+def prompt_id_of(prompt: PromptText, position: int, tools: list[dict[str, Any]] | None = None) -> str:
+    """A stable id: 16 hex digits of a hash of prompt and tools, then its position, so equal prompts stay apart."""
+    text = json.dumps([prompt, tools] if tools else prompt, sort_keys=True, ensure_ascii=False)
     return f"{hashlib.sha256(text.encode()).hexdigest()[:16]}-{position}"
 
 
@@ -59,6 +59,12 @@ class Rendering:
     """A hash of its source."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """The template's arguments that the user gave."""
+    tools: bool = False
+    """Whether the template was given the dataset's column `tools`; manifests say so where it was."""
+
+    def describe(self) -> dict[str, Any]:
+        """For manifests and checkpoints."""
+        return {key: value for key, value in asdict(self).items() if key != "tools" or value}
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ def prompt_identity(prompts: Sequence[Prompt]) -> dict[str, Any]:
     The token ids are not in it, which differ from day to day where a chat template writes the date; tokenizer,
     template and its arguments are, of conversations that `rollouts.tokenize_prompts` rendered.
     """
-    renderings = [asdict(prompt.rendering) for prompt in prompts if prompt.rendering is not None]
+    renderings = [prompt.rendering.describe() for prompt in prompts if prompt.rendering is not None]
     distinct = [one for i, one in enumerate(renderings) if i == 0 or one != renderings[i - 1]]
     return {
         "count": len(prompts),

@@ -63,11 +63,11 @@ def help_text(name: str, command: Command, argv: Sequence[str]) -> str:
 
 
 def by_heading(classes: Iterable[type]) -> dict[str, list[Setting]]:
-    """The settings that may be given, by the heading that they are listed under."""
+    """The settings that may be given, by the heading that they are listed under; one of two classes once."""
     found: dict[str, list[Setting]] = {heading: [] for heading in (*HEADINGS, INHERITED)}
-    for cls in classes:
-        for setting in listed(cls):
-            found[setting.heading or INHERITED].append(setting)
+    once = {setting.name: setting for cls in classes for setting in listed(cls)}
+    for setting in once.values():
+        found[setting.heading or INHERITED].append(setting)
     return {heading: settings for heading, settings in found.items() if settings}
 
 

@@ -4,7 +4,6 @@ A command makes its policy (`policies`), and then calls `load_prompts` for each 
 `load_reward`, and `check_reward` with the prompts whose completions are to be scored.
 """
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ from nonpareil.options.rewards import CACHE, RewardOptions, check_remote, model_
 from nonpareil.options.shared import PromptOptions
 from nonpareil.records import Prompt, SamplingParams
 from nonpareil.text_files import read_text
+from nonpareil.training.settings.template import template_kwargs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -81,30 +81,11 @@ def load_prompts(
         if source != getattr(options, given, None) or not message.startswith("dataset_name="):
             raise
         raise DataError(given + message.removeprefix("dataset_name")) from error
-    found = prompts.tokenize_prompts(rows, policy.tokenizer, template_kwargs(options), now=now)
+    found = prompts.tokenize_prompts(
+        rows, policy.tokenizer, template_kwargs(options.chat_template_kwargs), now=now
+    )
     policy.check(found, sampling)
     return found
-
-
-def template_kwargs(options: PromptOptions) -> dict[str, Any]:
-    """The chat template's further arguments, from a flag's JSON or a YAML file's mapping.
-
-    Raises:
-        ConfigError: no JSON object, or a value that JSON has no form for (a date that YAML reads as one).
-    """
-    given = options.chat_template_kwargs
-    wanted = f"chat_template_kwargs={given!r} must be a JSON object"
-    if given is None:
-        return {}
-    try:
-        value = json.loads(given) if isinstance(given, str) else json.loads(json.dumps(given))
-    except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"""{wanted}, such as '{{"date_string": "26 Nov 2026"}}' (text in quotes): {error}"""
-        ) from error
-    if not isinstance(value, dict) or (isinstance(given, dict) and value != given):
-        raise ConfigError(f"{wanted} with text for its keys")
-    return value
 
 
 def load_reward(options: RewardOptions, tokenizer: "Tokenizer | None") -> "CombinedReward":

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from nonpareil.errors import ConfigError
 from nonpareil.records import SamplingParams
 from nonpareil.setting_types import SEED
 from nonpareil.settings import DTYPES, CheckedOptions, option
+from nonpareil.training.settings.template import TemplateSettings
 
 LOADED_HERE = "engine=transformers|vllm|ray"
 """What belongs to a model that is loaded here; a server has loaded its own."""
@@ -58,8 +59,8 @@ class ModelOptions(CodeOptions):
 
 
 @dataclass
-class PromptOptions(CheckedOptions):
-    """Which prompts."""
+class PromptOptions(TemplateSettings, CheckedOptions):
+    """Which prompts, and how they are rendered."""
 
     HEADING: ClassVar = "Prompts"
 
@@ -72,11 +73,6 @@ class PromptOptions(CheckedOptions):
     )
     dataset_config: str | None = option(None, "Of a hub dataset that has several.", reader=HUB_DATASETS)
     prompt_column: str = option("prompt", "The column that holds the prompt.", reader=OWN_PROMPTS)
-    chat_template_kwargs: dict[str, Any] | str | None = option(
-        None,
-        "Further arguments of the policy's chat template, for conversations, as JSON: "
-        """'{"enable_thinking": false}'.""",
-    )
 
 
 @dataclass

@@ -1,9 +1,10 @@
 """Prompts: loaded from where a user has them, checked row by row, and turned into what the policy sees."""
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,25 +12,25 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.models.chat import held_clock, template_failure
 from nonpareil.records import Message, Prompt, PromptText, prompt_id_of
-from nonpareil.rollouts.rendering import check_template_kwargs, rendering_of
+from nonpareil.rollouts.checked_rows import PromptRow, check_column, check_columns, checked_prompt
+from nonpareil.rollouts.rendering import check_template_kwargs, rendering_of, template_source
 from nonpareil.rollouts.sources import read_rows
-from nonpareil.setting_types import check_value, nearest
-from nonpareil.text_files import check_characters
+from nonpareil.rollouts.tools import (
+    COLUMN,
+    Tools,
+    check_template_reads,
+    check_written,
+    refuse_tools_of_text,
+    tools_of,
+)
+from nonpareil.setting_types import check_value
+from nonpareil.terminal import tell
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
 _ROWS = 'give a list of rows, each with a "prompt", as load_prompts does: [{"prompt": "Once upon"}, ...]'
-
-
-class PromptRow(dict[str, Any]):
-    """A row of `prompt` and further columns that knows its position in the dataset, whatever was shuffled."""
-
-    def __init__(self, values: Mapping[str, Any], position: int) -> None:
-        """`position` counts the source's rows from 0."""
-        super().__init__(values)
-        self.position = position
 
 
 def load_prompts(
@@ -70,7 +71,7 @@ def load_prompts(
     rows = read_rows(str(source), split, dataset_config, prompt_column)
     if not rows:
         raise DataError(f"{str(source)!r} has no rows")
-    _check_column(rows[0], prompt_column, str(source))
+    check_column(rows[0], prompt_column, repr(str(source)), "give prompt_column={}")
     order = list(range(len(rows)))
     if seed is not None:
         random.Random(seed).shuffle(order)
@@ -81,32 +82,9 @@ def load_prompts(
         further = {
             name: value for name, value in rows[position].items() if name not in ("prompt", prompt_column)
         }
-        _check_columns(further, where)
+        check_columns(further, where)
         chosen.append(PromptRow({"prompt": prompt, **further}, position))
     return chosen
-
-
-def checked_prompt(prompt: Any, where: str) -> PromptText:
-    """The prompt itself, its messages reduced to role and content.
-
-    Raises:
-        DataError: empty, neither a string nor a list of {role, content}, or with half a character; `where` says
-            which.
-    """
-    check_characters(prompt, f"{where}: the prompt")
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise DataError(f"{where}: the prompt is empty; remove the row")
-        return prompt
-    if not isinstance(prompt, list):
-        raise DataError(
-            f"{where}: the prompt is a {type(prompt).__name__} ({prompt!r:.60}); it must be a string or a "
-            "list of {role, content} messages"
-        )
-    messages = [_checked_message(message, where) for message in prompt]
-    if not any(message["content"].strip() for message in messages):
-        raise DataError(f"{where}: the prompt is empty; remove the row")
-    return messages
 
 
 def tokenize_prompts(
@@ -124,49 +102,117 @@ def tokenize_prompts(
     position in the dataset (`PromptRow.position`, else its place among the rows). Without a tokenizer, for a
     server that reads text, token ids are empty.
 
+    A conversation's column `tools`, as TRL has it, is given to the template: a list of JSON schemas, or JSON text
+    of one. Tools for all prompts alike are one of the template's arguments, `tools`.
+
     Args:
-        rows: with a `prompt` each; further columns ride along.
+        rows: with a `prompt` each; further columns ride along, `tools` too.
         tokenizer: the policy's.
         chat_template_kwargs: further arguments of its chat template.
         now: what a template that writes the date takes for now, the same for all prompts; by default now.
 
     Raises:
-        ConfigError: no tokenizer, an argument that the chat template does not mention, or no template to read it.
+        ConfigError: no tokenizer, an argument or tools that the chat template does not mention, or no template to
+            read them.
         DataError: rows that are no mappings, no chat template for a conversation, one that the template cannot
-            render, a column name or value with half a character, or as `checked_prompt`.
+            render, tools that are none or that it does not write, a column name or value with half a character, or
+            as `checked_prompt`.
     """
     if isinstance(rows, str | Mapping):
         raise DataError(f"rows is a {type(rows).__name__}; {_ROWS}")
     if tokenizer is not None and not callable(tokenizer):
         raise ConfigError(f"tokenizer is a {type(tokenizer).__name__}; give the policy's tokenizer itself")
-    tokenized: list[Prompt] = []
     rows, kwargs = list(rows), dict(chat_template_kwargs or {})
     for place, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise DataError(f"rows[{place}] is a {type(row).__name__}; {_ROWS}")
-    chats = any(isinstance(row.get("prompt"), list) for row in rows)
+    if rows:
+        check_column(rows[0], "prompt", "rows", "rename {} to 'prompt'")
+    prompts = [checked_prompt(row.get("prompt"), _where(row, place)) for place, row in enumerate(rows)]
+    chats = any(not isinstance(prompt, str) for prompt in prompts)
     check_template_kwargs(kwargs, tokenizer, chats=chats)
-    rendering = rendering_of(tokenizer, kwargs) if chats and tokenizer is not None else None
+    tools = _tools(rows, prompts, tokenizer, kwargs)
+    rendering = None
+    if chats and tokenizer is not None:
+        rendering = rendering_of(tokenizer, kwargs, tools=any(tools))
+    tokenized: list[Prompt] = []
     with held_clock(now or datetime.now()) if rendering else nullcontext():
-        for place, row in enumerate(rows):
-            position = getattr(row, "position", place)
-            prompt = checked_prompt(row.get("prompt"), f"row {position} (the first is 0)")
-            ids = [] if tokenizer is None else _ids_of(prompt, tokenizer, kwargs, position)
+        for place, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+            position, where = getattr(row, "position", place), _where(row, place)
+            ids = (
+                []
+                if tokenizer is None
+                else _ids_of(prompt, tokenizer, kwargs, tools[place], f"row {position}")
+            )
             columns = {name: value for name, value in row.items() if name != "prompt"}
             if not isinstance(row, PromptRow):  # whose columns were checked as they were read
-                _check_columns(columns, f"row {position} (the first is 0)")
+                check_columns(columns, where)
             how = None if isinstance(prompt, str) else rendering
-            tokenized.append(Prompt(prompt_id_of(prompt, position), prompt, ids, columns, how))
+            prompt_id = prompt_id_of(prompt, position, tools[place])
+            tokenized.append(Prompt(prompt_id, prompt, ids, columns, how))
+    _tell_prefilled(
+        sum(not isinstance(p, str) and p[-1]["role"] == "assistant" for p in prompts), len(prompts)
+    )
     return tokenized
 
 
+def _where(row: Mapping[str, Any], place: int) -> str:
+    return f"row {getattr(row, 'position', place)} (the first is 0)"
+
+
+@cache
+def _tell_prefilled(count: int, of: int) -> None:
+    """Once, however often the same prompts are read: datasets of answered conversations look the same."""
+    if count:
+        tell(
+            f"{count} of {of} prompts end with the assistant's own words, and completions go on from them; where "
+            "those are whole answers, take them out"
+        )
+
+
+def _tools(
+    rows: Sequence[Mapping[str, Any]],
+    prompts: Sequence[PromptText],
+    tokenizer: "Tokenizer | None",
+    kwargs: Mapping[str, Any],
+) -> list[Tools | None]:
+    """Of every row, what the chat template is to be given of its column `tools`.
+
+    Raises:
+        ConfigError: no template that reads them, or tools by two ways.
+        DataError: tools that are none, or arguments of the template in a column.
+    """
+    found: list[Tools | None] = []
+    for place, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        if isinstance(prompt, str):
+            refuse_tools_of_text(row, _where(row, place))
+        elif row.get("chat_template_kwargs"):
+            raise DataError(
+                f"{_where(row, place)}: the column 'chat_template_kwargs' is not read; give the setting of that "
+                "name, for all prompts alike, or remove the column"
+            )
+        found.append(None if isinstance(prompt, str) else tools_of(row, _where(row, place)))
+    if any(found):
+        check_template_reads(None if tokenizer is None else template_source(tokenizer))
+        if COLUMN in kwargs:
+            raise ConfigError(
+                "chat_template_kwargs has tools, and so have rows of the dataset (column 'tools'); give one of them"
+            )
+    elif COLUMN in kwargs:
+        tools_of(kwargs, "chat_template_kwargs")
+    return found
+
+
 def _ids_of(
-    prompt: PromptText, tokenizer: "Tokenizer", options: Mapping[str, Any], position: int
+    prompt: PromptText, tokenizer: "Tokenizer", options: Mapping[str, Any], tools: Tools | None, where: str
 ) -> list[int]:
     if isinstance(prompt, str):
         ids = _tokenize_text(prompt, tokenizer)
     else:
-        ids = _tokenize_chat(prompt, tokenizer, options, position)
+        given = {**options, COLUMN: tools} if tools else options
+        ids = _tokenize_chat(prompt, tokenizer, given, where)
+        if tools:
+            check_written(ids, _tokenize_chat(prompt, tokenizer, options, where), where)
     bos = tokenizer.bos_token_id
     while bos is not None and ids[:2] == [bos, bos]:  # the text, or the template's, already began with it
         ids = ids[1:]
@@ -185,11 +231,11 @@ def _tokenize_text(text: str, tokenizer: "Tokenizer") -> list[int]:
 
 
 def _tokenize_chat(
-    messages: list[Message], tokenizer: "Tokenizer", options: Mapping[str, Any], position: int
+    messages: list[Message], tokenizer: "Tokenizer", options: Mapping[str, Any], where: str
 ) -> list[int]:
     if not getattr(tokenizer, "chat_template", None):
         raise DataError(
-            f"row {position} is a conversation, but the policy's tokenizer has no chat template; set "
+            f"{where} is a conversation, but the policy's tokenizer has no chat template; set "
             "tokenizer.chat_template, or give string prompts"
         )
     continues = messages[-1]["role"] == "assistant"
@@ -203,47 +249,9 @@ def _tokenize_chat(
             **options,
         )
     except Exception as error:  # a template is a program of others, and raises what it likes
-        raise DataError(
-            f"row {position}: {template_failure('the chat template', messages, error)}"
-        ) from error
+        raise DataError(f"{where}: {template_failure('the chat template', messages, error)}") from error
     return _input_ids(encoded)
 
 
 def _input_ids(encoded: Any) -> list[int]:
     return list(encoded["input_ids"])
-
-
-def _checked_message(message: Any, where: str) -> Message:
-    if not isinstance(message, Mapping) or not all(
-        isinstance(message.get(k), str) for k in ("role", "content")
-    ):
-        raise DataError(f"{where}: {message!r:.80} is no message of {{role, content}} with two strings")
-    # `datasets` fills keys that other messages have with None.
-    further = sorted(
-        key for key, value in message.items() if key not in ("role", "content") and value is not None
-    )
-    if further:
-        raise DataError(f"{where}: a message has {further[0]!r} beside role and content; remove it")
-    return {"role": message["role"], "content": message["content"]}
-
-
-def _check_columns(columns: Mapping[Any, Any], where: str) -> None:
-    """What rides along is written to disk and handed to rewards by name."""
-    for name, value in columns.items():
-        if not isinstance(name, str):
-            raise DataError(f"{where}: a column is called {name!r}, which is no text; rename it")
-        check_characters(name, f"{where}: a column's name")
-        check_characters(value, f"{where}: column {name!r}")
-
-
-def _check_column(row: Mapping[str, Any], prompt_column: str, source: str) -> None:
-    if prompt_column in row:
-        return
-    known = list(row)
-    hint = nearest(prompt_column, known, quoted=True) + "; name the column of prompts with prompt_column"
-    if "messages" in known:
-        hint = (
-            "; 'messages' holds conversations: give prompt_column='messages' if each ends where the answer "
-            "begins, else make a column of the messages before the last answer"
-        )
-    raise DataError(f"{source!r} has no column {prompt_column!r} (it has: {', '.join(known)}){hint}")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 RENDERED = "rendered_prompts.npz"
 """Beside the manifest: every prompt's token ids, since a template that writes the date gives others tomorrow."""
 _SET_HERE = (
-    *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt"),
+    *("conversation", "messages", "documents", "chat_template", "add_generation_prompt"),
     *("continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors"),
     *("return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "strftime_now"),
 )
@@ -52,7 +52,7 @@ def check_template_kwargs(kwargs: Mapping[str, Any], tokenizer: "Tokenizer | Non
         raise ConfigError(
             f"chat_template_kwargs: {error}; a manifest must be able to hold the values"
         ) from error
-    source = _source(tokenizer)
+    source = template_source(tokenizer)
     for name in kwargs:
         if name in _SET_HERE:
             raise ConfigError(f"chat_template_kwargs: {name!r} is set here and not yours to give; remove it")
@@ -63,8 +63,8 @@ def check_template_kwargs(kwargs: Mapping[str, Any], tokenizer: "Tokenizer | Non
             )
 
 
-def rendering_of(tokenizer: "Tokenizer", kwargs: Mapping[str, Any]) -> Rendering:
-    """What decides the token ids of a conversation, save the clock."""
+def rendering_of(tokenizer: "Tokenizer", kwargs: Mapping[str, Any], *, tools: bool = False) -> Rendering:
+    """What decides the token ids of a conversation, save the clock; `tools`: whether there is a column of them."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         content: Any = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
@@ -73,7 +73,7 @@ def rendering_of(tokenizer: "Tokenizer", kwargs: Mapping[str, Any]) -> Rendering
         kept = json.loads(backend.to_str())
         content = {key: value for key, value in kept.items() if key not in ("padding", "truncation")}
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
-    return Rendering(_sha256([content, special]), _sha256(_source(tokenizer)), dict(kwargs))
+    return Rendering(_sha256([content, special]), _sha256(template_source(tokenizer)), dict(kwargs), tools)
 
 
 def write_rendered(folder: Path, prompts: Sequence[Prompt]) -> None:
@@ -116,7 +116,8 @@ def token_ids_sha256(prompts: Sequence[Prompt]) -> str:
     return _sha256([[prompt.prompt_id, prompt.token_ids] for prompt in prompts])
 
 
-def _source(tokenizer: "Tokenizer") -> str:
+def template_source(tokenizer: "Tokenizer") -> str:
+    """The chat template as text; of several all, and empty where there is none."""
     template = getattr(tokenizer, "chat_template", None) or ""
     return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
 

@@ -13,14 +13,10 @@ from nonpareil.engines.checks import check_prompts, check_token_ids
 from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.methods.base import Method
 from nonpareil.models.loading import stated_limits
-from nonpareil.records import Group, Prompt, refuse_repeated
+from nonpareil.records import Prompt, refuse_repeated
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.config import DistillationConfig
-
-_PROMPTS = (
-    "give prompts as tokenize_prompts(load_prompts(source), tokenizer) makes them (nonpareil.rollouts), or "
-    'tokenize_prompts([{"prompt": text}, ...], tokenizer)'
-)
+from nonpareil.training.given import check_datasets
 
 
 def check_arguments(
@@ -51,9 +47,7 @@ def check_arguments(
         raise ConfigError(
             f"processing_class is a {type(processing_class).__name__}; give the policy's tokenizer"
         )
-    _check_rows("train_dataset", train_dataset, Prompt, _PROMPTS)
-    _check_rows("eval_dataset", eval_dataset, Prompt, _PROMPTS)
-    _check_rows("groups", groups, Group, "give groups as read_groups(folder) reads them (nonpareil.rollouts)")
+    check_datasets(train_dataset, eval_dataset, groups)
     if credits is not None and not isinstance(credits, Mapping):
         raise DataError(
             f"credits is a {type(credits).__name__}; give credits as read_credits(folder) reads them "
@@ -107,16 +101,6 @@ def _check_model(model: Any) -> None:
                 f"model holds no weights: {name} is on the meta device; load it with from_pretrained(...), or "
                 "give its path"
             )
-
-
-def _check_rows(name: str, rows: Any, kind: type, remedy: str) -> None:
-    if rows is None:
-        return
-    if not isinstance(rows, Sequence) or isinstance(rows, str):
-        raise DataError(f"{name} is a {type(rows).__name__}, not a list of {kind.__name__}s; {remedy}")
-    for place, row in enumerate(rows):
-        if not isinstance(row, kind):
-            raise DataError(f"{name}[{place}] is a {type(row).__name__}, not a {kind.__name__}; {remedy}")
 
 
 def _check_callbacks(callbacks: Any) -> None:

@@ -21,6 +21,7 @@ from nonpareil.training.inherited import LIMITS
 from nonpareil.training.inherited_checks import check_accelerator, check_inherited, in_our_words
 from nonpareil.training.settings import DistillationSettings
 from nonpareil.training.settings.method import check_anchor
+from nonpareil.training.settings.template import template_kwargs
 from nonpareil.training.settings.vllm import check_vllm
 
 
@@ -48,6 +49,7 @@ class DistillationConfig(DistillationSettings, TrainingArguments):  # type: igno
         """Refuse what cannot work, resolve `bf16`, then let transformers do the same."""
         self._check_method()
         check_settings(self)
+        self.chat_template_kwargs = template_kwargs(self.chat_template_kwargs) or None
         device = torch.device("cpu") if self.use_cpu else best_device()
         if device.type == "cpu":
             self.use_cpu = True

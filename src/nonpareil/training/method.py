@@ -48,6 +48,20 @@ def check_method(args: DistillationConfig, method: Method, *, stored: bool, cred
     return method
 
 
+def draws_here(method: Method, args: DistillationConfig) -> bool:
+    """Whether a training draws completions: for its steps, or to evaluate on its way.
+
+    Raises:
+        ConfigError: it does not, and vLLM is to draw them.
+    """
+    draws = method.policy_draws + method.anchor_draws > 0 or args.eval_strategy != "no"
+    if args.use_vllm and not draws:
+        raise ConfigError(
+            f"use_vllm: {name_of(type(method))} draws nothing here, and nothing would use it; remove it"
+        )
+    return draws
+
+
 def check_group_rewards(
     reward: CombinedReward, method: Method, args: DistillationConfig, *, stored: bool
 ) -> None:

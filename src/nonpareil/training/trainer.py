@@ -16,13 +16,10 @@ from transformers.trainer_callback import ProgressCallback
 
 from nonpareil.credits import CreditsByPrompt
 from nonpareil.errors import ConfigError
-from nonpareil.methods import name_of
 from nonpareil.models.adapters import is_adapted, plain_model
 from nonpareil.models.loading import stated_limits
 from nonpareil.models.saving import prepare_saving
 from nonpareil.records import Group, Prompt
-from nonpareil.rewards.combine import CombinedReward
-from nonpareil.rewards.specs import load_rewards
 from nonpareil.training.actors.choose import make_actors
 from nonpareil.training.adapter_checks import check_adapter
 from nonpareil.training.arguments import check_arguments, check_fit, check_scorable
@@ -31,7 +28,15 @@ from nonpareil.training.checkpoints.identity import model_identity, run_identity
 from nonpareil.training.checkpoints.output_folder import ListingTrainer
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.costs import Spent
-from nonpareil.training.method import method_of
+from nonpareil.training.given import (
+    check_datasets,
+    default_config,
+    given_data,
+    given_prompts,
+    given_reward,
+    given_tokenizer,
+)
+from nonpareil.training.method import draws_here, method_of
 from nonpareil.training.phases import StepPhases
 from nonpareil.training.policy import make_anchor, prepare_policy, read_policy
 from nonpareil.training.prompt_order import RepeatedBatches, planned_steps, whole_batches
@@ -40,7 +45,6 @@ from nonpareil.training.step.descent import Descended, Descent
 from nonpareil.training.step.metrics import known_mean, step_metrics, write_completions
 from nonpareil.training.step.sampler import StepSampler
 from nonpareil.training.step.signal import Signal
-from nonpareil.training.stored import prompts_of_stored
 from nonpareil.training.stored_credits import check_candidate_ids
 from nonpareil.training.tilted_start import check_tilted_start, start_tilted
 
@@ -54,11 +58,12 @@ class DistillationTrainer(ListingTrainer):
     Each step draws what the method asks for of the policy and of the anchor for every prompt of the batch, scores
     it, and descends the method's loss; or it takes stored groups in the anchor's place.
 
-    Arguments follow TRL. `train_dataset` and `eval_dataset` hold tokenised prompts (`list[Prompt]`, from
-    `rollouts.prompts.tokenize_prompts`). `reward_funcs` is a reward, or a list of model paths, functions and
-    reward objects. The policy should be in float32: bfloat16 weights lose small updates. `groups`: stored, drawn
-    from this policy as it is now at the same temperature; then `train_dataset` follows from them. `credits`: of
-    the groups' completions, for a method that reads them.
+    Arguments follow TRL. `train_dataset` and `eval_dataset`: a `datasets.Dataset` or a list of rows, each with a
+    `prompt` (text or messages; further columns go to the rewards), or what `tokenize_prompts` made of them. Of an
+    `IterableDataset` to train on, as many rows are read as `max_steps` needs. `reward_funcs` is a reward, or a list
+    of model paths, functions and reward objects. A model object should be in float32: bfloat16 weights lose small
+    updates. `groups`: stored, drawn from this policy as it is now at the same temperature, or the path of their
+    folder; the training prompts are theirs. `credits`: of their completions, for a method that reads them.
 
     Its bases, from transformers' Trainer up: `ShardingTrainer` (weights in shards), `CheckpointingTrainer` (exact
     resume), `ListingTrainer` (a folder of its own). A step is `training_step`; see `training.step`.
@@ -75,17 +80,18 @@ class DistillationTrainer(ListingTrainer):
         self,
         model: PreTrainedModel | str,
         reward_funcs: Any,
-        args: DistillationConfig,
-        train_dataset: Sequence[Prompt] | None = None,
-        eval_dataset: Sequence[Prompt] | None = None,
+        args: DistillationConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
         processing_class: Tokenizer | None = None,
         reward_processing_classes: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: "LoraConfig | None" = None,
-        groups: Sequence[Group] | None = None,
+        groups: Sequence[Group] | str | Path | None = None,
         credits: CreditsByPrompt | None = None,
     ):
+        args = default_config(model) if args is None else args
         check_arguments(
             model,
             args,
@@ -103,49 +109,27 @@ class DistillationTrainer(ListingTrainer):
         check_adapter(args, lora is not None, peft_config, model)
         adapted = lora is not None or (not isinstance(model, str) and is_adapted(model))
         check_tilted_start(self.method, args, adapted=adapted, optimizer=optimizers[0])
-        needs_draws = self.method.policy_draws + self.method.anchor_draws > 0 or args.eval_strategy != "no"
-        if args.use_vllm and not needs_draws:
-            raise ConfigError(
-                f"use_vllm: {name_of(type(self.method))} draws nothing here, and nothing would use it; remove it"
-            )
-        if groups is not None:
-            train_dataset = prompts_of_stored(groups, self.method, credits)
-        if not train_dataset:
-            raise ConfigError("train_dataset is empty; give at least one prompt")
+        needs_draws = draws_here(self.method, args)
+        processing_class = given_tokenizer(model, processing_class, args)
+        folder = str(groups) if isinstance(groups, str | Path) else None
+        datasets = train_dataset, eval_dataset, groups, credits
+        data = given_data(model, args, self.method, processing_class, *datasets)
+        train_dataset, eval_dataset, groups = data.prompts, data.held_out, data.groups
         self.repeats: int = self.method.num_iterations
         self.planned = planned_steps(args, self.method, len(train_dataset))
         given, weights = model, None  # the folder to read them from, shard by shard
         if isinstance(model, str):
-            model, weights, tokenizer = read_policy(model, args)
-            processing_class = processing_class or tokenizer
-        if processing_class is None:
-            raise ConfigError("processing_class=None: a model object needs its tokenizer beside it")
+            model, weights, _ = read_policy(model, args)
         for name, prompts in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset or ())):
             check_fit(name, prompts, model, args)
         if credits is not None:
             check_candidate_ids(groups or (), credits, stated_limits(model.config)[1])
-        self.reward = (
-            reward_funcs
-            if isinstance(reward_funcs, CombinedReward)
-            else load_rewards(
-                reward_funcs,
-                tokenizers=reward_processing_classes,
-                weights=args.reward_weights,
-                timeout=args.reward_timeout,
-                trust_remote_code=args.trust_remote_code,
-            )
-        )
+        self.reward = given_reward(reward_funcs, reward_processing_classes, args, folder)
         check_scorable(self.reward, self.method, args, train_dataset, eval_dataset or (), processing_class)
         prepare_saving(model, processing_class, train_dataset)
+        trained = model_identity(given, model)
         self.identity = run_identity(
-            args,
-            self.method,
-            train_dataset,
-            self.reward,
-            model_identity(given, model),
-            groups,
-            peft_config,
-            credits=credits,
+            args, self.method, train_dataset, self.reward, trained, groups, peft_config, credits=credits
         )
         policy = prepare_policy(model, args, self.method, lora)
         self.stopper, self.spent = StopCleanly(self.repeats), Spent(args.max_train_seconds)
@@ -271,15 +255,20 @@ class DistillationTrainer(ListingTrainer):
 
     def evaluate(  # type: ignore[override]
         self,
-        eval_dataset: Sequence[Prompt] | None = None,
+        eval_dataset: Any = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """One completion per held-out prompt: `eval_reward` and `eval_completions/mean_length`.
 
         The yardstick (win rate, KL, frontier) is `nonpareil evaluate`; this is a cheap look during training.
+        `eval_dataset`: in the forms that the trainer itself takes; by default what it was given.
         """
-        prompts: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
+        prompts: Any = self.eval_dataset
+        if eval_dataset is not None:
+            check_datasets(None, eval_dataset, None)
+            tokenizer: Any = self.processing_class
+            prompts = given_prompts("eval_dataset", eval_dataset, self.args, tokenizer)
         if not prompts:
             raise ConfigError(
                 "eval_dataset is empty, but evaluation was asked for; give prompts or eval_strategy=no"

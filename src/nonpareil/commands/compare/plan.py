@@ -248,7 +248,8 @@ def _as_distill_reads(
     given = {name: value for name, value in settings.items() if value is not None}
     for_config = {name: value for name, value in given.items() if name in of_config}
     for_method = {name: value for name, value in given.items() if name in of_methods}
-    others = {name: value for name, value in given.items() if name not in (*of_config, *of_methods)}
+    elsewhere = {*of_config, *of_methods} - {*settings_of(DistillOptions)}
+    others = {name: value for name, value in given.items() if name not in elsewhere}
     if entry.stored:
         others = {k: v for k, v in others.items() if k not in UNREAD_WITH_GROUPS} | {"groups": "groups"}
     config = typed(DistillationConfig, {"output_dir": spec.options.output_dir, **for_config}, where)

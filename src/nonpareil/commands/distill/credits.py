@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nonpareil.commands.distill.groups import manifest_of, reward_settings
 from nonpareil.errors import ConfigError
 from nonpareil.options.distill import DistillOptions
 from nonpareil.records import Group
 from nonpareil.settings import differing, values_of
 from nonpareil.terminal import tell
+from nonpareil.training.stored_folder import manifest_of, reward_settings
 from nonpareil.values.settings import CreditSettings, FitSettings
 
 if TYPE_CHECKING:

@@ -5,19 +5,19 @@ from typing import TYPE_CHECKING, NamedTuple
 from nonpareil.commands.distill.checks import held_out_source, needs_held_out
 from nonpareil.commands.distill.credits import load_credits
 from nonpareil.commands.distill.folder import asked_place
-from nonpareil.commands.distill.groups import check_stored_rewards, load_groups
 from nonpareil.commands.inputs import (
     check_reward,
     load_prompts,
     load_reward,
     load_second_reward,
-    template_kwargs,
 )
 from nonpareil.options.distill import DistillOptions
 from nonpareil.options.evaluate import EvaluateOptions
 from nonpareil.options.rewards import RewardInputOptions, RewardOptions
 from nonpareil.records import Group, Prompt, prompt_of
 from nonpareil.settings import values_of
+from nonpareil.training.settings.template import template_kwargs
+from nonpareil.training.stored_folder import check_stored_rewards, load_groups
 
 if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
@@ -83,7 +83,7 @@ def training_data(
         )
         return TrainingData(None, prompts)
     credits = None if options.credits is None else load_credits(options.credits, options.groups, policy)
-    limit, kwargs = options.max_train_prompts, template_kwargs(options)
+    limit, kwargs = options.max_train_prompts, template_kwargs(options.chat_template_kwargs)
     groups = load_groups(options.groups, policy, config, method, limit, kwargs, credits)
     prompts = [prompt_of(group) for group in groups]
     policy.check(prompts, sampling)

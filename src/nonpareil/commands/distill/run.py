@@ -1,6 +1,7 @@
 """Distil best-of-N into the policy, save it as a plain Hugging Face checkpoint, and evaluate it."""
 
 from contextlib import nullcontext
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,11 +163,14 @@ def _trainer(
     if checkpoint is not None:  # before any weight is read
         identity = run_identity(config, method, prompts, reward, model, groups, credits=credits)
         refuse_another_run(checkpoint, identity | policy.ends_of_run(), planned)
+    if groups is not None:  # their rendering was compared where they were read
+        config = copy(config)
+        config.chat_template_kwargs = None
     trainer = DistillationTrainer(
         policy.local_path() if config.shard_weights else policy.load(),
         reward,
         config,
-        prompts,
+        None if groups is not None else prompts,
         eval_dataset=held_out,
         processing_class=policy.tokenizer,
         groups=groups,

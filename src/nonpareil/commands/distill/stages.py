@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.distill.credits import cost_of_credits, make_credits
 from nonpareil.commands.distill.folder import folder_of_run
-from nonpareil.commands.distill.groups import load_groups
 from nonpareil.commands.distill.inputs import TrainingData
 from nonpareil.commands.distill.pool import check_pool, cost_of_pool, draw_pool
 from nonpareil.commands.distill.spent import count_pool
-from nonpareil.commands.inputs import template_kwargs
 from nonpareil.options.distill import DistillOptions
 from nonpareil.records import prompt_of
 from nonpareil.terminal import tell
+from nonpareil.training.settings.template import template_kwargs
+from nonpareil.training.stored_folder import load_groups
 
 if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
@@ -63,7 +63,7 @@ def before_training(
         if groups is None:
             _tell_plan(options, config, method, data)
             options = draw_pool(options, config, resumed=resumed)
-            limit, kwargs = options.max_train_prompts, template_kwargs(options)
+            limit, kwargs = options.max_train_prompts, template_kwargs(options.chat_template_kwargs)
             groups = load_groups(options.groups or "", policy, config, method, limit, kwargs)
             count_pool(Path(str(config.output_dir)), groups)
         credits = make_credits(options, config, groups, resumed=resumed)

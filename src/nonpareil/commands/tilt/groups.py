@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nonpareil.commands.distill.groups import check_drawn_from, check_endings, is_served
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.maths.counts import count_among
 from nonpareil.models.logprobs import TokenSequences
 from nonpareil.records import Group, SamplingParams
 from nonpareil.rollouts.manifest import read_manifest
 from nonpareil.rollouts.reading import read_groups
+from nonpareil.training.stored_folder import check_drawn_from, check_endings, is_served
 
 if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy

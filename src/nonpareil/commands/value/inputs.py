@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nonpareil.commands.distill.groups import check_drawn_from, is_served, manifest_of, reward_settings
 from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.options.values import ValueGroupsOptions
 from nonpareil.records import Group
 from nonpareil.terminal import tell
+from nonpareil.training.stored_folder import check_drawn_from, is_served, manifest_of, reward_settings
 
 if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy

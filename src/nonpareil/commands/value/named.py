@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nonpareil.commands.distill.groups import differing_rewards
 from nonpareil.commands.value.doubt import tell_doubt
 from nonpareil.errors import ConfigError
 from nonpareil.terminal import tell
+from nonpareil.training.stored_folder import differing_rewards
 from nonpareil.user_code.load import is_function_path, load_function
 from nonpareil.values.settings import CreditSettings
 

@@ -63,7 +63,7 @@ _LABELS = frozenset(
 """Where things lie, and secrets: not kept."""
 _TOLD_OTHERWISE = frozenset(
     {"method", "method_settings", "anchor_ema_rate", "anchor_refresh_steps", "reward_weights"}
-    | {"per_device_train_batch_size"}
+    | {"per_device_train_batch_size", "chat_template_kwargs"}
 )
 
 

@@ -13,6 +13,7 @@ from nonpareil.training.settings.lora import LoraSettings
 from nonpareil.training.settings.method import MethodSettings
 from nonpareil.training.settings.optimization import OptimizationSettings
 from nonpareil.training.settings.rewards import RewardSettings
+from nonpareil.training.settings.template import TemplateSettings
 from nonpareil.training.settings.vllm import VLLMSettings
 
 
@@ -24,6 +25,7 @@ class DistillationSettings(
     OptimizationSettings,
     LengthSettings,
     RewardSettings,
+    TemplateSettings,
     DrawingSettings,
     MethodSettings,
 ):

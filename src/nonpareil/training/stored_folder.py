@@ -1,26 +1,80 @@
 """Groups on disk as training data: read, and compared with the policy, sampling and reward of this run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nonpareil.errors import ConfigError, DataError
-from nonpareil.records import Group, prompt_of
+from nonpareil.records import Group, Prompt, prompt_of
 from nonpareil.settings import differing
 from nonpareil.terminal import printable, tell
 
 if TYPE_CHECKING:
-    from nonpareil.commands.policies.local import LocalPolicy
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
     from nonpareil.credits import CreditsByPrompt
     from nonpareil.methods.base import Method
+    from nonpareil.models.endings import Endings
     from nonpareil.rewards.combine import CombinedReward
     from nonpareil.training.config import DistillationConfig
 
 
+class KnownPolicy(Protocol):
+    """A policy that is known by its path and not loaded yet."""
+
+    name_or_path: str
+    tokenizer: "Tokenizer"
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration; of an adapter its base's."""
+
+    def info(self) -> dict[str, Any]:
+        """Its path and fingerprint."""
+
+    def endings_of(self, prompts: Sequence[Prompt]) -> "Endings":
+        """Where a completion of these prompts ends."""
+
+
+class NamedPolicy:
+    """The policy that a trainer is given by its path; see `KnownPolicy`."""
+
+    def __init__(self, name_or_path: str, tokenizer: "Tokenizer", *, trust_remote_code: bool = False):
+        """Reads nothing yet."""
+        self.name_or_path, self.tokenizer, self._trust = name_or_path, tokenizer, trust_remote_code
+
+    @cached_property
+    def config(self) -> Any:
+        """The model's configuration; of an adapter its base's."""
+        from nonpareil.models.adapters import adapter_base
+        from nonpareil.models.pretrained import read_config
+
+        name, revision = adapter_base(self.name_or_path) or (self.name_or_path, None)
+        subject = f"model={name!r} has no readable config"
+        return read_config(name, revision, subject=subject, trust_remote_code=self._trust)
+
+    def info(self) -> dict[str, Any]:
+        """Its path and fingerprint."""
+        from nonpareil.models.fingerprint import fingerprint
+
+        return {
+            "path": self.name_or_path,
+            "fingerprint": fingerprint(self.name_or_path, trust_remote_code=self._trust),
+            **({"trust_remote_code": True} if self._trust else {}),
+        }
+
+    def endings_of(self, prompts: Sequence[Prompt]) -> "Endings":
+        """Where a completion of these prompts ends."""
+        from nonpareil.models.endings import stored_endings
+
+        return stored_endings(self.name_or_path, self.tokenizer, prompts, trust_remote_code=self._trust)
+
+
 def load_groups(
     path: str,
-    policy: "LocalPolicy",
+    policy: KnownPolicy,
     config: "DistillationConfig",
     method: "Method",
     limit: int | None = None,
@@ -109,7 +163,7 @@ def is_served(manifest: Mapping[str, Any]) -> bool:
 def _check_origin(
     path: str,
     manifest: Mapping[str, Any],
-    policy: "LocalPolicy",
+    policy: KnownPolicy,
     config: "DistillationConfig",
     method: "Method",
 ) -> None:
@@ -137,7 +191,7 @@ def _check_origin(
 
 
 def check_drawn_from(
-    path: str, manifest: Mapping[str, Any], policy: "LocalPolicy", wanted: str = "the model that is trained"
+    path: str, manifest: Mapping[str, Any], policy: KnownPolicy, wanted: str = "the model that is trained"
 ) -> None:
     """Refuse groups of another model, or of this one guided or interpolated; whose a server's are is unknown.
 
@@ -165,7 +219,7 @@ def check_drawn_from(
 def _check_rendering(
     path: str,
     manifest: Mapping[str, Any],
-    policy: "LocalPolicy",
+    policy: KnownPolicy,
     groups: list[Group],
     kwargs: Mapping[str, Any],
 ) -> None:
@@ -184,7 +238,7 @@ def _check_rendering(
         check_endings(path, manifest["draw"]["model"], policy, groups)
 
 
-def check_endings(path: str, drawn: dict[str, Any], policy: "LocalPolicy", groups: list[Group]) -> None:
+def check_endings(path: str, drawn: dict[str, Any], policy: KnownPolicy, groups: list[Group]) -> None:
     """Completions must have ended where the policy's do. Earlier versions do not say where; the ids themselves do.
 
     Raises:
@@ -208,11 +262,12 @@ def check_endings(path: str, drawn: dict[str, Any], policy: "LocalPolicy", group
                 )
 
 
-def _with_token_ids(groups: list[Group], policy: "LocalPolicy", kwargs: dict[str, Any]) -> list[Group]:
+def _with_token_ids(groups: list[Group], policy: KnownPolicy, kwargs: dict[str, Any]) -> list[Group]:
     """Groups of prompts as text only (vBoN's, a server's); the policy reads them as it reads any prompt."""
     from nonpareil.rollouts.prompts import tokenize_prompts
 
-    prompts = tokenize_prompts([{"prompt": group.prompt} for group in groups], policy.tokenizer, kwargs)
+    rows = [{**group.columns, "prompt": group.prompt} for group in groups]
+    prompts = tokenize_prompts(rows, policy.tokenizer, kwargs)
     return [replace(g, prompt_token_ids=p.token_ids) for g, p in zip(groups, prompts, strict=True)]
 
 
