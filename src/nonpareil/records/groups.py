@@ -114,6 +114,22 @@ class SamplingParams:
     top_k: int = option(0, "Keep this many tokens; 0 keeps the whole vocabulary.", at_least=0)
     min_p: float = option(0.0, "Keep tokens at least this share of the likeliest one.", at_least=0, below=1)
     seed: int = option(0, "The same seed draws the same completions.")
+    repetition_penalty: float = option(
+        1.0,
+        "Divides positive logits, and multiplies others, of tokens that prompt or completion have already.",
+        above=0,
+        why="1 leaves all as they are",
+    )
+    stop: tuple[str, ...] = option(
+        (), "Texts that end a completion as soon as it has one; they are not in it."
+    )
+
+    def described(self) -> dict[str, Any]:
+        """By name, as manifests keep it: what was not known to earlier versions only where it is set."""
+        found = asdict(self)
+        return {
+            k: v for k, v in found.items() if k not in ("repetition_penalty", "stop") or v not in (1.0, ())
+        }
 
     @property
     def keeps_whole_vocabulary(self) -> bool:
