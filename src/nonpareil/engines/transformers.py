@@ -143,6 +143,18 @@ class TransformersEngine:
         drawn = self.draw_together([DrawRequest(prompts, num_generations, sampling)], on_progress)[0]
         return drawn if self.keeps_not_finite else check_draws(prompts, drawn, self.model.dtype)
 
+    def draw_more(
+        self,
+        prompts: Sequence[Prompt],
+        first: int,
+        num_generations: int,
+        sampling: SamplingParams,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Draws]:
+        """The completions `first` .. `num_generations` - 1 that `draw` would give; raises as that."""
+        request = DrawRequest(prompts, num_generations, sampling, first=first)
+        return check_draws(prompts, self.draw_together([request], on_progress)[0], self.model.dtype)
+
     def draw_together(
         self, requests: Sequence[DrawRequest], on_progress: Callable[[int, int], None] | None = None
     ) -> list[list[Draws]]:
