@@ -43,7 +43,7 @@ def gradient_by_hand(trainer: DistillationTrainer, batch: StepBatch) -> dict[str
     leaf = values.detach().requires_grad_()
     ours, theirs = leaf[:, : batch.num_policy], leaf[:, batch.num_policy :]
     loss = trainer.method.loss(ours, theirs, targets.to(torch.device("cpu")))[used].mean()
-    (worth,) = torch.autograd.grad(loss, leaf)
+    worth = torch.autograd.grad(loss, leaf)[0].clone()
     for row, group in enumerate(batch.groups):
         for place, ids in enumerate(group.completion_token_ids):
             if len(ids) == LENGTH and ids[-1] != END:
@@ -51,6 +51,13 @@ def gradient_by_hand(trainer: DistillationTrainer, batch: StepBatch) -> dict[str
     model.zero_grad()
     (values * worth).sum().backward()
     return {name: weight.grad.clone() for name, weight in model.named_parameters()}
+
+
+def test_the_cases_have_completions_that_were_cut(tmp_path: Path) -> None:
+    trainer = trainer_of("bonbon, stored", tmp_path)
+    batch = trainer.step_sampler.draw(trainer.train_dataset, step=0)
+    targets = trainer.method.targets(batch.draws)
+    assert (targets.train_anchor & ~batch.ended()).any()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -63,10 +70,13 @@ def test_only_completions_that_ended_have_a_gradient(case: str, tmp_path: Path) 
     trainer.accumulator.step(trainer.model, batch, trainer.method.targets(batch.draws))
     masked = {name: weight.grad.clone() for name, weight in trainer.model.named_parameters()}
     torch.testing.assert_close(masked, expected, atol=1e-6, rtol=1e-4)
+    targets = trainer.method.targets(batch.draws)
+    cut = torch.cat([targets.train_policy, targets.train_anchor], dim=1) & ~batch.ended()
     trainer.model.zero_grad()
     trainer.accumulator.mask_truncated = False
-    trainer.accumulator.step(trainer.model, batch, trainer.method.targets(batch.draws))
-    assert any(not torch.allclose(w.grad, masked[n], rtol=1e-3) for n, w in trainer.model.named_parameters())
+    trainer.accumulator.step(trainer.model, batch, targets)
+    moved = [not torch.allclose(w.grad, masked[n], rtol=1e-3) for n, w in trainer.model.named_parameters()]
+    assert any(moved) == bool(cut.any())
 
 
 def test_a_training_of_nothing_but_cut_completions_moves_nothing_and_says_why(tmp_path: Path) -> None:
