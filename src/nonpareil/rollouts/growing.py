@@ -13,6 +13,7 @@ from nonpareil.rollouts.reading import GROWN_FROM
 from nonpareil.rollouts.rendering import token_ids_sha256
 from nonpareil.rollouts.store import ShardNotes, notes_of, read_table, to_groups
 from nonpareil.settings import flat
+from nonpareil.terminal import tell
 
 DRAWS_MORE = ("transformers",)
 """Engines whose further completions are those that they would have drawn with the first ones: by keys."""
@@ -81,6 +82,7 @@ def grown(
             "otherwise now (it may write the date): hold it still as it was then (chat_template_kwargs), or give "
             "another output_dir"
         )
+    tell(f"{folder} grows: {words}; what is there stays")
     prompts = asked["prompts"] if "prompts" in more else draw["prompts"]
     return {
         **{key: value for key, value in manifest.items() if key != "counts"},

@@ -46,8 +46,14 @@ def manifest_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def drawn_from_demo(found: Mapping[str, Any]) -> bool:
-    """Whether these defaults leave policy and rewards to the embedded demo."""
-    return "model_name_or_path" not in found and not any(name in found for name in NAMES)
+    """Whether policy and rewards are those of the embedded demo, as far as these defaults name any."""
+    named = {name: found[name] for name in NAMES if name in found}
+    policy, reward = found.get("model_name_or_path"), named.pop("reward_model_name_or_path", None)
+    return (
+        not named
+        and (policy is None or _is_demo(policy, "policy"))
+        and (reward is None or _is_demo(reward, "reward"))
+    )
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
@@ -61,11 +67,11 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _policy(draw: Mapping[str, Any]) -> str | None:
-    """Where the policy lies, if it lies there still and is no server's or the demo's."""
+    """Where the policy lies, if it lies there still and is no server's."""
     path = draw.get("model", {}).get("path")
     if not isinstance(path, str) or draw.get("engine", {}).get("engine") == "openai":
         return None
-    return path if Path(path).is_dir() and not _is_demo(path, "policy") else None
+    return path if Path(path).is_dir() else None
 
 
 def _is_demo(path: str, part: str) -> bool:
@@ -76,8 +82,6 @@ def _rewards(groups: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The options that named the rewards when the groups were scored."""
     known = settings_of(RewardOptions)
     asked = {name: value for name, value in manifest.get("reward_options", {}).items() if name in known}
-    if _is_demo(str(asked.get("reward_model_name_or_path")), "reward"):
-        return {name: value for name, value in asked.items() if name != "reward_model_name_or_path"}
     remote = settings_of(RemoteRewardOptions)
     if served := {name: value for name, value in asked.items() if name in remote}:
         words = ", ".join(f"{name}={value!r}" for name, value in served.items())
