@@ -1,6 +1,6 @@
 """The peer of `nonpareil compare`: DPO or IPO on best-versus-worst with TRL's own DPOTrainer (extra `trl`).
 
-    nonpareil export --groups nonpareil-groups --format preference --output pairs.jsonl
+    nonpareil export --groups nonpareil-groups --format preference --truncated allow --output pairs.jsonl
     python benchmarks/trl_dpo.py --model my-model --pairs pairs.jsonl --output_dir trl-dpo
     python benchmarks/trl_dpo.py --config recipes/imdb-dpo.yaml --seed 1
 
@@ -61,7 +61,7 @@ def pairs_of_text(path: Path) -> list[dict[str, Any]]:
 
 
 def pairs_of_groups(folder: Path, n: int | None) -> list[dict[str, Any]]:
-    """The pairs that `nonpareil export` would write, with the ids that were drawn."""
+    """The pairs that `nonpareil export --truncated allow` would write, with the ids that were drawn."""
     rows = []
     for group in read_groups(folder):
         top, low = best(group, n), worst(group, n)

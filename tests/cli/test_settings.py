@@ -31,6 +31,7 @@ from nonpareil.options.curve import CurveOptions
 from nonpareil.options.distill import DistillOptions
 from nonpareil.options.evaluate import EvaluateOptions
 from nonpareil.options.export import ExportOptions
+from nonpareil.options.join import JoinOptions
 from nonpareil.options.rewards import ANY_MODEL, ENDPOINTS, FIRST_MODEL, LIMITED, LOADED_MODEL
 from nonpareil.options.sample import SampleOptions
 from nonpareil.options.shared import (
@@ -55,6 +56,7 @@ from nonpareil.values.settings import MAKES_CREDITS
 COMMANDS = (
     *(SampleOptions, CurveOptions, DistillOptions, DistillationConfig, EvaluateOptions, ExportOptions),
     *(ComparisonFlags, ValueOptions, CreditsOptions, InterpolateOptions, TiltOptions),
+    JoinOptions,
 )
 SECTIONS = {
     "": CompareOptions,
@@ -63,7 +65,7 @@ SECTIONS = {
     "evaluation": EvaluationOptions,
 }
 FLOORS_OF_SETTINGS = ("options", "commands", "training", "methods")
-UNBOUNDED = {"reward_weights"}  # any number that is finite
+UNBOUNDED = {"reward_weights", "min_reward"}  # any number that is finite
 
 
 def all_settings(*classes: type) -> list[tuple[type, Setting]]:

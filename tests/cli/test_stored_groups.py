@@ -144,9 +144,10 @@ def test_every_command_takes_a_template_that_writes_the_date(nonpareil, chats):
         assert status == 0, err
         time.sleep(1.1)
     trained = {"method": "bonbon", "n": 4, "groups": chats / "groups", "dataset_name": None, "max_steps": 1}
-    status, _, err = nonpareil("distill", **trained, evaluate_after="false", output_dir=chats / "bad")
+    other = {"chat_template_kwargs": '{"mood":"bad"}', "evaluate_after": "false"}
+    status, _, err = nonpareil("distill", **trained, **other, output_dir=chats / "bad")
     assert (status, "was drawn with chat_template_kwargs={'mood': 'good'}" in err) == (2, True), err
-    status, _, err = nonpareil("distill", **trained, chat_template_kwargs=mood, output_dir=chats / "run")
+    status, _, err = nonpareil("distill", **trained, output_dir=chats / "run")
     assert status == 0, err
 
 

@@ -442,3 +442,42 @@ def test_a_list_of_models_of_another_form_names_nobody(serve, listed, monkeypatc
     handler = server.http.RequestHandlerClass
     monkeypatch.setattr(handler, "do_GET", lambda self: self.answer(200, listed))
     assert engine_of(server).describe()["server"] is None
+
+
+@pytest.mark.parametrize("honours", [True, False], ids=["the server stops", "the server goes on"])
+def test_stop_strings_end_a_text_whatever_the_server_does(serve, honours):
+    def cut(number: int, request: dict[str, Any], answer: dict[str, Any]) -> None:
+        for choice in answer["choices"] if honours else ():
+            before, found, _ = choice["text"].partition(" good")
+            choice |= {"text": before, "finish_reason": "stop" if found else choice["finish_reason"]}
+
+    server, sampling = serve(spoil=cut), replace(SAMPLING, stop=(" good",))
+    free = engine_of(serve()).draw(UNEVEN, 5, SAMPLING)
+    engine = OpenAIEngine(MODEL, JsonClient(server.url, timeout=30), (UNEVEN[0], sampling), make_tokenizer())
+    stopped = 0
+    for before, after in zip(free, engine.draw(UNEVEN, 5, sampling), strict=True):
+        assert after.completions == [text.partition(" good")[0] for text in before.completions]
+        for text, was, reason in zip(
+            before.completions, before.finish_reasons, after.finish_reasons, strict=True
+        ):
+            assert reason == ("stop" if " good" in text else was)
+            stopped += " good" in text
+        assert after.completion_token_ids == after.logprobs == [[]] * 5
+    assert stopped
+    assert all(request["stop"] == [" good"] for _, request in server.posts)
+    assert not any("return_token_ids" in request for _, request in server.posts)
+    assert engine.describe()["token_ids"] is False
+
+
+def test_a_penalty_is_asked_of_servers_that_are_known_to_read_it(serve):
+    sampling = replace(SAMPLING, repetition_penalty=1.3)
+    server = serve()
+    engine = OpenAIEngine(MODEL, JsonClient(server.url, timeout=30), (UNEVEN[0], sampling))
+    (drawn, *_) = engine.draw(UNEVEN, 2, sampling)
+    assert {request["repetition_penalty"] for _, request in server.posts} == {1.3}
+    assert drawn.logprobs == [[], []], "a server's log-probs may be those without the penalty"
+    other = serve(owner="somebody")
+    engine = OpenAIEngine(MODEL, JsonClient(other.url, timeout=30), (UNEVEN[0], sampling))
+    with pytest.raises(ConfigError, match=r"repetition_penalty=1.3: the protocol has no such setting.*vllm"):
+        engine.draw(UNEVEN, 2, sampling)
+    assert not other.posts

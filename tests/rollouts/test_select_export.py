@@ -9,7 +9,16 @@ import pytest
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.rollouts import best, export, row_files, worst
-from nonpareil.rollouts.export import UNREAD
+from nonpareil.rollouts.export import (
+    ALL_CUT,
+    ALL_EQUAL,
+    BELOW_BAR,
+    BELOW_MARGIN,
+    NO_REWARD,
+    SAME_TEXT,
+    SINGLE,
+    UNREAD,
+)
 from nonpareil.rollouts.reading import stored_groups
 from tests.rollouts.conftest import combined, count_of_good, group_of, never, roll
 
@@ -66,11 +75,16 @@ def test_selection_refuses_what_it_cannot_do():
 
 GROUP = group_of([1.0, 3.0, 2.0], ["a", "b", "c"], answer=4)
 EXPECTED = {
-    "preference": [{"prompt": "the film was", "chosen": "b", "rejected": "a", "answer": 4}],
-    "sft": [{"prompt": "the film was", "completion": "b", "answer": 4}],
+    "preference": [
+        {
+            **{"prompt": "the film was", "chosen": "b", "rejected": "a"},
+            **{"score_chosen": 3.0, "score_rejected": 1.0, "answer": 4},
+        }
+    ],
+    "sft": [{"prompt": "the film was", "completion": "b", "score": 3.0, "answer": 4}],
     "unpaired": [
-        {"prompt": "the film was", "completion": "b", "label": True, "answer": 4},
-        {"prompt": "the film was", "completion": "a", "label": False, "answer": 4},
+        {"prompt": "the film was", "completion": "b", "label": True, "score": 3.0, "answer": 4},
+        {"prompt": "the film was", "completion": "a", "label": False, "score": 1.0, "answer": 4},
     ],
 }
 
@@ -96,6 +110,8 @@ def test_conversations_stay_messages(tmp_path, suffix):
         "prompt": CHAT,
         "chosen": [{"role": "assistant", "content": "b"}],
         "rejected": [{"role": "assistant", "content": "a"}],
+        "score_chosen": 3.0,
+        "score_rejected": 1.0,
     }
 
 
@@ -103,7 +119,7 @@ def test_words_the_assistant_began_with_join_its_completion(tmp_path):
     prefilled = [*CHAT, {"role": "assistant", "content": "It was"}]
     report = export([group_of([1.0, 3.0], [" bad", " good"], prompt=prefilled)], tmp_path / "a.jsonl", "sft")
     assert rows_of(report.path) == [
-        {"prompt": CHAT, "completion": [{"role": "assistant", "content": "It was good"}]}
+        {"prompt": CHAT, "completion": [{"role": "assistant", "content": "It was good"}], "score": 3.0}
     ]
 
 
@@ -113,20 +129,68 @@ def test_pairs_are_never_the_same_and_every_skip_is_counted(tmp_path):
         group_of([1.0, 2.0], ["same", "same"]),
         group_of([None, None], ["a", "b"]),
         group_of([None, 2.0], ["a", "b"]),
+        group_of([1.0, 2.0], ["a", "b"], finish_reasons=["length", "length"]),
         GROUP,
     ]
-    skipped = {
-        "with all rewards equal": 1,
-        "whose best and worst have the same text": 1,
-        "without a completion that may be chosen": 1,
-        "with a single completion that may be chosen": 1,
-    }
+    skipped = {ALL_EQUAL: 1, SAME_TEXT: 1, NO_REWARD: 1, SINGLE: 1, ALL_CUT: 1}
     for format in ("preference", "unpaired"):
         report = export(groups, tmp_path / f"{format}.jsonl", format)  # type: ignore[arg-type]
         assert report.skipped == skipped
         assert rows_of(report.path) == EXPECTED[format]
     sft = export(groups, tmp_path / "sft.jsonl", "sft")
-    assert (sft.rows, sft.skipped) == (4, {"without a completion that may be chosen": 1})
+    assert (sft.rows, sft.skipped) == (2, {ALL_EQUAL: 1, NO_REWARD: 1, SINGLE: 1, ALL_CUT: 1})
+
+
+@pytest.mark.parametrize("format", EXPECTED)
+def test_a_group_without_a_winner_gives_no_row_of_any_format(tmp_path, format):
+    all_wrong, all_right = group_of([0.0] * 4), group_of([1.0] * 4)
+    report = export([all_wrong, all_right, GROUP], tmp_path / "a.jsonl", format)
+    assert (report.groups, report.skipped) == (3, {ALL_EQUAL: 2})
+    assert rows_of(report.path) == EXPECTED[format]
+
+
+def test_min_reward_says_what_is_right_whatever_the_others_are(tmp_path):
+    all_wrong, all_right = group_of([0.0] * 3, ["w"] * 3), group_of([1.0] * 3, ["r"] * 3)
+    mixed = group_of([0.0, 1.0, 0.0], ["x", "y", "z"])
+
+    def labels(format, **bars):
+        report = export(
+            [all_wrong, all_right, mixed],
+            tmp_path / "a.jsonl",
+            format,
+            overwrite=True,
+            min_reward=1.0,
+            **bars,
+        )
+        rows = rows_of(report.path)
+        return [(r.get("completion", r.get("chosen")), r.get("label")) for r in rows], report.skipped
+
+    assert labels("sft") == ([("r", None), ("y", None)], {BELOW_BAR: 1})
+    assert labels("sft", n=1) == ([("r", None)], {BELOW_BAR: 2})
+    written, skipped = labels("unpaired")
+    assert [written[0], written[1], written[2][1]] == [("r", True), ("y", True), False]
+    assert skipped == {BELOW_BAR: 1}
+    assert labels("preference") == ([("y", None)], {BELOW_BAR: 1, ALL_EQUAL: 1})
+
+
+def test_a_pair_is_as_far_apart_as_min_margin_asks(tmp_path):
+    near, far = group_of([1.0, 1.2], ["a", "b"]), group_of([1.0, 1.5], ["c", "d"])
+    for format in ("preference", "unpaired"):
+        report = export([near, far], tmp_path / f"{format}.jsonl", format, min_margin=0.5)
+        assert report.skipped == {BELOW_MARGIN: 1}
+        first = rows_of(report.path)[0]
+        assert first.get("chosen", first.get("completion")) == "d"
+
+
+def test_a_cut_completion_is_not_written_and_still_counts_as_beaten(tmp_path):
+    reasons = ["length", "stop", "stop"]
+    beaten = group_of([0.0, 1.0, 1.0], ["a", "b", "b"], finish_reasons=reasons)
+    not_beaten = group_of([2.0, 1.0, 1.0], ["a", "b", "b"], finish_reasons=reasons)
+    report = export([beaten, not_beaten], tmp_path / "a.jsonl", "sft")
+    assert [row["completion"] for row in rows_of(report.path)] == ["b"]
+    assert report.skipped == {ALL_EQUAL: 1}
+    allowed = export([beaten, not_beaten], tmp_path / "b.jsonl", "sft", truncated="allow")
+    assert [row["completion"] for row in rows_of(allowed.path)] == ["b", "a"]
 
 
 def test_all_tie_groups_give_no_preferences_at_all(tmp_path):
@@ -149,8 +213,10 @@ def test_several_n_out_of_one_pass(tmp_path):
 
 def test_cut_completions_are_not_exported_where_excluded(tmp_path):
     group = group_of([1.0, 3.0, 2.0], ["a", "b", "c"], finish_reasons=["stop", "length", "stop"])
-    [row] = rows_of(export([group], tmp_path / "a.jsonl", "preference", truncated="exclude").path)
+    [row] = rows_of(export([group], tmp_path / "a.jsonl", "preference").path)
     assert (row["chosen"], row["rejected"]) == ("c", "a")
+    [row] = rows_of(export([group], tmp_path / "b.jsonl", "preference", truncated="allow").path)
+    assert (row["chosen"], row["rejected"]) == ("b", "a")
 
 
 def test_a_dataset_column_named_like_a_field_keeps_apart(tmp_path):
@@ -160,6 +226,8 @@ def test_a_dataset_column_named_like_a_field_keeps_apart(tmp_path):
         "prompt": "the film was",
         "chosen": "b",
         "rejected": "a",
+        "score_chosen": 3.0,
+        "score_rejected": 1.0,
         "columns/chosen": "theirs",
         "label": 1,
     }
@@ -168,8 +236,14 @@ def test_a_dataset_column_named_like_a_field_keeps_apart(tmp_path):
 BAD_EXPORTS = {
     "format": ({"format": "dpo"}, "format='dpo' must be one of preference, sft, unpaired"),
     "suffix": ({"path": "a.csv"}, "must end in .jsonl or .parquet"),
-    "n for pairs": ({"n": 1}, "n=1 is too small for preference; it takes at least 2"),
-    "n for sft": ({"n": 0, "format": "sft"}, "n=0 is too small for sft"),
+    "n for pairs": ({"n": 1}, "n=1 is too small for preference: .* at least 2$"),
+    "n for sft": (
+        {"n": 1, "format": "sft"},
+        "n=1 is too small for sft: nothing wins alone; .* 1 with min_reward",
+    ),
+    "margin of sft": ({"min_margin": 0.5, "format": "sft"}, "min_margin=0.5 is of pairs"),
+    "margin": ({"min_margin": 0.0}, "min_margin=0.0 must be above 0"),
+    "reward": ({"min_reward": float("nan")}, "min_reward=nan must be"),
     "n above m": ({"n": 4}, "n=4 must be between 1 and the 3"),
     "exists": ({"path": "there.jsonl"}, r"output='.*there.jsonl' exists; give another path"),
 }

@@ -40,6 +40,8 @@ def run(options: ExportOptions) -> dict[str, Any]:
             n=options.n,
             seed=options.seed,
             truncated=options.truncated,  # type: ignore[arg-type]
+            min_reward=options.min_reward,
+            min_margin=options.min_margin,
             overwrite=options.overwrite,
         )
     return {

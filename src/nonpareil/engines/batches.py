@@ -15,6 +15,8 @@ class DrawRequest:
     sampling: SamplingParams
     adapter: str = ""
     """`models.adapters.POLICY`, `ANCHOR` or `REFERENCE`; only of a model that has them."""
+    first: int = 0
+    """The completions before it are not drawn: they are there already."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def batches(requests: Sequence[DrawRequest], max_tokens: int, queries: int = 0) 
     rows = 0
     for (r, p), length in sorted(lengths.items(), key=lambda item: -item[1]):
         count = requests[r].num_generations
-        for start in range(0, count, step := rows_within(length)):
+        for start in range(requests[r].first, count, step := rows_within(length)):
             samples = range(start, min(start + step, count))
             # Longest first: the batch's first prompt sets its width.
             first = lengths[batch[0].request, batch[0].prompt] if batch else 0

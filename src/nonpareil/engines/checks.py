@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from numbers import Integral
 
-from nonpareil.errors import DataError
+from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Prompt, SamplingParams
 from nonpareil.setting_types import check_value
 from nonpareil.settings import check_settings
@@ -61,3 +61,20 @@ def check_sampling(sampling: SamplingParams) -> None:
     """
     check_value("sampling", sampling, SamplingParams)
     check_settings(sampling)
+    for text in sampling.stop:
+        if not isinstance(text, str) or not text:
+            raise ConfigError(
+                f"stop={list(sampling.stop)!r}: {text!r} is no text that could end a completion"
+            )
+
+
+def refuse_changed_draws(sampling: SamplingParams, why: str) -> None:
+    """Refuse stop strings and a penalty on repetitions, for what cannot take them.
+
+    Raises:
+        ConfigError: naming the setting, with the reason.
+    """
+    if sampling.stop:
+        raise ConfigError(f"stop={list(sampling.stop)!r}: {why}; remove it")
+    if sampling.repetition_penalty != 1:
+        raise ConfigError(f"repetition_penalty={sampling.repetition_penalty}: {why}; remove it")

@@ -1,11 +1,11 @@
 """What an OpenAI-compatible server answers, checked: as many choices as can be used, and nothing made up."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from nonpareil.answers import is_text, shown
-from nonpareil.engines.decoding import completion_texts
+from nonpareil.engines.decoding import completion_texts, first_stop
 from nonpareil.errors import RemoteError
 from nonpareil.records import FinishReason
 
@@ -39,6 +39,7 @@ def read_choices(
     prompt_ids: list[int],
     mask: Callable[[str], str] = str,
     tokenizer: "Tokenizer | None" = None,
+    stop: Sequence[str] = (),
 ) -> list[ServedChoice]:
     """The choices of an answer of either endpoint, in the order of their index; from one to `asked` of them.
 
@@ -50,6 +51,8 @@ def read_choices(
         mask: takes the key out of what is quoted of the answer.
         tokenizer: of the served model, where it is known here: ids are then held against the text, and read as
             every engine reads them.
+        stop: texts that end a completion, which is cut there whatever the server did. Ids are not kept then:
+            servers differ in how many of them they leave.
 
     Raises:
         RemoteError: no choices or more than asked, or two of one index; no text, or one that no file can hold; a
@@ -63,7 +66,14 @@ def read_choices(
         raise RemoteError(f"the answer has {len(choices)} choices, and n={asked} were asked for")
     _check_usage(answer.get("usage"), asked, max_tokens)
     ordered = _ordered(choices, asked, mask)
-    return [_choice(one, answer, max_tokens, prompt_ids, mask, tokenizer) for one in ordered]
+    found = [_choice(one, answer, max_tokens, prompt_ids, mask, tokenizer) for one in ordered]
+    return [_stopped(one, stop) for one in found] if stop else found
+
+
+def _stopped(choice: ServedChoice, stop: Sequence[str]) -> ServedChoice:
+    place = first_stop(choice.text, stop)
+    reason: FinishReason = choice.finish_reason if place is None else "stop"
+    return replace(choice, text=choice.text[:place], finish_reason=reason, token_ids=[], logprobs=[])
 
 
 def _ordered(choices: Sequence[Json], asked: int, mask: Callable[[str], str]) -> Sequence[Json]:

@@ -1,6 +1,7 @@
 """What a completion says: the text that stands behind the prompt's, whichever engine drew it."""
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nonpareil.records import Draws, Prompt
@@ -65,17 +66,74 @@ def completion_texts(
 
 
 def as_draws(
-    tokenizer: "Tokenizer", end_ids: Collection[int], prompt: Prompt, drawn: "Sequence[Completion | None]"
+    tokenizer: "Tokenizer",
+    end_ids: Collection[int],
+    prompt: Prompt,
+    drawn: "Sequence[Completion | None]",
+    stop: Sequence[str] = (),
 ) -> Draws:
-    """All completions of a prompt, of which none is missing, with their texts."""
+    """All completions of a prompt, of which none is missing, with their texts; `stop`: what ends those."""
     completions = [one for one in drawn if one is not None]
     ids = [one.token_ids for one in completions]
+    texts = completion_texts(tokenizer, prompt.token_ids, ids, end_ids)
+    if stop:
+        completions, texts = stopped(tokenizer, prompt.token_ids, completions, texts, end_ids, stop)
     return Draws(
-        completions=completion_texts(tokenizer, prompt.token_ids, ids, end_ids),
-        completion_token_ids=ids,
+        completions=texts,
+        completion_token_ids=[one.token_ids for one in completions],
         finish_reasons=[one.finish_reason for one in completions],
         logprobs=[one.logprobs for one in completions],
     )
+
+
+def first_stop(text: str, stop: Sequence[str]) -> int | None:
+    """Where in a text its first stop string begins; None where it has none."""
+    found = [place for each in stop if (place := text.find(each)) >= 0]
+    return min(found) if found else None
+
+
+def stopped(
+    tokenizer: "Tokenizer",
+    prompt_ids: Sequence[int],
+    drawn: "Sequence[Completion]",
+    texts: Sequence[str],
+    end_ids: Collection[int],
+    stop: Sequence[str],
+) -> "tuple[list[Completion], list[str]]":
+    """Completions, with their texts, as they end at their first stop string: the text is what stands before it.
+
+    The ids and log-probs stay up to the token that completed the stop string: they are what was drawn. A row that
+    was drawn beyond, since its last tokens alone read otherwise, is cut there.
+    """
+    found, said = [], []
+    for one, text in zip(drawn, texts, strict=True):
+        place = first_stop(text, stop)
+        if place is None:
+            found.append(one)
+            said.append(text)
+            continue
+        count = _tokens_to_stop(tokenizer, prompt_ids, one.token_ids, end_ids, stop)
+        ids, logprobs = one.token_ids[:count], one.logprobs[:count]
+        found.append(replace(one, token_ids=ids, logprobs=logprobs, finish_reason="stop"))
+        said.append(text[:place])
+    return found, said
+
+
+def _tokens_to_stop(
+    tokenizer: "Tokenizer",
+    prompt_ids: Sequence[int],
+    ids: Sequence[int],
+    end_ids: Collection[int],
+    stop: Sequence[str],
+) -> int:
+    """How many of the ids a text needs to have a stop string: most often all."""
+    count = len(ids)
+    while count > 1:
+        (text,) = completion_texts(tokenizer, prompt_ids, [ids[: count - 1]], end_ids)
+        if first_stop(text, stop) is None:
+            break
+        count -= 1
+    return count
 
 
 def _context(prompt: Sequence[int], read: Callable[[Sequence[int]], str]) -> Sequence[int]:

@@ -56,6 +56,10 @@ class Samples(Protocol):
         ...
 
 
+GUIDED = "a value knows prefixes and ends of the policy's own draws, and guides no others"
+"""Why guided draws have neither stop strings nor a penalty."""
+
+
 @dataclass(frozen=True)
 class Guide:
     """A value, and how it guides."""

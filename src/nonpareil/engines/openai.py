@@ -6,10 +6,11 @@ conversations to `/chat/completions`, whose server applies its own template.
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.answers import answer_bytes, is_text
-from nonpareil.engines.checks import check_sampling
+from nonpareil.engines.checks import check_sampling, refuse_changed_draws
 from nonpareil.engines.choices import ServedChoice, read_choices
 from nonpareil.engines.decoding import TEXT
 from nonpareil.engines.sampling import sample_keys
@@ -32,6 +33,12 @@ FEWEST_TO_JUDGE = 4
 """Groups of nothing but equal completions that are more than chance."""
 FEWEST_REPEATS = 8
 """Likewise, choices that repeat the first one of their request."""
+
+
+_NO_PENALTY = (
+    "the protocol has no such setting, and this server (owned_by in its list of models) is none that is known to "
+    f"read it: {', '.join(NEUTRAL)}"
+)
 
 
 class OpenAIEngine:
@@ -150,6 +157,8 @@ class OpenAIEngine:
             owner = served.get("owned_by")
             self._owner = owner if is_text(owner) else None
             prompt, sampling = self._trial
+            if sampling.repetition_penalty != 1 and self._owner not in NEUTRAL:
+                refuse_changed_draws(replace(sampling, stop=()), _NO_PENALTY)
             short = SamplingParams(**{**vars(sampling), "max_completion_length": 1})
             choice = (await self._choices(prompt, 2, 0, short))[0]
             self._seen = {
@@ -210,7 +219,15 @@ class OpenAIEngine:
             if n > 1 and error.status in (400, 422):
                 return []
             raise
-        choices = read_choices(answer, n, limit, prompt.token_ids, mask, self._tokenizer)
+        choices = read_choices(
+            answer,
+            n,
+            limit,
+            prompt.token_ids,
+            mask,
+            None if sampling.stop else self._tokenizer,
+            sampling.stop,
+        )
         differing = sum(choice.text != choices[0].text for choice in choices)
         self._varied += differing
         self._repeats += len(choices) - 1 - differing
@@ -233,9 +250,13 @@ class OpenAIEngine:
             payload["top_k"] = sampling.top_k
         if sampling.min_p > 0:
             payload["min_p"] = sampling.min_p
+        if sampling.repetition_penalty != 1:
+            payload["repetition_penalty"] = sampling.repetition_penalty
+        if sampling.stop:
+            payload["stop"] = list(sampling.stop)
         chat = _endpoint(prompt) == "chat/completions"
         payload["messages" if chat else "prompt"] = prompt.token_ids or prompt.prompt
-        if prompt.token_ids or self._owner == "vllm":
+        if (prompt.token_ids or self._owner == "vllm") and not sampling.stop:
             payload["return_token_ids"] = True
             if self._samples_unchanged(sampling):
                 payload["logprobs"] = True if chat else 0  # 0: of the sampled token alone
@@ -243,7 +264,8 @@ class OpenAIEngine:
 
     def _samples_unchanged(self, sampling: SamplingParams) -> bool:
         """Whether the server's log-probs are the sampling policy's, of whichever distribution it gives them."""
-        return sampling.temperature == 1 and sampling.keeps_whole_vocabulary and self._owner in NEUTRAL
+        plain = sampling.temperature == sampling.repetition_penalty == 1 and sampling.keeps_whole_vocabulary
+        return plain and self._owner in NEUTRAL
 
 
 def _endpoint(prompt: Prompt) -> str:

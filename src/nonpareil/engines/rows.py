@@ -1,5 +1,6 @@
 """The rows of one batch of draws: which are running, what each has drawn."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +33,8 @@ class Rows:
     logprobs: list[Tensor] = field(default_factory=list)
     members: list[Tensor] = field(default_factory=list)
     """Of each step, the original rows its tokens belong to."""
+    ended: set[int] = field(default_factory=set)
+    """Original rows that ended without an end token."""
 
     def __post_init__(self) -> None:
         self.count = len(self.keys)
@@ -46,6 +49,12 @@ class Rows:
         self.members.append(self.here[running])
         self.done = self.done | torch.isin(tokens, self.end_ids)
         return tokens
+
+    def end(self, members: Collection[int]) -> None:
+        """These of the original rows have ended by what they say."""
+        if members:
+            self.ended.update(members)
+            self.done |= torch.isin(self.here, torch.tensor(sorted(members), device=self.here.device))
 
     def all_done(self) -> bool:
         """Whether every row has drawn an end token."""
@@ -70,8 +79,8 @@ class Rows:
                 logprobs[row].append(value)
         ends = set(self.end_ids.tolist())
         return [
-            Completion(tokens, values, "stop" if tokens[-1] in ends else "length")
-            for tokens, values in zip(ids, logprobs, strict=True)
+            Completion(tokens, values, "stop" if tokens[-1] in ends or row in self.ended else "length")
+            for row, (tokens, values) in enumerate(zip(ids, logprobs, strict=True))
         ]
 
 

@@ -27,15 +27,16 @@ from nonpareil.engines.cache import (
     cache_argument,
     in_place_cache,
 )
-from nonpareil.engines.checks import check_prompts, check_sampling, check_token_ids
+from nonpareil.engines.checks import check_prompts, check_sampling, check_token_ids, refuse_changed_draws
 from nonpareil.engines.decoding import TEXT, as_draws
 from nonpareil.engines.finite import check_draws
-from nonpareil.engines.guidance import Guide, Samples, whole_vocabulary
+from nonpareil.engines.guidance import GUIDED, Guide, Samples, whole_vocabulary
 from nonpareil.engines.load_check import check_drawing, check_scoring, draws_alike
 from nonpareil.engines.packed_weights import Packing
 from nonpareil.engines.rows import Completion, Rows, left_pad
 from nonpareil.engines.sampling import sample_keys, sample_tokens
 from nonpareil.engines.shared_prompts import SharedPrompts
+from nonpareil.engines.watched import Watched
 from nonpareil.engines.ways import BRANCHED, COPIED, SHARED, Ways
 from nonpareil.errors import ConfigError
 from nonpareil.models.adapters import RowAdapters, row_adapters
@@ -142,6 +143,18 @@ class TransformersEngine:
         drawn = self.draw_together([DrawRequest(prompts, num_generations, sampling)], on_progress)[0]
         return drawn if self.keeps_not_finite else check_draws(prompts, drawn, self.model.dtype)
 
+    def draw_more(
+        self,
+        prompts: Sequence[Prompt],
+        first: int,
+        num_generations: int,
+        sampling: SamplingParams,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Draws]:
+        """The completions `first` .. `num_generations` - 1 that `draw` would give; raises as that."""
+        request = DrawRequest(prompts, num_generations, sampling, first=first)
+        return check_draws(prompts, self.draw_together([request], on_progress)[0], self.model.dtype)
+
     def draw_together(
         self, requests: Sequence[DrawRequest], on_progress: Callable[[int, int], None] | None = None
     ) -> list[list[Draws]]:
@@ -152,7 +165,7 @@ class TransformersEngine:
         """
         return [
             [
-                as_draws(self.tokenizer, self.end_ids, *pair)
+                as_draws(self.tokenizer, self.end_ids, *pair, request.sampling.stop)
                 for pair in zip(request.prompts, groups, strict=True)
             ]
             for request, groups in zip(requests, self.complete(requests, on_progress), strict=True)
@@ -166,6 +179,8 @@ class TransformersEngine:
             raise ConfigError("requests that are drawn together may differ in their seeds alone")
         for request in requests:
             check_sampling(request.sampling)
+            if self.guide is not None:
+                refuse_changed_draws(request.sampling, GUIDED)
             window, vocabulary = stated_limits(self.model.config)
             check_prompts(request.prompts, request.sampling.max_completion_length, window)
             check_token_ids(request.prompts, vocabulary, "the model")
@@ -219,13 +234,17 @@ class TransformersEngine:
         if self.guide is not None:
             samples = guided = self.guide.over(samples, prompts, counts, sampling, rows.end_ids)
             logits, sampling = guided.first(logits), whole_vocabulary(sampling)
+        of_rows = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
+        watched = Watched(self.tokenizer, self.end_ids, sampling, of_rows, logits)
         for step in range(sampling.max_completion_length):
-            tokens, logprobs = sample_tokens(logits, sampling, rows.keys, step)
+            tokens, logprobs = sample_tokens(watched.penalised(logits), sampling, rows.keys, step)
             tokens = rows.record(tokens, logprobs)
+            watched.saw(rows, tokens)
             if rows.all_done() or step == sampling.max_completion_length - 1:
                 break
             if (alive := rows.retire()) is not None:
                 samples.keep(alive)
+                watched.keep(alive)
                 tokens = tokens[alive]
                 if progress is not None:
                     progress.update(rows.here.tolist(), sum(map(len, rows.tokens)))

@@ -29,7 +29,19 @@ class ExportOptions(FileOptions):
         None, "Look at the first n completions of each group: best-of-n for several n.", at_least=1
     )
     seed: int = option(0, "Of the draw among tied completions.", at_least=0, at_most=SEED)
+    min_reward: float | None = option(
+        None,
+        "Leave out groups whose best has less. One that ties at or above it has no winner, and gives sft and "
+        "unpaired a good completion all the same.",
+    )
+    min_margin: float | None = option(
+        None,
+        "Leave out groups whose best has not so much more reward than their worst.",
+        above=0,
+        why="the best has more than the worst",
+        of="format=preference|unpaired",
+    )
     truncated: str = option(
-        "allow", "allow, or exclude completions that were cut.", choices=("allow", "exclude")
+        "exclude", "exclude completions that were cut, or allow them.", choices=("allow", "exclude")
     )
     overwrite: bool = option(False, "Replace the file that an earlier export wrote.")

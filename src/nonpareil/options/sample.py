@@ -1,12 +1,13 @@
 """The options of `nonpareil sample`. Plain dataclasses, read without importing torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from nonpareil.options.engines import EngineOptions
 from nonpareil.options.guidance import GuidanceOptions
 from nonpareil.options.rewards import RewardOptions
 from nonpareil.options.shared import WITH_SPLITS, FileOptions, ModelOptions, PromptOptions, SamplingOptions
+from nonpareil.records import SamplingParams
 from nonpareil.settings import option
 
 
@@ -37,6 +38,28 @@ class SampleOptions(
         why="best-of-N compares draws of one prompt",
         heading="Drawing",
     )
+    repetition_penalty: float = option(
+        1.0,
+        "Above 1: tokens that prompt or completion have already become unlikelier. Not for training.",
+        above=0,
+        why="1 leaves all as they are",
+        of="engine=transformers|openai|ray",
+        heading="Drawing",
+    )
+    stop: list[str] | None = option(
+        None,
+        "Texts that end a completion, and are left out of it; in a shell $'\\n\\n' is an empty line. "
+        "Not for training.",
+        also=(list,),
+        of="engine=transformers|openai|ray",
+        heading="Drawing",
+    )
     shard_size: int = option(64, "Prompts per file: what a kill can cost.", at_least=1)
     overwrite: bool = option(False, "Delete groups of an earlier run first.")
     inspect: bool = option(False, "Print the exact ids the policy and the reward model see of two prompts.")
+
+    def sampling(self) -> SamplingParams:
+        """With what only draws that are looked at and chosen from may have."""
+        return replace(
+            super().sampling(), repetition_penalty=self.repetition_penalty, stop=tuple(self.stop or ())
+        )

@@ -1,7 +1,7 @@
 """Scored groups as TRL's datasets: preference, SFT and unpaired preference."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,15 +11,37 @@ from nonpareil.records import Group, Message, PromptText
 from nonpareil.rollouts.columns import ESCAPE
 from nonpareil.rollouts.row_files import write_rows
 from nonpareil.rollouts.select import Truncated, best, eligible, worst
+from nonpareil.setting_types import check_value
 
 ExportFormat = Literal["preference", "sft", "unpaired"]
 FIELDS: dict[str, tuple[str, ...]] = {
-    "preference": ("prompt", "chosen", "rejected"),
-    "sft": ("prompt", "completion"),
-    "unpaired": ("prompt", "completion", "label"),
+    "preference": ("prompt", "chosen", "rejected", "score_chosen", "score_rejected"),
+    "sft": ("prompt", "completion", "score"),
+    "unpaired": ("prompt", "completion", "label", "score"),
 }
+"""Scores are the rewards, under the names that UltraFeedback's binarised datasets have for TRL."""
 UNREAD = ("prompt_token_ids", "completion_token_ids", "logprobs")
 """Columns of groups that no format has."""
+
+
+NO_REWARD = "without a reward that is known"
+ALL_CUT = "whose completions with a reward were all cut (truncated=allow writes them)"
+BELOW_BAR = "whose best is below min_reward"
+SINGLE = "with a single completion to choose from"
+ALL_EQUAL = "with all rewards equal"
+BELOW_MARGIN = "whose margin is below min_margin"
+SAME_TEXT = "whose best and worst have the same text"
+"""Why a group gives no row."""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """What is asked of the completions that are written, beside that the best has won."""
+
+    min_reward: float | None = None
+    """Of the reward of what is written as good."""
+    min_margin: float | None = None
+    """Of the best's reward over the worst's."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +63,20 @@ def export(
     *,
     n: int | None = None,
     seed: int = 0,
-    truncated: Truncated = "allow",
+    truncated: Truncated = "exclude",
+    min_reward: float | None = None,
+    min_margin: float | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Write what the best (and worst) completions of the groups are to a .jsonl or .parquet file.
 
     `preference` has prompt, chosen, rejected; `sft` prompt, completion; `unpaired` prompt, completion, label,
-    True for the best and False for the worst. Conversations stay lists of messages. Dataset columns ride
-    along; one that has the name of a field is called `columns/<name>`.
+    True for the best and False for the worst; each with the rewards as scores. Conversations stay lists of
+    messages. Dataset columns ride along; one that has the name of a field is called `columns/<name>`.
+
+    A group without a winner gives no row of any format: where all known rewards are equal, the best of an all-wrong
+    group is a wrong answer. `min_reward` says what is right whatever the others are: of a group that ties at or
+    above it, `sft` and `unpaired` write a completion all the same.
 
     Args:
         groups: scored. They are gone through one by one, for a large Parquet file twice; `reading.stored_groups`
@@ -57,16 +85,20 @@ def export(
         format: one of the three above.
         n: look at the first n completions of each group, so that one pass gives best-of-n for several n.
         seed: of the draw among ties.
-        truncated: "exclude" leaves out completions that were cut.
+        truncated: "exclude" leaves out completions that were cut; "allow" writes them too. Their rewards count
+            either way where it is asked whether the best has beaten any.
+        min_reward: leave out groups whose best has less; `unpaired` then writes no completion as bad that reaches
+            it.
+        min_margin: leave out groups whose best has not so much more than its worst (pairs only).
         overwrite: replace a file that exists.
 
     Raises:
-        ConfigError: an unknown format or suffix, an n that the groups do not have or that is too small for
-            pairs, or a file that exists.
+        ConfigError: an unknown format or suffix, an n that the groups do not have or that is too small for a
+            winner, a bar that the format does not read, or a file that exists.
         DataError: groups without rewards, or none that gives a row.
     """
-    path = Path(path)
-    _check(path, format, n, overwrite)
+    path, bars = Path(path), Bars(min_reward, min_margin)
+    _check(path, format, n, bars, overwrite)
     if path.suffix == ".parquet" and iter(groups) is groups:  # they can be gone through once
         groups = list(groups)
     count = written = 0
@@ -78,13 +110,13 @@ def export(
         skipped.clear()
         for group in groups:
             count += 1
-            made = _rows(group, format, n, seed, truncated)
+            made = _rows(group, format, n, seed, truncated, bars)
             if isinstance(made, str):
                 skipped[made] += 1
                 continue
             written += len(made)
             for row in made:
-                yield {**row, **_further(group, FIELDS[format])}
+                yield {name: row[name] for name in FIELDS[format]} | _further(group, FIELDS[format])
         if not written:
             reasons = "; ".join(f"{number} {reason}" for reason, number in skipped.items())
             raise DataError(
@@ -95,42 +127,63 @@ def export(
     return ExportReport(path, format, count, written, dict(skipped))
 
 
-def _check(path: Path, format: str, n: int | None, overwrite: bool) -> None:
+def _check(path: Path, format: str, n: int | None, bars: Bars, overwrite: bool) -> None:
     if format not in FIELDS:
         raise ConfigError(f"format={format!r} must be one of {', '.join(get_args(ExportFormat))}")
     if path.suffix not in (".jsonl", ".parquet"):
         raise ConfigError(f"output={str(path)!r} must end in .jsonl or .parquet")
-    if n is not None and n < (1 if format == "sft" else 2):
-        raise ConfigError(f"n={n} is too small for {format}; it takes at least {1 if format == 'sft' else 2}")
+    check_value("min_reward", bars.min_reward, float | None)
+    check_value("min_margin", bars.min_margin, float | None, above=0, why="the best has more than the worst")
+    if format == "sft" and bars.min_margin is not None:
+        raise ConfigError(
+            f"min_margin={bars.min_margin} is of pairs, and sft writes the best alone; remove it"
+        )
+    least = 2 if format == "preference" or bars.min_reward is None else 1
+    if n is not None and n < least:
+        alone = "" if format == "preference" else ", or 1 with min_reward"
+        raise ConfigError(f"n={n} is too small for {format}: nothing wins alone; it takes at least 2{alone}")
     if path.exists() and not overwrite:
         raise ConfigError(f"output={str(path)!r} exists; give another path, or overwrite (--overwrite)")
 
 
 def _rows(
-    group: Group, format: ExportFormat, n: int | None, seed: int, truncated: Truncated
+    group: Group, format: ExportFormat, n: int | None, seed: int, truncated: Truncated, bars: Bars
 ) -> list[dict[str, Any]] | str:
     """The group's rows, or why it has none."""
-    rewards = eligible(group, n, truncated)
+    rewards, known = eligible(group, n, truncated), eligible(group, n, "allow")
     top = best(group, n, seed=seed, truncated=truncated)
     low = worst(group, n, seed=seed, truncated=truncated)
     if top is None or low is None:
-        return "without a completion that may be chosen"
+        return ALL_CUT if known else NO_REWARD
+    if bars.min_reward is not None and rewards[top] < bars.min_reward:
+        return BELOW_BAR
     prompt, chosen = _turns(group.prompt, group.completions[top])
+    good = {"prompt": prompt, "completion": chosen, "score": rewards[top]}
     if format == "sft":
-        return [{"prompt": prompt, "completion": chosen}]
-    if len(rewards) < 2:
-        return "with a single completion that may be chosen"
-    if rewards[top] == rewards[low]:
-        return "with all rewards equal"
-    if group.completions[top] == group.completions[low]:
-        return "whose best and worst have the same text"
+        if bars.min_reward is None and rewards[top] == min(known.values()):
+            return SINGLE if len(known) == 1 else ALL_EQUAL
+        return [good]
+    if format == "unpaired" and bars.min_reward is not None and rewards[low] >= bars.min_reward:
+        return [{**good, "label": True}] if bars.min_margin is None else BELOW_MARGIN
+    if (why := _no_pair(group, rewards, top, low, bars)) is not None:
+        return why
     _, rejected = _turns(group.prompt, group.completions[low])
     if format == "preference":
-        return [{"prompt": prompt, "chosen": chosen, "rejected": rejected}]
-    return [
-        {"prompt": prompt, "completion": chosen, "label": True},
-        {"prompt": prompt, "completion": rejected, "label": False},
-    ]
+        scores = {"score_chosen": rewards[top], "score_rejected": rewards[low]}
+        return [{"prompt": prompt, "chosen": chosen, "rejected": rejected, **scores}]
+    bad = {"prompt": prompt, "completion": rejected, "score": rewards[low]}
+    return [{**good, "label": True}, {**bad, "label": False}]
+
+
+def _no_pair(group: Group, rewards: Mapping[int, float], top: int, low: int, bars: Bars) -> str | None:
+    """Why the best and the worst are no pair; None where they are one."""
+    if len(rewards) < 2:
+        return SINGLE
+    if rewards[top] == rewards[low]:
+        return ALL_EQUAL
+    if bars.min_margin is not None and rewards[top] - rewards[low] < bars.min_margin:
+        return BELOW_MARGIN
+    return SAME_TEXT if group.completions[top] == group.completions[low] else None
 
 
 def _turns(prompt: PromptText, completion: str) -> tuple[PromptText, str | list[Message]]:

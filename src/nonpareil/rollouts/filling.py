@@ -3,14 +3,14 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from nonpareil.engines.base import PROMPT_CACHE, Engine
-from nonpareil.errors import DataError, NotFiniteError, RewardError
+from nonpareil.errors import ConfigError, DataError, NotFiniteError, RewardError
 from nonpareil.files import jsonable, write_bytes
 from nonpareil.markers import OutputFolder
 from nonpareil.models.memory import free_memory
@@ -19,6 +19,7 @@ from nonpareil.rewards.combine import CombinedReward
 from nonpareil.rollouts.cluster import ShardTask, ShardWorkers
 from nonpareil.rollouts.folder import delete_rollouts
 from nonpareil.rollouts.given import GivenEngine, GivenReward, made_engine, made_reward, release
+from nonpareil.rollouts.growing import grown, grown_shard, part_there
 from nonpareil.rollouts.manifest import (
     FORMAT,
     TOKEN_IDS,
@@ -29,6 +30,7 @@ from nonpareil.rollouts.manifest import (
     write_manifest,
 )
 from nonpareil.rollouts.progress import Progress
+from nonpareil.rollouts.reading import GROWN_FROM
 from nonpareil.rollouts.rendering import read_rendered, write_rendered
 from nonpareil.rollouts.resume import shards_there, stored_manifest
 from nonpareil.rollouts.scoring import reward_settings, score_shard, shards_to_score
@@ -55,6 +57,8 @@ class Filling:
     progress: Progress
     old: OutputFolder | None
     """The folder while it holds what is to be deleted before anything is drawn."""
+    reward_options: Mapping[str, Any] | None = None
+    """How a user named the rewards."""
     moved: bool = False
     """Whether the prompts would be rendered otherwise now than they were when the folder was begun."""
 
@@ -66,13 +70,19 @@ class Filling:
             DataError: a damaged manifest or shard.
         """
         self.manifest: dict[str, Any] = {}
+        self.grows = False
+        """Whether the manifest on disk is still that of a smaller folder."""
         self._known: dict[int, ShardSummary] = {}
         """By index the shards on disk that were counted and not written to since."""
         stored = None if self.old else stored_manifest(self.folder)
         if stored is not None:
-            self.moved = rendering_moved(stored["draw"], self.settings)
-            check_same({k: v for k, v in stored["draw"].items() if k != "engine"}, self.settings, self.folder)
-            self.manifest = stored
+            there = part_there(stored["draw"], self.settings, self.prompts)
+            self.moved = rendering_moved(stored["draw"], there)
+            check_same({k: v for k, v in stored["draw"].items() if k != "engine"}, there, self.folder)
+            self.grows = there is not self.settings
+            self.manifest = (
+                grown(stored, self.settings, self.folder, moved=self.moved) if self.grows else stored
+            )
             self.shard_size = stored["shard_size"]
         self._divide()
 
@@ -122,16 +132,24 @@ class Filling:
         self.progress.start("draw", sum(len(self.shards[i]) for i in missing))
         for i in missing:
             try:
-                draws = drawer.draw(self.shards[i], self.num_generations, self.sampling, self.progress.update)
+                groups, notes = self._drawn(i, drawer)
             except NotFiniteError as error:
                 raise NotFiniteError(f"{error}. {self._there()}") from error
-            groups = [Group.of(p, d) for p, d in zip(self.shards[i], draws, strict=True)]
-            write_shard(self.paths[i], groups, self.types, self._notes(i))
+            write_shard(self.paths[i], groups, self.types, replace(self._notes(i), **notes))
         if drawer is not engine:
             release(drawer)
             del drawer
             free_memory()
         return len(missing)
+
+    def _drawn(self, index: int, engine: Engine) -> tuple[list[Group], dict[str, Any]]:
+        """The groups of a shard, whole, and what it says of its scores, where it has some."""
+        prompts, arguments = self.shards[index], (engine, self.sampling, self.progress.update)
+        if self.paths[index].is_file():
+            groups, notes = grown_shard(self.paths[index], prompts, self.num_generations, *arguments)
+            return groups, {name: getattr(notes, name) for name in ("rewards", "failures", "aggregate")}
+        draws = engine.draw(prompts, self.num_generations, *arguments[1:])
+        return [Group.of(p, d) for p, d in zip(prompts, draws, strict=True)], {}
 
     def _there(self) -> str:
         """What is drawn, and that it goes with no other dtype."""
@@ -147,6 +165,9 @@ class Filling:
             self.old = None
         if self.manifest:
             check_same({"engine": self.manifest["draw"]["engine"]}, {"engine": description}, self.folder)
+            if self.grows:
+                write_rendered(self.folder, self.prompts)
+                self.manifest, self.grows = write_manifest(self.folder, self.manifest), False
             return
         # Before the first shard: no shard is ever without the settings it was drawn with.
         self.manifest = write_manifest(
@@ -195,6 +216,7 @@ class Filling:
         self.manifest |= {
             "rewards": jsonable(scorer.describe()),
             "scoring": {"rewards": settings, "aggregate": weights},
+            "reward_options": jsonable(dict(self.reward_options or {})),
         }
         sizes = [len(shard) * self.num_generations for shard in self.shards]
         there = [self._counted(i) if path.is_file() else None for i, path in enumerate(self.paths)]
@@ -219,6 +241,11 @@ class Filling:
             DataError: a shard that no worker gave back.
             NonpareilError: as the workers.
         """
+        if GROWN_FROM in self.manifest:
+            raise ConfigError(
+                f"output_dir={str(self.folder)!r} would grow, and engine=ray draws whole shards alone; grow it "
+                "with engine=transformers"
+            )
         missing = self.missing()
         scorer = None if reward is None else made_reward(reward)
         if missing:
@@ -260,9 +287,8 @@ class Filling:
         counts = GroupCounts()
         for index in range(len(self.paths)):
             counts.add(self._counted(index))
-        self.manifest = write_manifest(
-            self.folder, {**self.manifest, "complete": True, "counts": counts.to_dict()}
-        )
+        kept = {key: value for key, value in self.manifest.items() if key != GROWN_FROM}
+        self.manifest = write_manifest(self.folder, {**kept, "complete": True, "counts": counts.to_dict()})
         if scored and not counts.rewards:
             reasons = counts.reasons(self.manifest["scoring"]["rewards"]) or "their weighted sum is no number"
             raise RewardError(

@@ -5,7 +5,6 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def draw_settings(
     prompts: Sequence[Prompt], sampling: SamplingParams, num_generations: int, model_info: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything that decides which groups are drawn, save the engine's own settings."""
-    parameters = asdict(sampling)
+    parameters = jsonable(sampling.described())
     seed = parameters.pop("seed")
     return {
         "model": jsonable(dict(model_info)),

@@ -25,6 +25,8 @@ from nonpareil.rollouts.summaries import ShardSummary, summary_of
 from nonpareil.rollouts.vbon_lines import is_vbon, read_vbon
 
 T = TypeVar("T")
+GROWN_FROM = "grown_from"
+"""Of a manifest while its folder grows: how the shards were drawn that have not grown yet."""
 ONLY_THAT = "delete it and rerun: only that shard is drawn anew"
 
 
@@ -167,7 +169,7 @@ def check_shard(
     Raises:
         DataError: it is of another run or place, or has other numbers of prompts or completions.
     """
-    draw = manifest["draw"]
+    draw = notes.draw if notes.draw in manifest.get(GROWN_FROM, ()) else manifest["draw"]
     if manifest["format"] != 1 and notes.draw != draw:
         raise DataError(f"{path} is of another run: it was drawn with other settings; {ONLY_THAT}")
     if manifest["format"] != 1 and notes.index != index:
@@ -191,7 +193,7 @@ def _of_run(
     path: Path, folder: Path, manifest: Mapping[str, Any]
 ) -> tuple[list[tuple[Path, ShardSummary]], str]:
     shards: list[tuple[Path, ShardSummary]] = []
-    missing, unscored = [], []
+    missing, unscored, ungrown = [], [], []
     for index in range(num_shards(manifest)):
         file = shard_path(folder, index)
         if not file.is_file():
@@ -199,11 +201,13 @@ def _of_run(
             continue
         found = summary_of(file)
         check_shard(file, index, manifest, found.notes, found.prompts, found.group_sizes)
-        if _is_scored(found.notes, manifest.get("scoring")):
+        if not is_grown(found.notes, manifest):
+            ungrown.append(file.name)
+        elif _is_scored(found.notes, manifest.get("scoring")):
             shards.append((file, found))
         else:
             unscored.append(file.name)
-    lacking = _lacking(manifest, len(shards), missing, unscored)
+    lacking = _lacking(manifest, len(shards), missing, ungrown, unscored)
     if lacking and manifest["complete"]:
         raise DataError(
             f"{path}: {lacking}, though its run was finished. Run `nonpareil sample` again with the same "
@@ -214,6 +218,11 @@ def _of_run(
     return shards, lacking
 
 
+def is_grown(notes: ShardNotes, manifest: Mapping[str, Any]) -> bool:
+    """Whether a shard of the run has all that its place holds by now."""
+    return manifest["format"] == 1 or notes.draw == manifest["draw"]
+
+
 def _is_scored(notes: ShardNotes, scoring: Mapping[str, Any] | None) -> bool:
     if scoring is None:
         return True  # a run that only draws, or a manifest that was made anew
@@ -221,9 +230,16 @@ def _is_scored(notes: ShardNotes, scoring: Mapping[str, Any] | None) -> bool:
     return rewards == scoring["rewards"] and notes.aggregate == scoring["aggregate"]
 
 
-def _lacking(manifest: Mapping[str, Any], there: int, missing: Sequence[str], unscored: Sequence[str]) -> str:
+def _lacking(
+    manifest: Mapping[str, Any],
+    there: int,
+    missing: Sequence[str],
+    ungrown: Sequence[str],
+    unscored: Sequence[str],
+) -> str:
     whole = num_shards(manifest)
     parts = [f"{len(missing)} are not drawn (the first is {missing[0]})"] if missing else []
+    parts += [f"{len(ungrown)} have not grown yet (the first is {ungrown[0]})"] if ungrown else []
     parts += [f"{len(unscored)} lack these scores (the first is {unscored[0]})"] if unscored else []
     return f"{there} of {whole} shards are there; {' and '.join(parts)}" if parts else ""
 

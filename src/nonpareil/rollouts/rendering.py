@@ -78,7 +78,8 @@ def read_rendered(folder: Path, prompts: Sequence[Prompt], sha256: str) -> list[
     try:
         with np.load(path, allow_pickle=False) as stored:
             parts = np.split(stored["token_ids"], np.cumsum(stored["lengths"])[:-1])
-        rendered = [replace(p, token_ids=ids.tolist()) for p, ids in zip(prompts, parts, strict=True)]
+        own = parts[: len(prompts)]  # a folder that was about to grow keeps more
+        rendered = [replace(p, token_ids=ids.tolist()) for p, ids in zip(prompts, own, strict=True)]
         whole = token_ids_sha256(rendered) == sha256
     except (OSError, ValueError, KeyError, EOFError, IndexError, zipfile.BadZipFile):
         whole = False

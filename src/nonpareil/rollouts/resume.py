@@ -8,9 +8,17 @@ from nonpareil.engines.decoding import TEXT
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Prompt, refuse_repeated
 from nonpareil.rollouts.folder import MANIFEST
+from nonpareil.rollouts.growing import is_part_of
 from nonpareil.rollouts.manifest import FORMAT, read_manifest, versions
-from nonpareil.rollouts.reading import ONLY_THAT, check_shard, num_shards, refuse_foreign
-from nonpareil.rollouts.store import notes_of, read_table, shard_path
+from nonpareil.rollouts.reading import (
+    GROWN_FROM,
+    ONLY_THAT,
+    check_shard,
+    is_grown,
+    num_shards,
+    refuse_foreign,
+)
+from nonpareil.rollouts.store import ShardNotes, notes_of, read_table, shard_path
 from nonpareil.rollouts.summaries import ShardSummary, summary_of
 from nonpareil.terminal import printable, tell
 
@@ -27,7 +35,7 @@ def stored_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     manifest = read_manifest(folder)
     if manifest is None:
-        notes = notes_of(read_table(shards[0]).schema)  # the others are held against it
+        notes, grown_from = _largest(shards)  # the others are held against it
         if not notes.draw:
             raise ConfigError(
                 f"output_dir={str(folder)!r} has no {MANIFEST}, and {shards[0].name} does not say how it was "
@@ -39,10 +47,22 @@ def stored_manifest(folder: Path) -> dict[str, Any] | None:
             "draw": notes.draw,
             "shard_size": notes.shard_size,
             "versions": versions(),
+            **({GROWN_FROM: grown_from} if grown_from else {}),
         }
     refuse_foreign(folder, num_shards(manifest))
     tell_old_texts(folder, manifest)
     return manifest
+
+
+def _largest(shards: Sequence[Path]) -> tuple[ShardNotes, list[dict[str, Any]]]:
+    """What the shard of the largest run says of itself, and how those were drawn that had not grown to it."""
+    notes = [notes_of(read_table(shards[0]).schema), *(summary_of(shard).notes for shard in shards[1:])]
+    drawn = [one for one in notes if one.draw]
+    if not drawn:
+        return notes[0], []
+    largest = max(drawn, key=lambda one: (one.draw["prompts"]["count"], one.draw["num_generations"]))
+    smaller = [one.draw for one in drawn if one.draw != largest.draw and is_part_of(one.draw, largest.draw)]
+    return largest, [draw for i, draw in enumerate(smaller) if draw not in smaller[:i]]
 
 
 def tell_old_texts(folder: Path, manifest: dict[str, Any] | None) -> None:
@@ -59,7 +79,8 @@ def tell_old_texts(folder: Path, manifest: dict[str, Any] | None) -> None:
 def shards_there(
     folder: Path, manifest: dict[str, Any], shards: Sequence[Sequence[Prompt]]
 ) -> dict[int, ShardSummary]:
-    """The shards that are drawn, counted, by index: each once, and without its completions.
+    """The shards that are drawn, counted, by index: each once, and without its completions. One that is to grow is
+    none of them.
 
     That they are of this run, in their place, and of these prompts is checked, with the bits that say so. The bits
     of completions and log-probs are checked by whoever reads them, be it to score them.
@@ -74,9 +95,10 @@ def shards_there(
             continue
         found = summary_of(path)
         check_shard(path, index, manifest, found.notes, found.prompts, found.group_sizes)
-        if found.prompt_ids != [prompt.prompt_id for prompt in prompts]:
+        if found.prompt_ids != [prompt.prompt_id for prompt in prompts[: found.prompts]]:
             raise DataError(f"{path} holds other prompts than its place in the run; {ONLY_THAT}")
-        there[index] = found.without_ids()
+        if is_grown(found.notes, manifest):
+            there[index] = found.without_ids()
     return there
 
 

@@ -47,6 +47,7 @@ def draw_and_score(
     output_dir: str | Path,
     *,
     model_info: Mapping[str, Any],
+    reward_options: Mapping[str, Any] | None = None,
     shard_size: int = 64,
     progress: Progress | None = None,
     overwrite: bool = False,
@@ -70,6 +71,7 @@ def draw_and_score(
         num_generations: completions per prompt, at least 2.
         output_dir: new, empty, or of an earlier call with the same settings.
         model_info: what decides the policy: `fingerprint`, `revision`, `adapter`, ... ; `path` is a label.
+        reward_options: how a user named the rewards; kept in the manifest for whoever is to load them again.
         shard_size: prompts per file; an earlier call's stays.
         progress: told of groups and tokens as they come.
         overwrite: delete the shards and manifest that we wrote there, once the engine is made; other files stay.
@@ -93,7 +95,18 @@ def draw_and_score(
     with locked_folder(folder, overwrite=overwrite) as held:
         draw = draw_settings(prompts, sampling, num_generations, model_info)
         progress, old = progress or Silent(), held if overwrite else None
-        run = Filling(folder, prompts, types, sampling, num_generations, draw, shard_size, progress, old)
+        run = Filling(
+            folder,
+            prompts,
+            types,
+            sampling,
+            num_generations,
+            draw,
+            shard_size,
+            progress,
+            old,
+            reward_options=reward_options,
+        )
         if isinstance(engine, ShardWorkers):
             drawn, scored, counts = run.fill_missing(engine, reward)
         else:

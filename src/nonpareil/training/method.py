@@ -95,6 +95,11 @@ def _check_credited(args: DistillationConfig, method: Method, *, credited: bool)
         if credited:
             raise ConfigError(f"credits is not read by method={label}; remove credits")
         return
+    if args.mask_truncated_completions:
+        raise ConfigError(
+            f"mask_truncated_completions=true with method={label}: it learns what follows each prefix, "
+            "and a prefix is whole whatever became of its completion; remove it"
+        )
     if not credited:
         raise ConfigError(
             f"credits is missing: method={label} learns from credits of the groups' completions"

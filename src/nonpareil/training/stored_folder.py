@@ -10,6 +10,7 @@ from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Group, Prompt, prompt_of
 from nonpareil.settings import differing
 from nonpareil.terminal import printable, tell
+from nonpareil.training.settings.drawing import refuse_changed_groups, refuse_cut_groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -184,6 +185,7 @@ def _check_origin(
     check_drawn_from(path, manifest, policy)
     _tell_dtype(path, drawn["model"].get("dtype"), config)
     asked, sampling = vars(config.sampling(0)), drawn["sampling"]
+    refuse_cut_groups(path, sampling)
     for name, (there, now) in differing(sampling, {name: asked[name] for name in sampling}).items():
         raise ConfigError(
             f"groups={path!r} was drawn with {name}={there}, and this run has {name}={now}; they must be equal"
@@ -203,6 +205,7 @@ def check_drawn_from(
     from nonpareil.models.first_fingerprint import renewed
 
     drawn, here = manifest["draw"], policy.info()
+    refuse_changed_groups(path, drawn["sampling"])
     theirs, ours = renewed(drawn["model"], here).get("fingerprint"), here["fingerprint"]
     if theirs != ours and not is_served(manifest):
         raise ConfigError(

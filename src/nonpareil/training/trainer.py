@@ -133,7 +133,7 @@ class DistillationTrainer(ListingTrainer):
         )
         policy = prepare_policy(model, args, self.method, lora)
         self.stopper, self.spent = StopCleanly(self.repeats), Spent(args.max_train_seconds)
-        self.signal = Signal(self.method, self.stopper)
+        self.signal = Signal(self.method, self.stopper, masks_truncated=args.mask_truncated_completions)
         super().__init__(
             model=policy,
             args=args.with_whole_steps(),

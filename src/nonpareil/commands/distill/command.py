@@ -5,6 +5,7 @@ from typing import Any
 
 from nonpareil.commands.command import Command
 from nonpareil.commands.distill import run as distill
+from nonpareil.commands.distill.manifest_defaults import drawn_from_demo, manifest_defaults
 from nonpareil.commands.distill.show import show, status
 from nonpareil.commands.evaluate.show import as_json
 from nonpareil.options.demo import demo_training, uses_demo
@@ -25,9 +26,10 @@ def _listed_classes() -> list[type]:
 
 
 def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-    if uses_demo(DistillOptions, given):
-        return demo_training(given)
-    return {"output_dir": "nonpareil-distilled", **training_defaults(given.get("method"))}
+    stored = manifest_defaults(given)
+    if uses_demo(DistillOptions, given) and drawn_from_demo(stored):
+        return {**demo_training(given), **stored}
+    return {"output_dir": "nonpareil-distilled", **training_defaults(given.get("method")), **stored}
 
 
 COMMAND = Command(

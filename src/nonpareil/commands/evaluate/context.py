@@ -27,7 +27,7 @@ def report_context(
             "weights": options.reward_weights,
             "unseen": named["unseen_reward"],
         },
-        "sampling": vars(options.sampling()),
+        "sampling": options.sampling().described(),
         "completions per prompt": {
             "policy": options.num_generations,
             "reference": options.num_reference_samples,

@@ -10,8 +10,8 @@ import torch
 
 from nonpareil.commands.policies.local import LocalPolicy
 from nonpareil.commands.value.named import check_named, described, load_named
-from nonpareil.engines.checks import check_prompts
-from nonpareil.engines.guidance import Guide
+from nonpareil.engines.checks import check_prompts, refuse_changed_draws
+from nonpareil.engines.guidance import GUIDED, Guide
 from nonpareil.engines.transformers import TransformersEngine
 from nonpareil.maths.guidance import Guidance
 from nonpareil.models.loading import stated_limits, widened
@@ -50,6 +50,7 @@ class GuidedPolicy(LocalPolicy):
     def check(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
         """As of the policy alone; the value must be of this temperature and have room for prompt and completion."""
         super().check(prompts, sampling)
+        refuse_changed_draws(sampling, f"{GUIDED} (value={self.value!r})")
         check_named(self.value, self, sampling.temperature)
         if Path(self.value).expanduser().is_dir():
             subject = f"value={self.value!r} has no readable config"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.engines.checks import refuse_changed_draws
 from nonpareil.engines.decoding import completion_texts
 from nonpareil.engines.sampling import sample_keys
 from nonpareil.errors import ConfigError, EngineError
@@ -34,8 +35,10 @@ def check_vllm_sampling(sampling: SamplingParams) -> None:
     """Refuse what vLLM would draw from another distribution than the transformers engine.
 
     Raises:
-        ConfigError: min_p together with top_p: vLLM applies min_p first and takes top_p of what is left.
+        ConfigError: min_p together with top_p: vLLM applies min_p first and takes top_p of what is left; or stop
+            strings or a penalty, which are not asked of it.
     """
+    refuse_changed_draws(sampling, "engine=vllm draws without; engine=transformers and openai take it")
     if sampling.min_p > 0 and sampling.top_p < 1:
         raise ConfigError(
             f"min_p={sampling.min_p} together with top_p={sampling.top_p}: vLLM keeps other tokens than "

@@ -75,6 +75,8 @@ class Accumulator:
     spent: Spent
     importance_cap: float | None = None
     """Largest weight of a completion that another engine drew; None trains on its draws as they are."""
+    mask_truncated: bool = False
+    """Whether completions that the length limit cut have no gradient."""
     credited: CreditedPasses | None = None
     """What makes the passes of a method that reads candidate next tokens."""
     _probe: TokenSequences | None = None
@@ -102,6 +104,7 @@ class Accumulator:
             accelerator.backward,
             spent,
             config.importance_cap,
+            config.mask_truncated_completions,
             credited,
         )
 
@@ -200,6 +203,9 @@ class Accumulator:
         values = nn.functional.pad(values, (0, batch.width - values.shape[1]))
         completions = targets.train_policy.shape[1] + targets.train_anchor.shape[1]
         logprobs = values.new_zeros(len(rows), completions, batch.width).index_put(index, values)
+        if self.mask_truncated:
+            ended = batch.ended()[rows].to(values.device, values.dtype)
+            logprobs = weighted_gradient(logprobs, ended[..., None])
         ours, theirs = logprobs[:, : batch.num_policy], logprobs[:, batch.num_policy :]
         if self.importance_cap is not None:
             weights = batch.importance_weights(self.importance_cap)[rows].to(values.device)

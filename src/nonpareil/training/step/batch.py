@@ -81,6 +81,12 @@ class StepBatch:
             sampler_logprobs=[sampled[row] for row in kept] if sampled is not None else None,
         )
 
+    def ended(self) -> Tensor:
+        """Which completions ended by themselves [b, k + m], False where a group is smaller than another."""
+        ended = [[reason == "stop" for reason in group.finish_reasons] for group in self.groups]
+        width = max(map(len, ended), default=0)
+        return torch.tensor([row + [False] * (width - len(row)) for row in ended]).view(len(ended), width)
+
     def log_sampling_ratio(self) -> list[list[Tensor]]:
         """log pi - log sampler of each token the policy drew, by prompt and draw; empty where they are one."""
         if self.sampler_logprobs is None:

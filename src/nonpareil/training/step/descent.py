@@ -1,7 +1,7 @@
 """A step's gradient of the prompts that give numbers; the others are as if they were not of the step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -82,7 +82,7 @@ class Descent:
         training_mode(model)
         dropped = list(batch.dropped)
         while True:
-            targets = self.method.targets(batch.draws)
+            targets = self._targets(batch)
             outcome = self.accumulator.step(model, batch, targets)
             bad = outcome.bad or self._bad_gradients(model, batch, targets, step)
             dropped += bad.values()
@@ -96,6 +96,15 @@ class Descent:
         loss = outcome.loss if kept else float("nan")
         self.accumulator.spent.add_loss(loss)
         return Descended(loss, batch, targets, dropped)
+
+    def _targets(self, batch: StepBatch) -> Targets:
+        """The method's; a prompt whose completions were all cut tells nothing where those are masked."""
+        targets: Targets = self.method.targets(batch.draws)
+        if not self.accumulator.mask_truncated:
+            return targets
+        trained = torch.cat([targets.train_policy, targets.train_anchor], dim=1)
+        whole = (trained & batch.ended()).any(-1)
+        return replace(targets, signal=whole if targets.signal is None else targets.signal & whole)
 
     def _bad_gradients(
         self, model: nn.Module, batch: StepBatch, targets: Targets, step: int

@@ -37,6 +37,12 @@ _CREDITS = _Words(
     "make credits of all prompts that are trained on, of completions whose rewards did not fail, by a value that "
     "varies from one next token to another (credited_completions, likeliest, from_tail)",
 )
+_UNCUT = _Words(
+    "no prompt has rewards that tell its completions apart and one of those that ended by itself",
+    "no prompt had rewards that told its completions apart and one of those that ended by itself",
+    "raise max_completion_length, or train on completions that were cut too (mask_truncated_completions=false); "
+    f"for rewards that tie, {_REWARDS.remedy}",
+)
 ENOUGH_REWARDS = 64
 """Rewards that are seen before two values are taken for all that there are."""
 
@@ -51,10 +57,10 @@ class Signal(TrainerCallback, ExportableState):
     tells anything, training ends beyond best-of-n; with many, hardly any step is lost.
     """
 
-    def __init__(self, method: Method, stopper: StopCleanly):
+    def __init__(self, method: Method, stopper: StopCleanly, *, masks_truncated: bool = False):
         self.stopper = stopper
         self._credited = isinstance(method, CreditedMethod)
-        self._words = _CREDITS if self._credited else _REWARDS
+        self._words = _CREDITS if self._credited else _UNCUT if masks_truncated else _REWARDS
         self.moves = True
         self.moved = self.still = self.lost = self._in_a_row = 0
         self._hint: str | None = method.hint_for_two_rewards
