@@ -86,7 +86,9 @@ def answer(folder: Path) -> str:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     turns = [{"role": "user", "content": QUESTION}]
-    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    ids = tokenizer.apply_chat_template(
+        turns, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
     drawn = model.generate(**ids, max_new_tokens=32, do_sample=False)[0, ids["input_ids"].shape[1] :]
     if drawn[-1] != tokenizer.eos_token_id:
         raise SystemExit(f"the model does not end its answer: {tokenizer.decode(drawn)!r}")
@@ -94,7 +96,9 @@ def answer(folder: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("models/smollm2"))
     parser.add_argument("--gguf", type=Path, help="the file, where it is here already")
     args = parser.parse_args()

@@ -41,15 +41,29 @@ ASKED = (
     'What helps with {topic}? Answer in at most {words} words and use the word "{keyword}".',
     'In no more than {words} words, give advice on {topic}. It must contain the word "{keyword}".',
 )
-SUMS: dict[str, dict[str, Any]] = {}
+SUMS: dict[str, dict[str, Any]] = {
+    "basic_arithmetic": {
+        **{"max_terms": 2, "max_digits": 1, "allow_negation": False, "allow_parentheses": False},
+        "operators": ("+", "-", "*"),  # its answer to a division by zero is 42
+    },
+    "chain_sum": {"max_terms": 2, "max_digits": 1},
+    "gcd": {"max_value": 15},
+    "products": {"max_digits": 1},
+}
 """Generator: its settings."""
+MOST = 300
+"""Questions of a generator; some have fewer."""
 
 
 def advice(topics: list[str], count: int, seed: int) -> list[dict[str, Any]]:
     """Rows with prompt, keyword and words, no two alike."""
     draw, rows = random.Random(seed), {}
     while len(rows) < count:
-        filled = {"topic": draw.choice(topics), "keyword": draw.choice(KEYWORDS), "words": draw.choice(LIMITS)}
+        filled = {
+            "topic": draw.choice(topics),
+            "keyword": draw.choice(KEYWORDS),
+            "words": draw.choice(LIMITS),
+        }
         text = draw.choice(ASKED).format(**filled)
         prompt = [{"role": "user", "content": text}]
         rows[text] = {"prompt": prompt, "keyword": filled["keyword"], "words": filled["words"]}
@@ -57,25 +71,23 @@ def advice(topics: list[str], count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def sums(train: int, test: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows with prompt, generator, answer and entry of both files, the generators in turn; no question twice."""
+    """Rows with prompt, generator, answer and entry of both files, the generators mixed; no question twice."""
     import reasoning_gym
 
     sys.path.insert(0, str(HERE))
     from rates import ASKED as BRIEFLY
 
-    each = -(-(train + test) // len(SUMS))
-    by_generator = []
+    rows = {}
     for name, options in SUMS.items():
-        rows = {}
-        for entry in reasoning_gym.create_dataset(name, seed=7, size=20 * each, **options):
+        of_it = {}
+        for entry in reasoning_gym.create_dataset(name, seed=7, size=4000, **options):
             prompt = [{"role": "user", "content": entry["question"].strip() + BRIEFLY}]
             row = {"prompt": prompt, "generator": name, "answer": str(entry["answer"])}
-            rows.setdefault(entry["question"], row | {"entry": json.dumps(entry, default=str)})
-        by_generator.append(list(rows.values())[:each])
-    held_out = -(-test // len(SUMS))
-    apart = [rows[:held_out] for rows in by_generator], [rows[held_out:] for rows in by_generator]
-    mixed = [[row for turn in zip(*part, strict=True) for row in turn] for part in apart]
-    return mixed[1][:train], mixed[0][:test]
+            of_it.setdefault(entry["question"], row | {"entry": json.dumps(entry, default=str)})
+        rows |= dict(list(of_it.items())[:MOST])
+    mixed = list(rows.values())
+    random.Random(7).shuffle(mixed)
+    return mixed[test : test + train], mixed[:test]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -84,7 +96,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("nonpareil-chat/prompts"))
     parser.add_argument("--train", type=int, default=768)
     parser.add_argument("--test", type=int, default=128)

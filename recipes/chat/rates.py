@@ -19,10 +19,20 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-SKIPPED = {"composite": "made of others", "futoshiki": "slow to make", "codeio": "makes its questions by running Python", "knight_swap": "slow to make"}
+SKIPPED = {
+    "composite": "made of others",
+    "futoshiki": "slow to make",
+    "codeio": "makes its questions by running Python",
+    "knight_swap": "slow to make",
+}
 EASY: dict[str, dict[str, Any]] = {
     "base_conversion": {"min_value": 1, "max_value": 20, "max_base": 10},
-    "basic_arithmetic": {"max_terms": 2, "max_digits": 1, "allow_negation": False, "allow_parentheses": False},
+    "basic_arithmetic": {
+        "max_terms": 2,
+        "max_digits": 1,
+        "allow_negation": False,
+        "allow_parentheses": False,
+    },
     "binary_alternation": {"min_n": 4, "max_n": 6},
     "bitwise_arithmetic": {"difficulty": 1},
     "caesar_cipher": {"min_words": 3, "max_words": 4, "max_rotation": 1},
@@ -30,10 +40,21 @@ EASY: dict[str, dict[str, Any]] = {
     "circuit_logic": {"min_terms": 1, "max_terms": 2, "max_inputs": 2},
     "coin_flip": {"min_trials": 1, "max_trials": 3},
     "color_cube_rotation": {"max_rotations": 1},
-    "complex_arithmetic": {"min_real": 0, "max_real": 5, "min_imag": 0, "max_imag": 5, "operations_weights": [0.5, 0.5, 0, 0]},
+    "complex_arithmetic": {
+        "min_real": 0,
+        "max_real": 5,
+        "min_imag": 0,
+        "max_imag": 5,
+        "operations_weights": [0.5, 0.5, 0, 0],
+    },
     "count_bits": {"max_n": 8},
     "count_primes": {"max_n": 10},
-    "course_schedule": {"min_num_courses": 3, "max_num_courses": 4, "min_cycle_length": 3, "max_cycle_length": 3},
+    "course_schedule": {
+        "min_num_courses": 3,
+        "max_num_courses": 4,
+        "min_cycle_length": 3,
+        "max_cycle_length": 3,
+    },
     "decimal_arithmetic": {"max_num_decimal_places": 1, "min_num_decimal_places": 1, "max_terms": 2},
     "decimal_chain_sum": {"max_terms": 2, "max_digits": 1, "max_decimal_places": 1},
     "dice": {"num_dice": 1, "max_dice_size": 6},
@@ -129,7 +150,9 @@ def table(groups: Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="models/smollm2")
     parser.add_argument("--output_dir", type=Path, default=Path("nonpareil-chat/rates"))
     parser.add_argument("--prompts", type=int, default=30, help="of each generator")

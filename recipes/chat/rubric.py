@@ -11,7 +11,9 @@ import re
 from typing import Any
 
 WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
-EXCUSES = re.compile(r"\b(sorry|apologi[sz]e|as an ai|i cannot|i can't|i'm unable|language model)\b", re.IGNORECASE)
+EXCUSES = re.compile(
+    r"\b(sorry|apologi[sz]e|as an ai|i cannot|i can't|i'm unable|language model)\b", re.IGNORECASE
+)
 
 
 def texts_of(completions: list[Any]) -> list[str]:
@@ -50,5 +52,14 @@ def plain(completions: list[Any], **columns: Any) -> list[float]:
     for text in texts_of(completions):
         different = {word.lower() for word in WORD.findall(text)}
         marked = re.search(r"[*#_`]|^\s*(\d+[.)]|-)\s", text, re.MULTILINE)
-        scores.append(0.0 if marked or not different else sum(len(w) <= 6 for w in different) / len(different))
+        scores.append(
+            0.0 if marked or not different else sum(len(w) <= 6 for w in different) / len(different)
+        )
     return scores
+
+
+def all_four(completions: list[Any], words: list[int], keyword: list[str], **columns: Any) -> list[float]:
+    """The weighted sum, for tools that take one reward."""
+    used = globals()["keyword"](completions, keyword)
+    parts = zip(length(completions, words), used, whole(completions), plain(completions), strict=True)
+    return [2 * a + 1.5 * b + c + 1.5 * d for a, b, c, d in parts]

@@ -63,7 +63,9 @@ class StepClock(TrainerCallback):
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True)
     parser.add_argument("--prompts", required=True, help="JSON lines with `prompt` and the reward's columns")
     parser.add_argument("--reward", required=True, help="path/to/file.py:function")
@@ -114,7 +116,9 @@ def main() -> None:
     args = arguments()
     keep_freed_memory()
     clock = StepClock()
-    lora = LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha, task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=args.lora_r, lora_alpha=args.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     trainer = Counted(
         model=AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32),
         reward_funcs=function_of(args.reward),

@@ -18,7 +18,13 @@ MARKS = " \t\"'`*.:;!$"
 UNSAFE = frozenset(
     {
         *("binary_matrix", "n_queens", "spiral_matrix", "string_insertion"),
-        *("countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24", "simple_integration"),
+        *(
+            "countdown",
+            "intermediate_integration",
+            "polynomial_multiplication",
+            "puzzle24",
+            "simple_integration",
+        ),
     }
 )
 """Generators whose verifier runs the answer as Python, by eval or by sympy's parse_expr: never given a model's words."""
@@ -53,7 +59,9 @@ def stated_answer(text: str, like: str) -> str:
     return last.strip(MARKS)
 
 
-def solved(completions: list[Any], generator: list[str], entry: list[str], **columns: Any) -> list[float | None]:
+def solved(
+    completions: list[Any], generator: list[str], entry: list[str], **columns: Any
+) -> list[float | None]:
     """1 where the stated answer has the verifier's full credit, else 0; an exception of the verifier's own is a null."""
     rewards: list[float | None] = []
     for completion, name, made in zip(completions, generator, entry, strict=True):
