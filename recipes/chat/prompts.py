@@ -3,10 +3,10 @@
     pip install reasoning-gym
     python recipes/chat/prompts.py --output_dir nonpareil-chat/prompts
 
-`sums-train.jsonl` and `sums-test.jsonl`: a mixture of reasoning-gym generators that SmolLM2-135M-Instruct solves part of the time
-(docs/chat.md has the rates of all). No question is in both files.
-`advice-train.jsonl` and `advice-test.jsonl`: a tip on a topic, with a word to use and a limit of words; no topic is in both.
-The same files each time.
+`sums-train.jsonl` and `sums-test.jsonl`: a mixture of reasoning-gym generators that SmolLM2-135M-Instruct solves
+part of the time (docs/chat.md has the rates of all). No question is in both files. `advice-train.jsonl` and
+`advice-test.jsonl`: a tip on a topic, with a word to use and a limit of words; no topic is in both. The same
+files each time.
 """
 
 import argparse
@@ -17,24 +17,29 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-TOPICS = (
-    "sleeping better;learning a language;cooking rice;saving money;training a puppy;growing tomatoes;writing a letter;"
-    "running a first mile;making new friends;packing a suitcase;fixing a bicycle tyre;reading more books;drinking more water;"
-    "keeping a tidy desk;giving a speech;planning a trip;painting a wall;baking bread;studying for an exam;calming down;"
-    "waking up early;playing the guitar;taking good photos;walking in the rain;hosting a dinner;using less plastic;"
-    "caring for a cat;choosing a gift;repairing a shirt;swimming safely;remembering names;meeting a deadline;"
-    "eating vegetables;planting a tree;cleaning windows;staying warm in winter;finding a hobby;driving in snow;"
-    "washing wool;telling a story;asking for help;making tea;listening well;camping with children;riding a horse;"
-    "starting a garden;learning to draw;sharing a flat;carrying heavy bags;singing in a choir"
-).split(";")
-HELD_OUT_TOPICS = (
-    "buying used shoes;learning to swim;keeping plants alive;making soup;writing a poem;crossing a busy road;"
-    "getting over a cold;moving house;playing chess;walking a dog;waiting in line;saving electricity"
-).split(";")
-KEYWORDS = (
-    "water;morning;friend;slowly;paper;music;hands;light;often;small;breath;table;window;weather;smile;pocket;list;clock;"
-    "quiet;enough;simple;careful;ready;fresh"
-).split(";")
+TOPICS = [
+    *("sleeping better", "learning a language", "cooking rice", "saving money", "training a puppy"),
+    *("growing tomatoes", "writing a letter", "running a first mile", "making new friends"),
+    *("packing a suitcase", "fixing a bicycle tyre", "reading more books", "drinking more water"),
+    *("keeping a tidy desk", "giving a speech", "planning a trip", "painting a wall", "baking bread"),
+    *("studying for an exam", "calming down", "waking up early", "playing the guitar", "taking good photos"),
+    *("walking in the rain", "hosting a dinner", "using less plastic", "caring for a cat", "choosing a gift"),
+    *("repairing a shirt", "swimming safely", "remembering names", "meeting a deadline", "eating vegetables"),
+    *("planting a tree", "cleaning windows", "staying warm in winter", "finding a hobby", "driving in snow"),
+    *("washing wool", "telling a story", "asking for help", "making tea", "listening well"),
+    *("camping with children", "riding a horse", "starting a garden", "learning to draw", "sharing a flat"),
+    *("carrying heavy bags", "singing in a choir"),
+]
+HELD_OUT_TOPICS = [
+    *("buying used shoes", "learning to swim", "keeping plants alive", "making soup", "writing a poem"),
+    *("crossing a busy road", "getting over a cold", "moving house", "playing chess", "walking a dog"),
+    *("waiting in line", "saving electricity"),
+]
+KEYWORDS = [
+    *("water", "morning", "friend", "slowly", "paper", "music", "hands", "light", "often", "small", "breath"),
+    *("table", "window", "weather", "smile", "pocket", "list", "clock", "quiet", "enough", "simple"),
+    *("careful", "ready", "fresh"),
+]
 LIMITS = (8, 10, 12, 15, 20)
 ASKED = (
     'Give me one tip for {topic}. Use the word "{keyword}" and at most {words} words.',

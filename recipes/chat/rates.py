@@ -3,10 +3,11 @@
     pip install reasoning-gym
     python recipes/chat/rates.py --model models/smollm2 --output_dir nonpareil-chat/rates
 
-Every generator whose verifier does not run the answer as Python (verifier.py) is tried in its easiest settings (EASY, else its
-own defaults), on 30 prompts of at most 200 tokens, 4 answers to each. A task that the model solves a fifth to seven tenths of the time
-is one to learn from: where it always or never does, no reward tells one answer from another. Groups are drawn by `nonpareil
-sample`, so a run that was stopped goes on; the table is written to rates.json and printed.
+Every generator whose verifier does not run the answer as Python (verifier.py) is tried in its easiest settings
+(EASY, else its own defaults), on 30 prompts of at most 200 tokens, 4 answers to each. A task that the model
+solves a fifth to seven tenths of the time is one to learn from: where it always or never does, no reward tells
+one answer from another. Groups are drawn by `nonpareil sample`, so a run that was stopped goes on; the table is
+written to rates.json and printed.
 """
 
 import argparse
@@ -96,7 +97,7 @@ ASKED = "\nAnswer briefly, in a few words."
 
 
 def questions(names: list[str], count: int, seed: int, tokenizer: Any, limit: int) -> list[dict[str, Any]]:
-    """Rows with prompt, generator and entry; of a generator none where half of its prompts are longer than `limit` tokens."""
+    """Rows with prompt, generator and entry; of a generator none where half of its prompts have over `limit` tokens."""
     import reasoning_gym
 
     rows = []
@@ -122,7 +123,7 @@ def at_least_one(successes: int, drawn: int, n: int) -> float:
 
 
 def table(groups: Path) -> list[dict[str, Any]]:
-    """A row for each generator: success rate, pass@4, mean tokens, prompts whose answers differ in reward, nulls."""
+    """A row for each generator: success rate, pass@4, prompts whose answers differ in reward, tokens, nulls."""
     from nonpareil.rollouts import read_groups
 
     found = defaultdict(list)

@@ -1,10 +1,10 @@
-"""Rewards of the graded task: how well a short answer keeps to what was asked, by four checkers of a line or two each.
+"""Rewards of the graded task: how well a short answer keeps to what was asked, by four short checkers.
 
     nonpareil sample --reward_funcs recipes/chat/rubric.py:length recipes/chat/rubric.py:keyword \\
         recipes/chat/rubric.py:whole recipes/chat/rubric.py:plain --reward_weights 2 1.5 1 1.5 ...
 
-Each prompt brings what it asked for as columns: `keyword`, a word to use, and `words`, how many words the answer may have. Every
-checker gives a number from 0 to 1. Two of them have many values, so that few answers tie.
+Each prompt brings what it asked for as columns: `keyword`, a word to use, and `words`, how many words the answer
+may have. Every checker gives a number from 0 to 1. Two of them have many values, so that few answers tie.
 """
 
 import re
@@ -37,7 +37,7 @@ def keyword(completions: list[Any], keyword: list[str], **columns: Any) -> list[
 
 
 def whole(completions: list[Any], **columns: Any) -> list[float]:
-    """1 for an answer that begins with a capital, ends a sentence and makes no excuse; half where one of these is missing."""
+    """1 for a capital at the start, the end of a sentence at the end, and no excuse; half where one is missing."""
     scores = []
     for text in texts_of(completions):
         stripped = text.strip()

@@ -3,9 +3,9 @@
     python recipes/chat/trl_grpo.py --model models/smollm2 --prompts nonpareil-chat/prompts/sums-train.jsonl \\
         --reward recipes/chat/verifier.py:solved --output_dir grpo --completions 1536
 
-TRL's defaults hold but for what the comparison fixes (completions, their length, the temperature, LoRA's rank, the optimizer's
-schedule) and what a CPU needs: no gradient checkpointing, micro-batches, bfloat16 products where this machine gains from them.
-Writes the adapter, its tokenizer and spent.json, which `nonpareil compare` reads.
+TRL's defaults hold but for what the comparison fixes (completions, their length, the temperature, LoRA's rank,
+the optimizer's schedule) and what a CPU needs: no gradient checkpointing, micro-batches, bfloat16 products where
+this machine gains from them. Writes the adapter, its tokenizer and spent.json, which `nonpareil compare` reads.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def function_of(reward: str) -> Callable:
 
 
 class Counted(GRPOTrainer):
-    """TRL's trainer, whose tokens are counted: drawn, and trained on (prompts included, as it passes them each time)."""
+    """TRL's trainer, whose tokens are counted: drawn, and trained on (prompts included, each time anew)."""
 
     tokens_drawn = tokens_trained = 0
 

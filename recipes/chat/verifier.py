@@ -2,9 +2,10 @@
 
     nonpareil sample --reward_funcs recipes/chat/verifier.py:solved ...
 
-Each prompt brings two columns: `generator`, the name of a reasoning-gym generator, and `entry`, what it made, as JSON. The answer is
-taken out of the completion by `stated_answer`. reasoning-gym gives part of the credit to texts that merely hold the answer, or
-try; here only full credit counts, so that a reward of .01 for a wrong answer never wins among wrong answers.
+Each prompt brings two columns: `generator`, the name of a reasoning-gym generator, and `entry`, what it made, as
+JSON. The answer is taken out of the completion by `stated_answer`. reasoning-gym gives part of the credit to
+texts that merely hold the answer, or try; here only full credit counts, so that a reward of .01 for a wrong
+answer never wins among wrong answers.
 """
 
 import json
@@ -27,7 +28,7 @@ UNSAFE = frozenset(
         ),
     }
 )
-"""Generators whose verifier runs the answer as Python, by eval or by sympy's parse_expr: never given a model's words."""
+"""Generators whose verifier runs the answer as Python (eval, sympy's parse_expr): never given a model's words."""
 
 
 @cache
@@ -43,8 +44,8 @@ def verifier(generator: str) -> Any:
 def stated_answer(text: str, like: str) -> str:
     """What a completion gives as its answer, where the right one looks `like` this.
 
-    A number: the last number. Yes, no, true or false: the first of these words. Else the last line with words, after its last
-    colon, without marks and markup around it.
+    A number: the last number. Yes, no, true or false: the first of these words. Else the last line with words,
+    after its last colon, without marks and markup around it.
     """
     if NUMBER.fullmatch(like.strip()):
         found = NUMBER.findall(text)
@@ -62,7 +63,7 @@ def stated_answer(text: str, like: str) -> str:
 def solved(
     completions: list[Any], generator: list[str], entry: list[str], **columns: Any
 ) -> list[float | None]:
-    """1 where the stated answer has the verifier's full credit, else 0; an exception of the verifier's own is a null."""
+    """1 where the stated answer has the verifier's full credit, else 0; where the verifier itself fails, a null."""
     rewards: list[float | None] = []
     for completion, name, made in zip(completions, generator, entry, strict=True):
         text = completion if isinstance(completion, str) else completion[-1]["content"]
