@@ -2,7 +2,7 @@
 
     python recipes/chat/answers.py --reference OUT/reference --policy OUT/runs/jbond/seed-0/evaluation/final/policy
 
-Both are folders of groups that an evaluation left. What cannot be printed, of a terminal's codes say, is shown escaped.
+Both are folders of groups that an evaluation left. What cannot be printed is shown escaped.
 """
 
 import argparse

@@ -97,7 +97,7 @@ ASKED = "\nAnswer briefly, in a few words."
 
 
 def questions(names: list[str], count: int, seed: int, tokenizer: Any, limit: int) -> list[dict[str, Any]]:
-    """Rows with prompt, generator and entry; of a generator none if half of its prompts have over `limit` tokens."""
+    """Rows with prompt, generator, entry; of a generator none if half of its prompts have over `limit` tokens."""
     import reasoning_gym
 
     rows = []
