@@ -7,7 +7,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 import yaml
+
+from nonpareil.models.loading import load_policy
+from tests.tiny import make_model, make_tokenizer
 
 ROOT = Path(__file__).parents[1]
 CHAT = ROOT / "recipes" / "chat"
@@ -73,7 +77,10 @@ def test_the_peer_is_given_the_same_reward_as_the_methods() -> None:
     completions = ["Drink water.", "never mind", "1. A list of water and more things that go on"]
     columns = {"words": [8, 10, 12], "keyword": ["water", "light", "water"]}
     parts = [getattr(rubric, name)(completions, **columns) for name in names]
-    weighted = [sum(w * v for w, v in zip(spec["reward_weights"], each, strict=True)) for each in zip(*parts)]
+    weighted = [
+        sum(w * v for w, v in zip(spec["reward_weights"], each, strict=True))
+        for each in zip(*parts, strict=True)
+    ]
     assert rubric.all_four(completions, **columns) == pytest.approx(weighted)
 
 
@@ -96,3 +103,37 @@ def test_prompts_are_the_same_each_time_and_held_out_ones_apart(tmp_path, monkey
     answers = [f"It is {row['answer']}" for row in test]
     columns = {name: [row[name] for row in test] for name in ("generator", "entry")}
     assert script("verifier").solved(answers, **columns) == [1] * 20
+
+
+def test_trls_grpo_draws_what_the_budget_says_and_leaves_a_policy(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("trl", reason="the peer of the comparison, not a dependency")
+    make_model().save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    rows = [{"prompt": text, "wanted": 2} for text in ("the film was", "a good film", "not bad", "a very")]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "reward.py").write_text(
+        "def short(completion_ids, wanted, **_):\n"
+        "    return [-abs(len(i) - w) for i, w in zip(completion_ids, wanted)]\n"
+    )
+    settings = {
+        "model": tmp_path / "model",
+        "prompts": tmp_path / "prompts.jsonl",
+        "output_dir": tmp_path / "out",
+    }
+    settings |= {
+        "reward": f"{tmp_path / 'reward.py'}:short",
+        "completions": 16,
+        "batch_size": 8,
+        "micro_batch": 4,
+    }
+    settings |= {"num_generations": 4, "max_completion_length": 6, "learning_rate": 0.05, "seed": 1}
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["trl_grpo.py", *words])
+    script("trl_grpo").main()
+
+    spent = json.loads((tmp_path / "out" / "spent.json").read_text())
+    assert (spent["completions_drawn"], spent["steps"]) == (16, 2)
+    assert 16 <= spent["tokens_drawn"] < spent["tokens_trained"], "prompts are trained through, too"
+    ids = torch.tensor([[1, 7, 8, 9]])
+    trained, base = load_policy(str(tmp_path / "out"), dtype="float32")[0], make_model()
+    assert (trained(ids).logits - base(ids).logits).abs().max() > 1e-3

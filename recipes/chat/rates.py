@@ -132,17 +132,18 @@ def table(groups: Path) -> list[dict[str, Any]]:
     rows = []
     for name, all_groups in found.items():
         rewards = [[r for r in group.rewards if r is not None and r == r] for group in all_groups]
-        told = [r for r in rewards if r]
-        lengths = [len(ids) for group in all_groups for ids in group.completion_token_ids]
         sizes = [len(group.rewards) for group in all_groups]
-        n = min(map(len, told), default=0)
+        n = min(sizes)
+        told = [r for r in rewards if len(r) >= n]
+        lengths = [len(ids) for group in all_groups for ids in group.completion_token_ids]
+        passed = [at_least_one(round(sum(r)), len(r), n) for r in told]
         rows.append(
             {
                 "generator": name,
                 "prompts": len(all_groups),
-                "success": sum(map(sum, told)) / max(1, sum(map(len, told))),
-                f"pass@{n}": sum(at_least_one(round(sum(r)), len(r), n) for r in told) / max(1, len(told)),
-                "mixed": sum(0 < sum(r) < len(r) for r in told) / max(1, len(told)),
+                "success": sum(map(sum, rewards)) / max(1, sum(map(len, rewards))),
+                f"pass@{n}": sum(passed) / len(passed) if passed else None,
+                "mixed": sum(0 < sum(r) < len(r) for r in rewards) / len(rewards),
                 "tokens": sum(lengths) / len(lengths),
                 "null": sum(sizes) - sum(map(len, rewards)),
             }
