@@ -88,7 +88,6 @@ EASY: dict[str, dict[str, Any]] = {
     "spell_backward": {"max_word_len": 4},
     "time_intervals": {"task_types": ("date",), "max_date_difference_days": 10},
     "tower_of_hanoi": {"max_disks": 3, "max_pegs": 3},
-    "word_ladder": {"min_word_length": 3, "max_word_length": 3},
     "word_sequence_reversal": {"max_words": 4},
     "word_sorting": {"max_words": 4},
     "zebra_puzzles": {"num_people": 2, "num_characteristics": 2},
