@@ -401,6 +401,26 @@ def test_a_run_in_a_process_of_its_own(comparison, files):
     assert figures["comparison"]["jbond"]["figures"]["seconds"]["mean"] == done["seconds"]
 
 
+def test_adapters_are_compared_as_models_are(comparison, in_process, files):
+    """The folder of a run with `use_peft` holds an adapter and no config.json, and so do its checkpoints."""
+    method = {
+        "use_peft": True,
+        "lora_target_modules": ["all-linear"],
+        "learning_rate": "5e-2",
+        "max_steps": 2,
+    }
+    status, figures, error = comparison(methods={"jbond": method}, seeds=[0], groups=None, checkpoints=1)
+    assert status == 0, error
+    assert not (files / "out/runs/jbond/seed-0/model/config.json").exists()
+    assert figures["comparison"]["jbond"]["figures"]["kl"]["mean"] > 0.01, (
+        "the adapter was measured, not the base"
+    )
+    assert sorted(path.name for path in (files / "out/runs/jbond/seed-0/evaluation").iterdir()) == [
+        "checkpoint-1",
+        "final",
+    ]
+
+
 # --- Failures
 
 

@@ -12,6 +12,7 @@ from nonpareil.commands.policies import local
 from nonpareil.models.loading import load_tokenizer
 from nonpareil.rollouts.credits import read_credits
 from nonpareil.rollouts.manifest import read_manifest
+from nonpareil.values import fit as fitting
 from nonpareil.values import network
 from nonpareil.values.settings import FitSettings
 from tests.cli.conftest import WORDS, config
@@ -134,6 +135,18 @@ def test_a_distillation_makes_what_is_missing(nonpareil, files, groups):
     spent = json.loads((files / "out" / "spent.json").read_text())
     assert (spent["completions_drawn"], list(spent["made_before"])) == (0, ["credits"])
     assert (files / "out" / "model.safetensors").is_file()
+
+
+def test_the_trainings_bound_of_memory_is_that_of_its_values_fit(nonpareil, files, groups, monkeypatch):
+    bounds, batches = set(), fitting.token_budget_batches
+
+    def noted(lengths, most):
+        bounds.add(most)
+        return batches(lengths, most)
+
+    monkeypatch.setattr(fitting, "token_budget_batches", noted)
+    nonpareil("distill", **DISTILL, **FEW, groups=groups, max_tokens_per_batch=48)
+    assert bounds == {48}
 
 
 def test_a_gain_that_may_be_chance_is_told_with_what_would_help(nonpareil, files, groups):

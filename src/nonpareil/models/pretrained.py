@@ -23,6 +23,11 @@ TRUST = "trust_remote_code"
 DAMAGED = "; one of its files is damaged, or of another version of transformers: save or fetch it again"
 
 
+def holds_model(folder: Path) -> bool:
+    """Whether a model or an adapter was saved there."""
+    return any((folder / name).is_file() for name in MODEL_FILES)
+
+
 def check_local_path(
     name_or_path: str, field: str, needs: tuple[str, ...] = MODEL_FILES, revision: str | None = None
 ) -> None:

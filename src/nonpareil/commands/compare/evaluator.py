@@ -183,8 +183,10 @@ class Evaluator:
 
     def _checkpoints(self, plan: RunPlan) -> list[tuple[str, Path]]:
         """Those to be evaluated, evenly chosen among the ones that the run left before its end."""
+        from nonpareil.models.pretrained import holds_model
+
         done = read_json(plan.folder / "done.json") or {}
-        found = [path for path in plan.model.glob("checkpoint-*") if (path / "config.json").is_file()]
+        found = [path for path in plan.model.glob("checkpoint-*") if holds_model(path)]
         found = sorted((path for path in found if path.name.rsplit("-", 1)[1].isdigit()), key=_step)
         state = read_json(found[-1] / "trainer_state.json") or {} if found else {}
         last = done.get("steps") or state.get("max_steps")  # the final model itself

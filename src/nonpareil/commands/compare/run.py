@@ -156,6 +156,8 @@ class _Comparison:
 
     def _train(self, plan: RunPlan, where: str) -> None:
         """One run in a process of its own, unless it is done."""
+        from nonpareil.models.pretrained import holds_model
+
         if (plan.folder / DONE).is_file():
             self._say(f"{where}: trained already")
             return
@@ -177,8 +179,10 @@ class _Comparison:
                 f"the process ended with status {ended.status} ({_duration(time.monotonic() - begun)}); the end "
                 f"of {log}:\n{last_lines(log)}"
             )
-        if not (plan.model / "config.json").is_file():
-            raise RunFailed(f"it left no model in {plan.model} (no config.json); see {log}")
+        if not holds_model(plan.model):
+            raise RunFailed(
+                f"it left no model in {plan.model} (no config.json or adapter_config.json); see {log}"
+            )
         spent: dict[str, Any] = {"seconds": ended.seconds, "peak_memory_bytes": ended.peak_memory_bytes}
         spent |= read_json(plan.model / "spent.json") or {}
         if before := {} if plan.entry.command else spent_before(plan.model):

