@@ -25,9 +25,7 @@ class Openings:
         "" where the answer begins with the completion; what is continued, where the assistant spoke last.
         """
         continues = messages[-1]["role"] == "assistant"
-        text = self._rendered(
-            messages, add_generation_prompt=not continues, continue_final_message=continues
-        )
+        text = self._rendered(messages, add_generation_prompt=not continues, continue_final_message=continues)
         if text is None or not self._header.strip():
             return None
         _, header, rest = text.rpartition(self._header.strip())

@@ -16,6 +16,7 @@ VERIFIERS = {
     "format": "nonpareil.rewards.verifiers.format:Format",
     "length": "nonpareil.rewards.verifiers.length:Length",
     "similarity": "nonpareil.rewards.verifiers.similarity:Similarity",
+    "reasoning_gym": "nonpareil.rewards.verifiers.reasoning_gym:ReasoningGym",
 }
 """Name -> module:class, imported when it is asked for."""
 _WRITTEN = re.compile(r"(?P<name>\w+)(:(?P<settings>|.*=.*))?", re.DOTALL)
