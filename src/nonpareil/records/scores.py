@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nonpareil.records.groups import Group, Message, PromptText
+from nonpareil.records.groups import FinishReason, Group, Message, PromptText
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class ScoreRequest:
     Two groups may have equal prompts, so a reward that compares within a group reads its borders here."""
     openings: list[str | None] | None = None
     """What of each answer its prompt wrote already (see `rollouts.openings`), None where that is not known."""
+    finish_reasons: list[FinishReason] | None = None
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -31,6 +32,7 @@ class ScoreRequest:
     def of(cls, groups: Sequence[Group]) -> "ScoreRequest":
         """Flatten groups, prompt by prompt; dataset columns are repeated for each completion."""
         prompts, completions, ids, places, openings = [], [], [], [], []
+        finish_reasons = [reason for group in groups for reason in group.finish_reasons]
         names = list(dict.fromkeys(name for group in groups for name in group.columns))
         columns: dict[str, list[Any]] = {name: [] for name in names}
         for number, group in enumerate(groups):
@@ -43,7 +45,7 @@ class ScoreRequest:
                 openings.append(group.opening)
                 for name in names:
                     columns[name].append(group.columns.get(name))
-        return cls(prompts, completions, ids, columns, places, openings)
+        return cls(prompts, completions, ids, columns, places, openings, finish_reasons)
 
     def copy(self) -> "ScoreRequest":
         """Lists of its own, down to each message and column's value: what is done to them touches no group."""
@@ -54,6 +56,7 @@ class ScoreRequest:
             {name: [_own(value) for value in values] for name, values in self.columns.items()},
             None if self.group_places is None else list(self.group_places),
             None if self.openings is None else list(self.openings),
+            None if self.finish_reasons is None else list(self.finish_reasons),
         )
 
     def select(self, rows: Sequence[int]) -> "ScoreRequest":
@@ -65,6 +68,7 @@ class ScoreRequest:
             {name: [values[i] for i in rows] for name, values in self.columns.items()},
             None if self.group_places is None else [self.group_places[i] for i in rows],
             None if self.openings is None else [self.openings[i] for i in rows],
+            None if self.finish_reasons is None else [self.finish_reasons[i] for i in rows],
         )
 
 

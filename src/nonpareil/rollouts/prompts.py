@@ -13,6 +13,7 @@ from nonpareil.errors import ConfigError, DataError
 from nonpareil.models.chat import held_clock, template_failure, template_source
 from nonpareil.records import Message, Prompt, PromptText, prompt_id_of
 from nonpareil.rollouts.checked_rows import PromptRow, check_column, check_columns, checked_prompt
+from nonpareil.rollouts.openings import Openings
 from nonpareil.rollouts.parts import part_of
 from nonpareil.rollouts.rendering import check_template_kwargs, rendering_of
 from nonpareil.rollouts.sources import read_rows
@@ -159,6 +160,7 @@ def tokenize_prompts(
         rendering = rendering_of(tokenizer, kwargs, tools=any(tools))
     tokenized: list[Prompt] = []
     with held_clock(now or datetime.now()) if rendering else nullcontext():
+        openings = Openings(tokenizer, kwargs) if rendering else None
         for place, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
             position, where = getattr(row, "position", place), _where(row, place)
             ids = (
@@ -171,7 +173,8 @@ def tokenize_prompts(
                 check_columns(columns, where)
             how = None if isinstance(prompt, str) else rendering
             prompt_id = prompt_id_of(prompt, position, tools[place])
-            tokenized.append(Prompt(prompt_id, prompt, ids, columns, how))
+            opening = None if openings is None or isinstance(prompt, str) else openings.of(prompt)
+            tokenized.append(Prompt(prompt_id, prompt, ids, columns, how, opening))
     _tell_prefilled(
         sum(not isinstance(p, str) and p[-1]["role"] == "assistant" for p in prompts), len(prompts)
     )
