@@ -545,7 +545,7 @@ def test_a_reward_model_has_no_time_limit(nonpareil, files):
         "sample", reward_funcs=None, reward_model_name_or_path=files / "rm", reward_timeout=5
     )
     assert status == 2
-    assert "reward_timeout=5.0 is read by reward functions, endpoints and the judge" in error
+    assert "reward_timeout=5.0 is read by reward functions, verifiers, endpoints and the judge" in error
 
 
 # --- The plan of a comparison

@@ -10,7 +10,7 @@ from nonpareil.settings import DTYPES, CheckedOptions, option, refuse_unread, se
 
 CACHE = "nonpareil-judge.jsonl"
 ENDPOINTS = "reward endpoints"
-LIMITED = "reward functions, endpoints and the judge"
+LIMITED = "reward functions, verifiers, endpoints and the judge"
 LOADED_MODEL = "a reward model"
 ANY_MODEL = "a reward model, served or not,"
 FIRST_MODEL = "a reward model, served or not, that is no second reward"
@@ -174,7 +174,9 @@ class RewardInputOptions(RemoteRewardOptions):
     )
     reward_funcs: list[str] | None = option(
         None,
-        "Python rewards with TRL's signature: path/to/file.py:function or package.module.function.",
+        "Rewards that verify, by name: accuracy, format, length, similarity, reasoning_gym, with settings as "
+        "accuracy:answer_column=solution (docs/verifiers.md). Or Python rewards with TRL's signature: "
+        "path/to/file.py:function or package.module.function.",
         names="reward",
         replaces_demo=True,
     )
@@ -217,7 +219,8 @@ class RewardOptions(RewardInputOptions, CodeOptions):
     )
     reward_timeout: float | None = option(
         None,
-        "Seconds a Python reward or a request may take; then its rewards are null.",
+        "Seconds a Python reward or a request may take, or a verifier for one completion; then its rewards are "
+        "null.",
         above=0,
         reader=LIMITED,
     )

@@ -16,7 +16,7 @@ def special_tokens(tokenizer: Any) -> tuple[str, ...]:
 
 
 def without_tokens(request: ScoreRequest, tokens: Sequence[str]) -> ScoreRequest:
-    """The request with these texts taken out of its completions; the ids stay, and prompts are the user's own."""
+    """The request without these texts in completions and openings; the ids stay, and prompts are the user's own."""
     if not tokens:
         return request
     pattern = re.compile("|".join(map(re.escape, tokens)))
@@ -26,4 +26,5 @@ def without_tokens(request: ScoreRequest, tokens: Sequence[str]) -> ScoreRequest
             return pattern.sub("", completion)
         return [{**message, "content": pattern.sub("", message["content"])} for message in completion]
 
-    return replace(request, completions=[shortened(one) for one in request.completions])
+    openings = request.openings and [one and pattern.sub("", one) for one in request.openings]
+    return replace(request, completions=[shortened(one) for one in request.completions], openings=openings)

@@ -13,12 +13,13 @@ from nonpareil.rewards.endpoints.address import is_endpoint, parse_endpoint
 from nonpareil.rewards.endpoints.json_protocol import RemoteReward
 from nonpareil.rewards.functions.function_reward import FunctionReward
 from nonpareil.rewards.models.text_options import TEXT_OPTIONS
+from nonpareil.rewards.verifiers.names import is_verifier, make_verifier, refuse_near_miss
 from nonpareil.setting_types import nearest
 from nonpareil.user_code.load import is_function_path
 
 RewardSpec = Reward | Callable[..., Any] | str | Path
-"""A reward, a function, a model in memory, or the name of a function, model or endpoint."""
-SpecKind = Literal["json", "vllm", "function", "model"]
+"""A reward, a function, a model in memory, or the name of a verifier, function, model or endpoint."""
+SpecKind = Literal["json", "vllm", "function", "verifier", "model"]
 ENGINES = ("transformers", "vllm")
 """What a reward model runs on."""
 SERVED_MODEL_OPTIONS = (*TEXT_OPTIONS, "trust_remote_code")
@@ -38,7 +39,8 @@ def load_rewards(
 ) -> CombinedReward:
     """Rewards from what a user names, combined.
 
-    `file.py:fn` and `pkg.mod.fn` are functions; a directory or `org/name` is a reward model;
+    `accuracy` or `accuracy:setting=value` is a verifier (`rewards/verifiers/names.py` has the list); `file.py:fn`
+    and `pkg.mod.fn` are functions; a directory or `org/name` is a reward model;
     `json+http://host:port/path#name` and `vllm+http://host:port#model` are endpoints. An object is a `Reward`, a
     function, or a classifier of transformers (a `torch.nn.Module`).
 
@@ -46,7 +48,7 @@ def load_rewards(
         specs: one, or a list that mixes kinds.
         tokenizers: one per spec (None for functions and for models that bring their own).
         weights: one per reward; 1 each by default.
-        timeout: seconds a function may take per call, and an endpoint per request.
+        timeout: seconds a function may take per call, an endpoint per request, and a verifier per completion.
         api_key_env: the environment variable whose value is sent to endpoints as a bearer token.
         engine: what reward models run on, "transformers" or "vllm".
         skipped_tokens: texts that no reward is to read; `special_tokens(tokenizer)` gives a policy's.
@@ -54,8 +56,8 @@ def load_rewards(
             one those of `TextOptions` and `trust_remote_code` hold; the rest is its server's to decide.
 
     Raises:
-        ConfigError: a spec that names nothing, an object that is no reward, an unknown option, or lists of
-            different lengths.
+        ConfigError: a spec that names nothing, or a verifier and a folder too, an object that is no reward, an
+            unknown option, or lists of different lengths.
         ModelError: a model that is no reward model.
     """
     listed = list(specs) if isinstance(specs, Sequence) and not isinstance(specs, str) else [specs]
@@ -77,13 +79,27 @@ def load_rewards(
 
 
 def kind_of(spec: Any) -> SpecKind:
-    """What a user named: one of two kinds of endpoints, a model or a function."""
+    """What a user named: one of two kinds of endpoints, a verifier, a model or a function.
+
+    Raises:
+        ConfigError: a verifier's bare name that is also the folder of a model here, or nearly one's.
+    """
     if isinstance(spec, str | Path):
         named = str(spec)
+        if isinstance(spec, str) and is_verifier(named):
+            if (Path(named) / "config.json").is_file():
+                raise ConfigError(
+                    f"{named!r} is a verifier and the folder of a model here; write ./{named} for the model, or "
+                    f"{named}: for the verifier"
+                )
+            return "verifier"
         if is_endpoint(named):
             return parse_endpoint(named).kind
-        # A directory may be called what a module is: what exists is meant.
-        return "function" if not Path(named).expanduser().is_dir() and is_function_path(named) else "model"
+        if Path(named).expanduser().is_dir():  # it may be called what a module is: what exists is meant
+            return "model"
+        if isinstance(spec, str):
+            refuse_near_miss(named)
+        return "function" if is_function_path(named) else "model"
     return "model" if _is_torch_module(spec) else "function"
 
 
@@ -93,9 +109,11 @@ def _load(
     """The reward of one spec; `asking`: how functions and servers are called."""
     if isinstance(spec, Reward):
         return spec
+    kind = kind_of(spec)
     if isinstance(spec, Path):
         spec = str(spec)
-    kind = kind_of(spec)
+    if kind == "verifier":
+        return make_verifier(spec, asking["timeout"])
     if kind == "function":
         return FunctionReward(spec, timeout=asking["timeout"])
     if kind == "model":

@@ -15,9 +15,9 @@ class RewardSettings:
     reward_weights: list[float] | None = option(None, "One weight per reward. Default: 1 each.")
     reward_timeout: float | None = option(
         None,
-        "Seconds a Python reward may take; then its rewards are null.",
+        "Seconds a Python reward may take, or a verifier for one completion; then its rewards are null.",
         above=0,
-        reader="reward functions, endpoints and the judge",
+        reader="reward functions, verifiers, endpoints and the judge",
     )
     trust_remote_code: bool = option(
         False, "Run the code that a model, tokenizer or reward model brings along (auto_map)."

@@ -1,0 +1,39 @@
+"""The records that pass between floors. Token ids are kept from the moment of drawing; nothing is re-tokenised."""
+
+from nonpareil.records.groups import (
+    Draws,
+    FinishReason,
+    Group,
+    GroupNumbers,
+    Message,
+    Prompt,
+    PromptText,
+    Rendering,
+    SamplingParams,
+    prompt_id_of,
+    prompt_identity,
+    prompt_of,
+    refuse_repeated,
+    text_of,
+)
+from nonpareil.records.scores import MOST_REWARD, ScoreRequest, Scores
+
+__all__ = [
+    "MOST_REWARD",
+    "Draws",
+    "FinishReason",
+    "Group",
+    "GroupNumbers",
+    "Message",
+    "Prompt",
+    "PromptText",
+    "Rendering",
+    "SamplingParams",
+    "ScoreRequest",
+    "Scores",
+    "prompt_id_of",
+    "prompt_identity",
+    "prompt_of",
+    "refuse_repeated",
+    "text_of",
+]
