@@ -15,6 +15,7 @@ VERIFIERS = {
     "accuracy": "nonpareil.rewards.verifiers.accuracy:Accuracy",
     "format": "nonpareil.rewards.verifiers.format:Format",
     "length": "nonpareil.rewards.verifiers.length:Length",
+    "python_tests": "nonpareil.rewards.verifiers.python_tests:PythonTests",
     "similarity": "nonpareil.rewards.verifiers.similarity:Similarity",
 }
 """Name -> module:class, imported when it is asked for."""

@@ -77,7 +77,7 @@ class Sandbox:
 
     Args:
         timeout: seconds that a program may run or sleep; time in which it is kept from a processor by others is not
-            counted, up to 4 times the timeout by the clock.
+            counted, up to 10 times the timeout by the clock.
         memory_mb: of address space, for each process.
         workers: programs at once; by default one per processor that this process may use.
         allow_unsandboxed: run programs also where the kernel cannot cut them off, with the limits that are left.
@@ -122,14 +122,14 @@ class Sandbox:
         stopped = answer.get("stop")
         if failure := STARVED if stopped == "starved" else answer.get("failure"):
             raise RewardError(f"the sandbox failed: {failure}")
-        return Ran(answer["stdout"], answer["stderr"], answer["code"], answer["seconds"], stopped)
+        return Ran(answer["stdout"], answer["stderr"], answer["code"], answer["seconds"], stopped or "")
 
     def judge(self, pairs: Sequence[tuple[str, Tests]]) -> list[Verdict]:
-        """What tests find of each solution; of every pair in order, however each ends."""
+        """What tests find of the solution in each answer (`completions.program_of`): of every pair, in order."""
         jobs = []
-        for source, tests in pairs:
-            job = {**self._limits, "judge": True, "source": source, "header": tests.header}
-            jobs.append([job, asdict(tests)])
+        for answer, tests in pairs:
+            solution = {"answer": answer, "names": tests.names, "start": tests.start}
+            jobs.append([{**self._limits, "judge": True, "solution": solution}, asdict(tests)])
         return [_verdict(answer) for answer in self._do(jobs)]
 
     def close(self) -> None:
@@ -282,5 +282,5 @@ def _verdict(answer: dict[str, Any]) -> Verdict:
     failure = answer.get("failure") or (STARVED if stop == "starved" else None)
     if broken := answer.get("broken"):
         failure = f"the tests are broken: {broken}"
-    reason = stop or answer.get("end", "the tests ended before their verdict")
+    reason = stop or answer.get("end", "the tests ended without a verdict")
     return Verdict(held, max(total, 1), reason, failure)

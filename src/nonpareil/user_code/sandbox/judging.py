@@ -5,18 +5,22 @@ import builtins
 import contextlib
 import json
 import os
+import re
 import sys
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from nonpareil.user_code.sandbox.completions import head_of
 from nonpareil.user_code.sandbox.programs import new_module
 from nonpareil.user_code.sandbox.wire import OtherSideGone, Peer
 
 TESTS = "tests"
 HOLDS, FAILS = "__this_assertion_holds__", "__this_assertion_fails__"
 SAID_CHARACTERS = 200
+_NAME = re.compile(r"[^\W\d]\w*")
+_CALLED = re.compile(r"(?<![\w.])([^\W\d]\w*)\s*\(")
 
 
 class BrokenTests(Exception):
@@ -39,18 +43,20 @@ class Tests:
     program: str = ""
     entry_point: str = ""
     """An expression over what the solution defines: a function's name, or `Solution().method`."""
-    header: str = ""
-    """Trusted code that solution and tests both start from: imports, helpers."""
+    start: str = ""
+    """Code that the model was given to continue; its imports and helpers are there for solution and tests."""
     setup: list[str] = field(default_factory=list)
     """Trusted code that is run before the tests, in their process."""
     each: bool = False
     """Whether all are tried though one failed."""
 
     @property
-    def entry_name(self) -> str:
-        """The name that `entry_point` begins with."""
-        names = [node.id for node in ast.walk(ast.parse(self.entry_point)) if isinstance(node, ast.Name)]
-        return names[-1] if names else ""
+    def names(self) -> list[str]:
+        """What they call of the solution: the first name of `entry_point`, or else any of those called by `asserts`."""
+        if self.entry_point:
+            return _NAME.findall(self.entry_point)[:1]
+        called = [name for text in (*self.asserts, self.program) for name in _CALLED.findall(text)]
+        return [name for name in dict.fromkeys(called) if not hasattr(builtins, name)] or called
 
 
 def judge(tests: Tests, channel: int, verdict: int) -> None:
@@ -98,7 +104,7 @@ class _Run:
         """The tests as code; the names they need bound; their setup run."""
         tests = self.tests
         try:
-            texts = [tests.header, *tests.setup]
+            texts = [head_of(tests.start, tests.names), *tests.setup]
             setup = [compile(text, "<setup>", "exec", dont_inherit=True) for text in texts]
             trees = [ast.parse(text) for text in (tests.asserts or [tests.program])]
             wanted = {name for tree in [*map(ast.parse, texts), *trees] for name in _names_in(tree)}
@@ -186,7 +192,7 @@ class _Run:
         """Give the tests what they name: of the solution, or a module of Python's."""
         # A solution may be called `sum`; where it is not, the tests' own `sum` is not its to give.
         theirs = {name for name in wanted if not hasattr(builtins, name)} or wanted
-        for name in sorted(theirs | {self.tests.entry_name} - {""}):
+        for name in sorted({*theirs, *_NAME.findall(self.tests.entry_point)[:1]}):
             found, module, value = self.peer.look_up(name)
             if module or not found:
                 for own in (name, module):  # the module of that name, whatever the solution put in its place

@@ -11,6 +11,7 @@ import traceback
 import types
 from typing import Any
 
+from nonpareil.user_code.sandbox.completions import program_of
 from nonpareil.user_code.sandbox.wire import Peer
 
 SOLUTION = "solution"
@@ -37,15 +38,15 @@ def run_alone(source: str) -> int:
     return status & 0xFF
 
 
-def answer_calls(header: str, source: str, channel: int) -> None:
-    """Run a solution, after what it was given to start from, and answer its tests until they end.
+def answer_calls(solution: dict[str, Any], channel: int) -> None:
+    """Run the solution in an answer, and answer its tests until they end.
 
     Each statement is run for what it defines: one that raises (a usage example that reads input, a wrong assertion)
     leaves what the others define.
     """
     module = new_module(SOLUTION)
-    for text in (header, source):
-        with contextlib.suppress(BaseException):
+    with contextlib.suppress(BaseException):
+        for text in program_of(**solution):
             _run_statements(text, vars(module))
     Peer(channel, lambda *asked: True, vars(module)).serve()
 

@@ -89,7 +89,10 @@ def _instructions(column: int, machine: int, pid: int) -> list[bytes]:
         *(_do(_EQUAL, machine, 1, 0), _do(_RETURN, _KILL_PROCESS)),  # 32-bit calls have other numbers
         _do(_LOAD, _NUMBER),
         *(_do(_GREATER, LAST_KNOWN, 0, 1), absent),  # x32's numbers among them
-        *(_do(_EQUAL, _CLONE3[column], 0, 1), absent),  # its flags are in memory; libc then makes threads by clone
+        *(
+            _do(_EQUAL, _CLONE3[column], 0, 1),
+            absent,
+        ),  # its flags are in memory; libc then makes threads by clone
     ]
     for numbers in _REFUSED.values():
         if (number := numbers[column]) is not None:

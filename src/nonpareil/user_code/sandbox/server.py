@@ -13,7 +13,17 @@ from nonpareil.user_code.sandbox.confine import end_with_parent, readable
 from nonpareil.user_code.sandbox.supervise import supervise
 
 PRELOADED = (
-    *("bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools"),
+    *(
+        "bisect",
+        "collections",
+        "copy",
+        "dataclasses",
+        "datetime",
+        "decimal",
+        "enum",
+        "fractions",
+        "functools",
+    ),
     *("hashlib", "heapq", "inspect", "itertools", "math", "operator", "re", "statistics", "string", "typing"),
 )
 """What programs import most: there already in every fork."""

@@ -85,10 +85,7 @@ class _Job:
         job, null = self._job, os.open(os.devnull, os.O_RDWR)
         theirs, ours = socket.socketpair()
         streams = {0: null, 1: null, 2: null}
-        self._start(
-            {**streams, CHANNEL: theirs.fileno()},
-            lambda: answer_calls(job["header"], job["source"], CHANNEL),
-        )
+        self._start({**streams, CHANNEL: theirs.fileno()}, lambda: answer_calls(job["solution"], CHANNEL))
         theirs.close()
         tests = Tests(**receive(self._connection))
         verdict, verdict_end = os.pipe()
@@ -149,7 +146,7 @@ class _Job:
         poll = select.poll()
         for end in (*pipes, self._connection.fileno()):
             poll.register(end, select.POLLIN)
-        stop, code, pause = "", 0, FIRST_LOOK
+        stop, code, pause = "", -signal.SIGKILL, FIRST_LOOK
         while not stop:
             for end, _ in poll.poll(pause * 1000):
                 if end == self._connection.fileno():  # nothing more is due from there: it was closed
@@ -168,7 +165,11 @@ class _Job:
             if other != process or stop:
                 _kill(other)
         for end in pipes:
-            while select.select([end], [], [], 0)[0] and self._read(end) and len(self._pipes[end]) <= (most or 1 << 30):
+            while (
+                select.select([end], [], [], 0)[0]
+                and self._read(end)
+                and len(self._pipes[end]) <= (most or 1 << 30)
+            ):
                 pass
         return stop, code
 

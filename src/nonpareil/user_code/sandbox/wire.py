@@ -114,7 +114,9 @@ class Peer:
         mutable = {}
         if operation == "call":
             mutable = {
-                at: self._packed(value) for at, value in enumerate(arguments[0]) if isinstance(value, _MUTABLE)
+                at: self._packed(value)
+                for at, value in enumerate(arguments[0])
+                if isinstance(value, _MUTABLE)
             }
         result = self._packed(_OPERATIONS[operation](target, *arguments))
         after = {at: self._packed(arguments[0][at]) for at in mutable}
