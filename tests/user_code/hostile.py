@@ -1,4 +1,4 @@
-"""Programs that mean harm, and what each of them must not reach. `{mark}` is a file outside that must stay as it is."""
+"""Programs that mean harm. `{mark}` is a file outside, which must stay as it is and unread; `{home}` a folder."""
 
 PROGRAMS = {
     "never ends": "while True: pass",
@@ -11,7 +11,12 @@ for number in signal.valid_signals():
 while True: pass""",
     "never ends in C": "9 ** 9 ** 9",
     "deep recursion": "import sys; sys.setrecursionlimit(10**9)\ndef f(): f()\nf()",
-    "deep recursion in C": "import sys\nsys.setrecursionlimit(10**9)\nx = []\nfor _ in range(10**6): x = [x]\nrepr(x)",
+    "deep recursion in C": """
+import sys
+sys.setrecursionlimit(10**9)
+x = []
+for _ in range(10**6): x = [x]
+repr(x)""",
     "eats memory": "x = [bytearray(1 << 20) for _ in range(1 << 20)]",
     "eats memory by threads": """
 import threading, time
@@ -32,7 +37,9 @@ if os.fork() == 0:
     "kills all": "import os; os.kill(-1, 9)",
     "kills its group": "import os; os.kill(0, 9)",
     "kills its parent": "import os; os.kill(os.getppid(), 9)",
-    "traces its parent": "import ctypes, os\nif ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0) < 0: raise OSError('no')",
+    "traces its parent": """
+import ctypes, os
+if ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0) < 0: raise OSError('no')""",
     "connects": "import socket; socket.create_connection(('127.0.0.1', {port}), 5)",
     "listens": "import socket; socket.socket().bind(('127.0.0.1', 0))",
     "a datagram": "import socket; socket.socketpair(type=socket.SOCK_DGRAM)",

@@ -24,19 +24,21 @@ SCORES = ("all", "fraction")
 class PythonTests(Verifier):
     """1 where the answer's program passes all tests of its row, 0 where it does not, has no program or never ends.
 
-    Only what follows the last `</think>` is read. Null where the row has no tests, where they are broken (they do not
-    parse, assert nothing, lack a module, or fail the row's `canonical_solution`), and where the sandbox fails.
+    Only what follows the last `</think>` is read. Null where the row has no tests, where they are broken (they do
+    not parse, assert nothing, lack a module, or fail the row's `canonical_solution`), and where the sandbox fails.
     """
 
     name: ClassVar[str] = "python_tests"
 
     score_by: str = option(
-        "all", "all: 1 where every test holds, else 0; fraction: the share of tests that hold.", choices=SCORES
+        "all",
+        "all: 1 where every test holds, else 0; fraction: the share of tests that hold.",
+        choices=SCORES,
     )
     tests_column: str | None = option(
         None,
         "The column of tests: a list of assertions, or a program, whose check(candidate) is called with what the "
-        "column entry_point names. Default: the first there is of test (beside entry_point), tests, test_list, test.",
+        "column entry_point names. Default: the first of test (beside entry_point), tests, test_list, test.",
     )
     timeout: float = option(
         10.0, "Seconds that a program may run or sleep; one that has not ended by then is wrong.", above=0
@@ -44,7 +46,8 @@ class PythonTests(Verifier):
     memory_mb: int = option(1024, "MiB of address space for a program.", at_least=64)
     workers: int | None = option(None, "Programs at once. Default: one per processor.", at_least=1)
     allow_unsandboxed: bool = option(
-        False, "Run programs though the kernel cannot cut them off from files and network: with your own rights."
+        False,
+        "Run programs though the kernel cannot cut them off from files and network: with your own rights.",
     )
 
     def __post_init__(self) -> None:
@@ -81,7 +84,7 @@ class PythonTests(Verifier):
         return [verdicts[place] for place in range(len(rows))]
 
     def check_prompts(self, prompts: Sequence[Prompt], max_completion_length: int, tokenizer: Any) -> None:
-        """Refuse prompts without tests, and a machine that cannot run a model's programs apart from everything else.
+        """Refuse prompts without tests, and a machine that cannot run a model's programs apart from all else.
 
         Raises:
             ConfigError: naming the columns, or what the kernel lacks.
@@ -92,11 +95,13 @@ class PythonTests(Verifier):
         if prompts and not any(columns_of_tests(prompt.columns, self.tests_column) for prompt in prompts):
             has = ", ".join(map(printable, prompts[0].columns)) or "none"
             raise ConfigError(
-                f"reward {self.name!r} reads the column test with entry_point, tests, or test_list, and the prompts "
-                f"have none of them (they have: {has}); add one, or name it ({self.name}:tests_column=...)"
+                f"reward {self.name!r} reads the column test with entry_point, tests, or test_list, and the "
+                f"prompts have none of them (they have: {has}); add one, or name it ({self.name}:tests_column=...)"
             )
         if (ran := self._started().run("print(6 * 7)")).stdout != "42\n":
-            raise ConfigError(f"reward {self.name!r}: the sandbox runs no program here: {ran.stderr[-200:]!r}")
+            raise ConfigError(
+                f"reward {self.name!r}: the sandbox runs no program here: {ran.stderr[-200:]!r}"
+            )
 
     def describe(self) -> dict[str, Any]:
         """All settings but `workers`, and Python's version, by which programs mean what they mean."""

@@ -1,4 +1,4 @@
-"""A sandbox for programs that a model wrote: one process each, which can do nothing but compute, and for so long."""
+"""A sandbox for programs that a model wrote: one process each, which can compute for a while and no more."""
 
 from nonpareil.user_code.sandbox.client import Ran, Sandbox, Verdict
 from nonpareil.user_code.sandbox.judging import Tests

@@ -71,13 +71,13 @@ class Verdict:
 class Sandbox:
     """Runs programs, several at once, each in a process of its own that can do nothing but compute.
 
-    It has no network, no other process, no file but Python's own library and the plain files of an empty folder that
-    is deleted after it, no environment, and limits of time, memory, threads, files and output. The kernel sees to it
-    (Landlock and seccomp); no privileges and no containers are needed.
+    It has no network, no other process, no environment, no file but Python's own library and the plain files of an
+    empty folder that is deleted after it, and limits of time, memory, threads, files and output. The kernel sees to
+    it (Landlock and seccomp); no privileges and no containers are needed.
 
     Args:
         timeout: seconds that a program may run or sleep; time in which it is kept from a processor by others is not
-            counted, up to 10 times the timeout by the clock.
+            counted, up to 30 times the timeout by the clock.
         memory_mb: of address space, for each process.
         workers: programs at once; by default one per processor that this process may use.
         allow_unsandboxed: run programs also where the kernel cannot cut them off, with the limits that are left.
@@ -222,7 +222,7 @@ class _Server:
     def __init__(self) -> None:
         self._owner = os.getpid()
         self._control, theirs = socket.socketpair()
-        base = tempfile.mkdtemp(prefix="nonpareil-sandbox-")
+        self.base = base = tempfile.mkdtemp(prefix="nonpareil-sandbox-")
         with tempfile.TemporaryFile() as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-s", "-P", "-c", START, str(theirs.fileno()), base, str(SOURCE)],
@@ -270,7 +270,7 @@ class _Server:
 
 
 def _environment() -> dict[str, str]:
-    """Nothing of the user's but where shared libraries are; one thread for what numpy computes, one order of sets."""
+    """Nothing of the user's but where libraries are; one thread for what numpy computes, one order of sets."""
     own = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONHOME") if name in os.environ}

@@ -1,4 +1,4 @@
-"""The program within a completion. Read in the sandbox: to parse what a model wrote can cost time, memory and more."""
+"""The program within a completion. Found in the sandbox: to parse what a model wrote may take long, or crash."""
 
 import ast
 import re
@@ -31,9 +31,9 @@ def program_of(answer: str, names: Sequence[str], start: str) -> list[str]:
         if _defines(text, names):
             return [head, *texts[: place + 1]]
     beginning = re.split(r"^\s*(?:```|~~~)", answer, maxsplit=1, flags=re.MULTILINE)[0]
-    if not fenced and (whole := parsing_prefix(textwrap.dedent(answer), all_of_it=True)):
-        if _defines(whole, names) or not start:
-            return [head, whole]
+    whole = "" if fenced else parsing_prefix(textwrap.dedent(answer), all_of_it=True)
+    if whole and (_defines(whole, names) or not start):
+        return [head, whole]
     if start:
         for continuation in (beginning, *fenced):
             if whole := _continued(start, continuation):
@@ -45,7 +45,7 @@ def program_of(answer: str, names: Sequence[str], start: str) -> list[str]:
 
 
 def head_of(start: str, names: Sequence[str]) -> str:
-    """What `start` gives beside the function to be written: its imports and helpers; "" where it is no such code."""
+    """What `start` gives beside the function to be written: imports and helpers; "" where it is no such code."""
     tree = _parsed(start) or _parsed(f"{start.rstrip()}\n    pass\n")
     if tree is None or not tree.body or not isinstance(tree.body[-1], _DEFINITIONS):
         return ""
@@ -96,7 +96,8 @@ def _python_blocks(answer: str) -> Iterator[str]:
 
 def _blocks(answer: str) -> Iterator[tuple[str, str]]:
     """Fenced blocks with their languages; one without an end goes to the end of the text."""
-    language, fence, lines = "", "", []
+    language, fence = "", ""
+    lines: list[str] = []
     for line in answer.split("\n"):
         if fence:
             if line.strip().startswith(fence) and not line.strip().strip(fence[0]):

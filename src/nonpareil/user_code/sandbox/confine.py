@@ -74,7 +74,7 @@ def confine(folder: str, memory_mb: int, cpu_seconds: int, allow_unsandboxed: bo
 
 @functools.cache
 def readable() -> tuple[tuple[str, int], ...]:
-    """Python's library, the packages installed beside it, the system's libraries. Worked out once, before any fork."""
+    """Python's library, the packages beside it, the system's libraries. Worked out once, before any fork."""
     own = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     own |= {f"{prefix}/{sys.platlibdir}" for prefix in (sys.base_prefix, sys.prefix)}
     own |= {place for place in sys.path if place.endswith(("site-packages", "dist-packages"))}

@@ -35,8 +35,8 @@ class Stopped(BaseException):
 class Tests:
     """What a solution is to satisfy.
 
-    Either `asserts`, each run on its own, or `program`: then its `check(candidate)` is called with what `entry_point`
-    names, and each `assert` in it counts as one.
+    Either `asserts`, each run on its own, or `program`: then its `check(candidate)` is called with what
+    `entry_point` names, and each `assert` in it counts as one.
     """
 
     asserts: list[str] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Tests:
 
     @property
     def names(self) -> list[str]:
-        """What they call of the solution: the first name of `entry_point`, or else any of those called by `asserts`."""
+        """What they call of the solution: the first name of `entry_point`, else any that the tests call."""
         if self.entry_point:
             return _NAME.findall(self.entry_point)[:1]
         called = [name for text in (*self.asserts, self.program) for name in _CALLED.findall(text)]
@@ -63,8 +63,8 @@ def judge(tests: Tests, channel: int, verdict: int) -> None:
     """Run the tests on the solution at the other end of the channel, and write what was found to `verdict`.
 
     Lines of JSON: `{"total": n}`, `{"held": i}` for each that holds, and last `{"end": reason, "total": n}`, the
-    reason "" where all is well, or `{"broken": reason}` where the tests are at fault. `verdict` is a descriptor that
-    the solution's process never had.
+    reason "" where all is well, or `{"broken": reason}` where the tests are at fault. `verdict` is a descriptor
+    that the solution's process never had.
     """
 
     def tell(**what: Any) -> None:
@@ -112,12 +112,15 @@ class _Run:
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise BrokenTests(f"they do not parse: {_in_words(error)}") from error
         self._bind(wanted)
+        asked = self.peer.asked
         try:
             for code in setup:
                 exec(code, self.space)
         except (Exception, SystemExit) as error:
-            if isinstance(error, NameError) or getattr(error, "from_other_side", False):
-                self.failed[-1] = _in_words(error)  # the solution lacks what they start from
+            if isinstance(error, NameError) or self.peer.asked > asked:
+                self.failed[-1] = _in_words(
+                    error
+                )  # the solution lacks what they start from, or does it wrong
                 return []
             raise BrokenTests(f"their setup fails: {_in_words(error)}") from error
         return pieces
@@ -132,6 +135,8 @@ class _Run:
         tree = ast.fix_missing_locations(counter.visit(trees[0]))
         if not self._has_check(tree) and not counter.total:
             raise BrokenTests("they define neither check(candidate) nor an assertion")
+        if not _may_fail(trees[0]):
+            raise BrokenTests("they assert nothing")
         if self._has_check(tree) and not self.tests.entry_point:
             raise BrokenTests("they define check(candidate), and entry_point is empty")
         self.total, self._is_counted = max(1, counter.total), counter.total > 0
@@ -181,7 +186,7 @@ class _Run:
     def _does_not_raise(self, at: int, act: Any) -> bool:
         try:
             act()
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (a test fails by whatever it raises)
             _refuse_missing(error)
             self.failed.setdefault(at, _in_words(error))
         if self.peer.is_gone:
@@ -210,7 +215,7 @@ class _CountedAsserts(ast.NodeTransformer):
     def __init__(self) -> None:
         self.total = 0
 
-    def visit_Assert(self, node: ast.Assert) -> ast.AST:  # noqa: N802  (ast's own name)
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
         if isinstance(node.test, ast.Constant):  # `assert True` says nothing of a solution
             return node
         number, self.total = ast.Constant(self.total), self.total + 1
@@ -222,7 +227,7 @@ class _CountedAsserts(ast.NodeTransformer):
 
 
 def _may_use(operation: str, target: Any, arguments: list[Any]) -> bool:
-    """What a solution may do with what tests hand to it: call functions, step through iterators, use their objects."""
+    """What a solution may do with what tests hand to it: call functions, step through iterators, use objects."""
     if operation in ("iter", "next") and isinstance(target, Iterator):
         return True
     ours = type(target).__module__ == TESTS

@@ -1,7 +1,8 @@
 """Which system calls a program may make: a filter of the kernel (seccomp), for x86-64 and 64-bit ARM.
 
-A list of what is refused, with EPERM: other processes (made, run, seen, signalled), sockets, memory beyond its limit,
-the rights of files, the machine. What a kernel newer than this list knows is refused too, as if it were not there.
+A list of what is refused, with EPERM: other processes (made, run, seen, signalled), sockets, memory beyond its
+limit, the rights of files, the machine. What a kernel newer than this list knows is refused too, as if it were not
+there.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""A small clean process that forks one supervisor per job: nothing to import again, nothing of the trainer in it."""
+"""A small clean process that forks one supervisor per job: nothing to import again, and nothing of the user's."""
 
 import contextlib
 import gc

@@ -158,20 +158,18 @@ class _Job:
             if ended:
                 code = os.waitstatus_to_exitcode(status)
                 break
-            if most is not None and any(len(content) > most for content in self._pipes.values()):
+            if not all(self._has_room(end, most) for end in pipes):
                 stop = "output"
             stop = stop or self._watch.stop()
         for other in self._watch.processes:
             if other != process or stop:
                 _kill(other)
-        for end in pipes:
-            while (
-                select.select([end], [], [], 0)[0]
-                and self._read(end)
-                and len(self._pipes[end]) <= (most or 1 << 30)
-            ):
-                pass
+        while any(self._read(end) for end, _ in poll.poll(0) if end in pipes and self._has_room(end, most)):
+            pass
         return stop, code
+
+    def _has_room(self, end: int, most: int | None) -> bool:
+        return most is None or len(self._pipes[end]) <= most
 
     def _read(self, end: int) -> int:
         content = os.read(end, 1 << 16)

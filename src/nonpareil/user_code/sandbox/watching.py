@@ -7,10 +7,10 @@ from contextlib import suppress
 from typing import Literal
 
 Stop = Literal["", "timeout", "starved", "threads", "files", "output"]
-"""Why a program was stopped. `starved`: the machine was too busy to let it run, which says nothing of the program."""
+"""Why a program was stopped. `starved`: the machine was too busy to let it run, which tells nothing of it."""
 MOST_THREADS = 64
 MOST_FILES, MOST_FILE_BYTES = 256, 64 << 20
-PATIENCE = 10
+PATIENCE = 30
 """A program that is kept waiting for a processor may take so many times its timeout by the clock."""
 
 

@@ -1,9 +1,9 @@
 """What passes between a program and its tests, which are two processes: plain data, and handles to the rest.
 
-Numbers, texts, lists, dicts and their like are copied, and are plain on arrival whatever class they were of. Anything
-else stays where it is: the other side gets a `Handle`, which calls it and reads its attributes over there. So a
-test compares plain values of its own process with plain values of its own process, and no code of the program takes
-part in that; nor does the program ever see a value that a test expects.
+Numbers, texts, lists, dicts and their like are copied, and are plain on arrival whatever class they were of.
+Anything else stays where it is: the other side gets a `Handle`, which calls it and reads its attributes over there.
+So a test compares plain values of its own process with plain values of its own process, and no code of the program
+takes part in that; nor does the program ever see a value that a test expects.
 """
 
 import builtins
@@ -60,6 +60,8 @@ class Peer:
         self._channel, self._allowed, self._names = channel, allowed, names
         self._lent: list[Any] = []
         self.is_gone = False
+        self.asked = 0
+        """How often the other side was asked for something."""
 
     def look_up(self, name: str) -> tuple[bool, str, Any]:
         """Whether the other side has something of that name; the module's name where it is one; else what it is."""
@@ -76,6 +78,7 @@ class Peer:
             self._answer(self._receive())
 
     def _ask(self, operation: str, target: Any, packed: list[Any], given: tuple[Any, ...] = ()) -> Any:
+        self.asked += 1
         self._send(["?", operation, target, packed])
         while (message := self._receive())[0] == "?":
             self._answer(message)  # it calls back
@@ -230,6 +233,7 @@ class Handle:
         _ask(self, "set", name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it over there."""
         return _ask(self, "call", list(args), kwargs)
 
     def __iter__(self) -> Iterator[Any]:
@@ -269,7 +273,7 @@ def _ask(handle: Handle, operation: str, *arguments: Any) -> Any:
 
 
 def _restore(old: Any, new: Any) -> None:
-    """What the other side did to an argument, done to the original; its parts keep their identity where they can."""
+    """What the other side did to an argument, done to the original; parts stay the same objects where they can."""
     if isinstance(old, list) and isinstance(new, list):
         for place, value in enumerate(new):
             if place < len(old) and type(old[place]) is type(value) and isinstance(value, list | dict):
