@@ -29,7 +29,7 @@ START = (
     "from nonpareil.user_code.sandbox.server import main\n"
     "sys.path.remove(sys.argv[3]); main(int(sys.argv[1]), sys.argv[2])"
 )
-START_SECONDS, ANSWER_SECONDS = 60.0, 30.0
+START_SECONDS, ANSWER_SECONDS, SETTLE_SECONDS = 60.0, 30.0, 1.0
 TRIES = 2
 """Of a job whose supervisor was killed from outside."""
 STARVED = "the machine was too busy to run the program"
@@ -168,6 +168,7 @@ class Sandbox:
                         selector.unregister(job.connection)
                         job.connection.close()
                         if "again" in answer and job.tried < TRIES:
+                            self._running().settle()
                             waiting.append((job.number, job.tried + 1))
                         answers[job.number] = answer
             finally:  # an interruption: what runs is killed as its connection closes
@@ -250,6 +251,11 @@ class _Server:
     def is_ours(self) -> bool:
         """Whether it runs, and was started by this process: one that forked from it starts its own."""
         return self._owner == os.getpid() and self._process.poll() is None
+
+    def settle(self) -> None:
+        """Wait until its end can be seen, where it was killed with its supervisor."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(SETTLE_SECONDS)
 
     def connect(self) -> socket.socket:
         """A connection to a new supervisor."""
