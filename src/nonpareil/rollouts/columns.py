@@ -27,6 +27,8 @@ OWN_NAMES = (
     "rewards",
 )
 """Of the columns that a group itself has."""
+OPENING = "prompt/opening"
+"""Of conversations, `Prompt.opening`; files of earlier versions lack it. No dataset's column has such a name."""
 
 
 def column_types(rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.DataType | None]:
@@ -47,7 +49,7 @@ def stored_column(name: str, values: Sequence[Any], kind: pa.DataType | None) ->
     """A dataset column's name and values on disk; `kind` as `column_types` gives it."""
     if kind is None:
         return JSON_PREFIX + name, pa.array([None if v is None else _json(v) for v in values], pa.string())
-    taken = name in OWN_NAMES or name.startswith((REWARD_PREFIX, ESCAPE, JSON_PREFIX))
+    taken = name in (*OWN_NAMES, OPENING) or name.startswith((REWARD_PREFIX, ESCAPE, JSON_PREFIX))
     return ESCAPE + name if taken else name, pa.array(values, kind)
 
 

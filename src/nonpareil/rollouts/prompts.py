@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.models.chat import held_clock, template_failure
 from nonpareil.records import Message, Prompt, PromptText, prompt_id_of
+from nonpareil.rollouts.openings import Openings
 from nonpareil.rollouts.rendering import check_template_kwargs, rendering_of
 from nonpareil.rollouts.sources import read_rows
 from nonpareil.setting_types import check_value, nearest
@@ -148,6 +149,7 @@ def tokenize_prompts(
     check_template_kwargs(kwargs, tokenizer, chats=chats)
     rendering = rendering_of(tokenizer, kwargs) if chats and tokenizer is not None else None
     with held_clock(now or datetime.now()) if rendering else nullcontext():
+        openings = Openings(tokenizer, kwargs) if rendering else None
         for place, row in enumerate(rows):
             position = getattr(row, "position", place)
             prompt = checked_prompt(row.get("prompt"), f"row {position} (the first is 0)")
@@ -156,7 +158,8 @@ def tokenize_prompts(
             if not isinstance(row, PromptRow):  # whose columns were checked as they were read
                 _check_columns(columns, f"row {position} (the first is 0)")
             how = None if isinstance(prompt, str) else rendering
-            tokenized.append(Prompt(prompt_id_of(prompt, position), prompt, ids, columns, how))
+            opening = None if openings is None or isinstance(prompt, str) else openings.of(prompt)
+            tokenized.append(Prompt(prompt_id_of(prompt, position), prompt, ids, columns, how, opening))
     return tokenized
 
 

@@ -18,6 +18,7 @@ from nonpareil.files import write_bytes
 from nonpareil.records import Group, refuse_repeated
 from nonpareil.rollouts.checksum import CHECKSUM_KEY, FOOTER_KEY, seal_holds, sealed_parquet
 from nonpareil.rollouts.columns import (
+    OPENING,
     OWN_NAMES,
     REWARD_PREFIX,
     column_types,
@@ -94,6 +95,8 @@ def to_table(
         columns[REWARD_PREFIX + name] = pa.array(values, REWARD_TYPE)
     if any(group.rewards is not None for group in groups):
         columns["rewards"] = pa.array([group.rewards for group in groups], REWARD_TYPE)
+    if kinds == {False}:
+        columns[OPENING] = pa.array([group.opening for group in groups], pa.string())
     for name, kind in types.items():
         stored, array = stored_column(name, [group.columns.get(name) for group in groups], kind)
         columns[stored] = array
@@ -241,7 +244,8 @@ def to_groups(table: pa.Table) -> list[Group]:
     names = table.column_names
     rewards = [name for name in names if name.startswith(REWARD_PREFIX)]
     columns = {name: table[name].to_pylist() for name in names}
-    further = dict(from_stored(name, columns[name]) for name in names if name not in (*OWN_NAMES, *rewards))
+    own = (*OWN_NAMES, OPENING, *rewards)
+    further = dict(from_stored(name, columns[name]) for name in names if name not in own)
     scores = {name.removeprefix(REWARD_PREFIX): columns[name] for name in rewards}
     aggregates = columns.get("rewards", [None] * len(table))
     return [
@@ -252,6 +256,7 @@ def to_groups(table: pa.Table) -> list[Group]:
             },
             rewards=None if aggregates[row] is None else _numbers(aggregates[row]),
             columns={name: values[row] for name, values in further.items()},
+            opening=columns[OPENING][row] if OPENING in columns else None,
             **{name: columns[name][row] if name in columns else [] for name in _OWN_COLUMNS},
         )
         for row in range(len(table))

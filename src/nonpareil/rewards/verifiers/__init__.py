@@ -7,6 +7,7 @@ _PUBLIC = {
     "CannotTell": "nonpareil.rewards.verifiers.base",
     "LimitedVerifier": "nonpareil.rewards.verifiers.limited",
     "Row": "nonpareil.rewards.verifiers.base",
+    "reasoning_gym_rows": "nonpareil.rewards.verifiers.gym_rows",
     "Verifier": "nonpareil.rewards.verifiers.base",
 }
 __all__ = [*_PUBLIC]

@@ -20,8 +20,8 @@ _EXPONENT = re.compile(r"(?P<digits>[-+]?[0-9.]+)[eE](?P<power>[-+]?[0-9]+)")
 class Accuracy(LimitedVerifier):
     r"""1 where the answer equals the row's, 0 where it does not or there is none, cut off or not.
 
-    Only what follows the last `</think>` is read. Null where the row's own answer is no mathematics that the library
-    reads, and where it fails or takes too long.
+    Only what follows the last `</think>` is read. Null where the row's own answer is no mathematics that the
+    library reads, and where it fails or takes too long.
     """
 
     name: ClassVar[str] = "accuracy"

@@ -17,6 +17,7 @@ VERIFIERS = {
     "length": "nonpareil.rewards.verifiers.length:Length",
     "python_tests": "nonpareil.rewards.verifiers.python_tests:PythonTests",
     "similarity": "nonpareil.rewards.verifiers.similarity:Similarity",
+    "reasoning_gym": "nonpareil.rewards.verifiers.reasoning_gym:ReasoningGym",
 }
 """Name -> module:class, imported when it is asked for."""
 _WRITTEN = re.compile(r"(?P<name>\w+)(:(?P<settings>|.*=.*))?", re.DOTALL)

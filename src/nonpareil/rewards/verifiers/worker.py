@@ -16,9 +16,10 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-from nonpareil.errors import ConfigError, NonpareilError
+from nonpareil.errors import ConfigError
 from nonpareil.rewards.verifiers.base import Row, Verifier, contained_verdict
 from nonpareil.settings import settings_of
+from nonpareil.terminal import reason_of
 
 START_SECONDS = 300.0
 """How long the process may take to import what it judges with."""
@@ -149,10 +150,12 @@ def serve(descriptor: int) -> None:
         module, name, settings = connection.recv()
         try:
             verifier = _made(module, name, settings)
-        except (ImportError, NonpareilError) as error:
-            connection.send(str(error))
+        except Exception as error:  # noqa: BLE001  (a library of others is imported)
+            connection.send(reason_of(error))
             return
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        most = MEMORY if hard == resource.RLIM_INFINITY else min(hard, MEMORY)
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
         connection.send(None)
         while True:
             rows, timeout = connection.recv()

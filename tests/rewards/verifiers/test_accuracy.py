@@ -1,0 +1,81 @@
+"""math-verify as a reward: right, wrong, unreadable, and what would take it for ever."""
+
+import pytest
+
+pytest.importorskip("math_verify")
+
+from nonpareil.records import ScoreRequest
+from nonpareil.rewards.verifiers.accuracy import Accuracy
+
+
+def judged(verifier: Accuracy, gold, *completions: str) -> list[float | None]:
+    rows = len(completions)
+    request = ScoreRequest(["p"] * rows, list(completions), [[1]] * rows, {"answer": [gold] * rows})
+    return verifier.score(request).values
+
+
+@pytest.fixture(scope="module")
+def accuracy():
+    verifier = Accuracy(timeout=2)
+    yield verifier
+    verifier.release()
+
+
+@pytest.fixture(scope="module")
+def lenient():
+    verifier = Accuracy(timeout=20, read="any")
+    yield verifier
+    verifier.release()
+
+
+def test_right_and_wrong(accuracy):
+    right = [
+        r"\boxed{2}",
+        r"so $x$ and \boxed{2.0}",
+        "The answer is $2$.",
+        r"<think>\boxed{3}</think>\boxed{2}",
+    ]
+    wrong = [r"\boxed{3}", "", "2", r"\boxed{2x}", r"\boxed{}", r"<think>\boxed{2}", r"\boxed{2}</think>"]
+    assert judged(accuracy, "2", *right, *wrong) == [1] * 4 + [0] * 7
+    assert (
+        judged(accuracy, r"\frac{1}{2}", r"\boxed{0.5}", r"\boxed{50\%}", r"\boxed{\frac{2}{4}}") == [1] * 3
+    )
+    assert judged(accuracy, "x+1", r"\boxed{1+x}", r"\boxed{x+2}") == [1, 0]
+    assert judged(accuracy, "She has 3. #### 1,000", r"\boxed{1000}", r"\boxed{3}") == [1, 0]
+    assert judged(accuracy, 72, r"\boxed{72}") == judged(accuracy, "1e5", r"\boxed{100000}") == [1]
+
+
+def test_a_row_without_mathematics_is_null_for_all(accuracy):
+    request = ScoreRequest(["p"] * 3, [r"\boxed{pairs}"] * 3, [[1]] * 3, {"answer": ["Paris", None, "  "]})
+    scores = accuracy.score(request)
+    assert scores.values == [None] * 3
+    assert scores.failures[0] == "the answer 'Paris' is no mathematics that math-verify reads"
+    assert scores.failures[1] == scores.failures[2] == "the column 'answer' holds no answer"
+
+
+def test_several_boxes_are_no_guesses(accuracy):
+    assert judged(accuracy, "2", r"\boxed{1} or \boxed{2} or \boxed{3}") == [0]
+    assert judged(accuracy, "1, 2", r"\boxed{1} and \boxed{2}") == [1]
+
+
+def test_what_it_reads_out_of_plain_text(lenient):
+    """Known of math-verify, and why `any` is not the default: a part of an expression is taken for the answer."""
+    assert judged(lenient, "2", "2", "I think 3, or 2", "2x", "(1, 2)") == [1, 1, 1, 1]
+    assert judged(lenient, "2", "I think 2, or 3", "none") == [0, 0]
+    assert judged(lenient, "(1, 2)", "(1, 2)", r"\boxed{(1, 2)}", r"\boxed{(2, 1)}") == [0, 1, 0]
+    assert judged(lenient, "50%", "50%", "0.5", "50") == [1, 1, 1]
+
+
+def test_hostile_completions_end_in_time_and_are_null_where_they_could_not_be_read(accuracy):
+    values = judged(
+        accuracy,
+        "2",
+        r"\boxed{9^{9^{9}}}",
+        r"\boxed{" + "(" * 3000 + "2" + ")" * 3000 + "}",
+        "a" * 10**6,
+        "$" * 10**5,
+        r"\boxed{2" * 2000,
+        "\x00\ud800",
+        r"\boxed{2}",
+    )
+    assert values == [None, None, 0, 0, 0, 0, 1]

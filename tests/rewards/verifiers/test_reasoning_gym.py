@@ -1,0 +1,103 @@
+"""reasoning-gym's generators: their problems as rows, their verifiers as rewards, and those that are unsafe."""
+
+import json
+
+import pytest
+
+pytest.importorskip("reasoning_gym")
+
+from nonpareil.errors import ConfigError, DataError
+from nonpareil.records import Prompt, ScoreRequest
+from nonpareil.rewards.verifiers import reasoning_gym_rows
+from nonpareil.rewards.verifiers.gym_rows import runs_text
+from nonpareil.rewards.verifiers.reasoning_gym import ReasoningGym
+
+RUN_WHAT_THEY_READ = {
+    *("binary_matrix", "countdown", "intermediate_integration", "n_queens", "polynomial_multiplication"),
+    *("puzzle24", "simple_integration", "spiral_matrix", "string_insertion"),  # the model's answer
+    *("bitwise_arithmetic", "number_sorting"),  # the row's
+}
+
+
+def judged(row: dict, *completions: str, **settings) -> list[float | None]:
+    verifier = ReasoningGym(timeout=30, **settings)
+    rows = len(completions)
+    request = ScoreRequest(["p"] * rows, list(completions), [[1]] * rows, {"entry": [row["entry"]] * rows})
+    values = verifier.score(request).values
+    verifier.release()
+    return values
+
+
+def test_rows_are_a_dataset_and_the_same_for_a_seed():
+    rows = reasoning_gym_rows({"chain_sum": 2, "leg_counting": {"max_animals": 3}}, 12, seed=4)
+    assert rows == reasoning_gym_rows({"chain_sum": 2, "leg_counting": {"max_animals": 3}}, 12, seed=4)
+    assert rows != reasoning_gym_rows({"chain_sum": 2, "leg_counting": {"max_animals": 3}}, 12, seed=5)
+    names = [json.loads(row["entry"])["name"] for row in rows]
+    assert {*names} == {"chain_sum", "leg_counting"}
+    assert [message["role"] for message in rows[0]["prompt"]] == ["system", "user"]
+    text = reasoning_gym_rows("chain_sum", 1, num_terms=1, instruction=None, conversational=False)[0]
+    assert isinstance(text["prompt"], str)
+    assert json.loads(text["entry"])["config"] == {"num_terms": 1}
+
+
+def test_right_wrong_and_in_part():
+    row = reasoning_gym_rows("chain_sum", 1, seed=1)[0]
+    right = f"<think>\n5</think> So <answer> {row['answer']} </answer>"
+    sentence = f"<answer>The answer is {row['answer']}.</answer>"
+    assert judged(row, right, "<answer>x</answer>", row["answer"], "", sentence) == [1, 0, 0, 0, 0]
+    *_, in_part = judged(row, right, sentence, credit="partial")
+    assert in_part == pytest.approx(len(row["answer"]) / len(f"The answer is {row['answer']}."))
+    assert judged(row, f"Well.\n{row['answer']}\n\n", f"{row['answer']}\nYes", read="last_line") == [1, 0]
+    assert judged(row, f" {row['answer']}\n", right, read="whole") == [1, 0]
+
+
+def test_every_verifier_that_runs_text_is_refused_by_name():
+    from reasoning_gym.factory import DATASETS
+
+    assert {name for name, (cls, _) in DATASETS.items() if runs_text(cls)} == RUN_WHAT_THEY_READ
+    for name in RUN_WHAT_THEY_READ:
+        with pytest.raises(ConfigError, match=rf"the verifier of '{name}' is unsafe"):
+            reasoning_gym_rows(name, 1)
+
+
+def test_a_hostile_answer_is_never_run(tmp_path):
+    from reasoning_gym.factory import create_dataset
+
+    theirs = create_dataset("n_queens", size=1, seed=1)[0]
+    entry = json.dumps({"name": "n_queens", "config": {}, **theirs}, default=str)
+    with pytest.raises(ConfigError, match="'n_queens' is unsafe"):
+        ReasoningGym().check_prompts([Prompt("a", "p", [1], {"entry": entry})], 8, None)
+    mark = tmp_path / "was-here"
+    attack = f"<answer>[open({str(mark)!r}, 'w')]</answer>"
+    assert judged({"entry": entry}, attack) == [None]
+    row = reasoning_gym_rows("chain_sum", 1)[0]
+    assert judged(row, attack, "<answer>" + "9" * 10**6 + "</answer>", "<answer>1e999999999</answer>") == [
+        0,
+        0,
+        0,
+    ]
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("game_of_life_halting", r"gives its own answer 1 and 'no answer' 1"),
+        ("propositional_logic", r"gives its own answer 0 and"),
+        ("prime_factorization", r"fails on 'no answer'"),
+    ],
+)
+def test_a_generator_that_does_not_tell_right_from_wrong_is_refused(name, said):
+    with pytest.raises(DataError, match=said):
+        reasoning_gym_rows(name, 1)
+
+
+def test_bad_requests_are_refused():
+    with pytest.raises(ConfigError, match=r"no generator 'chain_sums'; did you mean 'chain_sum'"):
+        reasoning_gym_rows("chain_sums", 1)
+    with pytest.raises(ConfigError, match=r"'chain_sum' takes no \{'terms': 3"):
+        reasoning_gym_rows("chain_sum", 1, terms=3)
+    with pytest.raises(ConfigError, match=r"the weight of 'chain_sum'=0 must be above 0"):
+        reasoning_gym_rows({"chain_sum": 0}, 1)
+    with pytest.raises(DataError, match=r"'entry' of prompt a holds no problem"):
+        ReasoningGym().check_prompts([Prompt("a", "p", [1], {"entry": "{}"})], 8, None)
