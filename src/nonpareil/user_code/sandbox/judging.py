@@ -95,6 +95,8 @@ class _Run:
         """Why, by number; -1 is what lies outside all of them."""
         self._fine: set[int] = set()
         self._is_counted = bool(tests.asserts)
+        self._given: set[str] = set()
+        """Names that the solution gave a meaning."""
 
     def reason(self) -> str:
         """Why not all is well, "" where it is."""
@@ -107,20 +109,18 @@ class _Run:
             texts = [head_of(tests.start, tests.names), *tests.setup]
             setup = [compile(text, "<setup>", "exec", dont_inherit=True) for text in texts]
             trees = [ast.parse(text) for text in (tests.asserts or [tests.program])]
-            wanted = {name for tree in [*map(ast.parse, texts), *trees] for name in _names_in(tree)}
+            of_setup = {name for text in texts for name in _names_in(ast.parse(text))}
+            wanted = of_setup.union(*map(_names_in, trees))
             pieces = self._counted(trees)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise BrokenTests(f"they do not parse: {_in_words(error)}") from error
         self._bind(wanted)
-        asked = self.peer.asked
         try:
             for code in setup:
                 exec(code, self.space)
         except (Exception, SystemExit) as error:
-            if isinstance(error, NameError) or self.peer.asked > asked:
-                self.failed[-1] = _in_words(
-                    error
-                )  # the solution lacks what they start from, or does it wrong
+            if isinstance(error, NameError) or of_setup & self._given:
+                self.failed[-1] = _in_words(error)  # the solution lacks what they start from, or has it wrong
                 return []
             raise BrokenTests(f"their setup fails: {_in_words(error)}") from error
         return pieces
@@ -207,6 +207,7 @@ class _Run:
                             break
             else:
                 self.space[name] = value
+                self._given.add(name)
 
 
 class _CountedAsserts(ast.NodeTransformer):

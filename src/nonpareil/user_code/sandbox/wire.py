@@ -62,8 +62,6 @@ class Peer:
         self._channel, self._allowed, self._names = channel, allowed, names
         self._lent: list[Any] = []
         self.is_gone = False
-        self.asked = 0
-        """How often the other side was asked for something."""
 
     def look_up(self, name: str) -> tuple[bool, str, Any]:
         """Whether the other side has something of that name; the module's name where it is one; else what it is."""
@@ -80,7 +78,6 @@ class Peer:
             self._answer(self._receive())
 
     def _ask(self, operation: str, target: Any, packed: list[Any], given: tuple[Any, ...] = ()) -> Any:
-        self.asked += 1
         self._send(["?", operation, target, packed])
         while (message := self._receive())[0] == "?":
             self._answer(message)  # it calls back
