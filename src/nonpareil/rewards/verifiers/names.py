@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 VERIFIERS = {
     "accuracy": "nonpareil.rewards.verifiers.accuracy:Accuracy",
     "format": "nonpareil.rewards.verifiers.format:Format",
+    "instructions": "nonpareil.rewards.verifiers.instructions:Instructions",
     "length": "nonpareil.rewards.verifiers.length:Length",
+    "python_tests": "nonpareil.rewards.verifiers.python_tests:PythonTests",
     "similarity": "nonpareil.rewards.verifiers.similarity:Similarity",
     "reasoning_gym": "nonpareil.rewards.verifiers.reasoning_gym:ReasoningGym",
 }

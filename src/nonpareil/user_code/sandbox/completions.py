@@ -1,0 +1,132 @@
+"""The program within a completion. Found in the sandbox: to parse what a model wrote may take long, or crash."""
+
+import ast
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+
+PYTHON = frozenset(("", "py", "python", "python2", "python3", "py3"))
+"""Names of a fence's language; without one, a block is Python if it parses."""
+_FENCE = re.compile(r"(?P<before>.*?)(?P<fence>`{3,}|~{3,})[ \t]*\{?\.?(?P<language>[\w+-]*)[^`]*")
+_TRANSCRIPT = re.compile(r"\s*>>>")
+_CODE_BEGINS = re.compile(r"^(?:def|class|import|from|async def)\s|^@\w", re.MULTILINE)
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def program_of(answer: str, names: Sequence[str], start: str) -> list[str]:
+    """The texts to run, one after the other; none where there is no code.
+
+    Of fenced blocks, those of Python up to the first that defines one of the names (what follows shows its use), or
+    all where none does. Without a fence the answer is code, continues `start`, or has code in it.
+
+    Args:
+        answer: what the model wrote, its thoughts left out.
+        names: what the tests call, any of them.
+        start: code that the model was given to continue, which ends in the function's head; "" where there is none.
+    """
+    head = head_of(start, names)
+    fenced = list(_python_blocks(answer))
+    texts = [prefix for block in fenced if (prefix := parsing_prefix(block))]
+    for place, text in enumerate(texts):
+        if _defines(text, names):
+            return [head, *texts[: place + 1]]
+    beginning = re.split(r"^\s*(?:```|~~~)", answer, maxsplit=1, flags=re.MULTILINE)[0]
+    whole = "" if fenced else parsing_prefix(textwrap.dedent(answer), all_of_it=True)
+    if whole and (_defines(whole, names) or not start):
+        return [head, whole]
+    if start:
+        for continuation in (beginning, *fenced):
+            if whole := _continued(start, continuation):
+                return [whole]
+    if texts:
+        return [head, *texts]
+    found = _CODE_BEGINS.search(answer)
+    return [head, parsing_prefix(answer[found.start() :])] if found else []
+
+
+def head_of(start: str, names: Sequence[str]) -> str:
+    """What `start` gives beside the function to be written: imports and helpers; "" where it is no such code."""
+    tree = _parsed(start) or _parsed(f"{start.rstrip()}\n    pass\n")
+    if tree is None or not tree.body or not isinstance(tree.body[-1], _DEFINITIONS):
+        return ""
+    if names and tree.body[-1].name not in names:
+        return ""
+    return "\n".join(ast.unparse(node) for node in tree.body[:-1])
+
+
+def parsing_prefix(text: str, all_of_it: bool = False) -> str:
+    """The text's first lines, as many as parse: what a limit of tokens cut in two is left out. "" where none do."""
+    lines = text.split("\n")
+    count = len(lines)
+    while count > 0:
+        try:
+            ast.parse("\n".join(lines[:count]))
+        except SyntaxError as error:
+            if all_of_it:
+                return ""
+            count = min(count - 1, max(0, (error.lineno or count) - 1))
+        except (ValueError, RecursionError, MemoryError):
+            return ""
+        else:
+            return "\n".join(lines[:count])
+    return ""
+
+
+def _continued(start: str, continuation: str) -> str:
+    """`start` with what continues it; "" where that adds nothing, or `start` is no code."""
+    if not continuation.strip() or not head_is_code(start):
+        return ""
+    whole = parsing_prefix(start + continuation)
+    return whole if len(whole.rstrip()) > len(start.rstrip()) else ""
+
+
+def head_is_code(start: str) -> bool:
+    """Whether a text is code that ends in a function to be written."""
+    tree = _parsed(start) or _parsed(f"{start.rstrip()}\n    pass\n")
+    return tree is not None and bool(tree.body) and isinstance(tree.body[-1], _DEFINITIONS)
+
+
+def _python_blocks(answer: str) -> Iterator[str]:
+    for language, block in _blocks(answer):
+        if language in PYTHON and not _TRANSCRIPT.match(block):
+            text = textwrap.dedent(block)
+            if language or _parsed(text):
+                yield text
+
+
+def _blocks(answer: str) -> Iterator[tuple[str, str]]:
+    """Fenced blocks with their languages; one without an end goes to the end of the text."""
+    language, fence = "", ""
+    lines: list[str] = []
+    for line in answer.split("\n"):
+        if fence:
+            if line.strip().startswith(fence) and not line.strip().strip(fence[0]):
+                yield language, "\n".join(lines)
+                fence, lines = "", []
+            else:
+                lines.append(line)
+        elif opened := _FENCE.fullmatch(line):
+            named = opened["language"].lower()
+            if not opened["before"].strip() or named in PYTHON - {""}:
+                language, fence = named, opened["fence"]
+    if fence:
+        yield language, "\n".join(lines)
+
+
+def _defines(text: str, names: Sequence[str]) -> bool:
+    """Whether it defines one of the names at its top, or anything where none is asked for."""
+    tree = _parsed(text)
+    defined: set[str] = set()
+    for node in ast.walk(tree) if tree else ():
+        if isinstance(node, _DEFINITIONS) and node.col_offset == 0:
+            defined.add(node.name)
+        elif isinstance(node, ast.Assign) and node.col_offset == 0:
+            defined |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return bool(defined & set(names) if names else defined)
+
+
+def _parsed(text: str) -> ast.Module | None:
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
