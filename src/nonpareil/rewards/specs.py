@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nonpareil.errors import ConfigError
+from nonpareil.in_memory import InMemory
 from nonpareil.rewards.base import Reward
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.rewards.endpoints.address import is_endpoint, parse_endpoint
@@ -78,6 +79,7 @@ def load_rewards(
 
 def kind_of(spec: Any) -> SpecKind:
     """What a user named: one of two kinds of endpoints, a model or a function."""
+    spec = spec.value if isinstance(spec, InMemory) else spec
     if isinstance(spec, str | Path):
         named = str(spec)
         if is_endpoint(named):
@@ -91,6 +93,7 @@ def _load(
     spec: Any, tokenizer: Any, asking: dict[str, Any], engine: str, model_options: dict[str, Any]
 ) -> Reward:
     """The reward of one spec; `asking`: how functions and servers are called."""
+    spec = spec.value if isinstance(spec, InMemory) else spec
     if isinstance(spec, Reward):
         return spec
     if isinstance(spec, Path):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError, DataError
+from nonpareil.in_memory import InMemory
 from nonpareil.models.chat import held_clock, template_failure
 from nonpareil.records import Message, Prompt, PromptText, prompt_id_of
 from nonpareil.rollouts.rendering import check_template_kwargs, rendering_of
@@ -67,7 +68,10 @@ def load_prompts(
     check_value("dataset_config", dataset_config, str | None)
     check_value("limit", limit, int | None, at_least=1, why="or None for all prompts")
     check_value("seed", seed, int | None)
-    rows = read_rows(str(source), split, dataset_config, prompt_column)
+    if isinstance(source, InMemory):
+        rows = [{prompt_column: row} if isinstance(row, str) else row for row in source.value]
+    else:
+        rows = read_rows(str(source), split, dataset_config, prompt_column)
     if not rows:
         raise DataError(f"{str(source)!r} has no rows")
     _check_column(rows[0], prompt_column, str(source))

@@ -31,6 +31,7 @@ from nonpareil.commands.evaluate import run as evaluate
 from nonpareil.folders import held_folder
 from nonpareil.options.distill import DistillOptions
 from nonpareil.options.evaluate import EvaluateOptions
+from nonpareil.terminal import is_quiet
 
 if TYPE_CHECKING:
     from nonpareil.methods.base import Method
@@ -134,6 +135,8 @@ def _trainer(
     Raises:
         NonpareilError: prompts, rewards or a policy that cannot work, or a checkpoint of another run.
     """
+    from transformers import PrinterCallback
+
     from nonpareil.training.adapter_checks import refuse_adapter_on_adapter
     from nonpareil.training.arguments import check_scorable
     from nonpareil.training.checkpoints.identity import run_identity
@@ -173,4 +176,6 @@ def _trainer(
         credits=credits,
     )
     trainer.identity["model"] = model
+    if is_quiet():
+        trainer.remove_callback(PrinterCallback)
     return trainer
