@@ -4,8 +4,8 @@ They are `nonpareil.sample`, `nonpareil.curve` and so on; `docs/python.md` walks
 nothing: messages go to the logger `nonpareil`, or with `verbose=True` to stderr, as on the command line. It raises
 the errors of `nonpareil.errors`.
 
-In the place of a reward's name a function, a `Reward` or a classifier of transformers may be given, and in the place
-of a dataset's name its rows: a list of texts or of rows with a `prompt`, or a `datasets.Dataset`.
+A function, a `Reward` or a classifier of transformers may stand in the place of a reward's name, and in that of a
+dataset's its rows: a list of texts or of rows with a `prompt`, or a `datasets.Dataset`.
 """
 
 import functools
@@ -86,7 +86,7 @@ def distill(*, verbose: bool = False, **options: Any) -> Result:
     Returns:
         `output_dir`, `steps` and `interrupted` (Ctrl-C: a checkpoint was saved, nothing evaluated); after the
         evaluation `evaluation` (an `Evaluation`: `comparison.win_rate`, `kl`, `equivalent_n`, ...) and `report`,
-        the path of its page; `merged` and `at_strength` where those were asked for. With `dry_run`, what would be done.
+        the path of its page; `merged` and `at_strength` where asked for. With `dry_run`, what would be done.
         Empty in all processes but the first.
 
     Raises:

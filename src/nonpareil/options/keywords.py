@@ -48,8 +48,8 @@ def options_text(name: str, classes: Sequence[type]) -> str:
     for setting in _listed(classes):
         headings.setdefault(setting.heading or OTHERS, []).append(setting)
     parts = [
-        f"The options, by keyword, are those of `nonpareil {name}`; `config` names a YAML file of them, and keywords "
-        "override it."
+        f"The options, by keyword, are those of `nonpareil {name}`; `config` names a YAML file of them, which "
+        "keywords override."
     ]
     for heading, settings in headings.items():
         parts.append("\n".join([f"{heading}:", *(line for one in settings for line in _lines(one))]))

@@ -60,8 +60,8 @@ class DistillationTrainer(ListingTrainer):
     from this policy as it is now at the same temperature; then `train_dataset` follows from them. `credits`: of
     the groups' completions, for a method that reads them.
 
-    Its bases, from transformers' Trainer up: `ShardingTrainer` (weights in shards), `CheckpointingTrainer` (exact
-    resume), `ListingTrainer` (a folder of its own). A step is `training_step`; see `training.step`.
+    Its bases, from the top: `ListingTrainer` (a folder of its own), `CardedTrainer` (model card and hub),
+    `CheckpointingTrainer` (exact resume), `ShardingTrainer` (weights in shards). A step: see `training.step`.
 
     Raises:
         ConfigError: an empty train_dataset, or settings that nothing reads or that do not go together.
