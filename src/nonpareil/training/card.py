@@ -144,6 +144,7 @@ def front_matter(facts: CardFacts) -> str:
     from huggingface_hub import ModelCardData
 
     sets = [name for name in dict.fromkeys([facts.prompts or "", *facts.datasets]) if is_hub_name(name)]
+    license: Any = dict(facts.license)
     data = ModelCardData(
         base_model=facts.base if is_hub_name(facts.base) else None,
         library_name="peft" if facts.adapter else "transformers",
@@ -152,7 +153,7 @@ def front_matter(facts: CardFacts) -> str:
         tags=[
             *dict.fromkeys(("best-of-n", printable(spec_of(type(facts.method))), "nonpareil", *facts.tags))
         ],
-        **dict(facts.license),
+        **license,
     )
     return f"---\n{data.to_yaml()}\n---\n"
 

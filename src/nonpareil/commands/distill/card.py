@@ -36,12 +36,14 @@ def with_names(facts: "CardFacts", options: DistillOptions) -> "CardFacts":
 
 def failed(error: NonpareilError) -> str:
     """What the card of a policy says whose evaluation failed."""
-    return f"Not evaluated: the evaluation failed ({plain(reason_of(error))}). Nothing is known of what was reached."
+    why = plain(reason_of(error))
+    return f"Not evaluated: the evaluation failed ({why}). Nothing is known of what was reached."
 
 
 def reached(evaluation: "Evaluation") -> str:
     """What was reached, in words, by the rewards that were evaluated; in Markdown."""
-    lines = [*_by_reward(evaluation.comparison, "the reward it was trained on"), *_worth(evaluation)]
+    wins, *others = _by_reward(evaluation.comparison, "the reward it was trained on")
+    lines = [wins, *_worth(evaluation), *others]
     if evaluation.unseen is not None:
         lines += _by_reward(
             evaluation.unseen, f"{code(evaluation.unseen.reward)}, which it was not trained on"
@@ -55,7 +57,8 @@ def reached(evaluation: "Evaluation") -> str:
     measured = (
         f"Measured on {evaluation.num_prompts} held-out prompts, {policy.num_completions} completions of this "
         f"model and {reference.num_completions} of the base for each, both models in {evaluation.dtype}; intervals "
-        "are 95% over prompts. All figures are in `evaluation/report.json`, the whole report in `evaluation/report.html`."
+        "are 95% over prompts. All figures are in `evaluation/report.json`, the whole report in "
+        "`evaluation/report.html`."
     )
     return "\n".join([*(f"- {line}" for line in lines), "", measured])
 
@@ -107,7 +110,7 @@ def _worth(evaluation: "Evaluation") -> list[str]:
 def _distance(evaluation: "Evaluation") -> list[str]:
     kl, efficiency = evaluation.kl, evaluation.kl_efficiency
     line = f"It lies {kl.estimate:.3g} nats{_between(kl, '.3g')} from the base (KL)"
-    if efficiency is not None and not math.isnan(efficiency.estimate):
+    if efficiency is not None and efficiency.estimate <= 1:  # above it is chance
         line += f"; the least that any policy needs to win as often is {efficiency.estimate:.0%} of that"
     return [f"{line}."]
 

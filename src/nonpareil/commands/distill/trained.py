@@ -122,19 +122,23 @@ def _reference(trainer: "DistillationTrainer") -> tuple[str, str | None]:
     Raises:
         ConfigError: the weights that the trainer was given are none that can be loaded again.
     """
+    import torch
+
     from nonpareil.models.adapters import plain_model
     from nonpareil.models.fingerprint import fingerprint, module_fingerprint
     from nonpareil.models.loading import load_policy
 
     model, before = plain_model(trainer.model), trainer.identity["model"]
-    name, trust = model.name_or_path, trainer.args.trust_remote_code
+    name, trust = model.name_or_path or "", trainer.args.trust_remote_code
     commit = None if Path(name).is_dir() else getattr(model.config, "_commit_hash", None)
     with suppress(ModelError):
         if name and fingerprint(name, commit, trust_remote_code=trust) == before:
             return name, commit
         if name:  # the trainer was given a model in memory: is it that of the folder?
             dtype = str(model.dtype).removeprefix("torch.")
-            there, _ = load_policy(name, dtype=dtype, device="cpu", revision=commit, trust_remote_code=trust)
+            there, _ = load_policy(
+                name, dtype=dtype, device=torch.device("cpu"), revision=commit, trust_remote_code=trust
+            )
             if module_fingerprint(there) == before:
                 return name, commit
     of = f"not the weights of {name!r} as they are now" if name else "no weights of a folder or a hub model"

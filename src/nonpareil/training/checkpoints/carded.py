@@ -40,7 +40,7 @@ class CardedTrainer(CheckpointingTrainer):
     @cached_property
     def card_facts(self) -> CardFacts:
         """What the card says of the training; whoever knows more replaces it."""
-        name = plain_model(self.model).name_or_path
+        name = plain_model(self.model).name_or_path or ""
         first: Any = self.train_dataset[0]  # type: ignore[index]
         return CardFacts(
             config=self.args,  # type: ignore[arg-type]
