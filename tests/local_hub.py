@@ -59,7 +59,8 @@ def local_hub() -> Iterator[Hub]:
                 self.answer({"error": "no right to write here"}, 403)
             elif "/commit/" in self.path:
                 hub.commits.append(_read(body))
-                self.answer({"commitUrl": f"{hub.endpoint}/commit/{len(hub.commits)}", "commitOid": "0" * 40})
+                url = f"{hub.endpoint}/me/tiny/commit/{len(hub.commits):040d}"
+                self.answer({"commitUrl": url, "commitOid": url[-40:]})
             else:
                 self.answer({"error": "not found"}, 404)
 

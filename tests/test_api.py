@@ -237,7 +237,7 @@ def test_the_hub_gets_the_finished_folder_with_its_card_and_checkpoints_without(
     assert checkpoints
     assert not any("README.md" in each.files for each in checkpoints)
     assert all("adapter_model.safetensors" in each.files for each in checkpoints)
-    assert result["pushed"].endswith(f"/commit/{len(hub.commits)}")
+    assert result["pushed"].endswith(f"{len(hub.commits):040d}")
     assert {"README.md", "adapter_model.safetensors", "tokenizer.json", "evaluation/report.json"} <= {
         *last.files
     }
@@ -249,3 +249,26 @@ def test_the_hub_gets_the_finished_folder_with_its_card_and_checkpoints_without(
     assert ModelCard(card).data.library_name == "peft"
     assert 'from_pretrained("me/tiny")' in card
     exec(code_of(card).replace("me/tiny", "out"), {})
+
+
+# --- The page
+
+
+def test_the_page_runs_as_it_is_written(here, capsys):
+    """With tiny models under its names, fewer steps and shorter completions."""
+    Path("my-org").mkdir()
+    for name, source in (("my-model", "policy"), ("my-reward-model", "rm")):
+        Path(source).rename(Path("my-org", name))
+    for name, source in (("prompts", "train"), ("held-out", "test")):
+        Path(f"{source}.jsonl").rename(f"{name}.jsonl")
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    assert len(blocks) == 4
+    script = "\n".join(blocks)
+    small = "max_steps=1, per_device_train_batch_size=4, max_completion_length=4, disable_tqdm=True"
+    script, count = re.subn("max_steps=200", small, script)
+    assert count == 2
+    script = script.replace("num_generations=8", "num_generations=4, max_completion_length=4")
+    script = script.replace("strengths=[", "max_prompts=4, max_completion_length=4, strengths=[")
+    exec(compile(script, str(PAGE), "exec"), {"__name__": "__main__"})
+    assert "win rate" in capsys.readouterr().out
+    assert {"distilled", "groups", "pairs.jsonl", "by-command"} <= {path.name for path in Path().iterdir()}
