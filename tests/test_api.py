@@ -268,7 +268,7 @@ def test_the_page_runs_as_it_is_written(here, capsys):
     script, count = re.subn("max_steps=200", small, script)
     assert count == 2
     script = script.replace("num_generations=8", "num_generations=4, max_completion_length=4")
-    script = script.replace("strengths=[", "max_prompts=4, max_completion_length=4, strengths=[")
+    script = script.replace("evaluate(trainer)", "evaluate(trainer, num_reference_samples=4)")
     exec(compile(script, str(PAGE), "exec"), {"__name__": "__main__"})
     assert "win rate" in capsys.readouterr().out
     assert {"distilled", "groups", "pairs.jsonl", "by-command"} <= {path.name for path in Path().iterdir()}
