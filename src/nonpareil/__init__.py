@@ -1,6 +1,7 @@
 """Nonpareil: one sample as good as the best of N.
 
-The names below are imported when first used, so that `import nonpareil` is quick.
+The names below are imported when first used, so that `import nonpareil` is quick. Each command is a function, see
+`nonpareil.api`: `nonpareil.sample(model_name_or_path=..., dataset_name=..., reward_funcs=...)`.
 """
 
 import importlib
@@ -8,7 +9,13 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+_COMMANDS = (
+    *("sample", "curve", "distill", "evaluate", "compare"),
+    *("value", "make_credits", "tilt", "interpolate", "export"),
+)
+"""`make_credits` is the command `credits`: `nonpareil.credits` is the module of what it makes."""
 _PUBLIC = {
+    **dict.fromkeys(_COMMANDS, "nonpareil.api"),
     "DistillationConfig": "nonpareil.training",
     "DistillationTrainer": "nonpareil.training",
     "TransformersEngine": "nonpareil.engines.transformers",
@@ -18,7 +25,6 @@ _PUBLIC = {
     "tokenize_prompts": "nonpareil.rollouts.prompts",
     "draw_and_score": "nonpareil.rollouts.run",
     "read_groups": "nonpareil.rollouts.reading",
-    "export": "nonpareil.rollouts.export",
     "best_of_n_report": "nonpareil.evaluation",
     "evaluate_groups": "nonpareil.evaluation",
 }

@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from nonpareil.terminal import printable, printable_lines
+from nonpareil.terminal import is_quiet, printable, printable_lines
 
 
 class PlainConsole(Console):
@@ -27,7 +27,7 @@ class PlainConsole(Console):
 
 def console(**settings: Any) -> PlainConsole:
     """Standard error: standard output is for `--json`."""
-    return PlainConsole(stderr=True, **settings)
+    return PlainConsole(stderr=True, **{"quiet": is_quiet(), **settings})
 
 
 def styled(text: str, style: str) -> Text:

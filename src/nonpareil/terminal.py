@@ -1,9 +1,13 @@
 """What others wrote (prompts, reasons, servers' words, names of files), fit for a terminal and a log."""
 
 import logging
+import os
 import sys
 import unicodedata
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from typing import TextIO
 
 _LONGEST_REASON = 400
 _KEPT_REASON = 200
@@ -64,7 +68,40 @@ def _visible(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+_quiet = 0
+"""How many callers have asked for quiet."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing is said on stderr within it: messages go to the logger `nonpareil`, as INFO, and progress nowhere."""
+    global _quiet
+    _quiet += 1
+    try:
+        yield
+    finally:
+        _quiet -= 1
+
+
+def is_quiet() -> bool:
+    """Whether a caller asked for quiet."""
+    return _quiet > 0
+
+
+def progress_stream() -> TextIO:
+    """Where progress is shown: stderr, or nowhere."""
+    return _nowhere() if is_quiet() else sys.stderr
+
+
+@cache
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")
+
+
 def tell(message: str) -> None:
     """Say something on stderr, on a line of its own; a terminal that is gone is no error."""
+    if is_quiet():
+        logging.getLogger("nonpareil").info("%s", printable_lines(message))
+        return
     with suppress(OSError, ValueError):  # ValueError: closed
         print(f"nonpareil: {printable_lines(message)}", file=sys.stderr, flush=True)

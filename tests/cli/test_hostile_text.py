@@ -118,10 +118,11 @@ def test_distill_its_page_and_its_card(hostile, capfd):
     _, front, text = card.split("---\n", 2)
     assert yaml.safe_load(front) == {
         "library_name": "transformers",
+        "pipeline_tag": "text-generation",
         "tags": ["best-of-n", "jbond", "nonpareil"],
     }
     assert not re.search(r"(?<!\\)<script>", CODE.sub("", text.split("```python")[0]))
-    named = re.search(r"AutoTokenizer.from_pretrained\((.*)\)", text)
+    named = re.search(r'pipeline\("text-generation", model=(.*)\)', text)
     assert named is not None
     assert eval(named.group(1)) == folder.name
 

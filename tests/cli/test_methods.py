@@ -284,7 +284,7 @@ def test_the_card_names_method_settings_and_anchor(nonpareil, files, groups):
     status, _, err = nonpareil("distill", num_reference_samples=3, anchor_refresh_steps=5, **changes)
     assert status == 0, err
     card = (files / "out" / "README.md").read_text()
-    assert "tags: [best-of-n, bond, nonpareil]" in card
+    assert "tags:\n- best-of-n\n- bond\n- nonpareil\n" in card
     assert "arXiv:2407.14622" in card
     assert "| method | bond: n=2, num_generations=1, num_reference_samples=3, " in card
     assert "| anchor | a copy of the policy every 5 steps |" in card

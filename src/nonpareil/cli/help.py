@@ -8,26 +8,11 @@ from typing import Any, Literal, get_args, get_origin
 
 from nonpareil.cli.method_help import VALUES, Row, method_section
 from nonpareil.commands.command import Command
+from nonpareil.options.keywords import HEADINGS
 from nonpareil.settings import Setting, settings_of
 
 HELP = ("-h", "--help", "--help-all")
 """Flags that ask for it."""
-HEADINGS = (
-    *(
-        "Policy",
-        "Groups",
-        "Prompts",
-        "Rewards",
-        "Method",
-        "Drawing",
-        "Engine",
-        "Guidance",
-        "Training",
-        "LoRA",
-    ),
-    *("Hardware", "vLLM", "Fit", "Credits", "Evaluation", "Comparison", "Output", "Options"),
-)
-"""In the order in which they are listed."""
 INHERITED = "transformers.TrainingArguments"
 """The heading of settings that are declared in no class of ours."""
 _JSON: Row = ("--json", "Print one JSON object as the last line of stdout.")

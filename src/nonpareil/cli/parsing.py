@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nonpareil.errors import ConfigError
-from nonpareil.options.methods import learns_from_groups, read_method, settings_of_methods
-from nonpareil.options.yaml import load_yaml, meant, refuse_unknown, typed
+from nonpareil.options.given import instances_of, method_settings_of, settings_of_command
+from nonpareil.options.yaml import load_yaml, meant, refuse_unknown
 from nonpareil.setting_types import check_value
-from nonpareil.settings import Setting, settings_of
+from nonpareil.settings import Setting
 
 
 def parse(
@@ -33,10 +33,10 @@ def parse(
         ConfigError: a file that cannot be read, a key that no dataclass has, with the nearest one, or a value that
             cannot be.
     """
-    settings = {name: one for cls in dataclasses for name, one in settings_of(cls).items()}
+    settings = settings_of_command(dataclasses)
     of_method: dict[str, Setting] = {}
     if "method" in settings:  # its class says which other settings there are
-        of_method = settings_of_methods(_method_named(argv, settings["method"]), *dataclasses)
+        of_method = method_settings_of(dataclasses, _method_named(argv, settings["method"]))
         settings |= of_method
     parser = CommandParser(prog=f"nonpareil {command}", add_help=False, allow_abbrev=False)
     for setting in settings.values():
@@ -48,18 +48,10 @@ def parse(
     config_file, as_json = flags.pop("config"), flags.pop("json")
     read = config_file is not None and config_is_options
     given = {**(_read(config_file, settings) if read else {}), **flags}
-    values = {**(defaults(given) if defaults else {}), **given}
-    instances: list[Any] = [
-        typed(cls, {name: values[name] for name in settings_of(cls) if name in values}, "")
-        for cls in dataclasses
-    ]
+    instances = instances_of(dataclasses, given, of_method, defaults)
     for instance in instances:
         if hasattr(instance, "config_file"):
             instance.config_file = config_file
-    if of_method:
-        config: Any = next(instance for instance in instances if hasattr(instance, "method"))
-        own = {name: values[name] for name in of_method if name in values}
-        config.method = read_method(config.method, own, stored=learns_from_groups(values, config.method))
     _quiet()
     return instances, given, as_json
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.policies.base import Policy
 from nonpareil.errors import ConfigError, DataError, ModelError
+from nonpareil.in_memory import InMemory
 from nonpareil.options.rewards import CACHE, RewardOptions, check_remote, model_options, specs_of
 from nonpareil.options.shared import PromptOptions
 from nonpareil.records import Prompt, SamplingParams
@@ -70,6 +71,11 @@ def load_prompts(
     """
     from nonpareil.rollouts import prompts
 
+    if isinstance(source, InMemory) and isinstance(
+        source.value[0], Prompt
+    ):  # a trainer's, read by its policy
+        policy.check(source.value, sampling)
+        return list(source.value)
     try:
         rows = prompts.load_prompts(
             source or "",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nonpareil.errors import ConfigError
+from nonpareil.in_memory import InMemory
 from nonpareil.settings import settings_of
 
 
@@ -65,7 +66,7 @@ def check_output(
 
 def _local(value: Any) -> Iterator[Path]:
     """The path that an option names, and the base model's where it is an adapter."""
-    if not isinstance(value, str | Path) or not str(value):
+    if isinstance(value, InMemory) or not isinstance(value, str | Path) or not str(value):
         return
     path = Path(value).expanduser()
     if not os.path.exists(path):
@@ -82,6 +83,8 @@ def _local(value: Any) -> Iterator[Path]:
 
 def _of_spec(spec: Any, *, of_files_only: bool) -> Iterator[Path]:
     """Of a folder, a file with `:name` behind it, a server with `#folder` behind it, or of an object's class."""
+    if isinstance(spec, InMemory):
+        return
     if not isinstance(spec, str):
         with suppress(TypeError, OSError):  # nothing was given, or the class was made at a prompt
             yield from _local(inspect.getfile(type(spec)))

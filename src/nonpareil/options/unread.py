@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from nonpareil.in_memory import InMemory
 from nonpareil.options.rewards import ANY_MODEL, FIRST_MODEL, LIMITED, LOADED_MODEL, specs_of
 from nonpareil.options.shared import DRAWS_POOL, HELD_OUT_SPLITS, HUB_DATASETS, OWN_PROMPTS, TRAINING_SPLITS
 from nonpareil.settings import refuse_unread
@@ -55,10 +56,15 @@ def absent_rewards(options: Any, second: str | None) -> dict[str, str]:
 def absent_splits(sources: dict[str, str]) -> dict[str, str]:
     """Readers of splits and configurations that are absent: a file has none; `sources` by reader of splits."""
     absent = {
-        reader: f"{source!r} is one file"
+        reader: f"{source!r} is {'no dataset with splits' if isinstance(source, InMemory) else 'one file'}"
         for reader, source in sources.items()
-        if Path(source).expanduser().is_file()
+        if is_one_split(source)
     }
     if absent and len(absent) == len(sources):
         absent[HUB_DATASETS] = next(iter(absent.values()))
     return absent
+
+
+def is_one_split(source: str) -> bool:
+    """Whether prompts come without splits: of one file, or in memory."""
+    return isinstance(source, InMemory) or Path(source).expanduser().is_file()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nonpareil.errors import ConfigError
+from nonpareil.in_memory import InMemory
 from nonpareil.rewards.base import Reward
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.rewards.endpoints.address import is_endpoint, parse_endpoint
@@ -84,6 +85,7 @@ def kind_of(spec: Any) -> SpecKind:
     Raises:
         ConfigError: a verifier's bare name that is also the folder of a model here, or nearly one's.
     """
+    spec = spec.value if isinstance(spec, InMemory) else spec
     if isinstance(spec, str | Path):
         named = str(spec)
         if isinstance(spec, str) and is_verifier(named):
@@ -107,6 +109,7 @@ def _load(
     spec: Any, tokenizer: Any, asking: dict[str, Any], engine: str, model_options: dict[str, Any]
 ) -> Reward:
     """The reward of one spec; `asking`: how functions and servers are called."""
+    spec = spec.value if isinstance(spec, InMemory) else spec
     if isinstance(spec, Reward):
         return spec
     kind = kind_of(spec)

@@ -1,12 +1,13 @@
 """How far a long run is: a bar with rates and the time left, or now and then a line where nobody watches."""
 
-import sys
 import time
 from typing import Protocol, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+from nonpareil.terminal import progress_stream
 
 FIRST_LINE_SECONDS = 10.0
 
@@ -41,8 +42,8 @@ class ProgressBar:
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        """`stream` is stderr by default."""
-        self._stream = stream or sys.stderr
+        """`stream` is stderr by default, or nowhere where a caller asked for quiet."""
+        self._stream = stream or progress_stream()
         self._bar: RichProgress | None = None
         self._task = TaskID(0)
         if self._stream.isatty():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError, DataError
+from nonpareil.in_memory import InMemory
 from nonpareil.models.chat import held_clock, template_failure, template_source
 from nonpareil.records import Message, Prompt, PromptText, prompt_id_of
 from nonpareil.rollouts.checked_rows import PromptRow, check_column, check_columns, checked_prompt
@@ -78,7 +79,10 @@ def load_prompts(
     check_value("seed", seed, int | None)
     if streaming:
         _check_stream(limit, seed, test_split_size)
-    rows = read_rows(str(source), split, dataset_config, prompt_column, limit if streaming else None)
+    if isinstance(source, InMemory):
+        rows = [{prompt_column: row} if isinstance(row, str) else row for row in source.value]
+    else:
+        rows = read_rows(str(source), split, dataset_config, prompt_column, limit if streaming else None)
     if not rows:
         raise DataError(f"{str(source)!r} has no rows")
     check_column(rows[0], prompt_column, repr(str(source)), "give prompt_column={}")

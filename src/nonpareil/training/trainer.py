@@ -65,8 +65,8 @@ class DistillationTrainer(ListingTrainer):
     updates. `groups`: stored, drawn from this policy as it is now at the same temperature, or the path of their
     folder; the training prompts are theirs. `credits`: of their completions, for a method that reads them.
 
-    Its bases, from transformers' Trainer up: `ShardingTrainer` (weights in shards), `CheckpointingTrainer` (exact
-    resume), `ListingTrainer` (a folder of its own). A step is `training_step`; see `training.step`.
+    Its bases, from the top: `ListingTrainer` (a folder of its own), `CardedTrainer` (model card and hub),
+    `CheckpointingTrainer` (exact resume), `ShardingTrainer` (weights in shards). A step: see `training.step`.
 
     Raises:
         ConfigError: an empty train_dataset, or settings that nothing reads or that do not go together.

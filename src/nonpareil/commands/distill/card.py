@@ -1,157 +1,126 @@
-"""The model card of a distilled policy: what was done, with what, how near it came, how to load it."""
+"""What a distillation's model card says beside what its trainer knows, and what an evaluation found, in words."""
 
-import json
-import re
-import sys
-from contextlib import suppress
-from dataclasses import fields
+import math
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nonpareil import __version__
-from nonpareil.errors import DataError
-from nonpareil.files import write_bytes
-from nonpareil.folders import held_folder
+from nonpareil.errors import NonpareilError
+from nonpareil.in_memory import InMemory
 from nonpareil.markdown import code, plain
 from nonpareil.options.distill import DistillOptions
 from nonpareil.options.rewards import reward_labels
-from nonpareil.terminal import printable, tell
-from nonpareil.values.settings import CreditSettings
+from nonpareil.terminal import reason_of
 
 if TYPE_CHECKING:
-    from nonpareil.evaluation.evaluation import Evaluation
-    from nonpareil.methods import Method
-    from nonpareil.training.config import DistillationConfig
+    from nonpareil.evaluation.evaluation import Evaluation, RewardComparison
+    from nonpareil.maths.bootstrap import Interval
+    from nonpareil.training.card import CardFacts
 
 CREDITS = "credits"
 """Their folder in output_dir, where this distillation made them."""
-CARD = """---
-library_name: transformers
-tags: [best-of-n, {tag}, nonpareil]
----
-# {title}
-
-Best-of-N distilled into the weights with {method} by nonpareil {version}: one sample of this
-model is meant to be as good as the best of several samples of the model it came from.
-{about}
-
-| | |
-|---|---|
-| policy and reference | {model} |
-| prompts | {prompts}, split {split} |
-| reward | {reward} |
-| steps | {steps}, {batch} prompts each |
-| learning rate | {learning_rate} |
-| method | {method_name}: {settings} |
-{credits}| anchor | {anchor} |
-| temperature, max_completion_length | {temperature}, {max_completion_length} |
-| seed | {seed} |
-
-## How near to best-of-N
-{measured}
-
-## Use
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained({name})
-tokenizer = AutoTokenizer.from_pretrained({name})
-```
-Draw at temperature {temperature}, the whole vocabulary kept: that is the policy that was trained.
-"""
 
 
-def write_model_card(
-    output_dir: Path,
-    options: DistillOptions,
-    config: "DistillationConfig",
-    method: "Method",
-    steps: int,
-    evaluation: "Evaluation | None",
-) -> Path:
-    """Write README.md beside the weights, unless one that is not ours has come there meanwhile."""
-    from nonpareil.methods import spec_of
-
-    path = output_dir / "README.md"
-    if (folder := held_folder(path)) is not None and path.exists() and not folder.is_ours(path):
-        tell(f"{path} is not ours, so no model card was written")
-        return path
-    method_name = spec_of(type(method))
-    text = CARD.format(
-        title=plain(output_dir.name),
-        name=printable(json.dumps(output_dir.name, ensure_ascii=False)),
-        version=__version__,
-        model=code(_label(options.model_name_or_path or "")),
-        prompts=code(_label(options.groups or options.dataset_name or "")),
-        split=code(options.dataset_train_split),
-        reward=", ".join(code(_label(reward)) for reward in reward_labels(options)),
-        steps=steps,
-        batch=config.train_batch_size * config.gradient_accumulation_steps * config.world_size,
-        learning_rate=config.learning_rate,
-        temperature=config.temperature,
-        max_completion_length=config.max_completion_length,
-        seed=config.seed,
-        measured=_measured(evaluation),
-        tag=_tag(method_name),
-        method=code(method_name),
-        method_name=plain(method_name),
-        about=_about(method),
-        settings=plain(", ".join(f"{name}={value}" for name, value in vars(method).items()) or "no settings"),
-        credits=_credits(options.credits or output_dir / CREDITS, method),
-        anchor=_anchor(config, method),
-    )
-    return write_bytes(path, text.encode())
-
-
-def _measured(evaluation: "Evaluation | None") -> str:
-    """How near to best-of-N the policy came, in a sentence."""
-    if evaluation is None:
-        return "Not evaluated; run `nonpareil evaluate`."
-    from nonpareil.evaluation.summary import headline
-
-    return (
-        f"{headline(evaluation)}. Measured on {evaluation.num_prompts} held-out prompts, both models in "
-        f"{evaluation.dtype}, 95% intervals over prompts; the whole report is in `evaluation/report.html`."
+def with_names(facts: "CardFacts", options: DistillOptions) -> "CardFacts":
+    """The trainer's facts with the names that its models, prompts and rewards were given by."""
+    source = options.groups or options.dataset_name
+    return replace(
+        facts,
+        base=options.model_name_or_path or "",
+        prompts=None if isinstance(source, InMemory) else source,
+        split=options.dataset_train_split,
+        rewards=reward_labels(options),
+        credits=options.credits or Path(str(facts.config.output_dir)) / CREDITS,
     )
 
 
-def _about(method: "Method") -> str:
-    """The first line of the method's file, which names its paper."""
-    lines = (sys.modules[type(method).__module__].__doc__ or "").strip().splitlines()
-    return f"\n{plain(lines[0])}\n" if lines else ""
+def failed(error: NonpareilError) -> str:
+    """What the card of a policy says whose evaluation failed."""
+    why = plain(reason_of(error))
+    return f"Not evaluated: the evaluation failed ({why}). Nothing is known of what was reached."
 
 
-def _tag(name: str) -> str:
-    """A word as YAML has it, in quotes where it needs them."""
-    return name if re.fullmatch(r"[A-Za-z][\w.-]*", name, re.ASCII) else json.dumps(name)
+def reached(evaluation: "Evaluation") -> str:
+    """What was reached, in words, by the rewards that were evaluated; in Markdown."""
+    wins, *others = _by_reward(evaluation.comparison, "the reward it was trained on")
+    lines = [wins, *_worth(evaluation), *others]
+    if evaluation.unseen is not None:
+        lines += _by_reward(
+            evaluation.unseen, f"{code(evaluation.unseen.reward)}, which it was not trained on"
+        )
+    lines += _distance(evaluation)
+    policy, reference = evaluation.policy, evaluation.reference
+    lines.append(
+        f"Its completions have {policy.mean_length.estimate:.1f} tokens on average, the base's "
+        f"{reference.mean_length.estimate:.1f}."
+    )
+    measured = (
+        f"Measured on {evaluation.num_prompts} held-out prompts, {policy.num_completions} completions of this "
+        f"model and {reference.num_completions} of the base for each, both models in {evaluation.dtype}; intervals "
+        "are 95% over prompts. All figures are in `evaluation/report.json`, the whole report in "
+        "`evaluation/report.html`."
+    )
+    return "\n".join([*(f"- {line}" for line in lines), "", measured])
 
 
-def _credits(folder: str | Path, method: "Method") -> str:
-    """The row of the credits that were trained on; none where there are none, or they are gone meanwhile."""
-    from nonpareil.methods.credited import CreditedMethod
-    from nonpareil.rollouts.credits import read_source
+def _by_reward(compared: "RewardComparison", judge: str) -> list[str]:
+    """How often it wins, whether that is more than chance, and the reward itself."""
+    if compared.ties.estimate == 1:
+        return [
+            f"By {judge} every completion of this model ties with every one of the base's: the reward tells none "
+            "apart here, so it says nothing of which model is better."
+        ]
+    win = compared.win_rate
+    if win.low > 0.5:
+        verdict = "more often than not: it is the better one by this reward"
+    elif win.high < 0.5:
+        verdict = "less often than not: it is the worse one by this reward"
+    else:
+        verdict = "which does not tell the two apart: the interval holds one half"
+    lines = [
+        f"In {_share(win)} of comparisons on a held-out prompt a completion of this model scores higher than one "
+        f"of the base by {judge} (ties count one half), {verdict}."
+    ]
+    before, after = compared.reference_mean, compared.policy_mean
+    if compared.zero_one:
+        lines.append(f"{_share(after)} of its completions succeed, and {_share(before)} of the base's.")
+    else:
+        lines.append(
+            f"Its mean reward is {after.estimate:.4g}{_between(after, '.4g')}, and the base's {before.estimate:.4g}"
+            f"{_between(before, '.4g')}."
+        )
+    if lost := compared.policy_failed + compared.reference_failed:
+        lines.append(f"{lost} completions could not be scored and are left out.")
+    return lines
 
-    if not isinstance(method, CreditedMethod):
+
+def _worth(evaluation: "Evaluation") -> list[str]:
+    worth, most = evaluation.equivalent_n, evaluation.largest_n
+    if worth is None or math.isnan(worth.estimate) or evaluation.comparison.ties.estimate == 1:
+        return []
+    if worth.estimate >= most - 1e-6:
+        return [
+            f"That is as often as the best of {most} samples of the base wins, or of more: no more were drawn."
+        ]
+    return [
+        f"That is as often as the best of {worth.estimate:.1f}{_between(worth, '.1f')} samples of the base wins."
+    ]
+
+
+def _distance(evaluation: "Evaluation") -> list[str]:
+    kl, efficiency = evaluation.kl, evaluation.kl_efficiency
+    line = f"It lies {kl.estimate:.3g} nats{_between(kl, '.3g')} from the base (KL)"
+    if efficiency is not None and efficiency.estimate <= 1:  # above it is chance
+        line += f"; the least that any policy needs to win as often is {efficiency.estimate:.0%} of that"
+    return [f"{line}."]
+
+
+def _share(interval: "Interval") -> str:
+    """A share in percent, with its interval."""
+    return f"{interval.estimate:.0%}{_between(interval, '.0%')}"
+
+
+def _between(interval: "Interval", form: str) -> str:
+    if math.isnan(interval.low):
         return ""
-    with suppress(DataError):
-        made: Any = read_source(Path(folder)).value
-        value = made.get("fingerprint") or _label(str(made.get("function", "not named")))
-        settings = {each.name: made[each.name] for each in fields(CreditSettings) if each.name in made}
-        told = ", ".join((f"value {code(value)}", *(f"{k}={plain(str(v))}" for k, v in settings.items())))
-        return f"| credits | {told} |\n"
-    return ""
-
-
-def _anchor(config: "DistillationConfig", method: "Method") -> str:
-    from nonpareil.training.method import anchor_motion
-
-    rate, refresh_steps = anchor_motion(config, method)
-    if refresh_steps:
-        return f"a copy of the policy every {refresh_steps} steps"
-    return f"follows the policy, EMA rate {rate}" if rate else "the reference, fixed"
-
-
-def _label(name: str) -> str:
-    """A local path's last part: a card travels, and must not carry a machine's folders."""
-    path, colon, function = name.partition(":")
-    return f"{Path(path).name}{colon}{function}" if Path(path).exists() else name
+    return f" ({interval.low:{form}} to {interval.high:{form}})"

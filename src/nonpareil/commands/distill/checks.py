@@ -1,14 +1,14 @@
 """What of a distillation's options can be refused before anything is read."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nonpareil.commands.inputs import require_all
 from nonpareil.errors import ConfigError
+from nonpareil.in_memory import InMemory
 from nonpareil.options.distill import DistillOptions
 from nonpareil.options.held_out import check_held_out
 from nonpareil.options.rewards import refuse_judge
-from nonpareil.options.unread import refuse_unread_of_distill
+from nonpareil.options.unread import is_one_split, refuse_unread_of_distill
 
 if TYPE_CHECKING:
     from nonpareil.training.config import DistillationConfig
@@ -63,9 +63,10 @@ def held_out_source(options: DistillOptions) -> str:
             "evaluate_after=false"
         )
     one_part = options.eval_dataset_name is None and options.test_split_size is None
-    if one_part and options.evaluate_after and Path(train).is_file():
+    if one_part and options.evaluate_after and is_one_split(train):
+        kept = "in memory" if isinstance(train, InMemory) else "one file"
         raise ConfigError(
-            f"dataset_name={train!r} is one file, without a test split, and evaluation needs held-out prompts; "
+            f"dataset_name={train!r} is {kept}, without a test split, and evaluation needs held-out prompts; "
             "give eval_dataset_name or test_split_size (0.1 holds out a tenth), or evaluate_after=false"
         )
     return options.eval_dataset_name or train

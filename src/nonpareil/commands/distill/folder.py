@@ -12,18 +12,14 @@ from nonpareil.commands.places import check_output, inputs_of
 from nonpareil.errors import ConfigError
 from nonpareil.folders import held_folder, is_bookkeeping, is_vacant, writing
 from nonpareil.markers import MARKER, OutputFolder
+from nonpareil.models.pushing import MODEL_FILES
 
 if TYPE_CHECKING:
     from nonpareil.options.distill import DistillOptions
     from nonpareil.options.evaluate import EvaluateOptions
     from nonpareil.training.config import DistillationConfig
 
-_MODEL_FILES = (
-    *("config.json", "generation_config.json", "sampling.json", "model*.safetensors*", "pytorch_model*.bin*"),
-    *("adapter_config.json", "adapter_model.safetensors", "training_args.bin"),
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
-    *("vocab.json", "vocab.txt", "merges.txt", "sentencepiece*.model", "spiece.model"),
-)
+_MODEL_FILES = (*MODEL_FILES, "training_args.bin")
 WRITTEN = (
     *_MODEL_FILES,
     *(f"merged/{name}" for name in _MODEL_FILES),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.distill.asked_strength import all_evaluations, write_asked
-from nonpareil.commands.distill.card import write_model_card
+from nonpareil.commands.distill.card import failed, reached, with_names
 from nonpareil.commands.distill.checks import check_options
 from nonpareil.commands.distill.credits import makes_credits
 from nonpareil.commands.distill.dry_run import dry_run
@@ -29,12 +29,15 @@ from nonpareil.commands.distill.learnt import tell_learnt
 from nonpareil.commands.distill.spent import count_stages
 from nonpareil.commands.distill.stages import before_training, check_stages
 from nonpareil.commands.evaluate import run as evaluate
+from nonpareil.errors import NonpareilError
 from nonpareil.folders import held_folder
 from nonpareil.options.distill import DistillOptions
 from nonpareil.options.evaluate import EvaluateOptions
+from nonpareil.terminal import is_quiet
 
 if TYPE_CHECKING:
     from nonpareil.methods.base import Method
+    from nonpareil.training.card import CardFacts
     from nonpareil.training.config import DistillationConfig
     from nonpareil.training.trainer import DistillationTrainer
 
@@ -89,6 +92,7 @@ def _distill(
         trainer.release()
     if makes_credits(options, config):
         count_stages(output_dir, drew_pool=options.groups is None, fitted_value=options.value is None)
+    facts = trainer.card_facts
     result: dict[str, Any] = {"output_dir": str(output_dir), "steps": trainer.state.global_step}
     interrupted = trainer.stopper.stopped and trainer.state.global_step < trainer.state.max_steps
     if not interrupted:
@@ -105,11 +109,41 @@ def _distill(
     if options.merge:
         result["merged"] = str(_merge(output_dir, trust_remote_code=config.trust_remote_code))
     if evaluation is not None:
-        result |= evaluate.evaluate_in_place(evaluation)
-    write_model_card(output_dir, options, config, method, result["steps"], result.get("evaluation"))
-    if evaluation is not None and asked_place(options) is not None:
-        result["at_strength"] = write_asked(options, evaluation, result["evaluation"])
+        result |= _evaluate(evaluation, output_dir, facts, result["steps"])
+        if asked_place(options) is not None:
+            result["at_strength"] = write_asked(options, evaluation, result["evaluation"])
+    if config.push_to_hub:
+        result["pushed"] = _push(output_dir, config, result["steps"])
     return {**result, "interrupted": False}
+
+
+def _evaluate(
+    evaluation: EvaluateOptions, output_dir: Path, facts: "CardFacts", steps: int
+) -> dict[str, Any]:
+    """Evaluate, and complete the card that was written with the weights: by what was reached, or that it failed."""
+    from nonpareil.training.card import CARD, write_card
+
+    try:
+        result = evaluate.evaluate_in_place(evaluation)
+    except NonpareilError as error:
+        write_card(output_dir / CARD, facts, steps, failed(error))
+        raise
+    write_card(output_dir / CARD, facts, steps, reached(result["evaluation"]))
+    return result
+
+
+def _push(output_dir: Path, config: "DistillationConfig", steps: int) -> str:
+    """Send the finished folder, with its finished card, to the hub."""
+    from nonpareil.models.pushing import push_folder
+
+    return push_folder(
+        output_dir,
+        config.hub_model_id or output_dir.resolve().name,
+        message=f"Trained {steps} steps",
+        token=config.hub_token,
+        revision=config.hub_revision,
+        private=config.hub_private_repo,
+    )
 
 
 def _merge(output_dir: Path, *, trust_remote_code: bool) -> Path:
@@ -135,6 +169,8 @@ def _trainer(
     Raises:
         NonpareilError: prompts, rewards or a policy that cannot work, or a checkpoint of another run.
     """
+    from transformers import PrinterCallback
+
     from nonpareil.training.adapter_checks import refuse_adapter_on_adapter
     from nonpareil.training.arguments import check_scorable
     from nonpareil.training.checkpoints.identity import run_identity
@@ -177,4 +213,7 @@ def _trainer(
         credits=credits,
     )
     trainer.identity["model"] = model
+    trainer.card_facts = with_names(trainer.card_facts, options)
+    if is_quiet():
+        trainer.remove_callback(PrinterCallback)
     return trainer

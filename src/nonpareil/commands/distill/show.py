@@ -30,6 +30,8 @@ def show(result: dict[str, Any]) -> None:
         terminal.print(before_and_after(result["evaluation"]))
         terminal.print(f"Report: {result['report']}", soft_wrap=True)
     terminal.print(f"Model:  {result['output_dir']}", soft_wrap=True)
+    if "pushed" in result:
+        terminal.print(f"Pushed: {result['pushed']}", soft_wrap=True)
     if "merged" in result:
         terminal.print(f"Merged: {result['merged']}", soft_wrap=True)
     if result.get("at_strength", {}).get("strength") is not None:

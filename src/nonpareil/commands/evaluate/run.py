@@ -38,17 +38,19 @@ if TYPE_CHECKING:
     from nonpareil.rewards.combine import CombinedReward
 
 
-def run(options: EvaluateOptions, strength: float | None = None) -> dict[str, Any]:
+def run(options: EvaluateOptions, strength: float | None = None, *, inside: bool = False) -> dict[str, Any]:
     """Write report.json, report.html, PNGs and log_ratios.parquet; returns the `Evaluation` and the report's path.
 
     With `strengths` they lie in a folder for each, beside the whole path's, which is returned. `strength`, of a
-    caller that evaluates a path point by point, is that of the one policy to evaluate.
+    caller that evaluates a path point by point, is that of the one policy to evaluate. `inside`: output_dir lies in
+    the policy's own folder, whose owner asks for it.
 
     Raises:
         NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
     """
     in_order = _check(with_both_sides(options))
-    check_places(options)
+    if not inside:
+        check_places(options)
     return evaluate_in_place(in_order, strength)
 
 

@@ -13,21 +13,23 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from nonpareil.folders import held_folder, writing
 from nonpareil.markers import OutputFolder
 from nonpareil.models.distributed import process_index, wait_for_all
+from nonpareil.terminal import tell
 from nonpareil.training.callbacks import METRICS_FILE
+from nonpareil.training.card import CARD, is_writable
+from nonpareil.training.checkpoints.carded import CardedTrainer
 from nonpareil.training.checkpoints.files import PARTIAL, STATE_FILE, checkpoint_step, leftovers, remove_empty
-from nonpareil.training.checkpoints.saving import CheckpointingTrainer
 from nonpareil.training.step.signal import Signal
 
 OWNER = "distill"
 
 
-class ListingTrainer(CheckpointingTrainer):
+class ListingTrainer(CardedTrainer):
     """A Trainer that is alone in its folder, and deletes older checkpoints only where it wrote them."""
 
     signal: Signal
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> TrainOutput:  # type: ignore[override]
-        """As `CheckpointingTrainer`; the folder is held meanwhile, by the first process for all.
+        """As `CardedTrainer`; the folder is held meanwhile, by the first process for all.
 
         Raises:
             ConfigError: another process writes to the folder, or it cannot be written to.
@@ -39,7 +41,7 @@ class ListingTrainer(CheckpointingTrainer):
             return trained
 
     def save_finished(self) -> None:
-        """The policy, its tokenizer and, last, the trainer's state, in output_dir; called by all processes.
+        """The policy, its tokenizer, its card and, last, the trainer's state, in output_dir; by all processes.
 
         Raises:
             DataError: it could not be written; checkpoints are as they were.
@@ -49,9 +51,13 @@ class ListingTrainer(CheckpointingTrainer):
         with self.reporting(self._folder):
             with self._into_place() as staging:
                 self.save_model(staging)
+                if staging is not None and not is_writable(self._folder / CARD):
+                    tell(f"{self._folder / CARD} is not ours, so no model card was written")
+                    Path(staging, CARD).unlink(missing_ok=True)
             with self._into_place() as staging:
                 if staging is not None:
                     self.state.save_to_json(os.path.join(staging, STATE_FILE))
+        self.note_saved(self._folder)
 
     @contextmanager
     def _into_place(self) -> Iterator[str | None]:
@@ -92,7 +98,7 @@ class ListingTrainer(CheckpointingTrainer):
             yield
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As `CheckpointingTrainer`, in folders that are listed; then the oldest of ours go."""
+        """As `CardedTrainer`, in folders that are listed; then the oldest of ours go."""
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         folder, limit = self._listing(), self.args.save_total_limit
         with ExitStack() as stack:

@@ -1,0 +1,356 @@
+"""Every command as a function: its options are keyword arguments, its result is what is returned.
+
+They are `nonpareil.sample`, `nonpareil.curve` and so on; `docs/python.md` walks through them. A function prints
+nothing: messages go to the logger `nonpareil`, or with `verbose=True` to stderr, as on the command line. It raises
+the errors of `nonpareil.errors`.
+
+A function, a `Reward` or a classifier of transformers may stand in the place of a reward's name, and in that of a
+dataset's its rows: a list of texts or of rows with a `prompt`, or a `datasets.Dataset`.
+"""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nonpareil.commands.command import Command
+from nonpareil.errors import ConfigError
+from nonpareil.in_memory import InMemory
+from nonpareil.options.given import instances_of, method_settings_of, settings_of_command
+from nonpareil.options.keywords import options_text, signature_of
+from nonpareil.options.yaml import load_yaml, meant
+from nonpareil.settings import Setting
+from nonpareil.terminal import quiet
+
+if TYPE_CHECKING:
+    from nonpareil.training.trainer import DistillationTrainer
+
+Result = dict[str, Any]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_PROMPTS = ("dataset_name", "eval_dataset_name")
+
+
+def _command(name: str, module: str) -> Callable[[_Function], _Function]:
+    """Give a function the signature of a command's options, and their help."""
+
+    def decorate(function: _Function) -> _Function:
+        command: Command = importlib.import_module(module).COMMAND
+        classes = (command.listed or command.options)()
+        function._module = module  # type: ignore[attr-defined]
+        function.__signature__ = signature_of(function, classes, open_ended=command.listed is not None)  # type: ignore[attr-defined]
+        text = inspect.cleandoc(function.__doc__ or "")
+        function.__doc__ = f"{text}\n\n{options_text(name, classes)}"
+        return function
+
+    return decorate
+
+
+@_command("sample", "nonpareil.commands.sample")
+def sample(*, verbose: bool = False, **options: Any) -> Result:
+    """Draw m completions per prompt, score them, and keep the groups.
+
+    Returns:
+        `output_dir`, and the counts of its manifest: `prompts`, `completions`, `failed_rewards` by name with
+        reasons, ...; `nonpareil.read_groups(output_dir)` reads the groups.
+
+    Raises:
+        NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
+    """
+    return _run(sample, verbose, options)
+
+
+@_command("curve", "nonpareil.commands.curve")
+def curve(*, verbose: bool = False, **options: Any) -> Result:
+    """Say what best-of-N is worth for every N, from groups on disk.
+
+    Returns:
+        `report` (a `CurveReport`: `points` by N, `recommendation()`), and the paths `curve` (JSON) and `picture`;
+        `unfinished`, in words, where groups are still being drawn.
+
+    Raises:
+        NonpareilError: no such groups, or groups without rewards.
+    """
+    return _run(curve, verbose, options)
+
+
+@_command("distill", "nonpareil.commands.distill.command")
+def distill(*, verbose: bool = False, **options: Any) -> Result:
+    """Distil best-of-N into the policy, save it as a plain Hugging Face checkpoint, and evaluate it.
+
+    Besides the options below it takes every field of `transformers.TrainingArguments`, and the settings of its
+    method by name; `method` may also be an object that holds them: `method=BOND(n=4)`.
+
+    Returns:
+        `output_dir`, `steps` and `interrupted` (Ctrl-C: a checkpoint was saved, nothing evaluated); after the
+        evaluation `evaluation` (an `Evaluation`: `comparison.win_rate`, `kl`, `equivalent_n`, ...) and `report`,
+        the path of its page; `merged` and `at_strength` where asked for. With `dry_run`, what would be done.
+        Empty in all processes but the first.
+
+    Raises:
+        NonpareilError: whatever cannot work, before any model is loaded where that can be known.
+    """
+    return _run(distill, verbose, options)
+
+
+@_command("evaluate", "nonpareil.commands.evaluate.command")
+def evaluate(
+    trainer: "DistillationTrainer | None" = None, /, *, verbose: bool = False, **options: Any
+) -> Result:
+    """Draw policy and reference on held-out prompts, and measure how near the policy is to best-of-N.
+
+    `nonpareil.evaluate(trainer)`, after `trainer.train()`, measures what the trainer has trained: it is saved first
+    where it was not yet, and compared with what it was before on the trainer's `eval_dataset`, with the trainer's
+    rewards, temperature and dtype, by the code that measures a folder. Options replace what follows from the
+    trainer. The report goes to `<output_dir>/evaluation` and the figures into the model card; where the trainer's
+    `push_to_hub` is set, the finished folder is pushed then.
+
+    Returns:
+        `evaluation` (an `Evaluation`: `comparison.win_rate`, `kl`, `equivalent_n`, each an interval; `to_dict()`)
+        and `report`, the path of its page. With `strengths`: `path` (a `StrengthPath`) in the evaluation's place.
+
+    Raises:
+        NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
+    """
+    if trainer is None:
+        return _run(evaluate, verbose, options)
+    from nonpareil.commands.distill.trained import evaluate_trainer
+
+    given = _Given(evaluate, options).values
+    return _told(evaluate, verbose, lambda: evaluate_trainer(trainer, given))
+
+
+@_command("compare", "nonpareil.commands.compare.command")
+def compare(*, verbose: bool = False, **options: Any) -> Result:
+    """Run several methods under one budget, each in a process of its own, and draw all on one Pareto picture.
+
+    `config` names the comparison's YAML file (docs/yardstick.md); its rewards are named there, by file or model.
+
+    Returns:
+        the table's rows and the paths of report and pictures, as `comparison.json` has them.
+
+    Raises:
+        NonpareilError: a file or settings that cannot work, before anything is drawn.
+    """
+    return _run(compare, verbose, options)
+
+
+@_command("value", "nonpareil.commands.value.fit")
+def value(*, verbose: bool = False, **options: Any) -> Result:
+    """Fit what prefixes are worth on stored groups, and say how well it is known.
+
+    Returns:
+        `output_dir`, `begun_with` and `report` (a `ValueReport`).
+
+    Raises:
+        NonpareilError: groups or a model that cannot be used, or a value that tells nothing on held-out prompts.
+    """
+    return _run(value, verbose, options)
+
+
+@_command("credits", "nonpareil.commands.credits")
+def make_credits(*, verbose: bool = False, **options: Any) -> Result:
+    """Credit other next tokens of stored completions by a value (the command `credits`).
+
+    Returns:
+        `output_dir` and `totals`.
+
+    Raises:
+        NonpareilError: groups, a value or models that cannot be used.
+    """
+    return _run(make_credits, verbose, options)
+
+
+@_command("tilt", "nonpareil.commands.tilt.command")
+def tilt(*, verbose: bool = False, **options: Any) -> Result:
+    """Tilt a policy's vocabulary towards best-of-N: counted from stored groups, without any training.
+
+    Returns:
+        `output_dir`, `path` (rows by strength), `estimate` and `tokens`.
+
+    Raises:
+        NonpareilError: groups or a model that cannot be used.
+    """
+    return _run(tilt, verbose, options)
+
+
+@_command("interpolate", "nonpareil.commands.interpolate")
+def interpolate(*, verbose: bool = False, **options: Any) -> Result:
+    """Write a policy with more or less of its training: weights between and beyond reference and policy.
+
+    Returns:
+        `output_dir`, `strength` and `dtype`.
+
+    Raises:
+        NonpareilError: two models between which nothing lies, or a folder that holds something else.
+    """
+    return _run(interpolate, verbose, options)
+
+
+@_command("export", "nonpareil.commands.export")
+def export(*given: Any, verbose: bool = False, **options: Any) -> Any:
+    """Turn groups into TRL's preference, SFT or unpaired datasets.
+
+    `groups`, `output` and `format` may be given by position. Groups in memory, as `read_groups` gives them, are
+    written by `nonpareil.rollouts.export.export`, whose arguments then hold and whose `ExportReport` is returned.
+
+    Returns:
+        `output`, `groups`, `rows`, and `skipped`: how many groups gave none, by reason.
+
+    Raises:
+        NonpareilError: no such groups, groups without rewards, or a file that exists.
+    """
+    first = given[0] if given else options.get("groups", "")
+    if not isinstance(first, str | Path):
+        from nonpareil.rollouts.export import export as export_groups
+
+        return export_groups(*given, **options)
+    positions = ("groups", "output", "format")
+    if len(given) > len(positions):
+        raise ConfigError(
+            f"export takes {', '.join(positions)} by position, and {len(given)} were given; name them"
+        )
+    named = dict(zip(positions, given, strict=False))
+    if twice := sorted({*named} & {*options}):
+        raise ConfigError(f"{twice[0]} is given twice; remove one")
+    return _run(export, verbose, {**named, **options})
+
+
+# --- From keywords to a command
+
+
+def _run(function: Callable[..., Any], verbose: bool, options: Mapping[str, Any]) -> Result:
+    """Run a command with what was given."""
+    command, given = _command_of(function), _Given(function, options)
+    instances = instances_of(command.options(), given.values, given.of_method, _by_name(command))
+    for instance in instances:
+        if hasattr(instance, "config_file"):
+            instance.config_file = given.config
+        if not verbose and "disable_tqdm" not in given.values and hasattr(instance, "disable_tqdm"):
+            instance.disable_tqdm = True
+    return _told(function, verbose, lambda: command.run(*instances))
+
+
+def _told(function: Callable[..., Any], verbose: bool, run: Callable[[], Result]) -> Result:
+    """What a command returns; meanwhile it speaks as the command line does, or not at all."""
+    with _without_bars(), nullcontext() if verbose else quiet():
+        result = run()
+        if verbose and result:
+            _command_of(function).show(result)
+    return result
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without transformers' own progress bars of loading and writing weights."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _command_of(function: Callable[..., Any]) -> Command:
+    return importlib.import_module(function._module).COMMAND  # type: ignore[attr-defined]
+
+
+class _Given:
+    """What was given by keyword, and in the file that `config` names.
+
+    Raises:
+        ConfigError: a name that no setting has, with the nearest, or an object where there can be none.
+    """
+
+    def __init__(self, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+        command, keywords = _command_of(function), dict(options)
+        config = keywords.pop("config", None)
+        self.config = None if config is None else str(config)
+        content: Mapping[str, Any] = {}
+        if self.config is not None and command.config_is_options:
+            content = load_yaml(Path(self.config))
+        known = settings_of_command(command.options())
+        method = {**content, **keywords}.get("method", known["method"].default if "method" in known else None)
+        self.of_method: dict[str, Setting] = {}
+        """The settings of the method that is named; one that is an object has its own."""
+        if isinstance(method, str):
+            self.of_method = method_settings_of(command.options(), method)
+        names = [*known, *self.of_method]
+        for where, given in ((f"config={self.config!r}: ", content), ("", keywords)):
+            for name in given:
+                if name not in names:
+                    hint = meant(name, [*names, "config"])
+                    raise ConfigError(f"{where}unknown option {name!r} of {function.__name__}{hint}")
+        values = {name: _as_option(name, known.get(name), value) for name, value in keywords.items()}
+        self.values = {**content, **values}
+
+
+def _as_option(name: str, setting: Setting | None, value: Any) -> Any:
+    """A value as options hold it: paths as text, and what is no name behind one."""
+    if isinstance(value, Path):
+        return str(value)
+    if setting is None or value is None:
+        return value
+    if setting.limits.names == "reward":
+        if not setting.is_list:
+            return _reward(value)
+        listed = list(value) if isinstance(value, list | tuple) else [value]
+        return [_reward(one) for one in listed]
+    if name in _PROMPTS and not isinstance(value, str):
+        return InMemory(f"{_rows_of(name, value)} in memory", value)
+    if hasattr(value, "state_dict") and hasattr(value, "config"):
+        raise ConfigError(
+            f"{name} is a {type(value).__name__} in memory, and a command reads a model from a folder or the hub; "
+            "write it with save_pretrained(folder) and give the folder, or train it with DistillationTrainer"
+        )
+    if isinstance(value, list | tuple):
+        return [str(one) if isinstance(one, Path) else one for one in value]
+    return value
+
+
+def _reward(value: Any) -> Any:
+    """A name as it is; a function, a `Reward` or a model behind its name."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    target = value
+    while isinstance(target, functools.partial):
+        target = target.func
+    said = getattr(target, "name", None) or getattr(target, "__name__", None)
+    return InMemory(str(said or type(target).__name__).replace("/", "_").strip("<>"), value)
+
+
+def _rows_of(name: str, value: Any) -> str:
+    """How rows are called.
+
+    Raises:
+        ConfigError: what has no rows that can be counted.
+    """
+    if isinstance(value, Mapping) or not (hasattr(value, "__len__") and hasattr(value, "__getitem__")):
+        raise ConfigError(
+            f"{name} is a {type(value).__name__}; give a file, folder or hub dataset by its name, or rows: a list "
+            'of texts, a list of {"prompt": ...}, or a datasets.Dataset (one split of it)'
+        )
+    return f"{len(value)} rows"
+
+
+def _by_name(command: Command) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    """The command's own defaults, to which a method is a name; a user's own has those of its class."""
+
+    def defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
+        method = given.get("method")
+        if method is None or isinstance(method, str):
+            return command.defaults(given)
+        from nonpareil.methods import METHODS
+
+        name = next((name for name, cls in METHODS.items() if cls is type(method)), "jbond")
+        own = getattr(type(method), "training_defaults", {})
+        return {**command.defaults({**given, "method": name}), **own}
+
+    return defaults
