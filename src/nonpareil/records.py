@@ -218,6 +218,8 @@ class ScoreRequest:
     group_places: list[tuple[int, int]] | None = None
     """The number of each completion's group and the size of that whole group; None where groups are unknown.
     Two groups may have equal prompts, so a reward that compares within a group reads its borders here."""
+    trainer_state: Any = None
+    """transformers' `TrainerState` where a training asks; None where there is no trainer."""
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -247,6 +249,7 @@ class ScoreRequest:
             [list(ids) for ids in self.completion_ids],
             {name: [_own(value) for value in values] for name, values in self.columns.items()},
             None if self.group_places is None else list(self.group_places),
+            self.trainer_state,
         )
 
     def select(self, rows: Sequence[int]) -> "ScoreRequest":
@@ -257,6 +260,7 @@ class ScoreRequest:
             [self.completion_ids[i] for i in rows],
             {name: [values[i] for i in rows] for name, values in self.columns.items()},
             None if self.group_places is None else [self.group_places[i] for i in rows],
+            self.trainer_state,
         )
 
 
@@ -266,12 +270,23 @@ def _own(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class Logged:
+    """What a reward says for a training's log besides its scores (TRL's `log_extra` and `log_metric`)."""
+
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    """Of the table of completions: one value per completion, as Parquet takes it; None where there is none."""
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    """Each value that was logged; the step has their mean."""
+
+
+@dataclass(frozen=True)
 class Scores:
     """One reward per completion; None where the reward failed, with the reason beside it."""
 
     values: list[float | None]
     failures: list[str | None]
     """Why the value is None (None where it is not); counted in the manifest."""
+    logged: Logged = field(default_factory=Logged)
 
     def only_numbers(self) -> "Scores":
         """The same, with None and its reason for what is no reward: NaN, infinite, or beyond `MOST_REWARD`."""
@@ -279,6 +294,7 @@ class Scores:
         return Scores(
             [None if v is None or why else float(v) for v, why in zip(self.values, reasons, strict=True)],
             [why or failure for why, failure in zip(reasons, self.failures, strict=True)],
+            self.logged,
         )
 
 

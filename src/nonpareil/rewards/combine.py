@@ -52,6 +52,7 @@ class CombinedReward(Reward):
         self.names = _distinct([reward.name or type(reward).__name__ for reward in self.rewards])
         self.name = "+".join(self.names)
         self.compares_within_groups = bool(self.names_within_groups)
+        self.reads_trainer_state = bool(self.names_reading_state)
 
     def score_each(self, request: ScoreRequest) -> dict[str, Scores]:
         """Every reward's own scores by name; those that wait (`async def`, endpoints) are awaited together.
@@ -150,6 +151,12 @@ class CombinedReward(Reward):
         """The rewards that compare the completions of a group: across groups their scores mean nothing."""
         pairs = zip(self.names, self.rewards, strict=True)
         return [name for name, reward in pairs if reward.compares_within_groups]
+
+    @property
+    def names_reading_state(self) -> list[str]:
+        """The rewards that change as a training goes on: scores of other steps are not theirs."""
+        pairs = zip(self.names, self.rewards, strict=True)
+        return [name for name, reward in pairs if reward.reads_trainer_state]
 
     def check_group_size(self, size: int) -> int:
         """The most calls of a judge that each group of `size` completions takes; 0 without a judge.

@@ -51,15 +51,20 @@ def check_method(args: DistillationConfig, method: Method, *, stored: bool, cred
 def check_group_rewards(
     reward: CombinedReward, method: Method, args: DistillationConfig, *, stored: bool
 ) -> None:
-    """Refuse a reward that compares within groups where the training would compare its scores across them.
+    """Refuse a reward whose scores are of one group, or of one step, where the training would compare them with others.
 
     Raises:
         ConfigError: naming it and the setting; or groups of a size that it cannot score.
     """
-    names = reward.names_within_groups
+    names, label = reward.names_within_groups, type(method).__name__
+    if stored and method.policy_draws and (changing := reward.names_reading_state):
+        raise ConfigError(
+            f"reward {changing[0]!r} reads trainer_state, and {label} would compare its scores of this training's "
+            "draws with those of the stored groups, which were scored without a training; leave groups out, or let "
+            "the function not name trainer_state"
+        )
     if not names:
         return
-    label = type(method).__name__
     if args.eval_strategy != "no":
         when = getattr(args.eval_strategy, "value", args.eval_strategy)
         raise ConfigError(
