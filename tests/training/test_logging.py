@@ -1,11 +1,8 @@
-"""What a training says on its way: what rewards log, its completions in files and on the console, and the boards."""
+"""What a training says on its way: what rewards log, completions in files and on the console, and boards."""
 
 import json
 import socket
 import sqlite3
-import sys
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,6 @@ import pytest
 
 from nonpareil.errors import ConfigError, RewardError
 from nonpareil.records import Prompt
-from nonpareil.rewards import load_rewards
 from nonpareil.training.step.completions import as_text, completions_table, write_completions
 from tests.tiny import GOOD
 from tests.training.conftest import PROMPTS, goodness, make_trainer, metrics, stored_groups
@@ -76,8 +72,10 @@ def test_scores_that_change_with_the_step_are_not_compared_with_stored_ones(tmp_
         return goodness(completion_ids)
 
     groups = stored_groups(4, reward=changing)
-    with pytest.raises(ConfigError, match="'changing' reads trainer_state, and BOND would compare its scores"):
-        make_trainer(tmp_path, reward=changing, groups=groups, method="bond", n=2)
+    with pytest.raises(
+        ConfigError, match="'changing' reads trainer_state, and VBON would compare its scores"
+    ):
+        make_trainer(tmp_path, reward=changing, groups=groups, method="vbon", n=2)
     make_trainer(tmp_path, reward=changing, groups=groups, method="sft_bon", n=2)  # which scores nothing anew
 
 
@@ -112,7 +110,7 @@ def test_a_few_completions_are_shown(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert all(word in shown for word in ("prompt", "completion", "goodness", "advantage"))
     assert "Step 1" not in shown
     make_trainer(tmp_path / "two", max_steps=1).train()
-    assert "completions" not in capsys.readouterr().err, "by default none, where nobody is at the terminal"
+    assert "Step 1" not in capsys.readouterr().err, "by default none, where nobody is at the terminal"
     with pytest.raises(ConfigError, match="num_completions_to_print=3 is not read without log_completions"):
         make_trainer(tmp_path / "three", log_completions=False, num_completions_to_print=3)
 
@@ -132,7 +130,7 @@ def test_the_table_is_narrow_and_shows_text_as_it_is(monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def no_network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Addresses beyond this machine that were asked for."""
     asked: list[Any] = []
     connect = socket.socket.connect
@@ -144,7 +142,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", watched)
-    yield asked
+    return asked
 
 
 def test_trackio_gets_metrics_and_completions_in_a_folder(

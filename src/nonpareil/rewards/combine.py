@@ -13,6 +13,7 @@ from nonpareil.remote import run_coroutine
 from nonpareil.rewards.base import REMEDY, Reward
 from nonpareil.rewards.functions.function_reward import FunctionReward
 from nonpareil.rewards.skipped_tokens import without_tokens
+from nonpareil.rewards.standardized import standardized_sum
 from nonpareil.user_code.contained import CallFailed, contained
 
 
@@ -116,6 +117,15 @@ class CombinedReward(Reward):
             raise ConfigError(f"no scores of {', '.join(missing)}; there are: {', '.join(by_name) or 'none'}")
         rows = zip(*(by_name[name] for name in self.names), strict=True)
         return [self._weighted_sum(row) for row in rows]
+
+    def aggregate_group(self, by_name: Mapping[str, Sequence[float | None]]) -> list[float | None]:
+        """Of the completions of one group, each reward standardized over them before it is weighted.
+
+        Null where `aggregate` is. Sums of different groups cannot be compared.
+        """
+        sums = standardized_sum([by_name[name] for name in self.names], self.weights)
+        known = self.aggregate(by_name)
+        return [None if value is None else one for one, value in zip(sums, known, strict=True)]
 
     def score(self, request: ScoreRequest) -> Scores:
         """The aggregate as one reward, with the failing rewards named in the reason."""

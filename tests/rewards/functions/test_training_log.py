@@ -1,4 +1,4 @@
-"""TRL's `trainer_state`, `log_extra` and `log_metric`: what a function is given and may log, here and in a worker."""
+"""TRL's `trainer_state`, `log_extra` and `log_metric`: what a function is given and logs, here and in a worker."""
 
 import asyncio
 import pickle
@@ -99,7 +99,9 @@ def test_kwargs_have_them_as_in_trl_and_failures_are_asked_alone(written: str, t
     scores = reward.score(TRAINED)
     assert scores.values == [-1.0, None, 1.0]
     assert scores.failures[1] == "ZeroDivisionError: float division by zero"
-    assert scores.logged.metrics == {"step": [float(STATE.global_step)] * 2}, "of the two calls that did not fail"
+    assert scores.logged.metrics == {"step": [float(STATE.global_step)] * 2}, (
+        "of the two calls that did not fail"
+    )
     assert reward.reads_trainer_state
     assert reward.describe()["reads_trainer_state"] is True
     reward.release()
@@ -108,7 +110,9 @@ def test_kwargs_have_them_as_in_trl_and_failures_are_asked_alone(written: str, t
 @pytest.mark.parametrize("timeout", [None, 60])
 def test_a_column_of_a_wrong_length_is_one_error(written: str, timeout: float | None) -> None:
     reward = FunctionReward(f"{written}:wrong", timeout=timeout)
-    message = r"'wrong': log_extra\('letters', \.\.\.\) got 2 values for 3 completions; give one per completion"
+    message = (
+        r"'wrong': log_extra\('letters', \.\.\.\) got 2 values for 3 completions; give one per completion"
+    )
     with pytest.raises(RewardError, match=message):
         reward.score(TRAINED)
     assert reward.score(DATA).values == [0.0] * 3, "without a training nobody looks"
@@ -118,7 +122,10 @@ def test_a_column_of_a_wrong_length_is_one_error(written: str, timeout: float | 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda extra, metric: extra("c", "abc"), r"log_extra\('c', \.\.\.\) takes a list of values, got a str"),
+        (
+            lambda extra, metric: extra("c", "abc"),
+            r"log_extra\('c', \.\.\.\) takes a list of values, got a str",
+        ),
         (lambda extra, metric: extra("c", 3), r"takes a list of values, got a int"),
         (lambda extra, metric: extra(3, [1, 2, 3]), r"the column's name must be text"),
         (lambda extra, metric: (extra("c", [1] * 3), extra("c", [2] * 3)), "was called twice in one call"),
@@ -160,11 +167,13 @@ def test_two_rewards_may_log_one_metric_and_never_one_column() -> None:
         log_extra(name, completions)
         return [0.0] * len(completions)
 
-    for name, message in {
+    name = ""
+    for other, message in {
         "parsed": "'second' logs a column 'parsed'.*which reward 'first' has",
         "first": "which reward 'first' has",
         "prompt": "which the table itself has",
     }.items():
+        name = other
         scores = CombinedReward([FunctionReward(first), FunctionReward(second)]).score_each(TRAINED)
         with pytest.raises(RewardError, match=message):
             merged_log(scores)

@@ -1,4 +1,4 @@
-"""What a reward function logs in a training, under TRL's names, and the trainer's state in another process. Light."""
+"""What a reward function logs in a training, as TRL has it, and the trainer's state in another process. Light."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
@@ -54,11 +54,13 @@ class FunctionLog:
             self._refuse(f"log_extra({column!r:.60}, ...) takes a list of values, got a {_kind(values)}")
         elif len(listed) != self._expected:
             self._refuse(
-                f"log_extra({column!r:.60}, ...) got {len(listed)} values for {self._expected} completions; give one "
-                "per completion"
+                f"log_extra({column!r:.60}, ...) got {len(listed)} values for {self._expected} completions; give "
+                "one per completion"
             )
         elif column in self._logged.columns:
-            self._refuse(f"log_extra({column!r:.60}, ...) was called twice in one call; give each its own name")
+            self._refuse(
+                f"log_extra({column!r:.60}, ...) was called twice in one call; give each its own name"
+            )
         else:
             self._logged.columns[column] = listed
 

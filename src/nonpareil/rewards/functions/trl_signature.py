@@ -12,7 +12,6 @@ from nonpareil.errors import ConfigError, RewardError
 from nonpareil.records import ScoreRequest, Scores
 from nonpareil.terminal import printable
 
-
 STATE, EXTRA, METRIC = "trainer_state", "log_extra", "log_metric"
 """What TRL's trainer gives to reward functions besides columns."""
 
@@ -22,8 +21,8 @@ def accepted_arguments(
 ) -> dict[str, Any]:
     """The keywords to call the function with: all of them if it takes **kwargs, else those it names.
 
-    TRL's `trainer_state`, `log_extra` and `log_metric` are among them. Without a trainer (groups that are stored, an
-    evaluation) the state is None, and the loggers do nothing. `loggers` are a training's, by name.
+    TRL's `trainer_state`, `log_extra` and `log_metric` are among them. Without a trainer (groups that are stored,
+    an evaluation) the state is None, and the loggers do nothing. `loggers` are a training's, by name.
 
     Raises:
         ConfigError: it needs an argument that is no column of the data, or takes nothing that is given.
@@ -38,7 +37,10 @@ def accepted_arguments(
     if signature is None:
         return offered
     named = set(signature.parameters)
-    taken, trainers = offered, {STATE: request.trainer_state, **(loggers or {EXTRA: _ignore, METRIC: _ignore})}
+    taken, trainers = (
+        offered,
+        {STATE: request.trainer_state, **(loggers or {EXTRA: _ignore, METRIC: _ignore})},
+    )
     if not takes_any(signature):
         taken, trainers = (
             {key: value for key, value in given.items() if key in named} for given in (offered, trainers)
@@ -72,14 +74,12 @@ def is_given_state(function: Callable[..., Any]) -> bool:
 
 
 def reads_state(function: Callable[..., Any]) -> bool:
-    """Whether the function's scores may follow from `trainer_state`: it names it, or takes it out of its **kwargs."""
+    """Whether its scores may follow from `trainer_state`: it names that, or takes it out of its **kwargs."""
     signature = signature_of(function)
     if signature is None:
         return False
     code = getattr(unwrapped(function), "__code__", None)
-    return STATE in signature.parameters or (
-        takes_any(signature) and STATE in getattr(code, "co_consts", ())
-    )
+    return STATE in signature.parameters or (takes_any(signature) and STATE in getattr(code, "co_consts", ()))
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:

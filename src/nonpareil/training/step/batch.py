@@ -33,7 +33,7 @@ class PromptDraws:
     failure: str | None = None
     """A reason why a reward failed, of this prompt or another one of the same process."""
     logged: Logged = field(default_factory=Logged)
-    """What rewards said of the prompt's fresh draws; metrics, of a process's first prompt, are of its whole share."""
+    """What rewards said of the prompt's fresh draws; a process's first prompt has the metrics of its share."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,19 @@ class StepBatch:
 
     @classmethod
     def of(
-        cls, drawn: Sequence[PromptDraws], num_policy: int, tie_breaker: Tensor, dropped: Sequence[NotFinite]
+        cls,
+        drawn: Sequence[PromptDraws],
+        num_policy: int,
+        tie_breaker: Tensor,
+        dropped: Sequence[NotFinite],
+        rewards: Tensor,
     ) -> "StepBatch":
-        """Scored draws as tensors; `tie_breaker` as in `ScoredDraws`."""
+        """Scored draws as tensors; `tie_breaker` as in `ScoredDraws`; `rewards` [b, k + m] are what is compared."""
         k, groups = num_policy, [one.group for one in drawn]
         width = max(len(ids) for group in groups for ids in group.completion_token_ids)
         policy_tokens, mask = _padded([group.logprobs[:k] for group in groups], width)
         anchor_tokens, _ = _padded([group.logprobs[k:] for group in groups], width)
         of_policy = [one.anchor_logprobs_of_policy for one in drawn]
-        rewards = reward_tensor(groups)
         draws = ScoredDraws(
             policy_rewards=rewards[:, :k],
             anchor_rewards=rewards[:, k:],
@@ -153,7 +157,16 @@ def reward_tensor(groups: Sequence[Group]) -> Tensor:
 
     float64, in which they are compared and averaged: rewards such as 1e8 + 0.1 would tie in float32.
     """
-    rows = [[float("nan") if r is None else r for r in group.rewards or ()] for group in groups]
+    return _tensor([group.rewards or () for group in groups])
+
+
+def standardized_tensor(groups: Sequence[Group], reward: CombinedReward) -> Tensor:
+    """As `reward_tensor`, of each group's rewards on one scale; see `CombinedReward.aggregate_group`."""
+    return _tensor([reward.aggregate_group(group.rewards_by_name) for group in groups])
+
+
+def _tensor(values: Sequence[Sequence[float | None]]) -> Tensor:
+    rows = [[float("nan") if r is None else r for r in row] for row in values]
     width = max(map(len, rows))
     filled = [row + [float("nan")] * (width - len(row)) for row in rows]
     return torch.tensor(filled, dtype=torch.float64).view(len(rows), width)

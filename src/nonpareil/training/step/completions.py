@@ -104,7 +104,9 @@ def _prompts(prompts: list[PromptText]) -> pa.Array:
     if all(isinstance(prompt, str) for prompt in prompts):
         return pa.array(prompts, pa.string())
     chats = [[{"content": p}] if isinstance(p, str) else p for p in prompts]
-    names = list(dict.fromkeys(("role", "content", *(key for chat in chats for turn in chat for key in turn))))
+    names = list(
+        dict.fromkeys(("role", "content", *(key for chat in chats for turn in chat for key in turn)))
+    )
     kind = pa.list_(pa.struct([(name, pa.string()) for name in names]))
     return pa.array([[{key: _text(value) for key, value in turn.items()} for turn in c] for c in chats], kind)
 
@@ -118,7 +120,7 @@ def _at(values: Sequence[Any], place: int) -> Any:
 
 
 def completions_table(rows: Sequence[dict[str, Any]], step: int, count: int, seed: int) -> "Table":
-    """`count` of the policy's completions, of the anchor's where it drew none; which ones, the seed and step say."""
+    """`count` of the policy's completions, or the anchor's where it drew none; seed and step say which."""
     from rich.table import Table
 
     drawn = [row for row in rows if row["drawn_by"] == "policy"] or list(rows)
@@ -147,7 +149,9 @@ def as_text(table: "Table") -> str:
 
 def _cell(name: str, value: Any) -> str:
     if name == "prompt":
-        turns = [value] if isinstance(value, str) else [f"{turn['role']}: {turn['content']}" for turn in value]
+        turns = (
+            [value] if isinstance(value, str) else [f"{turn['role']}: {turn['content']}" for turn in value]
+        )
         text = "\n".join(turns)
         return text if len(text) <= _MOST_CHARACTERS else "..." + text[-_MOST_CHARACTERS:]
     if value is None:

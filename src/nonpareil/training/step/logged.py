@@ -1,4 +1,4 @@
-"""What reward functions logged in a step: columns of its completions' table, and metrics beside the trainer's own."""
+"""What rewards logged in a step: columns of its completions' table, and metrics beside the trainer's own."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -19,7 +19,10 @@ def merged_log(scores: Mapping[str, Scores]) -> Logged:
         RewardError: a column that the table has already, by another reward or by itself.
     """
     logged = Logged()
-    owner = {**dict.fromkeys(OWN_COLUMNS, "the table itself"), **{name: f"reward {name!r}" for name in scores}}
+    owner = {
+        **dict.fromkeys(OWN_COLUMNS, "the table itself"),
+        **{name: f"reward {name!r}" for name in scores},
+    }
     for name, each in scores.items():
         for column, values in each.logged.columns.items():
             if column in owner:

@@ -23,7 +23,7 @@ def step_metrics(batch: StepBatch, reward_names: Sequence[str], *, anchor_moves:
     it is there only where the anchor is the reference for good.
     """
     k = batch.num_policy
-    rewards, anchor_rewards = batch.draws.policy_rewards, batch.draws.anchor_rewards
+    rewards, anchor_rewards = reward_tensor(batch.groups).tensor_split([k], dim=1)  # whatever is compared
     every = [reward for group in batch.groups for reward in group.rewards or ()]
     metrics = {
         "rewards/failed_ratio": sum(reward is None for reward in every) / len(every),

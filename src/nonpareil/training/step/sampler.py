@@ -19,9 +19,16 @@ from nonpareil.records import Draws, Group, Logged, Prompt, SamplingParams
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.actors.base import Actors, no_draws
 from nonpareil.training.config import DistillationConfig
-from nonpareil.training.method import check_group_rewards
+from nonpareil.training.method import check_aggregation, check_group_rewards
 from nonpareil.training.phases import StepPhases
-from nonpareil.training.step.batch import PromptDraws, StepBatch, reward_tensor, score_groups
+from nonpareil.training.settings.rewards import EACH_FIRST
+from nonpareil.training.step.batch import (
+    PromptDraws,
+    StepBatch,
+    reward_tensor,
+    score_groups,
+    standardized_tensor,
+)
 from nonpareil.training.step.logged import split_log
 from nonpareil.training.step.not_finite import NotFinite, of_logprobs, refuse_all_bad
 
@@ -30,8 +37,8 @@ class StepSampler:
     """Draws and scores for one step after another; of several processes, each does its share of the prompts.
 
     `stored`: groups by prompt id that take the place of fresh anchor draws; `credits`: those of their completions,
-    where the method reads them; `trainer_state`: what rewards are told of the training. Every random number follows from
-    (seed, step, prompt, sample), so a resumed run draws the same, on any number of processes.
+    where the method reads them; `trainer_state`: what rewards are told of the training. Every random number follows
+    from (seed, step, prompt, sample), so a resumed run draws the same, on any number of processes.
     """
 
     def __init__(
@@ -54,6 +61,7 @@ class StepSampler:
         self._trainer_state = trainer_state
         self._spread = RewardSpread()
         check_group_rewards(reward, method, config, stored=bool(self.stored))
+        check_aggregation(reward, method, config, self.stored.values())
 
     def start(self) -> Actors:
         """Make what draws, unless it is there: for most trainings a second model, for some an engine beside it."""
@@ -79,7 +87,11 @@ class StepSampler:
             drawn = [self._with_stored(one) for one in drawn]
         groups = [one.group for one in drawn]
         self._tell_of_constant_rewards(groups)
-        return StepBatch.of(drawn, self.method.policy_draws, self._tie_breaker(groups, step), dropped)
+        each_first = self.config.multi_objective_aggregation == EACH_FIRST
+        rewards = standardized_tensor(groups, self.reward) if each_first else reward_tensor(groups)
+        return StepBatch.of(
+            drawn, self.method.policy_draws, self._tie_breaker(groups, step), dropped, rewards
+        )
 
     def _with_stored(self, drawn: PromptDraws) -> PromptDraws:
         """With the prompt's stored group behind its draws."""
@@ -123,7 +135,9 @@ class StepSampler:
             found.append(PromptDraws(group, [each.sum().item() for each in tokens], sampler, bad))
         groups = [one.group for one in found if not one.not_finite]
         self.phases.begin("score", step, f"{sum(map(len, groups))} completions")
-        failures, logged = score_groups(groups, self.reward, self._trainer_state()) if groups else ({}, Logged())
+        failures, logged = (
+            score_groups(groups, self.reward, self._trainer_state()) if groups else ({}, Logged())
+        )
         reason = next((reason for reasons in failures.values() for reason in reasons if reason), None)
         parts = iter(split_log(logged, [len(group) for group in groups]))
         return [
