@@ -18,6 +18,7 @@ from nonpareil.options.evaluate import EvaluateOptions
 from nonpareil.options.rewards import RewardInputOptions, RewardOptions
 from nonpareil.records import Group, Prompt, prompt_of
 from nonpareil.settings import values_of
+from nonpareil.terminal import tell
 
 if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
@@ -142,6 +143,11 @@ def check_evaluable(
     Raises:
         NonpareilError: the unseen reward cannot be loaded, or one of them cannot score the prompts.
     """
+    for name in reward.names_reading_state:
+        tell(
+            f"reward {name!r} reads trainer_state, which is None in the evaluation that follows: it must score without "
+            "one, and what is measured is that score"
+        )
     length, tokenizer = evaluation.max_completion_length, policy.tokenizer
     reward.check_prompts(held_out, length, tokenizer)
     if evaluation.unseen_reward:
