@@ -245,7 +245,9 @@ def test_unknown_methods_and_settings(nonpareil, files, no_model):
 
 
 @pytest.mark.parametrize("stored", [False, True])
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(stored, nonpareil, files, groups, no_model):
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(stored, nonpareil, files, groups, request):
+    if stored:
+        request.getfixturevalue("no_model")  # which is loaded to be timed alone
     changes = {"method": "bond", "n": 2, "num_reference_samples": 3, "bf16": "true"}
     if stored:
         changes = {"method": "sft_bon", "groups": groups, "dataset_name": None, "n": 4}

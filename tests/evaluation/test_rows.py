@@ -38,6 +38,7 @@ def evaluation(sides):
         reference_log_ratio=ratio,
         n=(2, 16),
         unseen_reward="judge",
+        reward_names=("main", "judge"),
     )
 
 

@@ -37,6 +37,20 @@ class RewardComparison:
 
 
 @dataclass(frozen=True)
+class OneOfSeveral:
+    """One of the rewards whose weighted sum is the reward; over the prompts where each side has some of it."""
+
+    reward: str
+    policy_mean: Interval | None
+    """None where no prompt has it on both sides."""
+    reference_mean: Interval | None
+    win_rate: Interval | None
+    """Under this reward alone, ties one half."""
+    zero_one: bool
+    """Whether every value is 0 or 1: then the means are success rates."""
+
+
+@dataclass(frozen=True)
 class Target:
     """Distance to best-of-n of the reference, in nats."""
 
@@ -114,6 +128,8 @@ class Evaluation:
     unseen: RewardComparison | None
     """A reward that was not trained on."""
     by_prompt: ByPrompt
+    each_reward: tuple[OneOfSeveral, ...] = ()
+    """The rewards apart, where there are several; in the order of their sum."""
     dtype: str | None = None
     """Of both models' weights, whatever they are stored in: for these the metrics hold."""
 

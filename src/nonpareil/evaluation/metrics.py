@@ -8,7 +8,14 @@ from torch import Tensor
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.evaluation.by_prompt import metrics_by_prompt
-from nonpareil.evaluation.evaluation import Completions, Evaluation, LengthStratum, RewardComparison, Target
+from nonpareil.evaluation.evaluation import (
+    Completions,
+    Evaluation,
+    LengthStratum,
+    OneOfSeveral,
+    RewardComparison,
+    Target,
+)
 from nonpareil.evaluation.groups import (
     MatchedGroups,
     distinct_ngrams,
@@ -40,6 +47,7 @@ def evaluate_groups(
     reference_log_ratio: Tensor | None = None,
     n: Sequence[int] = (2, 4, 8, 16),
     unseen_reward: str | None = None,
+    reward_names: Sequence[str] = (),
     seed: int = 0,
 ) -> Evaluation:
     """Measure a policy against its reference on groups of the same prompts, drawn and scored.
@@ -52,6 +60,7 @@ def evaluate_groups(
         reference_log_ratio: [b, M], the same on the reference's completions; forward KL and rho squared need it.
         n: the best-of-n targets to measure the distance to.
         unseen_reward: a reward both sides hold under `rewards_by_name`, compared like the main one.
+        reward_names: those that add up to the main one, under `rewards_by_name`; several are also measured apart.
         seed: of the bootstrap.
 
     Raises:
@@ -82,6 +91,9 @@ def evaluate_groups(
         length_strata=_length_strata(matched, bootstrap),
         unseen=None if unseen_reward is None else _compare(matched, unseen_reward, bootstrap, n),
         by_prompt=metrics_by_prompt(matched, kl, unseen_reward),
+        each_reward=tuple(_apart(matched, name, bootstrap) for name in reward_names)
+        if len(reward_names) > 1
+        else (),
     )
 
 
@@ -130,6 +142,21 @@ def _compare(
         zero_one=zero_one,
         frontier=frontier_points(reference[scored]),
         pass_at=pass_at(policy[scored], reference[scored], ns, bootstrap) if zero_one else (),
+    )
+
+
+def _apart(matched: MatchedGroups, name: str, bootstrap: Bootstrap) -> OneOfSeveral:
+    """One of several rewards on both sides."""
+    sides = rewards_of(matched.policy, name), rewards_of(matched.reference, name)
+    scored = sides[0].isfinite().any(1) & sides[1].isfinite().any(1)
+    zero_one = is_zero_one(*sides)
+    means = [torch.where(scored, side.nanmean(1), math.nan) for side in sides]
+    scale: Scale = "share" if zero_one else "real"
+    return OneOfSeveral(
+        name,
+        *(bootstrap.mean_or_none(mean, scale) for mean in means),
+        bootstrap.mean_or_none(pairwise(*sides).win_rate, "share"),
+        zero_one,
     )
 
 

@@ -64,6 +64,7 @@ def summary_rows(evaluation: Evaluation) -> list[Row]:
     """Every metric of the evaluation, in the order it is read."""
     rows = [
         *_comparison_rows("Reward", evaluation.comparison),
+        *_reward_rows(evaluation),
         *_spent_rows(evaluation),
         *_target_rows(evaluation),
         *_drift_rows(evaluation),
@@ -109,6 +110,17 @@ def _comparison_rows(section: str, comparison: RewardComparison, is_unseen: bool
                     f"; without {fewer} prompts with fewer" if fewer else ""
                 )
                 yield Row(section, f"pass@{each.n}, {name}", side, note)
+
+
+def _reward_rows(evaluation: Evaluation) -> Iterator[Row]:
+    """Several rewards apart; nothing of a single one, which is the reward."""
+    section = "Each reward; the reward above is their weighted sum"
+    for one in evaluation.each_reward:
+        mean = "success rate" if one.zero_one else "mean"
+        column = Column(f"reward/{one.reward}", None, _estimate(one.policy_mean))
+        yield Row(section, f"{one.reward}, policy", one.policy_mean, mean, columns=(column,))
+        yield Row(section, f"{one.reward}, reference", one.reference_mean, mean)
+        yield Row(section, f"{one.reward}, win rate", one.win_rate, "by this reward alone")
 
 
 def _spent_rows(evaluation: Evaluation) -> Iterator[Row]:

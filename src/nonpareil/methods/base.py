@@ -109,6 +109,8 @@ class Method(ABC):
     """Settings that nothing reads where groups are stored; they are refused by name."""
     training_defaults: ClassVar[Mapping[str, Any]] = {}
     """Settings of a training that `nonpareil distill` and `compare` take in place of their own defaults."""
+    follows_reward_scale: ClassVar[bool] = False
+    """Whether a reward twice as large is another one to the method; what compares ranks does not notice."""
     stored: bool = False
     """Whether stored groups are the anchor's draws; no setting, but set for methods that have it as a field."""
     num_iterations: int = 1

@@ -1,6 +1,7 @@
 """RLOO (arXiv:2402.14740), a baseline: KL-regularised REINFORCE, leave-one-out, on the raw reward."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -26,6 +27,8 @@ class RLOO(Method):
         4, "Completions of the policy per prompt and step, k.", at_least=2, why="the others are the baseline"
     )
     kl_coef: float = option(0.05, "Weight of KL(policy || anchor).", at_least=0)
+
+    follows_reward_scale: ClassVar = True
 
     @property
     def policy_draws(self) -> int:

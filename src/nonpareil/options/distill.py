@@ -91,7 +91,7 @@ class DistillOptions(
     )
     dry_run: bool = option(
         False,
-        "Resolve settings, model class, prompts and memory; train nothing.",
+        "Try settings, prompts, rewards and the hub's token, tell memory and hours; train nothing.",
         compare="remove it",
         heading="Output",
     )

@@ -16,7 +16,7 @@ from nonpareil.records.groups import (
     refuse_repeated,
     text_of,
 )
-from nonpareil.records.scores import MOST_REWARD, ScoreRequest, Scores
+from nonpareil.records.scores import MOST_REWARD, Logged, ScoreRequest, Scores
 
 __all__ = [
     "MOST_REWARD",
@@ -24,6 +24,7 @@ __all__ = [
     "FinishReason",
     "Group",
     "GroupNumbers",
+    "Logged",
     "Message",
     "Prompt",
     "PromptText",

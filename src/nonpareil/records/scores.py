@@ -1,9 +1,9 @@
-"""What is scored, and the scores."""
+"""What is scored, and what a reward gives: a number per completion or a null with its reason, and words for a log."""
 
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nonpareil.records.groups import FinishReason, Group, Message, PromptText
@@ -24,6 +24,8 @@ class ScoreRequest:
     openings: list[str | None] | None = None
     """What of each answer its prompt wrote already (see `rollouts.openings`), None where that is not known."""
     finish_reasons: list[FinishReason] | None = None
+    trainer_state: Any = None
+    """transformers' `TrainerState` where a training asks; None where there is no trainer."""
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -57,6 +59,7 @@ class ScoreRequest:
             None if self.group_places is None else list(self.group_places),
             None if self.openings is None else list(self.openings),
             None if self.finish_reasons is None else list(self.finish_reasons),
+            self.trainer_state,
         )
 
     def select(self, rows: Sequence[int]) -> "ScoreRequest":
@@ -69,6 +72,7 @@ class ScoreRequest:
             None if self.group_places is None else [self.group_places[i] for i in rows],
             None if self.openings is None else [self.openings[i] for i in rows],
             None if self.finish_reasons is None else [self.finish_reasons[i] for i in rows],
+            self.trainer_state,
         )
 
 
@@ -78,12 +82,23 @@ def _own(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class Logged:
+    """What a reward says for a training's log besides its scores (TRL's `log_extra` and `log_metric`)."""
+
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    """Of the table of completions: one value per completion, as Parquet takes it; None where there is none."""
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    """Each value that was logged; the step has their mean."""
+
+
+@dataclass(frozen=True)
 class Scores:
     """One reward per completion; None where the reward failed, with the reason beside it."""
 
     values: list[float | None]
     failures: list[str | None]
     """Why the value is None (None where it is not); counted in the manifest."""
+    logged: Logged = field(default_factory=Logged)
 
     def only_numbers(self) -> "Scores":
         """The same, with None and its reason for what is no reward: NaN, infinite, or beyond `MOST_REWARD`."""
@@ -91,6 +106,7 @@ class Scores:
         return Scores(
             [None if v is None or why else float(v) for v, why in zip(self.values, reasons, strict=True)],
             [why or failure for why, failure in zip(reasons, self.failures, strict=True)],
+            self.logged,
         )
 
 

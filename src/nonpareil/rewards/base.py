@@ -26,6 +26,9 @@ class Reward(ABC):
     compares_within_groups: bool = False
     """Whether a score says how a completion stands among those of its own group (`ScoreRequest.group_places`), so
     that scores of different groups cannot be compared."""
+    reads_trainer_state: bool = False
+    """Whether a score follows from how far a training is (`ScoreRequest.trainer_state`), so that scores of
+    different steps, or of no training, cannot be compared."""
     counts: Mapping[str, int] = MappingProxyType({})
     """What it has counted since it was made (calls, lost verdicts, ...), for the command's summary."""
 

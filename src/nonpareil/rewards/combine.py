@@ -13,6 +13,7 @@ from nonpareil.remote import run_coroutine
 from nonpareil.rewards.base import REMEDY, Reward
 from nonpareil.rewards.functions.function_reward import FunctionReward
 from nonpareil.rewards.skipped_tokens import without_tokens
+from nonpareil.rewards.standardized import standardized_sum
 from nonpareil.user_code.contained import CallFailed, contained
 
 
@@ -52,6 +53,7 @@ class CombinedReward(Reward):
         self.names = _distinct([reward.name or type(reward).__name__ for reward in self.rewards])
         self.name = "+".join(self.names)
         self.compares_within_groups = bool(self.names_within_groups)
+        self.reads_trainer_state = bool(self.names_reading_state)
 
     def score_each(self, request: ScoreRequest) -> dict[str, Scores]:
         """Every reward's own scores by name; those that wait (`async def`, endpoints) are awaited together.
@@ -116,6 +118,15 @@ class CombinedReward(Reward):
         rows = zip(*(by_name[name] for name in self.names), strict=True)
         return [self._weighted_sum(row) for row in rows]
 
+    def aggregate_group(self, by_name: Mapping[str, Sequence[float | None]]) -> list[float | None]:
+        """Of the completions of one group, each reward standardized over them before it is weighted.
+
+        Null where `aggregate` is. Sums of different groups cannot be compared.
+        """
+        sums = standardized_sum([by_name[name] for name in self.names], self.weights)
+        known = self.aggregate(by_name)
+        return [None if value is None else one for one, value in zip(sums, known, strict=True)]
+
     def score(self, request: ScoreRequest) -> Scores:
         """The aggregate as one reward, with the failing rewards named in the reason."""
         each = self.score_each(request)
@@ -150,6 +161,12 @@ class CombinedReward(Reward):
         """The rewards that compare the completions of a group: across groups their scores mean nothing."""
         pairs = zip(self.names, self.rewards, strict=True)
         return [name for name, reward in pairs if reward.compares_within_groups]
+
+    @property
+    def names_reading_state(self) -> list[str]:
+        """The rewards that change as a training goes on: scores of other steps are not theirs."""
+        pairs = zip(self.names, self.rewards, strict=True)
+        return [name for name, reward in pairs if reward.reads_trainer_state]
 
     def check_group_size(self, size: int) -> int:
         """The most calls of a judge that each group of `size` completions takes; 0 without a judge.

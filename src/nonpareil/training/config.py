@@ -56,6 +56,8 @@ class DistillationConfig(DistillationSettings, TrainingArguments):  # type: igno
         if self.bf16 is None:
             self.bf16 = not self.fp16 and fast_dtype(device) is torch.bfloat16
         check_anchor(self)
+        of_flags: dict[Any, str] = {True: "group", False: "none"}  # as TRL reads them
+        self.scale_rewards = of_flags.get(self.scale_rewards, self.scale_rewards)
         check_inherited(self)
         check_launch()
         self.shard_weights = zero_requested() or self.shard_weights  # ZeRO-3 shards them in another way

@@ -1,12 +1,16 @@
 """From settings to the method that runs and the anchor it is given."""
 
+from collections.abc import Iterable
+
 from nonpareil.errors import ConfigError
 from nonpareil.methods import build, check_class, name_of
 from nonpareil.methods.base import Method
 from nonpareil.methods.credited import CreditedMethod
 from nonpareil.models.zero import zero_requested
+from nonpareil.records import Group
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.config import DistillationConfig
+from nonpareil.training.settings.rewards import EACH_FIRST
 from nonpareil.training.tilted_start import check_tilted_start
 
 
@@ -42,6 +46,12 @@ def check_method(args: DistillationConfig, method: Method, *, stored: bool, cred
     if (method.stored or method.stored_groups == "required") and not stored:
         raise ConfigError(f"groups is missing: {label} learns from stored groups; give them")
     _check_credited(args, method, credited=credited)
+    if args.scale_rewards != "none" and not method.follows_reward_scale:
+        raise ConfigError(
+            f"scale_rewards={args.scale_rewards} is not read by method={name_of(type(method))}, which compares the "
+            "ranks of a prompt's rewards, and no scale changes those; remove it (of several rewards, "
+            f"multi_objective_aggregation={EACH_FIRST} changes what they add up to)"
+        )
     if method.num_iterations > 1:
         _check_iterations(args, method.num_iterations)
     anchor_motion(args, method)
@@ -65,15 +75,20 @@ def draws_here(method: Method, args: DistillationConfig) -> bool:
 def check_group_rewards(
     reward: CombinedReward, method: Method, args: DistillationConfig, *, stored: bool
 ) -> None:
-    """Refuse a reward that compares within groups where the training would compare its scores across them.
+    """Refuse a reward whose scores are of one group, or one step, where they would be compared with others.
 
     Raises:
         ConfigError: naming it and the setting; or groups of a size that it cannot score.
     """
-    names = reward.names_within_groups
+    names, label = reward.names_within_groups, type(method).__name__
+    if stored and method.policy_draws and (changing := reward.names_reading_state):
+        raise ConfigError(
+            f"reward {changing[0]!r} reads trainer_state, and {label} would compare its scores of this training's "
+            "draws with those of the stored groups, which were scored without a training; leave groups out, or let "
+            "the function not name trainer_state"
+        )
     if not names:
         return
-    label = type(method).__name__
     if args.eval_strategy != "no":
         when = getattr(args.eval_strategy, "value", args.eval_strategy)
         raise ConfigError(
@@ -87,6 +102,36 @@ def check_group_rewards(
         )
     if size := method.policy_draws + method.anchor_draws:
         reward.check_group_size(size)
+
+
+def check_aggregation(
+    reward: CombinedReward, method: Method, args: DistillationConfig, groups: Iterable[Group] = ()
+) -> None:
+    """Refuse to standardize rewards where that changes nothing, or where stored groups lack what is to be.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    given = f"multi_objective_aggregation={args.multi_objective_aggregation}"
+    if args.multi_objective_aggregation != EACH_FIRST:
+        return
+    if len(reward.names) < 2:
+        other = "scale_rewards=group" if method.follows_reward_scale else "nothing"
+        raise ConfigError(
+            f"{given} puts several rewards on one scale, and there is one, {reward.names[0]!r}; for one it is "
+            f"{other}: remove it"
+        )
+    if isinstance(method, CreditedMethod):
+        raise ConfigError(
+            f"{given} is not read by method={name_of(type(method))}, which learns from credits, not from rewards; "
+            "remove it"
+        )
+    for group in groups:
+        if lacks := [name for name in reward.names if name not in group.rewards_by_name]:
+            raise ConfigError(
+                f"{given} needs each reward of the stored groups, and {group.prompt_id!r} has none of "
+                f"{', '.join(lacks)}; score them with `nonpareil sample`, or remove it"
+            )
 
 
 def _check_credited(args: DistillationConfig, method: Method, *, credited: bool) -> None:

@@ -1,5 +1,8 @@
 """What a step is at while it runs: drawing, scoring or training."""
 
+import sys
+from contextlib import suppress
+
 from nonpareil.models.distributed import process_index
 from nonpareil.terminal import tell
 from nonpareil.training.callbacks import CompactProgress
@@ -40,6 +43,14 @@ class StepPhases:
         self._done += things
         if things and not process_index() and self.bar is not None and self.bar.on_terminal:
             self._show()
+
+    def show(self, text: str) -> None:
+        """Lines to look at, above the bar where there is one; a terminal that is gone is no error."""
+        if self.bar is not None and self.bar.training_bar is not None:
+            self.bar.training_bar.write(text, file=self.bar.training_bar.fp)
+            return
+        with suppress(OSError, ValueError):
+            print(text, file=sys.stderr, flush=True)
 
     def _show(self) -> None:
         assert self.bar is not None

@@ -4,7 +4,6 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,9 +39,11 @@ from nonpareil.training.method import draws_here, method_of
 from nonpareil.training.phases import StepPhases
 from nonpareil.training.policy import make_anchor, prepare_policy, read_policy
 from nonpareil.training.prompt_order import RepeatedBatches, planned_steps, whole_batches
-from nonpareil.training.step.batch import StepBatch, reward_tensor
+from nonpareil.training.step.batch import StepBatch
+from nonpareil.training.step.completions import log_completions
 from nonpareil.training.step.descent import Descended, Descent
-from nonpareil.training.step.metrics import known_mean, step_metrics, write_completions
+from nonpareil.training.step.logged import logged_metrics
+from nonpareil.training.step.metrics import evaluation_metrics, known_mean, step_metrics
 from nonpareil.training.step.sampler import StepSampler
 from nonpareil.training.step.signal import Signal
 from nonpareil.training.stored_credits import check_candidate_ids
@@ -165,6 +166,7 @@ class DistillationTrainer(ListingTrainer):
             {group.prompt_id: group for group in groups or ()},
             credits=credits,
             phases=self.phases,
+            trainer_state=lambda: self.state,
         )
         self.descent = Descent.of(self.method, args, self.accelerator, self.spent, self.signal, self.anchor)
         self.accumulator = self.descent.accumulator
@@ -236,11 +238,12 @@ class DistillationTrainer(ListingTrainer):
             **self.signal.metrics,
             "step_time": seconds,
         }
+        metrics |= logged_metrics(batch.logged, metrics)
         for name, value in metrics.items():
             self._metrics[name].append(value)
         logged = self.args.log_completions and step % max(1, int(self.state.logging_steps)) == 0
         if logged and self.args.should_save:
-            write_completions(Path(str(self.args.output_dir)), step, batch, descended.targets)
+            log_completions(self.args, step, batch, descended.targets, self.phases.show)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics gathered since the last log."""
@@ -259,7 +262,7 @@ class DistillationTrainer(ListingTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """One completion per held-out prompt: `eval_reward` and `eval_completions/mean_length`.
+        """One completion per held-out prompt: `eval_reward`, that of each reward, `eval_completions/mean_length`.
 
         The yardstick (win rate, KL, frontier) is `nonpareil evaluate`; this is a cheap look during training.
         `eval_dataset`: in the forms that the trainer itself takes; by default what it was given.
@@ -273,12 +276,8 @@ class DistillationTrainer(ListingTrainer):
             raise ConfigError(
                 "eval_dataset is empty, but evaluation was asked for; give prompts or eval_strategy=no"
             )
-        groups = self.step_sampler.draw_policy(prompts, seed=self.args.seed)
-        lengths = [len(group.completion_token_ids[0]) for group in groups]
-        metrics = {
-            f"{metric_key_prefix}_reward": reward_tensor(groups).nanmean().item(),
-            f"{metric_key_prefix}_completions/mean_length": sum(lengths) / len(lengths),
-        }
+        groups, logged = self.step_sampler.draw_policy(prompts, seed=self.args.seed)
+        metrics = evaluation_metrics(groups, self.reward.names, logged, metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

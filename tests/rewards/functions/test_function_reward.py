@@ -33,6 +33,9 @@ def test_called_by_keyword_with_columns_repeated_per_completion() -> None:
         for p in ("p", "q")
     ]
     FunctionReward(reward).score(ScoreRequest.of(groups))
+    assert calls[0].pop("trainer_state") is None
+    for logger in ("log_extra", "log_metric"):
+        calls[0].pop(logger)("name", [1.0])
     assert calls == [
         {
             "prompts": ["p", "p", "q", "q"],
@@ -64,7 +67,7 @@ def test_trl_trainer_arguments_are_there_beside_further_columns() -> None:
     def reward(completions: list[str], trainer_state: Any, log_metric: Any, **columns: Any) -> list[float]:
         log_metric("metric", 1.0)
         assert trainer_state is None
-        assert sorted(columns) == ["answer", "completion_ids", "level", "prompts"]
+        assert sorted(columns) == ["answer", "completion_ids", "level", "log_extra", "prompts"]
         return [1.0] * len(completions)
 
     assert FunctionReward(reward).score(DATA).values == [1, 1, 1]

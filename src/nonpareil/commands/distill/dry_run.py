@@ -1,11 +1,25 @@
-"""What a training would do and need, worked out without reading a weight."""
+"""What a training would do and need: its settings, data and memory, its rewards tried, a short draw timed."""
 
 import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.distill.credits import makes_credits
-from nonpareil.commands.distill.inputs import trained_policy, training_data, training_reward
+from nonpareil.commands.distill.evaluation import evaluation_options
+from nonpareil.commands.distill.inputs import (
+    check_evaluable,
+    held_out_prompts,
+    trained_policy,
+    training_data,
+    training_reward,
+)
+from nonpareil.commands.distill.rehearsal import (
+    check_repository,
+    hub_warnings,
+    timed_draw,
+    try_rewards,
+    unmeasured,
+)
 from nonpareil.commands.distill.stages import check_stages, cost_of_stages
 from nonpareil.options.distill import DistillOptions
 from nonpareil.records import Prompt
@@ -21,20 +35,44 @@ OPTIMIZER_BYTES = {"sgd": 0, "rmsprop": 4, "adagrad": 4, "adafactor": 0}
 
 
 def dry_run(options: DistillOptions, config: "DistillationConfig", method: "Method") -> dict[str, Any]:
-    """What would be trained on what; checks all that a training would, save rewards and held-out prompts.
+    """What would be trained on what, and how long it may take; checks and tries all that a training would.
+
+    The rewards are loaded and score a made-up completion. The policy is loaded last, where it draws in training.
 
     Raises:
-        NonpareilError: as a training, before it loads a model.
+        NonpareilError: as a training, before it trains.
     """
+    from nonpareil.training.method import check_aggregation, check_group_rewards
+    from nonpareil.training.prompt_order import planned_steps
+
+    check_repository(config)
+    evaluation = evaluation_options(options, config, method) if options.evaluate_after else None
     policy = trained_policy(options, config, "float32")
     data = training_data(options, config, method, policy)
-    if data.groups is not None:
-        training_reward(options, config, policy, stored=True)
-    plan = _plan(policy, config, method, data.prompts)
-    if makes_credits(options, config):
-        check_stages(options, config, policy, data)
+    stored = data.groups is not None
+    reward = training_reward(options, config, policy, stored=stored)
+    check_group_rewards(reward, method, config, stored=stored)
+    check_aggregation(reward, method, config, data.groups or ())
+    held_out = held_out_prompts(options, config, policy) or []
+    if evaluation is not None:
+        check_evaluable(evaluation, reward, held_out, policy)
+    if method.policy_draws + method.anchor_draws > 0:
+        reward.check_prompts(data.prompts, config.max_completion_length, policy.tokenizer)
+    if config.eval_strategy != "no":
+        reward.check_prompts(held_out, config.max_completion_length, policy.tokenizer)
+    steps = planned_steps(config, method, len(data.prompts))
+    plan = {**_plan(policy, config, method, data.prompts), "steps": steps}
+    makes_groups = makes_credits(options, config)
+    if makes_groups:
+        check_stages(options, config, policy, data, reward)
         plan |= cost_of_stages(options, config, method, data)
-    return plan
+    tried, warnings = try_rewards(
+        reward, data.prompts, config, policy.tokenizer, steps=steps, evaluated=evaluation is not None
+    )
+    plan |= {"rewards": tried, "warnings": [*warnings, *hub_warnings(config)]}
+    why = unmeasured(config, method, stored=stored, makes_groups=makes_groups)
+    speed = {"not_measured": why} if why else timed_draw(policy, config, method, data.prompts, steps)
+    return {**plan, "speed": speed}
 
 
 def _plan(
@@ -47,7 +85,10 @@ def _plan(
         "dry_run": True,
         "method": spec_of(type(method)),
         "settings": plain_settings(method),
-        **memory_estimate(policy, config, method),
+        **(estimate := memory_estimate(policy, config, method)),
+        "memory_gib": in_gib(
+            estimate["memory_bytes"] | passing_memory(policy.config, config, method, prompts)
+        ),
         "prompts": len(prompts),
         "columns": sorted({name for prompt in prompts for name in prompt.columns}),
         "completions_a_step": (method.policy_draws + method.anchor_draws)
@@ -96,6 +137,47 @@ def memory_estimate(policy: "LocalPolicy", config: "DistillationConfig", method:
         "parameters": parameters,
         "trained_parameters": trained,
         "memory_bytes": {**held, "total": sum(held.values())},
+    }
+
+
+def passing_memory(
+    model: Any, config: "DistillationConfig", method: "Method", prompts: Sequence[Prompt]
+) -> dict[str, int | None]:
+    """Bytes that come and go in a step, an estimate: of a pass what it keeps to go back, of drawing its key cache.
+
+    `model` is the policy's config; None where that does not say. A decoder of the usual kind is meant; a pass has
+    `max_tokens_per_batch` tokens, or all that a step has. With gradient checkpointing one layer is kept whole, and
+    of the others what goes in.
+    """
+    known = [
+        getattr(model, name, None) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    ]
+    if not all(isinstance(value, int) for value in known):
+        return {"activations": None, "cache": None}
+    layers, hidden, heads = known
+    head = getattr(model, "head_dim", None) or hidden // heads
+    keys = (getattr(model, "num_key_value_heads", None) or heads) * head
+    inner = getattr(model, "intermediate_size", None) or getattr(model, "n_inner", None) or 4 * hidden
+    size = BYTES["bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"]
+    each = config.max_completion_length + max(len(prompt.token_ids) for prompt in prompts)
+    a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    fresh = method.policy_draws + method.anchor_draws
+    tokens = min(config.max_tokens_per_batch, a_step * max(fresh, method.smallest_group) * each)
+    of_layer = 8 * hidden + 2 * keys + 4 * inner
+    kept = hidden * layers + of_layer if config.gradient_checkpointing else of_layer * layers
+    return {
+        "activations": tokens * kept * size,
+        "cache": 2 * keys * layers * size * min(config.max_tokens_per_batch, a_step * fresh * each),
+    }
+
+
+def in_gib(parts: dict[str, int | None]) -> dict[str, float | None]:
+    """Bytes as GiB, the total last."""
+    known = {name: value for name, value in parts.items() if name != "total"}
+    total = sum(value for value in known.values() if value is not None)
+    return {
+        name: None if value is None else float(f"{value / 2**30:.3g}")
+        for name, value in {**known, "total": total}.items()
     }
 
 

@@ -17,6 +17,7 @@ from nonpareil.options.held_out import eval_split
 from nonpareil.options.rewards import RewardInputOptions, RewardOptions
 from nonpareil.records import Group, Prompt, prompt_of
 from nonpareil.settings import values_of
+from nonpareil.terminal import tell
 from nonpareil.training.settings.template import template_kwargs
 from nonpareil.training.stored_folder import check_stored_rewards, load_groups
 
@@ -144,6 +145,11 @@ def check_evaluable(
     Raises:
         NonpareilError: the unseen reward cannot be loaded, or one of them cannot score the prompts.
     """
+    for name in reward.names_reading_state:
+        tell(
+            f"reward {name!r} reads trainer_state, which is None in the evaluation that follows: it must score "
+            "without one, and what is measured is that score"
+        )
     length, tokenizer = evaluation.max_completion_length, policy.tokenizer
     reward.check_prompts(held_out, length, tokenizer)
     if evaluation.unseen_reward:

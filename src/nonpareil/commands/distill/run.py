@@ -175,7 +175,7 @@ def _trainer(
     from nonpareil.training.arguments import check_scorable
     from nonpareil.training.checkpoints.identity import run_identity
     from nonpareil.training.checkpoints.resume import refuse_another_run
-    from nonpareil.training.method import check_group_rewards
+    from nonpareil.training.method import check_aggregation, check_group_rewards
     from nonpareil.training.prompt_order import planned_steps
     from nonpareil.training.trainer import DistillationTrainer
 
@@ -185,6 +185,7 @@ def _trainer(
     data = training_data(options, config, method, policy)
     reward = training_reward(options, config, policy, stored=data.groups is not None)
     check_group_rewards(reward, method, config, stored=data.groups is not None)
+    check_aggregation(reward, method, config, data.groups or ())
     held_out = held_out_prompts(options, config, policy)
     if evaluation is not None:
         check_evaluable(evaluation, reward, held_out or [], policy)

@@ -1,7 +1,7 @@
 """What `nonpareil distill` says of its result: the policy before and after, and where it lies; on stderr."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.console import console
@@ -10,13 +10,16 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from nonpareil.evaluation.evaluation import Evaluation
+    from nonpareil.maths.bootstrap import Interval
 
 
 def show(result: dict[str, Any]) -> None:
     """What came of a distillation, of one that was interrupted, or of a dry run."""
     terminal = console()
     if "dry_run" in result:
-        terminal.print_json(data=result, ensure_ascii=True)
+        terminal.print(plan_table(result))
+        for warning in result["warnings"]:
+            terminal.print(f"Warning: {warning}", soft_wrap=True)
         return
     if result["interrupted"]:
         terminal.print(
@@ -56,6 +59,53 @@ def at_strength(found: Mapping[str, Any]) -> str:
     )
 
 
+def plan_table(plan: Mapping[str, Any]) -> "Table":
+    """What a dry run found, a line each."""
+    from rich.table import Table
+
+    table = Table(title="Nothing was trained; this is what would be", show_header=False)
+    speed = plan["speed"]
+    rows: dict[str, Any] = {
+        "method": f"{plan['method']}: {_words(plan['settings'])}",
+        "model": f"{plan['model_class']}, {plan['parameters']:,} parameters, "
+        f"{plan['trained_parameters']:,} trained",
+        "prompts": f"{plan['prompts']:,}, with the columns {', '.join(plan['columns']) or 'none'}",
+        "steps": f"{plan['steps']:,}, each of {plan['completions_a_step']:,} fresh completions",
+        **{name: _words(plan[name]) for name in ("groups", "credits") if name in plan},
+        "GiB held": _words(
+            plan["memory_gib"], ("weights", "gradients", "optimizer", "anchor", "working_copy")
+        ),
+        "GiB in passes, estimated": _words(plan["memory_gib"], ("activations", "cache")),
+        "GiB in all, at most": f"{plan['memory_gib']['total']:g}",
+        **{
+            f"reward {name}": _words(one) + ", of made-up completions" * ("scores" in one)
+            for name, one in plan["rewards"].items()
+        },
+        "tokens per second": f"not measured: {speed['not_measured']}"
+        if "not_measured" in speed
+        else f"{_words(speed['tokens_per_second'])}, by {speed['timed_completions']} short completions",
+    }
+    if "estimated_hours" in speed:
+        hours = _words(speed["estimated_hours"])
+        rows["hours, an estimate"] = f"{hours}; if completions are as long as they may be, without scoring"
+    rows["output_dir"] = plan["output_dir"]
+    for label, text in rows.items():
+        table.add_row(label, text)
+    return table
+
+
+def _words(values: Mapping[str, Any], names: Sequence[str] | None = None) -> str:
+    """Names and values on one line."""
+    kept = values if names is None else {name: values[name] for name in names}
+    return ", ".join(f"{name.replace('_', ' ')} {_word(value)}" for name, value in kept.items())
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list):
+        return " and ".join(map(_word, value))
+    return f"{value:.4g}" if isinstance(value, float) else "unknown" if value is None else str(value)
+
+
 def before_and_after(evaluation: "Evaluation") -> "Table":
     """The metrics that matter, of the reference and of the distilled policy, with 95% intervals."""
     from rich.table import Table
@@ -68,11 +118,19 @@ def before_and_after(evaluation: "Evaluation") -> "Table":
     for name in ("", "before", "after", "95%"):
         table.add_column(name, justify="left" if not name else "right")
     compared = evaluation.comparison
-    rows = [
+    rows: list[tuple[str, str, Interval | None]] = [
         (
             "success rate" if compared.zero_one else "reward",
             number(compared.reference_mean.estimate),
             compared.policy_mean,
+        ),
+        *(
+            (
+                f"  {each.reward}",
+                number(each.reference_mean and each.reference_mean.estimate),
+                each.policy_mean,
+            )
+            for each in evaluation.each_reward
         ),
         ("win rate against before", ".500", compared.win_rate),
         ("KL from before, nats", ".000", evaluation.kl),

@@ -172,6 +172,7 @@ def _measure(
         reference_log_ratio=measured.reference_log_ratio,
         n=targets_of(options.n, options.num_reference_samples, "num_reference_samples"),
         unseen_reward=rewards[0].names[0] if options.unseen_reward else None,
+        reward_names=rewards[-1].names,
         seed=options.seed,
     )
     evaluation = replace(evaluation, dtype=study.context["dtype"]["measured"])

@@ -7,10 +7,12 @@ import itertools
 import random
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from nonpareil.records import ScoreRequest, Scores
 from nonpareil.remote import run_coroutine
+from nonpareil.rewards.functions.training_log import FunctionLog
 from nonpareil.rewards.functions.trl_signature import accepted_arguments, read_values
 from nonpareil.user_code.contained import CallFailed, contained, failure_of
 from nonpareil.user_code.kept_state import Keeper, interruption
@@ -19,14 +21,15 @@ from nonpareil.user_code.kept_state import Keeper, interruption
 def call(
     function: Callable[..., Any], request: ScoreRequest, name: str, keepers: tuple[Keeper, ...] | None = None
 ) -> Scores:
-    """The function's scores for its own copy of the request; an awaitable that it returns is awaited.
+    """The function's scores for its own copy of the request, and what it logged; an awaitable is awaited.
 
     Raises:
         CallFailed: it raised whatever it may raise.
         RewardError: it broke its contract.
         ConfigError: it needs an argument that is no column of the data.
     """
-    arguments = accepted_arguments(function, name, request.copy())
+    log = FunctionLog.of(name, request)
+    arguments = accepted_arguments(function, name, request.copy(), log and log.loggers)
     with contained(keepers):
         _seed(request)
         returned = function(**arguments)
@@ -37,14 +40,15 @@ def call(
                 if interruption() is not None:
                     raise
                 raise failure_of(error, costly=True) from error
-        return read_values(returned, len(request), name)
+        return _with_log(read_values(returned, len(request), name), log)
 
 
 async def call_async(
     function: Callable[..., Any], request: ScoreRequest, name: str, timeout: float | None
 ) -> Scores:
     """As `call`, awaited; cancelled after `timeout` seconds. What raises in its tasks is held in, too."""
-    arguments = accepted_arguments(function, name, request.copy())
+    log = FunctionLog.of(name, request)
+    arguments = accepted_arguments(function, name, request.copy(), log and log.loggers)
     loop = asyncio.get_running_loop()
     if loop.get_task_factory() is None:
         loop.set_task_factory(_contained_task)
@@ -57,7 +61,12 @@ async def call_async(
             if deadline.expired():
                 raise CallFailed(f"timed out after {timeout:g} s", costly=True) from error
             raise
-        return read_values(returned, len(request), name)
+        return _with_log(read_values(returned, len(request), name), log)
+
+
+def _with_log(scores: Scores, log: FunctionLog | None) -> Scores:
+    """Behind the values: a generator logs while they are read."""
+    return scores if log is None else replace(scores, logged=log.logged())
 
 
 def _seed(request: ScoreRequest) -> None:

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from nonpareil.errors import ConfigError
-from nonpareil.records import Prompt, ScoreRequest, Scores
+from nonpareil.records import Logged, Prompt, ScoreRequest, Scores
 from nonpareil.remote import run_coroutine
 from nonpareil.rewards.base import REMEDY, Reward
 from nonpareil.rewards.functions.calling import call, call_async
 from nonpareil.rewards.functions.error_log import ErrorLog
-from nonpareil.rewards.functions.trl_signature import accepted_arguments, refuse_reserved, unwrapped
+from nonpareil.rewards.functions.trl_signature import (
+    accepted_arguments,
+    reads_state,
+    refuse_reserved,
+    unwrapped,
+)
 from nonpareil.rewards.functions.worker import Worker
 from nonpareil.user_code.contained import CallFailed, contained
 from nonpareil.user_code.load import load_function
@@ -25,7 +30,9 @@ LONE_FAILURES = 8
 class FunctionReward(Reward):
     """`f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or `async def`.
 
-    The function is called by keyword, with every dataset column if it takes **kwargs, else those it names.
+    The function is called by keyword, with every dataset column if it takes **kwargs, else those it names. So it is
+    given TRL's `trainer_state` (a training's; None elsewhere), `log_extra(column, values)` and `log_metric(name,
+    value)`, which do nothing without a training. In a process of its own the state is a copy of its fields.
     It gets lists of its own, and what it changes of the process (working directory, environment, streams, random
     numbers, signals, ...) is given back; what it prints goes to stderr. A call that raises, be it `SystemExit`,
     is a failure: of a sync function it is made again one completion at a time, so that only the failing ones are
@@ -58,6 +65,7 @@ class FunctionReward(Reward):
             )
         self.name = name or _name_of(self._function)
         self.is_async = _is_async(self._function)
+        self.reads_trainer_state = reads_state(self._function)
         self._timeout = timeout
         in_process = timeout is None or self.is_async
         self._worker = None if in_process else Worker(self._function, self.name)
@@ -122,6 +130,7 @@ class FunctionReward(Reward):
             "function": getattr(target, "__qualname__", type(target).__qualname__),
             "source": source,
             "timeout": self._timeout,
+            **({"reads_trainer_state": True} if self.reads_trainer_state else {}),
         }
 
     def release(self) -> None:
@@ -153,7 +162,16 @@ class FunctionReward(Reward):
             else:
                 succeeded += 1
                 scores.values[row], scores.failures[row] = alone.values[0], alone.failures[0]
+                _add(scores.logged, alone.logged, row, len(request))
         return scores
+
+
+def _add(logged: Logged, alone: Logged, row: int, rows: int) -> None:
+    """To what was logged of all completions what was of one."""
+    for column, values in alone.columns.items():
+        logged.columns.setdefault(column, [None] * rows)[row] = values[0]
+    for name, numbers in alone.metrics.items():
+        logged.metrics.setdefault(name, []).extend(numbers)
 
 
 def _nulls(request: ScoreRequest, failure: CallFailed) -> Scores:

@@ -12,7 +12,9 @@ from nonpareil.errors import ConfigError, RewardError
 from nonpareil.records import ScoreRequest, Scores
 from nonpareil.terminal import printable
 
-RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+STATE, EXTRA, METRIC = "trainer_state", "log_extra", "log_metric"
+"""What TRL's trainer gives to reward functions besides columns."""
+RESERVED = ("prompts", "completions", "completion_ids", STATE, EXTRA, METRIC)
 """What a function is given by these names is no column of the data."""
 
 
@@ -30,30 +32,36 @@ def refuse_reserved(columns: Iterable[str], name: str) -> None:
             )
 
 
-def accepted_arguments(function: Callable[..., Any], name: str, request: ScoreRequest) -> dict[str, Any]:
+def accepted_arguments(
+    function: Callable[..., Any], name: str, request: ScoreRequest, loggers: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The keywords to call the function with: all of them if it takes **kwargs, else those it names.
 
-    TRL's `trainer_state`, `log_extra` and `log_metric` are given to a function that names them; scoring
-    stored groups has no trainer, so the state is None and the loggers do nothing.
+    TRL's `trainer_state`, `log_extra` and `log_metric` are among them. Without a trainer (groups that are stored,
+    an evaluation) the state is None, and the loggers do nothing. `loggers` are a training's, by name.
 
     Raises:
         ConfigError: it needs an argument that is no column of the data, or takes nothing that is given.
     """
-    offered = {
+    offered: dict[str, Any] = {
         **request.columns,
         "prompts": request.prompts,
         "completions": request.completions,
         "completion_ids": request.completion_ids,
     }
-    signature = _signature(function)
+    signature = signature_of(function)
     if signature is None:
         return offered
     named = set(signature.parameters)
-    taken = offered
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
-        taken = {key: value for key, value in offered.items() if key in named}
-    trainer_only: dict[str, Any] = {"trainer_state": None, "log_extra": _ignore, "log_metric": _ignore}
-    offered = {**{key: value for key, value in trainer_only.items() if key in named}, **taken}
+    taken, trainers = (
+        offered,
+        {STATE: request.trainer_state, **(loggers or {EXTRA: _ignore, METRIC: _ignore})},
+    )
+    if not takes_any(signature):
+        taken, trainers = (
+            {key: value for key, value in given.items() if key in named} for given in (offered, trainers)
+        )
+    offered = {**trainers, **taken}
     try:
         signature.bind(**offered)
     except TypeError as error:
@@ -70,7 +78,28 @@ def accepted_arguments(function: Callable[..., Any], name: str, request: ScoreRe
     return offered
 
 
-def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+def takes_any(signature: inspect.Signature) -> bool:
+    """Whether it has **kwargs."""
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+
+
+def is_given_state(function: Callable[..., Any]) -> bool:
+    """Whether the function is called with `trainer_state`."""
+    signature = signature_of(function)
+    return signature is not None and (STATE in signature.parameters or takes_any(signature))
+
+
+def reads_state(function: Callable[..., Any]) -> bool:
+    """Whether its scores may follow from `trainer_state`: it names that, or takes it out of its **kwargs."""
+    signature = signature_of(function)
+    if signature is None:
+        return False
+    code = getattr(unwrapped(function), "__code__", None)
+    return STATE in signature.parameters or (takes_any(signature) and STATE in getattr(code, "co_consts", ()))
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
+    """None where it has none that can be read."""
     try:
         return inspect.signature(function)
     except (TypeError, ValueError):  # some builtins have none

@@ -8,6 +8,7 @@ import pickle
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 from nonpareil.errors import ConfigError, RewardError
 from nonpareil.records import ScoreRequest, Scores
 from nonpareil.rewards.functions.calling import call
-from nonpareil.rewards.functions.trl_signature import unwrapped
+from nonpareil.rewards.functions.training_log import StateReceiver, StateSender
+from nonpareil.rewards.functions.trl_signature import is_given_state, unwrapped
 from nonpareil.user_code.contained import CallFailed, contained
 from nonpareil.user_code.kept_state import IN_A_WORKER, WHILE_IMPORTING
 from nonpareil.user_code.load import load_file
@@ -44,6 +46,8 @@ class Worker:
                 f"sent there ({error}); {REMEDY}"
             ) from error
         self._payload = (pickled, getattr(module, "__name__", None), getattr(module, "__file__", None), name)
+        self._is_given_state = is_given_state(function)
+        self._states = StateSender()
         self._process: Any = None
         self._connection: Connection | None = None
         self._life: Connection | None = None
@@ -66,7 +70,9 @@ class Worker:
         """
         try:
             connection = self._running()
-            connection.send(request)
+            state = request.trainer_state
+            packed = self._states.pack(state) if self._is_given_state else None
+            connection.send((replace(request, trainer_state=state is not None or None), packed))
             if not connection.poll(timeout):
                 raise CallFailed(f"timed out after {timeout:g} s")
             kind, answer = connection.recv()
@@ -95,6 +101,7 @@ class Worker:
             if connection is not None:
                 connection.close()
         self._connection = self._life = None
+        self._states = StateSender()
 
     def __del__(self) -> None:
         """Leave no process behind."""
@@ -143,11 +150,14 @@ def serve(
         connection.send(str(problem))
         return
     connection.send(None)
+    states = StateReceiver()
     while True:
         try:
-            request = connection.recv()
+            request, packed = connection.recv()
         except EOFError:
             return
+        if packed is not None:
+            request = replace(request, trainer_state=states.unpack(packed))
         connection.send(_answer(function, request, name))
 
 

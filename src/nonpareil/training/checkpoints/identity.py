@@ -44,6 +44,7 @@ MAY_CHANGE = frozenset(
         *("do_eval", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
         *("logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter"),
         *("log_level", "log_level_replica", "log_on_each_node", "log_completions", "disable_tqdm", "debug"),
+        "num_completions_to_print",
         *("report_to", "run_name", "project", "skip_memory_metrics"),
         *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
         *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"),

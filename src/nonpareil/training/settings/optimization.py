@@ -29,3 +29,9 @@ class OptimizationSettings:
         compare="budget.seconds sets it",
     )
     log_completions: bool = option(True, "Write completions and rewards to Parquet every logging_steps.")
+    num_completions_to_print: int | None = option(
+        None,
+        "Of those, how many are shown on stderr, with their rewards. Default: 3 on a terminal, else none.",
+        at_least=0,
+        of="log_completions",
+    )

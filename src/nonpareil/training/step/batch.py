@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +11,9 @@ from nonpareil.credits import Credits
 from nonpareil.methods.base import ScoredDraws
 from nonpareil.methods.credited import with_credits
 from nonpareil.models.packing import even_sizes, row_width
-from nonpareil.records import Group, ScoreRequest
+from nonpareil.records import Group, Logged, ScoreRequest
 from nonpareil.rewards.combine import CombinedReward
+from nonpareil.training.step.logged import merged_log
 from nonpareil.training.step.not_finite import NotFinite
 
 
@@ -30,6 +32,8 @@ class PromptDraws:
     """Of a stored group's completions; None where the method reads none."""
     failure: str | None = None
     """A reason why a reward failed, of this prompt or another one of the same process."""
+    logged: Logged = field(default_factory=Logged)
+    """What rewards said of the prompt's fresh draws; a process's first prompt has the metrics of its share."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +47,24 @@ class StepBatch:
     """Of the policy's tokens by prompt, where another engine than the trainer drew them; nats."""
     dropped: Sequence[NotFinite] = ()
     """Prompts of the step that are none of these groups: drawing or scoring them gave no numbers."""
+    logged: Sequence[Logged] = ()
+    """As in `PromptDraws`, by prompt."""
 
     @classmethod
     def of(
-        cls, drawn: Sequence[PromptDraws], num_policy: int, tie_breaker: Tensor, dropped: Sequence[NotFinite]
+        cls,
+        drawn: Sequence[PromptDraws],
+        num_policy: int,
+        tie_breaker: Tensor,
+        dropped: Sequence[NotFinite],
+        rewards: Tensor,
     ) -> "StepBatch":
-        """Scored draws as tensors; `tie_breaker` as in `ScoredDraws`."""
+        """Scored draws as tensors; `tie_breaker` as in `ScoredDraws`; `rewards` [b, k + m] are what is compared."""
         k, groups = num_policy, [one.group for one in drawn]
         width = max(len(ids) for group in groups for ids in group.completion_token_ids)
         policy_tokens, mask = _padded([group.logprobs[:k] for group in groups], width)
         anchor_tokens, _ = _padded([group.logprobs[k:] for group in groups], width)
         of_policy = [one.anchor_logprobs_of_policy for one in drawn]
-        rewards = reward_tensor(groups)
         draws = ScoredDraws(
             policy_rewards=rewards[:, :k],
             anchor_rewards=rewards[:, k:],
@@ -68,7 +78,7 @@ class StepBatch:
         if credits:
             draws = with_credits(draws, credits)
         sampled = [one.sampler_logprobs for one in drawn if one.sampler_logprobs is not None]
-        return cls(groups, draws, k, sampled or None, dropped)
+        return cls(groups, draws, k, sampled or None, dropped, [one.logged for one in drawn])
 
     def without(self, rows: Container[int]) -> "StepBatch":
         """The step as it would have been drawn without some of its prompts."""
@@ -79,6 +89,7 @@ class StepBatch:
             groups=[self.groups[row] for row in kept],
             draws=self.draws.select(kept),
             sampler_logprobs=[sampled[row] for row in kept] if sampled is not None else None,
+            logged=[self.logged[row] for row in kept],
         )
 
     def ended(self) -> Tensor:
@@ -128,9 +139,15 @@ class StepBatch:
         return self.draws.completion_mask.shape[-1]
 
 
-def score_groups(groups: Sequence[Group], reward: CombinedReward) -> dict[str, list[str | None]]:
-    """Fill in every group's rewards; returns the failures by reward name."""
-    scores = reward.score_each(ScoreRequest.of(groups))
+def score_groups(
+    groups: Sequence[Group], reward: CombinedReward, trainer_state: Any = None
+) -> tuple[dict[str, list[str | None]], Logged]:
+    """Fill in every group's rewards; returns the failures by reward name, and what the rewards logged.
+
+    Raises:
+        RewardError: as `CombinedReward.score_each`, or two rewards that log a column of one name.
+    """
+    scores = reward.score_each(replace(ScoreRequest.of(groups), trainer_state=trainer_state))
     aggregate = reward.aggregate({name: each.values for name, each in scores.items()})
     start = 0
     for group in groups:
@@ -138,7 +155,7 @@ def score_groups(groups: Sequence[Group], reward: CombinedReward) -> dict[str, l
         group.rewards_by_name = {name: each.values[start:end] for name, each in scores.items()}
         group.rewards = aggregate[start:end]
         start = end
-    return {name: each.failures for name, each in scores.items()}
+    return {name: each.failures for name, each in scores.items()}, merged_log(scores)
 
 
 def reward_tensor(groups: Sequence[Group]) -> Tensor:
@@ -146,7 +163,16 @@ def reward_tensor(groups: Sequence[Group]) -> Tensor:
 
     float64, in which they are compared and averaged: rewards such as 1e8 + 0.1 would tie in float32.
     """
-    rows = [[float("nan") if r is None else r for r in group.rewards or ()] for group in groups]
+    return _tensor([group.rewards or () for group in groups])
+
+
+def standardized_tensor(groups: Sequence[Group], reward: CombinedReward) -> Tensor:
+    """As `reward_tensor`, of each group's rewards on one scale; see `CombinedReward.aggregate_group`."""
+    return _tensor([reward.aggregate_group(group.rewards_by_name) for group in groups])
+
+
+def _tensor(values: Sequence[Sequence[float | None]]) -> Tensor:
+    rows = [[float("nan") if r is None else r for r in row] for row in values]
     width = max(map(len, rows))
     filled = [row + [float("nan")] * (width - len(row)) for row in rows]
     return torch.tensor(filled, dtype=torch.float64).view(len(rows), width)

@@ -19,6 +19,7 @@ from nonpareil.training.costs import Spent
 from nonpareil.training.step.accumulate import Accumulator
 from nonpareil.training.step.batch import StepBatch
 from nonpareil.training.step.not_finite import METRIC, Dropped, NotFinite
+from nonpareil.training.step.scaling import scaled
 from nonpareil.training.step.signal import Signal, resting_scaler
 
 LARGE_LOSS = 1e12
@@ -48,6 +49,8 @@ class Descent:
     method: Method
     accumulator: Accumulator
     signal: Signal
+    scale: str = "none"
+    """Of rewards: `scale_rewards`."""
     scaler: Any = None
     """fp16's: it looks at the gradient itself, and skips a step whose is infinite."""
     dropped: Dropped = field(default_factory=Dropped)
@@ -64,7 +67,7 @@ class Descent:
     ) -> "Descent":
         """The descent of a training."""
         accumulator = Accumulator.of(method, config, accelerator, spent, anchor)
-        return cls(method, accumulator, signal, resting_scaler(accelerator, signal))
+        return cls(method, accumulator, signal, config.scale_rewards, resting_scaler(accelerator, signal))
 
     def step(self, model: nn.Module, batch: StepBatch, step: int) -> Descended:
         """The step's gradient, without the prompts whose log-probs, loss or gradient are no numbers; see `Dropped`.
@@ -99,7 +102,7 @@ class Descent:
 
     def _targets(self, batch: StepBatch) -> Targets:
         """The method's; a prompt whose completions were all cut tells nothing where those are masked."""
-        targets: Targets = self.method.targets(batch.draws)
+        targets: Targets = self.method.targets(scaled(batch.draws, self.scale))
         if not self.accumulator.mask_truncated:
             return targets
         trained = torch.cat([targets.train_policy, targets.train_anchor], dim=1)

@@ -1,19 +1,14 @@
-"""The metrics of one step under TRL's names, and its completions on disk."""
+"""The metrics of one step under TRL's names."""
 
-import io
+import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from nonpareil.files import write_bytes
-from nonpareil.methods.base import PolicyGradientTargets, ScoredDraws, Targets
-from nonpareil.training.step.batch import StepBatch
-
-COMPLETIONS_FOLDER = "completions"
+from nonpareil.methods.base import ScoredDraws
+from nonpareil.records import Group, Logged
+from nonpareil.training.step.batch import StepBatch, reward_tensor
+from nonpareil.training.step.logged import logged_metrics
 
 
 def known_mean(values: Sequence[float]) -> float:
@@ -28,7 +23,7 @@ def step_metrics(batch: StepBatch, reward_names: Sequence[str], *, anchor_moves:
     it is there only where the anchor is the reference for good.
     """
     k = batch.num_policy
-    rewards, anchor_rewards = batch.draws.policy_rewards, batch.draws.anchor_rewards
+    rewards, anchor_rewards = reward_tensor(batch.groups).tensor_split([k], dim=1)  # whatever is compared
     every = [reward for group in batch.groups for reward in group.rewards or ()]
     metrics = {
         "rewards/failed_ratio": sum(reward is None for reward in every) / len(every),
@@ -62,6 +57,22 @@ def step_metrics(batch: StepBatch, reward_names: Sequence[str], *, anchor_moves:
     return metrics
 
 
+def evaluation_metrics(
+    groups: Sequence[Group], reward_names: Sequence[str], logged: Sequence[Logged], prefix: str
+) -> dict[str, float]:
+    """Of one completion per held-out prompt, as `step_metrics` calls them, with a prefix; several rewards apart."""
+    lengths = [len(group.completion_token_ids[0]) for group in groups]
+    metrics = {
+        "reward": reward_tensor(groups).nanmean().item(),
+        "completions/mean_length": sum(lengths) / len(lengths),
+    }
+    for name in reward_names if len(reward_names) > 1 else ():
+        values = [math.nan if v is None else v for group in groups for v in group.rewards_by_name[name]]
+        metrics[f"rewards/{name}/mean"] = known_mean(values)
+    metrics |= logged_metrics(logged, metrics)
+    return {f"{prefix}_{name}": value for name, value in metrics.items()}
+
+
 def zero_std_ratio(draws: ScoredDraws) -> float:
     """The share of prompts whose rewards, of all their draws, are equal; NaN where every reward failed.
 
@@ -85,28 +96,3 @@ def _sampling_metrics(batch: StepBatch) -> dict[str, float]:
         "sampling/importance_sampling_ratio/mean": weights.mean().item(),
         "sampling/importance_sampling_ratio/max": weights.max().item(),
     }
-
-
-def completion_rows(batch: StepBatch, targets: Targets, step: int) -> list[dict[str, Any]]:
-    """One row per completion: who drew it, its rewards, and its advantage where the method has such a thing."""
-    k = batch.num_policy
-    advantages = targets.advantages.tolist() if isinstance(targets, PolicyGradientTargets) else None
-    return [
-        {
-            "step": step,
-            "prompt": str(group.prompt),
-            "completion": group.completions[j],
-            "drawn_by": "policy" if j < k else "anchor",
-            **{name: values[j] for name, values in group.rewards_by_name.items()},
-            "advantage": advantages[row][j] if advantages is not None and j < k else None,
-        }
-        for row, group in enumerate(batch.groups)
-        for j in range(len(group))
-    ]
-
-
-def write_completions(output_dir: Path, step: int, batch: StepBatch, targets: Any) -> None:
-    """`completions/completions_<step>.parquet`, there whole or not at all; see `completion_rows`."""
-    content = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(completion_rows(batch, targets, step)), content)
-    write_bytes(output_dir / COMPLETIONS_FOLDER / f"completions_{step:05d}.parquet", content.getvalue())

@@ -13,15 +13,23 @@ from nonpareil.credits import CreditsByPrompt
 from nonpareil.engines.sampling import sample_keys
 from nonpareil.errors import DivergedError, RewardError
 from nonpareil.methods.base import Method
-from nonpareil.models.distributed import gather_shares, my_share, process_index
+from nonpareil.models.distributed import gather_shares, my_share, of_each_process, process_index
 from nonpareil.models.logprobs import TokenSequences
-from nonpareil.records import Draws, Group, Prompt, SamplingParams
+from nonpareil.records import Draws, Group, Logged, Prompt, SamplingParams
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.actors.base import Actors, no_draws
 from nonpareil.training.config import DistillationConfig
-from nonpareil.training.method import check_group_rewards
+from nonpareil.training.method import check_aggregation, check_group_rewards
 from nonpareil.training.phases import StepPhases
-from nonpareil.training.step.batch import PromptDraws, StepBatch, reward_tensor, score_groups
+from nonpareil.training.settings.rewards import EACH_FIRST
+from nonpareil.training.step.batch import (
+    PromptDraws,
+    StepBatch,
+    reward_tensor,
+    score_groups,
+    standardized_tensor,
+)
+from nonpareil.training.step.logged import split_log
 from nonpareil.training.step.not_finite import NotFinite, of_logprobs, refuse_all_bad
 
 
@@ -29,8 +37,8 @@ class StepSampler:
     """Draws and scores for one step after another; of several processes, each does its share of the prompts.
 
     `stored`: groups by prompt id that take the place of fresh anchor draws; `credits`: those of their completions,
-    where the method reads them. Every random number follows from
-    (seed, step, prompt, sample), so a resumed run draws the same, on any number of processes.
+    where the method reads them; `trainer_state`: what rewards are told of the training. Every random number follows
+    from (seed, step, prompt, sample), so a resumed run draws the same, on any number of processes.
     """
 
     def __init__(
@@ -43,14 +51,17 @@ class StepSampler:
         *,
         credits: CreditsByPrompt | None = None,
         phases: StepPhases | None = None,
+        trainer_state: Callable[[], Any] = lambda: None,
     ):
         self._make_actors = make_actors
         self.actors: Actors | None = None
         self.method, self.reward, self.config = method, reward, config
         self.stored, self.credits = stored or {}, credits
         self.phases = phases or StepPhases()
+        self._trainer_state = trainer_state
         self._spread = RewardSpread()
         check_group_rewards(reward, method, config, stored=bool(self.stored))
+        check_aggregation(reward, method, config, self.stored.values())
 
     def start(self) -> Actors:
         """Make what draws, unless it is there: for most trainings a second model, for some an engine beside it."""
@@ -76,7 +87,11 @@ class StepSampler:
             drawn = [self._with_stored(one) for one in drawn]
         groups = [one.group for one in drawn]
         self._tell_of_constant_rewards(groups)
-        return StepBatch.of(drawn, self.method.policy_draws, self._tie_breaker(groups, step), dropped)
+        each_first = self.config.multi_objective_aggregation == EACH_FIRST
+        rewards = standardized_tensor(groups, self.reward) if each_first else reward_tensor(groups)
+        return StepBatch.of(
+            drawn, self.method.policy_draws, self._tie_breaker(groups, step), dropped, rewards
+        )
 
     def _with_stored(self, drawn: PromptDraws) -> PromptDraws:
         """With the prompt's stored group behind its draws."""
@@ -120,12 +135,17 @@ class StepSampler:
             found.append(PromptDraws(group, [each.sum().item() for each in tokens], sampler, bad))
         groups = [one.group for one in found if not one.not_finite]
         self.phases.begin("score", step, f"{sum(map(len, groups))} completions")
-        failures = score_groups(groups, self.reward) if groups else {}
+        failures, logged = (
+            score_groups(groups, self.reward, self._trainer_state()) if groups else ({}, Logged())
+        )
         reason = next((reason for reasons in failures.values() for reason in reasons if reason), None)
-        return [replace(one, failure=reason) for one in found]
+        parts = iter(split_log(logged, [len(group) for group in groups]))
+        return [
+            replace(one, failure=reason, logged=Logged() if one.not_finite else next(parts)) for one in found
+        ]
 
-    def draw_policy(self, prompts: Sequence[Prompt], seed: int) -> list[Group]:
-        """One scored completion of the policy per prompt, for evaluation during training."""
+    def draw_policy(self, prompts: Sequence[Prompt], seed: int) -> tuple[list[Group], list[Logged]]:
+        """One scored completion of the policy per prompt, for evaluation in training, and what rewards logged."""
         mine = my_share(prompts)
         actors = self.start()
         actors.begin_step()
@@ -133,13 +153,12 @@ class StepSampler:
         self.phases.begin("evaluate", None, total=len(mine))
         draws = actors.draw(mine, 1, 0, sampling, sampling).policy
         groups = [Group.of(prompt, drawn) for prompt, drawn in zip(mine, draws, strict=True)]
-        if groups:
-            score_groups(groups, self.reward)
+        logged = score_groups(groups, self.reward, self._trainer_state())[1] if groups else Logged()
         every = gather_shares(groups)
         for group in every:
             if (bad := of_logprobs(group.prompt_id, {"of the policy's draws": group.logprobs})) is not None:
                 raise DivergedError(f"evaluation: {bad}")
-        return every
+        return every, of_each_process(logged)
 
     def _tell_of_constant_rewards(self, groups: Sequence[Group]) -> None:
         if len(self.reward.names) > 1 and process_index() == 0:
