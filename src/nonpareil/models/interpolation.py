@@ -213,8 +213,25 @@ def scaled_adapter(name_or_path: str, dtype: torch.dtype, strength: float, **opt
         ConfigError: an adapter that is more than factors of weights that stay as they are.
         ModelError: as `load_beside`.
     """
-    from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
+
+    check_scalable(name_or_path, dtype)
+    model = load_beside(name_or_path, dtype, **options)
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            for adapter in layer.scaling:
+                layer.scaling[adapter] *= strength
+    return model
+
+
+def check_scalable(name_or_path: str, dtype: torch.dtype) -> None:
+    """Refuse an adapter that scaling beside its base would not make weaker or stronger as a whole.
+
+    Raises:
+        ConfigError: an adapter that is more than factors of weights that stay as they are.
+        ModelError: one that cannot be read.
+    """
+    from peft import LoraConfig
     from peft.utils import load_peft_weights
 
     remedy = f"{name_or_path!r} cannot be scaled beside its base in {dtype}; give dtype=float32, where it is merged"
@@ -227,9 +244,3 @@ def scaled_adapter(name_or_path: str, dtype: torch.dtype, strength: float, **opt
         raise ConfigError(f"{remedy}: {error}") from error
     if others := sorted(name for name in stored if not _FACTOR.search(name)):
         raise ConfigError(f"{remedy}: it holds other weights than factors (first: {others[0]})")
-    model = load_beside(name_or_path, dtype, **options)
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer):
-            for adapter in layer.scaling:
-                layer.scaling[adapter] *= strength
-    return model

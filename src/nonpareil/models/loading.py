@@ -227,7 +227,9 @@ def disable_dropout(model: nn.Module) -> None:
     The model's own config, which is saved with it, keeps its rates; parts that read them get a copy without.
     """
     quiet: dict[int, PretrainedConfig] = {}
-    for module in model.modules():
+    for name, module in model.named_modules():
+        if "lora_dropout" in name.split("."):
+            continue  # of an adapter's own training; see `adapters.adapter_dropout`
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
         _silence(vars(module))  # rates handed to functional.dropout, as OPT does

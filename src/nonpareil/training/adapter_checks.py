@@ -27,6 +27,28 @@ def check_adapter(
             "LoRA with vllm_mode=server is not supported: the server takes whole weights; give "
             "vllm_mode=colocate"
         )
+    for name in ("use_dora", "lora_modules_to_save"):
+        if settings.use_vllm and getattr(settings, name):
+            raise ConfigError(
+                f"use_vllm with {name} is not supported: vLLM would draw from the factors of an adapter alone; remove one"
+            )
+
+
+def check_scalable(settings: DistillationSettings, computes: str) -> None:
+    """Refuse an adapter that could not be drawn from at a strength of its training, beside its base.
+
+    `computes` is the dtype that the policy is measured in.
+
+    Raises:
+        ConfigError: it is more than factors, and not measured in float32, where it is merged.
+    """
+    for name in ("use_dora", "lora_modules_to_save"):
+        if settings.use_peft and getattr(settings, name) and computes != "float32":
+            raise ConfigError(
+                f"{name} in {computes} with a policy at a strength of its training: there an adapter's factors are scaled "
+                "beside the base, and this one is more than factors; give bf16=false (float32, where it is merged), or "
+                f"remove {name}"
+            )
 
 
 def refuse_adapter_on_adapter(path: str) -> None:

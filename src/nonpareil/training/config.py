@@ -58,8 +58,8 @@ class DistillationConfig(DistillationSettings, TrainingArguments):  # type: igno
         check_launch()
         self.shard_weights = zero_requested() or self.shard_weights  # ZeRO-3 shards them in another way
         self._check_sharding()
-        check_vllm(self, self.max_completion_length)
         check_adapter(self, self.use_peft)
+        check_vllm(self, self.max_completion_length)
         with in_our_words():
             super().__post_init__()
         check_accelerator(self)

@@ -51,8 +51,11 @@ def trained_policy(options: DistillOptions, config: "DistillationConfig", dtype:
     if options.evaluate_after or not (options.groups or config.use_vllm):
         policy.check_drawable()
     if asked_place(options) is not None:
+        from nonpareil.commands.evaluate.dtypes import training_dtype
         from nonpareil.models.interpolation import check_interpolable
+        from nonpareil.training.adapter_checks import check_scalable
 
+        check_scalable(config, training_dtype(config, options.kl_dtype))
         own = policy.config, policy.tokenizer
         check_interpolable(own, own, (policy.name_or_path, policy.name_or_path))
     return policy

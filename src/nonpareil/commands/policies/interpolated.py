@@ -8,7 +8,12 @@ from transformers import PreTrainedModel
 from nonpareil.commands.policies.local import LocalPolicy
 from nonpareil.errors import ConfigError
 from nonpareil.models.devices import best_device, cast_weights
-from nonpareil.models.interpolation import check_interpolable, interpolated_model, scaled_adapter
+from nonpareil.models.interpolation import (
+    check_interpolable,
+    check_scalable,
+    interpolated_model,
+    scaled_adapter,
+)
 from nonpareil.models.stored_weights import stored_weights
 
 
@@ -73,6 +78,7 @@ def check_strengths(trained: LocalPolicy, reference: LocalPolicy) -> None:
     check_interpolable((trained.config, trained.tokenizer), (reference.config, reference.tokenizer), names)
     if trained.base is None or trained.resolved_dtype is torch.float32:
         return
+    check_scalable(trained.name_or_path, trained.resolved_dtype)
     name, revision = trained.base
     base = LocalPolicy(name, revision, trust_remote_code=trained.trust_remote_code)
     if reference.base is not None or base.fingerprint != reference.fingerprint:
