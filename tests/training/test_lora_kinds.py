@@ -1,4 +1,4 @@
-"""LoRA as TRL's flags have it (dropout, rslora, dora, modules to save): one circle from the first draw to the merge."""
+"""LoRA as TRL's flags have it (dropout, rslora, dora, modules to save): from the first draw to the merge."""
 
 from pathlib import Path
 from typing import Any
@@ -196,7 +196,6 @@ def test_what_was_trained_is_loaded_and_merged(kind: str, tmp_path: Path) -> Non
         ({"lora_dropout": 1.0}, "lora_dropout"),
         ({"use_dora": True, "use_vllm": True}, "use_vllm with use_dora"),
         ({"lora_modules_to_save": ["norm"], "use_vllm": True}, "use_vllm with lora_modules_to_save"),
-        ({"use_peft": False, "use_dora": True}, "use_dora"),
     ],
 )
 def test_what_cannot_hold_is_refused_by_name(change: dict[str, Any], named: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ _SUPPORTED = frozenset(
         *("inference_mode", "runtime_config"),
     }
 )
-"""Settings of `LoraConfig` under which policy and anchor have all that is trained for themselves, and the base stays."""
+"""Settings of `LoraConfig` under which policy and anchor each have all that is trained, and the base stays."""
 _START_AS_THE_BASE = (True, False, "gaussian", "orthogonal")
 """Values of `init_lora_weights` that leave the base as it is; others take the adapter out of it."""
 
@@ -69,16 +69,16 @@ def check_magnitudes(adapted: nn.Module) -> None:
     Raises:
         ConfigError: naming the first such layer.
     """
-    for name, module in adapted.named_modules():
-        layer: Any = module
-        if len(getattr(layer, "lora_magnitude_vector", ())) and type(layer.base_layer) is not nn.Linear:
+    named: Any = adapted.named_modules()
+    for name, layer in named:
+        if not len(getattr(layer, "lora_magnitude_vector", ())):
+            continue
+        if type(layer.base_layer) is not nn.Linear:
             raise ConfigError(
                 f"use_dora: {name} is a {type(layer.base_layer).__name__}, and DoRA is drawn from in plain linear "
                 "layers alone; leave it out of lora_target_modules, or remove use_dora"
             )
-        if len(getattr(layer, "lora_magnitude_vector", ())) and any(
-            up.bias is not None for up in layer.lora_B.values()
-        ):
+        if any(up.bias is not None for up in layer.lora_B.values()):
             raise ConfigError("use_dora with peft_config.lora_bias is not supported; remove one")
 
 
@@ -94,10 +94,10 @@ def check_saved_modules(adapted: nn.Module, names: Sequence[str]) -> None:
         mine = [place for place in found if place.endswith(name)]
         if not mine:
             raise ConfigError(
-                f"{given}: the model has no layer of the name {name!r}; name layers such as embed_tokens, lm_head or norm"
+                f"{given}: the model has no layer of the name {name!r}; name layers such as embed_tokens or lm_head"
             )
         if list(found[mine[0]].original_module.children()):
             raise ConfigError(
-                f"{given}: {name!r} holds other layers, which rows of one pass cannot each have a copy of; name single "
-                "layers (embed_tokens, lm_head, norm), or adapt those inside it by lora_target_modules"
+                f"{given}: {name!r} holds other layers, which rows of one pass cannot each have a copy of; name "
+                "single layers (embed_tokens, lm_head), or adapt those inside it by lora_target_modules"
             )

@@ -61,8 +61,8 @@ class StackedAdapters:
     """The forward pass of one linear layer with both adapters side by side, in the type of the base.
 
     Two small products serve all rows, whichever adapter each uses: a mask puts the others' part to zero. PEFT's own
-    way gathers and scatters each adapter's rows in every layer at every token. DoRA then gives each row of the weight
-    the adapter's length, which is a factor for each output; the reference's is 1.
+    way gathers and scatters each adapter's rows in every layer at every token. DoRA then gives each row of the
+    weight the adapter's length, which is a factor for each output; the reference's is 1.
     """
 
     def __init__(self, layer: Any, rows: RowAdapters):
@@ -104,7 +104,7 @@ class StackedAdapters:
 
 
 def _length_factors(layer: Any, name: str) -> Tensor:
-    """What DoRA multiplies each output by, float32: the length it learnt over that of the weight with its factors."""
+    """What DoRA multiplies each output by, float32: its length over that of the weight with the factors added."""
     change = layer.lora_B[name].weight.detach().float() @ layer.lora_A[name].weight.detach().float()
     weight = layer.base_layer.weight.detach().float() + layer.scaling[name] * change
     return layer.lora_magnitude_vector[name].weight.detach().float() / torch.linalg.norm(weight, dim=1)
@@ -171,7 +171,7 @@ def row_adapters(model: nn.Module, names: Sequence[str] = ()) -> Iterator[RowAda
 
 
 def can_be_stacked(layer: Any) -> bool:
-    """Whether it is plain LoRA or DoRA on a plain linear layer; embeddings, quantised and merged ones are PEFT's."""
+    """Whether it is LoRA or DoRA on a plain linear layer; embeddings, quantised and merged ones are PEFT's."""
     from peft.tuners.lora import Linear
     from peft.tuners.lora.variants import DoraLinearVariant
 

@@ -22,8 +22,8 @@ class LoraSettings:
     )
     lora_dropout: float = option(
         0.0,
-        "Share of an adapter's inputs dropped in the passes that give the gradient. Draws, rewards and KL are of the "
-        "policy without it, so a loss that compares log-probs of the two takes on its noise (TRL's default is 0.05).",
+        "Share of an adapter's inputs dropped in the passes that give the gradient (TRL: 0.05). Draws and KL are of "
+        "the policy without it, and a loss that compares its log-probs with those of the draws takes on the noise.",
         at_least=0,
         below=1,
         of="use_peft",
