@@ -30,7 +30,7 @@ def check_adapter(
     for name in ("use_dora", "lora_modules_to_save"):
         if settings.use_vllm and getattr(settings, name):
             raise ConfigError(
-                f"use_vllm with {name} is not supported: vLLM would draw from an adapter's factors alone; remove one"
+                f"use_vllm with {name} is not supported: vLLM draws from an adapter's factors alone; remove one"
             )
 
 
@@ -45,9 +45,9 @@ def check_scalable(settings: DistillationSettings, computes: str) -> None:
     for name in ("use_dora", "lora_modules_to_save"):
         if settings.use_peft and getattr(settings, name) and computes != "float32":
             raise ConfigError(
-                f"{name} with a policy at a strength of its training in {computes}: an adapter's factors are scaled "
-                "beside the base there, and this one is more than factors; give bf16=false (float32, where it is "
-                f"merged), or remove {name}"
+                f"{name} with a policy at a strength of its training in {computes}: there, factors are scaled beside "
+                "the base, and this adapter is more than factors; give bf16=false (float32, where it is merged), or "
+                f"remove {name}"
             )
 
 

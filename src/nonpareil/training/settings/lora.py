@@ -22,7 +22,7 @@ class LoraSettings:
     )
     lora_dropout: float = option(
         0.0,
-        "Share of an adapter's inputs dropped in the passes that give the gradient (TRL: 0.05). Draws and KL are of "
+        "Share of an adapter's inputs dropped in the passes that give the gradient (TRL: .05). Draws and KL are of "
         "the policy without it, and a loss that compares its log-probs with those of the draws takes on the noise.",
         at_least=0,
         below=1,
