@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from nonpareil.errors import ConfigError
+from nonpareil.models.model_init import ATTENTION_HELP, ATTENTIONS, GGUF_HELP, KWARGS_HELP
 from nonpareil.records import SamplingParams
 from nonpareil.setting_types import SEED
 from nonpareil.settings import DTYPES, CheckedOptions, option
 
 LOADED_HERE = "engine=transformers|vllm|ray"
 """What belongs to a model that is loaded here; a server has loaded its own."""
+LOADED_BY_TRANSFORMERS = "engine=transformers|ray"
 OWN_PROMPTS = "runs that draw their own"
 DRAWS_POOL = "what draws stored groups before it trains"
 HUB_DATASETS = "hub datasets"
@@ -55,6 +57,11 @@ class ModelOptions(CodeOptions):
         choices=DTYPES,
         of=LOADED_HERE,
     )
+    attn_implementation: str | None = option(
+        None, ATTENTION_HELP, choices=ATTENTIONS, of=LOADED_BY_TRANSFORMERS
+    )
+    model_init_kwargs: dict[str, Any] | str | None = option(None, KWARGS_HELP, of=LOADED_BY_TRANSFORMERS)
+    gguf_file: str | None = option(None, GGUF_HELP, of=LOADED_BY_TRANSFORMERS)
 
 
 @dataclass

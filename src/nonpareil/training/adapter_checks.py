@@ -45,8 +45,8 @@ def check_scalable(settings: DistillationSettings, computes: str) -> None:
     for name in ("use_dora", "lora_modules_to_save"):
         if settings.use_peft and getattr(settings, name) and computes != "float32":
             raise ConfigError(
-                f"{name} with a policy at a strength of its training in {computes}: there, factors are scaled beside "
-                "the base, and this adapter is more than factors; give bf16=false (float32, where it is merged), or "
+                f"{name} with a policy at a strength of its training in {computes}: factors are scaled beside "
+                "the base there, and this adapter is more; give bf16=false (float32, where it is merged), or "
                 f"remove {name}"
             )
 

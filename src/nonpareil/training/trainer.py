@@ -142,7 +142,7 @@ class DistillationTrainer(ListingTrainer):
             self.method,
             train_dataset,
             self.reward,
-            model_identity(given, model),
+            model_identity(given, model, args.init()),
             groups,
             peft_config,
             credits=credits,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _MODEL_FILES = (
     *("config.json", "generation_config.json", "sampling.json", "model*.safetensors*", "pytorch_model*.bin*"),
-    *("adapter_config.json", "adapter_model.safetensors", "training_args.bin"),
+    *("adapter_config.json", "adapter_model.safetensors", "base_model.json", "training_args.bin"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
     *("vocab.json", "vocab.txt", "merges.txt", "sentencepiece*.model", "spiece.model"),
 )

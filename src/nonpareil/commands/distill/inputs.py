@@ -47,7 +47,9 @@ def trained_policy(options: DistillOptions, config: "DistillationConfig", dtype:
     from nonpareil.commands.policies.local import LocalPolicy
 
     name, revision = options.model_name_or_path or "", options.model_revision
-    policy = LocalPolicy(name, revision, dtype, trust_remote_code=config.trust_remote_code)
+    policy = LocalPolicy(
+        name, revision, dtype, trust_remote_code=config.trust_remote_code, init=config.init()
+    )
     if options.evaluate_after or not (options.groups or config.use_vllm):
         policy.check_drawable()
     if asked_place(options) is not None:

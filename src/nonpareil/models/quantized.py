@@ -1,0 +1,51 @@
+"""Bases in 4 or 8 bits, by bitsandbytes: read so, trained beside, and never merged into."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from nonpareil.errors import ConfigError
+
+
+def check_quantized(quantization: Mapping[str, Any], *, adapted: bool) -> None:
+    """Refuse quantised weights that nothing could train, or that nothing here can read.
+
+    Raises:
+        ConfigError: no LoRA, or no bitsandbytes.
+    """
+    if not quantization:
+        return
+    name = "load_in_4bit" if "load_in_4bit" in quantization else "load_in_8bit"
+    if not adapted:
+        raise ConfigError(
+            f"{name} without LoRA: weights in so few bits cannot be trained themselves; give use_peft=true"
+        )
+    check_installed(name)
+
+
+def check_installed(name: str) -> None:
+    """Refuse quantised weights where bitsandbytes is not installed.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(f'{name} needs bitsandbytes: pip install "nonpareil[bitsandbytes]"')
+
+
+def quantization_config(quantization: Mapping[str, Any], dtype: Any) -> Any:
+    """transformers' BitsAndBytesConfig; products of 4 bits are in `dtype`.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed.
+    """
+    from transformers import BitsAndBytesConfig
+
+    four = bool(quantization.get("load_in_4bit"))
+    check_installed("load_in_4bit" if four else "load_in_8bit")
+    return BitsAndBytesConfig(**quantization, **({"bnb_4bit_compute_dtype": dtype} if four else {}))
+
+
+def is_quantized(model: Any) -> bool:
+    """Whether a model's weights are in few bits."""
+    return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
