@@ -93,7 +93,7 @@ def adapter_dropout(model: nn.Module, seed: int) -> Iterator[None]:
         for layer in model.modules()
         if isinstance(layer, LoraLayer)
         and POLICY in layer.lora_dropout
-        and getattr(layer.lora_dropout[POLICY], "p", 0.0)
+        and getattr(layer.lora_dropout[POLICY], "p", None)
     ]
     if not layers:
         yield

@@ -21,8 +21,8 @@ def empty_policy(
 ) -> tuple[PreTrainedModel, Path] | None:
     """The model in float32 without its weights, and the folder that has them.
 
-    None where it must be loaded whole: an adapter, a GGUF file, or weights that are stored under other names than the
-    model's.
+    None where it must be loaded whole: an adapter, a GGUF file, or weights that are stored under other names than
+    the model's.
 
     Raises:
         ModelError: no such model, or one whose files of weights are missing or damaged.

@@ -54,8 +54,8 @@ def fingerprint(
     of 64 MiB (4 KiB at least), read in four places from its beginning to its end. A matrix that was trained,
     rounded or replaced is always noticed; a few numbers changed inside a large one may not be. Weights in a pickle
     carry their checksums, which count too. Shards of an earlier save, which the index does not name, do not count.
-    The same weights split into other files have another fingerprint. So have the same files under another `init`, but
-    for attention; of an adapter that is what its base was read with.
+    The same weights split into other files have another fingerprint. So have the same files under another `init`,
+    but for attention; of an adapter that is what its base was read with.
 
     Raises:
         ModelError: neither a directory nor a hub id whose commit is known.

@@ -18,6 +18,7 @@ from nonpareil.terminal import reason_of
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 SPLITTERS = ("smollm", "qwen2", "gpt-2", "default")
 """`tokenizer.ggml.pre`: how text is split before its parts become tokens, where transformers does the same."""
+OWN_FOLDER = "take the model's own folder (config.json and safetensors)"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -38,8 +39,8 @@ def check_gguf(folder: str, file: str, field: str = "model_name_or_path") -> Pat
     path = Path(folder).expanduser() / file
     if not Path(folder).expanduser().is_dir():
         raise ConfigError(
-            f"{given} is read from a folder, and {field}={folder!r} is none; download the file (hf download), and name "
-            "its folder"
+            f"{given} is read from a folder, and {field}={folder!r} is none; download the file (hf download), and "
+            "name its folder"
         )
     if not path.is_file():
         others = sorted(each.name for each in path.parent.glob("*.gguf")) if path.parent.is_dir() else []
@@ -56,8 +57,8 @@ def _check_header(path: Path, given: str, *, own_tokenizer: bool) -> None:
     architecture = fields.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise ModelError(
-            f"{given} holds a model of the architecture {architecture!r}; of GGUF files only {', '.join(ARCHITECTURES)} "
-            "are known to be read rightly: take the model's own folder (config.json and safetensors)"
+            f"{given} holds a model of the architecture {architecture!r}; of GGUF files "
+            f"only {', '.join(ARCHITECTURES)} are known to be read rightly: {OWN_FOLDER}"
         )
     scaled = [
         name for name in fields if ".rope.scaling." in name and fields[name] not in ("none", "", 0, 1.0)
@@ -65,14 +66,22 @@ def _check_header(path: Path, given: str, *, own_tokenizer: bool) -> None:
     if scaled or any(name.startswith("rope_") for name in tensors):
         what = scaled[0] if scaled else "rope_freqs.weight"
         raise ModelError(
-            f"{given} scales its positions ({what}), which transformers does not read from a GGUF file: it would be "
-            "another model; take the model's own folder (config.json and safetensors)"
+            f"{given} scales its positions ({what}), which transformers does not read from such a file: it would "
+            f"be another model; {OWN_FOLDER}"
+        )
+    turned, length = (
+        fields.get(f"{architecture}.{name}") for name in ("rope.dimension_count", "attention.key_length")
+    )
+    if None not in (turned, length) and turned != length:
+        raise ModelError(
+            f"{given} turns {turned} of {length} numbers of a head by position, which transformers would not do; "
+            f"{OWN_FOLDER}"
         )
     splitter = fields.get("tokenizer.ggml.pre", "default")
     if not own_tokenizer and (fields.get("tokenizer.ggml.model") != "gpt2" or splitter not in SPLITTERS):
         raise ModelError(
-            f"{given} has a tokenizer ({fields.get('tokenizer.ggml.model')}, {splitter}) that transformers may read "
-            f"otherwise than it was trained; put the model's own {' and '.join(TOKENIZER_FILES)} beside the file"
+            f"{given} has a tokenizer ({fields.get('tokenizer.ggml.model')}, {splitter}) that transformers may "
+            f"read otherwise than it was trained; put the model's own {' and '.join(TOKENIZER_FILES)} beside the file"
         )
 
 
@@ -142,6 +151,6 @@ def check_read_whole(model: nn.Module, path: Path) -> None:
     read = len({id(weight) for weight in model.parameters()})
     if held != read:
         raise ModelError(
-            f"{str(path)!r} holds {held} tensors, and transformers makes a model of {read} from it: what is left out "
-            "would make it another one; take the model's own folder (config.json and safetensors)"
+            f"{str(path)!r} holds {held} tensors, and transformers makes a model of {read} from it: what is left "
+            f"out would make it another one; {OWN_FOLDER}"
         )

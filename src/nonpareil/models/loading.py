@@ -68,8 +68,8 @@ def load_policy(
 
     `dtype="auto"` is bfloat16 where the machine gains from it, else float32. The folder of a LoRA adapter is read
     as its base with the adapter merged in, in float32, and in any other dtype as its base with the adapter beside
-    it, as of quantised weights. Code that a model brings along is run with `trust_remote_code` alone. `init`: what it
-    is read with; of an adapter its base, which is else read as it was when the adapter was trained.
+    it, as of quantised weights. Code that a model brings along is run with `trust_remote_code` alone. `init`: what
+    it is read with; of an adapter its base, which is else read as it was when the adapter was trained.
 
     Raises:
         ModelError: no such model, no tokenizer, or weights that are not in the checkpoint or are no numbers.
@@ -277,7 +277,7 @@ def disable_dropout(model: nn.Module) -> None:
             if id(config) not in quiet:
                 quiet[id(config)] = copy.copy(config)
                 _silence(vars(quiet[id(config)]))
-            module.config = quiet[id(config)]  # type: ignore[assignment]
+            module.config = quiet[id(config)]
 
 
 def _silence(settings: dict[str, Any]) -> None:

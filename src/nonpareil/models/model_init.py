@@ -21,8 +21,8 @@ ATTENTION_HELP = (
     f"Attention of the policy and the reference: {', '.join(ATTENTIONS)}. Default: what transformers takes."
 )
 KWARGS_HELP = (
-    "Further arguments of from_pretrained for the policy and the reference, as JSON; settings of the model's config too: "
-    """'{"rope_scaling": {"rope_type": "linear", "factor": 2.0}}'."""
+    "Further arguments of from_pretrained for policy and reference, as JSON; settings of the model's config too: "
+    """'{"rope_parameters": {"rope_type": "default", "rope_theta": 500000}}'."""
 )
 GGUF_HELP = "Read the policy from this GGUF file in the folder model_name_or_path (llama, qwen2, qwen3)."
 REFERENCE_GGUF_HELP = "The same of the folder reference_model_name_or_path."
@@ -186,7 +186,7 @@ def parsed_kwargs(given: Any) -> dict[str, Any]:
         value = json.loads(given) if isinstance(given, str) else json.loads(json.dumps(given))
     except (ValueError, TypeError) as error:
         raise ConfigError(
-            f"""model_init_kwargs={given!r} must be a JSON object, such as '{{"rope_theta": 500000}}': {error}"""
+            f"""model_init_kwargs={given!r} must be a JSON object, such as '{{"attention_bias": true}}': {error}"""
         ) from error
     if not isinstance(value, dict):
         raise ConfigError(f"model_init_kwargs={given!r} must be a JSON object")
@@ -206,6 +206,6 @@ def check_known(unused: Iterable[str], known: Mapping[str, Any], name: str) -> N
         if key not in TAKEN:
             near = nearest(key, [*known, *TAKEN, "attn_implementation"])
             raise ConfigError(
-                f"model_init_kwargs: {key!r} is no setting of the config of {name!r}, and no argument that is taken "
-                f"here ({', '.join(sorted(TAKEN))}){near}"
+                f"model_init_kwargs: {key!r} is no setting of the config of {name!r}, and no argument that is "
+                f"taken here ({', '.join(sorted(TAKEN))}){near}"
             )

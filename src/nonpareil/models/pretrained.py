@@ -21,6 +21,7 @@ from nonpareil.models.gguf_file import (
     as_plain,
     check_gguf,
     check_read_whole,
+    header,
     mended,
     own_tokenizer,
 )
@@ -140,6 +141,10 @@ def _gguf_config(folder: str, file: str, size: int, changed: int) -> Any:
     config = AutoConfig.from_pretrained(folder, gguf_file=file)
     if config.model_type not in ARCHITECTURES:
         raise ModelError(f"{file!r} would be read as {config.model_type!r}, which is not known to be right")
+    if head_dim := header(Path(folder).expanduser() / file)[0].get(
+        f"{config.model_type}.attention.key_length"
+    ):
+        config.head_dim = int(head_dim)  # of qwen3 transformers takes its own number for it
     return config
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from nonpareil.errors import ConfigError
+from nonpareil.models.quantized import check_quantized
 from nonpareil.training.settings import DistillationSettings
 
 
@@ -10,6 +11,8 @@ def check_adapter(
     settings: DistillationSettings, adapted: bool, peft_config: Any = None, model: Any = None
 ) -> None:
     """Refuse what does not go with a LoRA adapter, whether `use_peft` or a `peft_config` asks for it."""
+    if model is not None:
+        check_quantized(settings.init().quantization, adapted=adapted)
     if not adapted:
         return
     if isinstance(model, str):

@@ -13,7 +13,6 @@ from nonpareil.methods import plain_settings, spec_of
 from nonpareil.methods.base import Method
 from nonpareil.models.devices import best_device, fast_dtype
 from nonpareil.models.distributed import check_launch
-from nonpareil.models.quantized import check_quantized
 from nonpareil.models.zero import check_zero_settings, zero_requested
 from nonpareil.setting_types import Limits, check_value, shown
 from nonpareil.settings import check_settings, option
@@ -55,7 +54,7 @@ class DistillationConfig(DistillationSettings, TrainingArguments):  # type: igno
         if self.bf16 is None:
             self.bf16 = not self.fp16 and fast_dtype(device) is torch.bfloat16
         check_anchor(self)
-        check_quantized(self.init().quantization, adapted=True)
+        self.init()
         check_inherited(self)
         check_launch()
         self.shard_weights = zero_requested() or self.shard_weights  # ZeRO-3 shards them in another way

@@ -14,7 +14,6 @@ from nonpareil.models.distributed import make_equal
 from nonpareil.models.empty import empty_policy
 from nonpareil.models.loading import disable_dropout, freeze, load_policy, load_tokenizer
 from nonpareil.models.output_bias import check_foldable, untie_head
-from nonpareil.models.quantized import check_quantized
 from nonpareil.models.sharding import is_empty
 from nonpareil.models.zero import zero_requested
 from nonpareil.training.config import DistillationConfig
@@ -32,7 +31,6 @@ def read_policy(path: str, args: DistillationConfig) -> tuple[PreTrainedModel, P
         ModelError, ConfigError: as `load_policy`.
     """
     trust, init = args.trust_remote_code, args.init()
-    check_quantized(init.quantization, adapted=args.use_peft)
     in_shards = args.shard_weights and not zero_requested()
     empty = empty_policy(path, trust_remote_code=trust, init=init) if in_shards else None
     if empty is not None:

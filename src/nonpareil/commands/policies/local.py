@@ -172,9 +172,10 @@ class LocalPolicy(Policy):
             ConfigError: naming the setting.
         """
         if self.init.law:
+            law = ", ".join(f"{name}={value!r}" for name, value in self.init.law.items())
             raise ConfigError(
-                f"{'model_init_kwargs' if self.init.kwargs else self.init.gguf_file or 'quantised weights'}: {what} "
-                "would read the folder without it; load the model so, save it (save_pretrained), and name that folder"
+                f"{what} would read {self.name_or_path!r} without {law}; load the model with it, save it "
+                "(save_pretrained), and name that folder"
             )
 
     def engine(self, max_tokens_per_batch: int) -> TransformersEngine:

@@ -28,8 +28,8 @@ class ModelSettings:
     attn_implementation: str | None = option(None, ATTENTION_HELP, choices=ATTENTIONS)
     model_init_kwargs: dict[str, Any] | str | None = option(None, KWARGS_HELP)
     gguf_file: str | None = option(None, GGUF_HELP)
-    load_in_4bit: bool = option(False, FOUR_BIT_HELP, of="use_peft")
-    load_in_8bit: bool = option(False, EIGHT_BIT_HELP, of="use_peft")
+    load_in_4bit: bool = option(False, FOUR_BIT_HELP)
+    load_in_8bit: bool = option(False, EIGHT_BIT_HELP)
     bnb_4bit_quant_type: str = option("nf4", QUANT_TYPE_HELP, choices=QUANT_TYPES, of="load_in_4bit")
     use_bnb_nested_quant: bool = option(False, NESTED_HELP, of="load_in_4bit")
 
