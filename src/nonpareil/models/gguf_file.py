@@ -81,7 +81,7 @@ def _check_header(path: Path, given: str, *, own_tokenizer: bool) -> None:
     if not own_tokenizer and (fields.get("tokenizer.ggml.model") != "gpt2" or splitter not in SPLITTERS):
         raise ModelError(
             f"{given} has a tokenizer ({fields.get('tokenizer.ggml.model')}, {splitter}) that transformers may "
-            f"read otherwise than it was trained; put the model's own {' and '.join(TOKENIZER_FILES)} beside the file"
+            f"read otherwise than it was trained; put the model's own {' and '.join(TOKENIZER_FILES)} beside it"
         )
 
 

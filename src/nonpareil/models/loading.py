@@ -15,7 +15,7 @@ from nonpareil.models.adapters import adapter_base, plain_model
 from nonpareil.models.devices import best_device, cast_weights, resolve_dtype
 from nonpareil.models.gguf_file import check_gguf
 from nonpareil.models.merging import Merged, merged, with_adapter
-from nonpareil.models.model_init import PLAIN, ModelInit
+from nonpareil.models.model_init import PLAIN, ModelInit, base_init
 from nonpareil.models.pretrained import (
     check_local_path,
     read_config,
@@ -119,21 +119,6 @@ def load_merged(name_or_path: str, *, trust_remote_code: bool = False, init: Mod
         ModelError, ConfigError: as `load_policy`.
     """
     return merged(_load_base(name_or_path, torch.float32, trust_remote_code, init), name_or_path)
-
-
-def base_init(adapter: str, init: ModelInit) -> ModelInit:
-    """What an adapter's base is read with: as when it was trained, but for what `init` gives.
-
-    Raises:
-        ModelError: a note of it that cannot be read.
-        ConfigError: a GGUF file for an adapter, whose base is known.
-    """
-    if init.gguf_file is not None:
-        raise ConfigError(
-            f"gguf_file={init.gguf_file!r} with the adapter {adapter!r}: its base is the one it was trained on; "
-            "remove it"
-        )
-    return init.over(ModelInit.kept(adapter))
 
 
 def _load_base(adapter: str, dtype: torch.dtype, trust_remote_code: bool, init: ModelInit) -> PreTrainedModel:

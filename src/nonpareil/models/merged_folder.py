@@ -6,10 +6,10 @@ import torch
 
 from nonpareil.models.adapters import adapter_base
 from nonpareil.models.devices import cast_weights
-from nonpareil.models.loading import base_init, load_merged, load_model, load_tokenizer
+from nonpareil.models.loading import load_merged, load_model, load_tokenizer
 from nonpareil.models.memory import free_memory
 from nonpareil.models.merging import SHARE, check_same_policy, probe_logprobs, rounding_share
-from nonpareil.models.model_init import PLAIN
+from nonpareil.models.model_init import PLAIN, base_init
 from nonpareil.models.pretrained import read_config, reading
 from nonpareil.models.saving import mend_generation_config
 from nonpareil.models.trained import keep_temperature, trained_temperature

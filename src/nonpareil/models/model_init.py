@@ -26,8 +26,10 @@ KWARGS_HELP = (
 )
 GGUF_HELP = "Read the policy from this GGUF file in the folder model_name_or_path (llama, qwen2, qwen3)."
 REFERENCE_GGUF_HELP = "The same of the folder reference_model_name_or_path."
-FOUR_BIT_HELP = "Read the base in 4 bits by bitsandbytes; only under LoRA."
-EIGHT_BIT_HELP = "Read the base in 8 bits by bitsandbytes; only under LoRA."
+FOUR_BIT_HELP = "Read policy and reference in 4 bits, by bitsandbytes; trained under LoRA alone."
+EIGHT_BIT_HELP = (
+    "The same in 8 bits, where what a pass holds besides changes no log-prob: the model is asked."
+)
 QUANT_TYPE_HELP = "Kind of the 4 bits: nf4 or fp4."
 NESTED_HELP = "Quantise the scales of the 4 bits too."
 QUANT_TYPES = ("nf4", "fp4")
@@ -136,6 +138,21 @@ class ModelInit:
 
 
 PLAIN = ModelInit()
+
+
+def base_init(adapter: str, init: ModelInit) -> ModelInit:
+    """What an adapter's base is read with: as when it was trained, but for what `init` gives.
+
+    Raises:
+        ModelError: a note of it that cannot be read.
+        ConfigError: a GGUF file for an adapter, whose base is known.
+    """
+    if init.gguf_file is not None:
+        raise ConfigError(
+            f"gguf_file={init.gguf_file!r} with the adapter {adapter!r}: its base is the one it was trained on; "
+            "remove it"
+        )
+    return init.over(ModelInit.kept(adapter))
 
 
 def model_init(options: Any, *, gguf_file: str | None = None) -> ModelInit:

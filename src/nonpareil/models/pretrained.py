@@ -27,6 +27,7 @@ from nonpareil.models.gguf_file import (
 )
 from nonpareil.models.hub import hub_answers, hub_or_cache, missing, nearest_path
 from nonpareil.models.model_init import PLAIN, ModelInit, check_known
+from nonpareil.models.quantized import keep_layout
 from nonpareil.terminal import reason_of
 
 MODEL_FILES = ("config.json", "adapter_config.json")
@@ -231,6 +232,8 @@ def read_model(
         if init.gguf_file is not None:
             check_read_whole(model, Path(name_or_path).expanduser() / init.gguf_file)
             as_plain(model)
+        if init.quantization:
+            keep_layout(model)
         check_finite(model, name_or_path)
     return model, info
 

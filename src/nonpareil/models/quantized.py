@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
+from torch import nn
+
 from nonpareil.errors import ConfigError
 
 
@@ -46,6 +48,28 @@ def quantization_config(quantization: Mapping[str, Any], dtype: Any) -> Any:
     return BitsAndBytesConfig(**quantization, **({"bnb_4bit_compute_dtype": dtype} if four else {}))
 
 
+def keep_layout(model: nn.Module) -> None:
+    """Let no layer lay its 4 bits out anew for a CPU's drawing: there is no gradient by way of that."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def is_quantized(model: Any) -> bool:
-    """Whether a model's weights are in few bits."""
-    return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
+    """Whether a model's weights are in few bits, by bitsandbytes."""
+    config = getattr(model.config, "quantization_config", None)
+    method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
+    return getattr(method, "value", method) == "bitsandbytes"
+
+
+def check_plain_after(quantization: Mapping[str, Any], what: str) -> None:
+    """Refuse what would merge an adapter into quantised weights, which would be rounded anew.
+
+    Raises:
+        ConfigError: naming `what` asks for it.
+    """
+    if quantization:
+        raise ConfigError(
+            f"{what} with a quantised base: an adapter cannot be merged into weights of so few bits; remove one, "
+            "or serve the adapter beside its base"
+        )

@@ -5,7 +5,17 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from nonpareil.errors import ConfigError
-from nonpareil.models.model_init import ATTENTION_HELP, ATTENTIONS, GGUF_HELP, KWARGS_HELP
+from nonpareil.models.model_init import (
+    ATTENTION_HELP,
+    ATTENTIONS,
+    EIGHT_BIT_HELP,
+    FOUR_BIT_HELP,
+    GGUF_HELP,
+    KWARGS_HELP,
+    NESTED_HELP,
+    QUANT_TYPE_HELP,
+    QUANT_TYPES,
+)
 from nonpareil.records import SamplingParams
 from nonpareil.setting_types import SEED
 from nonpareil.settings import DTYPES, CheckedOptions, option
@@ -62,6 +72,10 @@ class ModelOptions(CodeOptions):
     )
     model_init_kwargs: dict[str, Any] | str | None = option(None, KWARGS_HELP, of=LOADED_BY_TRANSFORMERS)
     gguf_file: str | None = option(None, GGUF_HELP, of=LOADED_BY_TRANSFORMERS)
+    load_in_4bit: bool = option(False, FOUR_BIT_HELP, of=LOADED_BY_TRANSFORMERS)
+    load_in_8bit: bool = option(False, EIGHT_BIT_HELP, of=LOADED_BY_TRANSFORMERS)
+    bnb_4bit_quant_type: str = option("nf4", QUANT_TYPE_HELP, choices=QUANT_TYPES, of="load_in_4bit")
+    use_bnb_nested_quant: bool = option(False, NESTED_HELP, of="load_in_4bit")
 
 
 @dataclass

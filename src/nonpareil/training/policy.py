@@ -14,6 +14,7 @@ from nonpareil.models.distributed import make_equal
 from nonpareil.models.empty import empty_policy
 from nonpareil.models.loading import disable_dropout, freeze, load_policy, load_tokenizer
 from nonpareil.models.output_bias import check_foldable, untie_head
+from nonpareil.models.quantized import is_quantized
 from nonpareil.models.sharding import is_empty
 from nonpareil.models.zero import zero_requested
 from nonpareil.training.config import DistillationConfig
@@ -63,7 +64,7 @@ def prepare_policy(
     set_seed(args.seed)  # an adapter begins at random
     policy: Any = model if lora is None else add_policy_adapter(model, lora)
     if not is_empty(policy):
-        make_equal(policy.to(args.device))
+        make_equal(policy if is_quantized(model) else policy.to(args.device))
         check_scoring(plain_model(policy), trained=True)
     return policy
 

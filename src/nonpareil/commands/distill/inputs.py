@@ -45,10 +45,13 @@ def trained_policy(options: DistillOptions, config: "DistillationConfig", dtype:
         ConfigError: a policy at a strength is asked for, and there is none of this model.
     """
     from nonpareil.commands.policies.local import LocalPolicy
-    from nonpareil.models.quantized import check_quantized
+    from nonpareil.models.quantized import check_plain_after, check_quantized
 
     name, revision = options.model_name_or_path or "", options.model_revision
-    check_quantized(config.init().quantization, adapted=config.use_peft)
+    bits = config.init().quantization
+    check_quantized(bits, adapted=config.use_peft)
+    if options.merge or asked_place(options) is not None:
+        check_plain_after(bits, "merge" if options.merge else "a policy at a strength of its training")
     policy = LocalPolicy(
         name, revision, dtype, trust_remote_code=config.trust_remote_code, init=config.init()
     )

@@ -14,7 +14,7 @@ from nonpareil.models.interpolation import (
     interpolated_model,
     scaled_adapter,
 )
-from nonpareil.models.loading import base_init
+from nonpareil.models.model_init import base_init
 from nonpareil.models.stored_weights import stored_weights
 
 

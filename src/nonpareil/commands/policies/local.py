@@ -18,9 +18,9 @@ from nonpareil.models.devices import best_device, dtype_name, resolve_dtype
 from nonpareil.models.empty import model_folder
 from nonpareil.models.endings import Endings, end_at, shown, stored_endings, tell_endings
 from nonpareil.models.fingerprint import fingerprint
-from nonpareil.models.loading import base_init, load_policy, load_tokenizer, stated_limits, widened
+from nonpareil.models.loading import load_policy, load_tokenizer, stated_limits, widened
 from nonpareil.models.merging import adapter_vocabulary
-from nonpareil.models.model_init import PLAIN, ModelInit, model_init
+from nonpareil.models.model_init import PLAIN, ModelInit, base_init, model_init
 from nonpareil.models.pretrained import read_config
 from nonpareil.models.quantized import check_quantized
 from nonpareil.options.evaluate import EvaluateOptions
