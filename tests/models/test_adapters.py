@@ -8,7 +8,8 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from nonpareil.models import adapters
+from nonpareil.models import adapter_rows
+from nonpareil.models.adapter_rows import row_adapters
 from nonpareil.models.adapters import (
     ANCHOR,
     POLICY,
@@ -16,7 +17,6 @@ from nonpareil.models.adapters import (
     AdapterAnchor,
     add_policy_adapter,
     plain_model,
-    row_adapters,
 )
 from tests.tiny import make_model
 
@@ -56,9 +56,9 @@ def test_stacked_adapters_are_pefts_own(
     kind: str, config: dict[str, Any], stacked: int, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = two_adapters(kind, **config)
-    assert sum(adapters._can_be_stacked(m) for m in model.modules() if isinstance(m, LoraLayer)) == stacked
+    assert sum(adapter_rows.can_be_stacked(m) for m in model.modules() if isinstance(m, LoraLayer)) == stacked
     ours = logits(model, names)
-    monkeypatch.setattr(adapters, "_can_be_stacked", lambda layer: False)
+    monkeypatch.setattr(adapter_rows, "can_be_stacked", lambda layer: False)
     torch.testing.assert_close(ours, logits(model, names), atol=2e-5, rtol=1e-5)
 
 
@@ -66,7 +66,7 @@ def test_bfloat16_rows_stay_within_its_rounding_of_float32(monkeypatch: pytest.M
     exact = logits(two_adapters(), MIXED)
     ours = two_adapters(dtype=torch.bfloat16)
     near = (logits(ours, MIXED).float() - exact).abs().mean()
-    monkeypatch.setattr(adapters, "_can_be_stacked", lambda layer: False)
+    monkeypatch.setattr(adapter_rows, "can_be_stacked", lambda layer: False)
     assert near < 1.5 * (logits(ours, MIXED).float() - exact).abs().mean()
 
 

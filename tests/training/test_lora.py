@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from nonpareil.engines.transformers import TransformersEngine
 from nonpareil.errors import ConfigError
-from nonpareil.models.adapters import ANCHOR, POLICY, REFERENCE, plain_model, row_adapters
+from nonpareil.models.adapter_rows import row_adapters
+from nonpareil.models.adapters import ANCHOR, POLICY, REFERENCE, plain_model
 from nonpareil.models.anchors import ANCHOR_FILE
 from nonpareil.models.merging import merged
 from nonpareil.training import DistillationTrainer
@@ -217,8 +218,7 @@ def test_an_error_leaves_no_adapter_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"peft_config": LoraConfig(use_dora=True, target_modules=["q_proj"])}, "use_dora"),
-        ({"peft_config": LoraConfig(lora_dropout=0.1, target_modules=["q_proj"])}, "lora_dropout"),
+        ({"peft_config": LoraConfig(bias="all", target_modules=["q_proj"])}, "bias"),
         ({"lora_target_modules": ["no_such_layer"]}, "lora_target_modules"),
         ({"lora_target_modules": ["q_proj", "lm_head"]}, "output head"),
         ({"lora_r": 0}, "lora_r"),

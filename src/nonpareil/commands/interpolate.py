@@ -84,7 +84,9 @@ def _sources(options: InterpolateOptions) -> "tuple[Source, Source]":
         (reference.config, reference.tokenizer),
         (trained.name_or_path, reference.name_or_path),
     )
-    one, other = (Source(each.name_or_path, each.revision, each.tokenizer) for each in (trained, reference))
+    one, other = (
+        Source(each.name_or_path, each.revision, each.tokenizer, each.init) for each in (trained, reference)
+    )
     return one, other
 
 

@@ -39,7 +39,7 @@ from nonpareil.engines.shared_prompts import SharedPrompts
 from nonpareil.engines.watched import Watched
 from nonpareil.engines.ways import BRANCHED, COPIED, SHARED, Ways
 from nonpareil.errors import ConfigError
-from nonpareil.models.adapters import RowAdapters, row_adapters
+from nonpareil.models.adapter_rows import RowAdapters, row_adapters
 from nonpareil.models.devices import device_of
 from nonpareil.models.loading import end_token_ids, stated_limits
 from nonpareil.models.modes import generation_mode

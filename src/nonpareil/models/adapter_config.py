@@ -1,22 +1,25 @@
 """Which LoRA adapters can be trained: those that leave the base as it is, and can be merged into it."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 from torch import nn
 
 from nonpareil.errors import ConfigError
+from nonpareil.models.saved_modules import saved_modules
 
 _SUPPORTED = frozenset(
     {
         *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_bias", "fan_in_fan_out"),
+        *("use_dora", "lora_dropout", "modules_to_save"),
         *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
         # what decides nothing here
         *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
         *("inference_mode", "runtime_config"),
     }
 )
-"""Settings of `LoraConfig` under which nothing but the factors is trained, and the base stays as it is."""
+"""Settings of `LoraConfig` under which policy and anchor each have all that is trained, and the base stays."""
 _START_AS_THE_BASE = (True, False, "gaussian", "orthogonal")
 """Values of `init_lora_weights` that leave the base as it is; others take the adapter out of it."""
 
@@ -57,4 +60,44 @@ def check_mergeable(adapted: nn.Module) -> None:
             raise ConfigError(
                 f"peft_config.lora_bias=True cannot be: {name} has no bias, so the adapter could never be merged; "
                 "remove it"
+            )
+
+
+def check_magnitudes(adapted: nn.Module) -> None:
+    """Refuse DoRA of layers that are not linear: rows of one pass could not each have an adapter of their own.
+
+    Raises:
+        ConfigError: naming the first such layer.
+    """
+    named: Any = adapted.named_modules()
+    for name, layer in named:
+        if not len(getattr(layer, "lora_magnitude_vector", ())):
+            continue
+        if type(layer.base_layer) is not nn.Linear:
+            raise ConfigError(
+                f"use_dora: {name} is a {type(layer.base_layer).__name__}, and DoRA is drawn from in plain linear "
+                "layers alone; leave it out of lora_target_modules, or remove use_dora"
+            )
+        if any(up.bias is not None for up in layer.lora_B.values()):
+            raise ConfigError("use_dora with peft_config.lora_bias is not supported; remove one")
+
+
+def check_saved_modules(adapted: nn.Module, names: Sequence[str]) -> None:
+    """Refuse `modules_to_save` that the model has not, or that are more than one layer.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    found = saved_modules(adapted)
+    for name in names:
+        given = f"lora_modules_to_save={list(names)!r}"
+        mine = [place for place in found if place.endswith(name)]
+        if not mine:
+            raise ConfigError(
+                f"{given}: the model has no layer of the name {name!r}; name layers such as embed_tokens or lm_head"
+            )
+        if list(found[mine[0]].original_module.children()):
+            raise ConfigError(
+                f"{given}: {name!r} holds other layers, which rows of one pass cannot each have a copy of; name "
+                "single layers (embed_tokens, lm_head), or adapt those inside it by lora_target_modules"
             )

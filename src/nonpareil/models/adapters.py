@@ -4,7 +4,8 @@ Nothing is copied: a base model, two adapters, and activations are all that trai
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nonpareil.errors import ConfigError, DataError, ModelError
-from nonpareil.models.adapter_config import check_lora_config, check_mergeable
+from nonpareil.models.adapter_config import (
+    check_lora_config,
+    check_magnitudes,
+    check_mergeable,
+    check_saved_modules,
+)
 from nonpareil.models.anchors import Anchor
+from nonpareil.models.saved_modules import in_float32
 from nonpareil.text_files import parse_json, read_text
 
 if TYPE_CHECKING:
@@ -25,6 +32,7 @@ POLICY, ANCHOR = "default", "anchor"
 """PEFT saves an adapter of the name "default" where plain `PeftModel.from_pretrained` looks for it."""
 REFERENCE = "__base__"
 """PEFT's word for rows without an adapter."""
+_IN_ADAPTER = re.compile(r"\.(lora_\w+|modules_to_save)\.")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 """One of them lies in every directory of an adapter."""
 
@@ -64,9 +72,44 @@ def add_policy_adapter(model: PreTrainedModel, config: "LoraConfig") -> "PeftMod
             "tokens, not rows; leave it out"
         )
     check_mergeable(adapted)
+    check_magnitudes(adapted)
+    check_saved_modules(adapted, config.modules_to_save or [])
+    in_float32(adapted, POLICY)
     # Only the policy is saved as an adapter; the anchor lies beside the optimizer state.
     adapted.save_pretrained = _saving_policy_only(adapted)  # type: ignore[method-assign]
     return adapted
+
+
+@contextmanager
+def adapter_dropout(model: nn.Module, seed: int) -> Iterator[None]:
+    """Passes inside drop inputs of the policy's adapter, as `lora_dropout` says; all else is as it was.
+
+    What is dropped follows from the seed alone, and nothing else is drawn at random otherwise for it.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layers: list[Any] = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, LoraLayer)
+        and POLICY in layer.lora_dropout
+        and getattr(layer.lora_dropout[POLICY], "p", None)
+    ]
+    if not layers:
+        yield
+        return
+    modules = [module for layer in layers for module in (layer, layer.lora_dropout[POLICY])]
+    before = [module.training for module in modules]
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for module in modules:
+            module.training = True
+        try:
+            yield
+        finally:
+            for module, was in zip(modules, before, strict=True):
+                module.training = was
 
 
 def trained_rank(model: Any) -> int | None:
@@ -103,7 +146,8 @@ class AdapterAnchor(Anchor):
     """An anchor that is a second adapter on the policy's base, float32; a fixed one is the base itself.
 
     The average is of the factors A and B, not of their product: between a policy and an anchor that have moved
-    apart it is near the average of the weights, not equal to it.
+    apart it is near the average of the weights, not equal to it. Of DoRA the lengths are averaged too, and of
+    `modules_to_save` the anchor's own copies.
     """
 
     def __init__(self, policy: "PeftModel", rate: float = 0.0, refresh_steps: int = 0):
@@ -116,15 +160,16 @@ class AdapterAnchor(Anchor):
             config.inference_mode = True  # else set_adapter would train it
             policy.add_adapter(ANCHOR, config)
             policy.set_adapter(POLICY)
+            in_float32(policy, ANCHOR)
             self._move(policy, 1.0)
             for weight in self.weights().values():
                 weight.requires_grad_(False)
 
     def weights(self) -> dict[str, Tensor]:
-        """The second adapter's factors by name."""
+        """All that is the second adapter's own, by name."""
         named = self._policy.named_parameters()
         # By parts of the name: an embedding's factor ends in the adapter's name, a layer's goes on with .weight
-        return {name: p for name, p in named if "lora_" in name and ANCHOR in name.split(".")}
+        return {name: p for name, p in named if _IN_ADAPTER.search(name) and ANCHOR in name.split(".")}
 
     def weights_of(self, policy: nn.Module) -> list[Tensor]:
         """The first adapter's, in the same order."""
@@ -134,110 +179,6 @@ class AdapterAnchor(Anchor):
 
     def _copy_buffers(self, policy: nn.Module) -> None:
         """Both live on the same buffers."""
-
-
-class RowAdapters:
-    """Which adapter each row of a forward pass uses; the list may change from one pass to the next."""
-
-    def __init__(self, names: Sequence[str]):
-        self.names = names
-
-    @property
-    def names(self) -> Sequence[str]:
-        """One adapter per row."""
-        return self._names
-
-    @names.setter
-    def names(self, names: Sequence[str]) -> None:
-        """Name the rows of the next passes."""
-        if list(names) != getattr(self, "_names", None):  # most tokens have the rows of the token before
-            self._names, self.used = list(names), set(names)
-            self._masks: dict[tuple, Tensor] = {}
-
-    def mask(self, ranks: dict[str, int], like: Tensor) -> Tensor:
-        """1 where a row (first axis) uses the adapter that a column of the stacked factors belongs to, else 0."""
-        key = (tuple(ranks.items()), like.dtype, like.device, like.dim())
-        if key not in self._masks:
-            columns = [name for name, rank in ranks.items() for _ in range(rank)]
-            kinds = {name: [float(column == name) for column in columns] for name in self.used}
-            mask = torch.tensor([kinds[name] for name in self.names], dtype=like.dtype, device=like.device)
-            self._masks[key] = mask.view(len(mask), *[1] * (like.dim() - 2), -1)
-        return self._masks[key]
-
-
-class StackedAdapters:
-    """The forward pass of one linear layer with both adapters side by side, in the type of the base.
-
-    Two small products serve all rows, whichever adapter each uses: a mask puts the others' part to zero. PEFT's own
-    way gathers and scatters each adapter's rows in every layer at every token.
-    """
-
-    def __init__(self, layer: Any, rows: RowAdapters):
-        self.layer, self.rows = layer, rows
-        names = [name for name in (POLICY, ANCHOR) if name in layer.lora_A]
-        self.ranks = {name: layer.lora_A[name].out_features for name in names}
-        dtype = layer.base_layer.weight.dtype
-        down = [layer.lora_A[name].weight.detach() for name in names]
-        up = [layer.lora_B[name].weight.detach() * layer.scaling[name] for name in names]
-        self.down, self.up = torch.cat(down).to(dtype), torch.cat(up, dim=1).to(dtype).T
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The layer's output `[rows, ..., out]`.
-
-        Raises:
-            ValueError: the rows are not those that adapters were named for.
-        """
-        if len(x) != len(self.rows.names):
-            raise ValueError(f"{len(self.rows.names)} adapter_names for a pass of {len(x)} rows")
-        result = self.layer.base_layer(x)
-        if self.rows.used == {REFERENCE}:
-            return result
-        states = nn.functional.linear(x, self.down)
-        states = states * self.rows.mask(self.ranks, states)
-        # view, not reshape: the sum must land in the result itself.
-        result.view(-1, result.shape[-1]).addmm_(states.flatten(0, -2), self.up)
-        return result
-
-
-@contextmanager
-def row_adapters(model: nn.Module, names: Sequence[str] = ()) -> Iterator[RowAdapters]:
-    """Forward passes inside use one adapter per row: `POLICY`, `ANCHOR` or `REFERENCE`; no gradient reaches one.
-
-    PEFT's own way in leaves its hooks behind after an error, so that later passes silently use these adapters;
-    here they always go. Adapters must not change inside.
-    """
-    from peft.tuners.lora import LoraLayer
-
-    rows = RowAdapters(names)
-
-    def route(module: nn.Module, inputs: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        return inputs, {**options, "adapter_names": rows.names}
-
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    stacked = [layer for layer in layers if _can_be_stacked(layer)]
-    others = [layer for layer in layers if not _can_be_stacked(layer)]
-    handles = [layer.register_forward_pre_hook(route, with_kwargs=True) for layer in others]
-    try:
-        for layer in stacked:
-            layer.forward = StackedAdapters(layer, rows)
-        yield rows
-    finally:
-        for layer in stacked:
-            vars(layer).pop("forward", None)
-        for handle in handles:
-            handle.remove()
-
-
-def _can_be_stacked(layer: Any) -> bool:
-    """Whether it is plain LoRA on a plain linear layer; embeddings, quantised and merged ones are PEFT's."""
-    from peft.tuners.lora import Linear
-
-    plain = type(layer) is Linear and isinstance(layer.base_layer, nn.Linear) and not layer.lora_variant
-    return (
-        plain
-        and not (layer.merged or layer.disable_adapters or "forward" in vars(layer))
-        and all(up.bias is None for up in layer.lora_B.values())
-    )
 
 
 def adapter_base(name_or_path: str) -> tuple[str, str | None] | None:

@@ -7,31 +7,40 @@ from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from nonpareil.models.adapters import adapter_base
+from nonpareil.models.model_init import PLAIN, ModelInit
 from nonpareil.models.pretrained import check_local_path, read_config, read_generation_config, reading
 from nonpareil.models.stored_places import stored_places
 
 
 def empty_policy(
-    name_or_path: str, revision: str | None = None, *, trust_remote_code: bool = False
+    name_or_path: str,
+    revision: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+    init: ModelInit = PLAIN,
 ) -> tuple[PreTrainedModel, Path] | None:
     """The model in float32 without its weights, and the folder that has them.
 
-    None where it must be loaded whole: an adapter, or weights that are stored under other names than the model's.
+    None where it must be loaded whole: an adapter, a GGUF file, or weights that are stored under other names than
+    the model's.
 
     Raises:
         ModelError: no such model, or one whose files of weights are missing or damaged.
         DataError: an index of theirs that is no JSON.
     """
+    if init.gguf_file is not None or init.quantization:
+        return None
     check_local_path(name_or_path, "model_name_or_path")
     if adapter_base(name_or_path) is not None:
         return None
     folder = model_folder(name_or_path, revision)
     subject = f"model_name_or_path={name_or_path!r} could not be loaded"
-    config = read_config(str(folder), subject=subject, trust_remote_code=trust_remote_code)
+    config = read_config(str(folder), subject=subject, trust_remote_code=trust_remote_code, init=init)
+    attention = {"attn_implementation": init.attn_implementation} if init.attn_implementation else {}
     with reading(str(folder), subject):
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, trust_remote_code=trust_remote_code
+                config, dtype=torch.float32, trust_remote_code=trust_remote_code, **attention
             )
         model.tie_weights()
     stored = stored_places(folder).keys()

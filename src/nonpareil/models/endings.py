@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.models.distributed import process_index
 from nonpareil.models.loading import end_token_ids, stored_end_token_ids
+from nonpareil.models.model_init import PLAIN, ModelInit
 from nonpareil.records import Message, Prompt
 from nonpareil.terminal import printable, tell
 
@@ -47,13 +48,16 @@ def stored_endings(
     revision: str | None = None,
     *,
     trust_remote_code: bool = False,
+    init: ModelInit = PLAIN,
 ) -> Endings:
     """The same of a model that is not loaded, or of an adapter.
 
     Raises:
         ModelError, ConfigError: a config that cannot be read.
     """
-    own = stored_end_token_ids(name_or_path, tokenizer, revision, trust_remote_code=trust_remote_code)
+    own = stored_end_token_ids(
+        name_or_path, tokenizer, revision, trust_remote_code=trust_remote_code, init=init
+    )
     return endings_of(own, tokenizer, prompts)
 
 

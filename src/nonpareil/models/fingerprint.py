@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nonpareil.checksums import file_sha256
 from nonpareil.errors import ModelError
 from nonpareil.models.adapters import adapter_base
+from nonpareil.models.model_init import PLAIN, ModelInit
 from nonpareil.models.pretrained import read_config
 from nonpareil.models.stored_places import stale_shards
 
@@ -42,7 +44,9 @@ WHOLE_FILES = (
 )
 
 
-def fingerprint(path: str, revision: str | None = None, *, trust_remote_code: bool = False) -> str:
+def fingerprint(
+    path: str, revision: str | None = None, *, trust_remote_code: bool = False, init: ModelInit = PLAIN
+) -> str:
     """The content of a model directory ("sha256-2:..."), or the commit of a hub id's revision ("commit:...").
 
     Configuration and tokenizer files count whole, and so does a model's own code where it is run. Of weights every
@@ -50,15 +54,27 @@ def fingerprint(path: str, revision: str | None = None, *, trust_remote_code: bo
     of 64 MiB (4 KiB at least), read in four places from its beginning to its end. A matrix that was trained,
     rounded or replaced is always noticed; a few numbers changed inside a large one may not be. Weights in a pickle
     carry their checksums, which count too. Shards of an earlier save, which the index does not name, do not count.
-    The same weights split into other files have another fingerprint.
+    The same weights split into other files have another fingerprint. So have the same files under another `init`,
+    but for attention; of an adapter that is what its base was read with.
 
     Raises:
         ModelError: neither a directory nor a hub id whose commit is known.
     """
     directory = Path(path).expanduser()
-    if (base := adapter_base(path)) is not None:
+    base = adapter_base(path)
+    if base is None and init.law:
+        if init.gguf_file is not None:
+            plain = _gguf_fingerprint(directory / init.gguf_file)
+        else:
+            plain = fingerprint(path, revision, trust_remote_code=trust_remote_code)
+        law = {
+            name: value for name, value in init.law.items() if name != "gguf_file"
+        }  # by content, not by name
+        both = f"{plain} {json.dumps(law, sort_keys=True)}"
+        return f"{VERSION}:{hashlib.sha256(both.encode()).hexdigest()}"
+    if base is not None:
         # The same adapter on another base is another model.
-        below = fingerprint(*base, trust_remote_code=trust_remote_code)
+        below = fingerprint(*base, trust_remote_code=trust_remote_code, init=init.over(ModelInit.kept(path)))
         both = f"{_directory_fingerprint(directory, trust_remote_code)} {below}"
         return f"{VERSION}:{hashlib.sha256(both.encode()).hexdigest()}"
     if directory.is_dir():
@@ -69,6 +85,15 @@ def fingerprint(path: str, revision: str | None = None, *, trust_remote_code: bo
     if commit is None:
         raise ModelError(f"the commit of {path!r} is unknown; give a local directory")
     return f"commit:{commit}"
+
+
+def _gguf_fingerprint(file: Path) -> str:
+    """Of a GGUF file, and of a tokenizer beside it."""
+    digest = hashlib.sha256(file_sha256(file).encode())
+    for name in WHOLE_FILES:
+        if (file.parent / name).is_file():
+            digest.update(f"{name}\n".encode() + (file.parent / name).read_bytes())
+    return digest.hexdigest()
 
 
 def module_fingerprint(module: nn.Module) -> str:

@@ -25,6 +25,7 @@ from nonpareil.models.interpolation import (
 from nonpareil.models.loading import load_model
 from nonpareil.models.memory import free_memory
 from nonpareil.models.merging import LEAST, probe_logprobs
+from nonpareil.models.model_init import PLAIN, ModelInit
 from nonpareil.models.pretrained import reading
 from nonpareil.models.saving import mend_generation_config
 from nonpareil.models.stored_places import INDEX
@@ -42,6 +43,7 @@ class Source:
     name_or_path: str
     revision: str | None
     tokenizer: Tokenizer
+    init: ModelInit = PLAIN
 
 
 def save_interpolated(
@@ -63,10 +65,15 @@ def save_interpolated(
         ModelError, ConfigError: models that cannot be loaded, or not be interpolated. The folder is then void.
     """
     names = (trained.name_or_path, reference.name_or_path)
-    there = stored_weights(reference.name_or_path, reference.revision, trust_remote_code=trust_remote_code)
+    there = stored_weights(
+        reference.name_or_path,
+        reference.revision,
+        trust_remote_code=trust_remote_code,
+        init=reference.init,
+    )
     here = None
     if adapter_base(trained.name_or_path) is None and not trust_remote_code:
-        here = stored_weights(trained.name_or_path, trained.revision)
+        here = stored_weights(trained.name_or_path, trained.revision, init=trained.init)
     if here is not None and here.streamed:
         check_same_weights(here, there, names)
         wide = _write_streamed(here, there, strength, folder, dtype)
@@ -174,6 +181,7 @@ def _write_whole(
         strength,
         names=names,
         trust_remote_code=trust_remote_code,
+        init=trained.init,
     )
     to = torch.float32 if dtype == "auto" else resolve_dtype(dtype, torch.device("cpu"))
     cast_weights(model, to)

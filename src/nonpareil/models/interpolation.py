@@ -19,6 +19,7 @@ from nonpareil.models.adapter_config import check_lora_config
 from nonpareil.models.adapters import adapter_base
 from nonpareil.models.loading import load_beside, load_merged, load_model
 from nonpareil.models.merging import tie_as_it_is
+from nonpareil.models.model_init import PLAIN, ModelInit
 from nonpareil.models.pretrained import reading
 from nonpareil.models.stored_weights import StoredWeights, in_memory
 from nonpareil.settings import differing, flat
@@ -185,6 +186,7 @@ def interpolated_model(
     *,
     names: tuple[str, str],
     trust_remote_code: bool = False,
+    init: ModelInit = PLAIN,
 ) -> PreTrainedModel:
     """The trained model of this name at a strength, in float32 on the CPU; the reference is read weight by weight.
 
@@ -192,9 +194,11 @@ def interpolated_model(
         ModelError, ConfigError: a model that cannot be loaded, or not be interpolated.
     """
     if adapter_base(name_or_path) is None:
-        model = load_model(name_or_path, revision, torch.float32, trust_remote_code=trust_remote_code)
+        model = load_model(
+            name_or_path, revision, torch.float32, trust_remote_code=trust_remote_code, init=init
+        )
     else:
-        model = load_merged(name_or_path, trust_remote_code=trust_remote_code).model
+        model = load_merged(name_or_path, trust_remote_code=trust_remote_code, init=init).model
     trained = in_memory(model)
     check_same_weights(trained, reference, names)
     part_weights(model, shared_names(trained, reference))
@@ -213,8 +217,25 @@ def scaled_adapter(name_or_path: str, dtype: torch.dtype, strength: float, **opt
         ConfigError: an adapter that is more than factors of weights that stay as they are.
         ModelError: as `load_beside`.
     """
-    from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
+
+    check_scalable(name_or_path, dtype)
+    model = load_beside(name_or_path, dtype, **options)
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            for adapter in layer.scaling:
+                layer.scaling[adapter] *= strength
+    return model
+
+
+def check_scalable(name_or_path: str, dtype: torch.dtype) -> None:
+    """Refuse an adapter that scaling beside its base would not make weaker or stronger as a whole.
+
+    Raises:
+        ConfigError: an adapter that is more than factors of weights that stay as they are.
+        ModelError: one that cannot be read.
+    """
+    from peft import LoraConfig
     from peft.utils import load_peft_weights
 
     remedy = f"{name_or_path!r} cannot be scaled beside its base in {dtype}; give dtype=float32, where it is merged"
@@ -227,9 +248,3 @@ def scaled_adapter(name_or_path: str, dtype: torch.dtype, strength: float, **opt
         raise ConfigError(f"{remedy}: {error}") from error
     if others := sorted(name for name in stored if not _FACTOR.search(name)):
         raise ConfigError(f"{remedy}: it holds other weights than factors (first: {others[0]})")
-    model = load_beside(name_or_path, dtype, **options)
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer):
-            for adapter in layer.scaling:
-                layer.scaling[adapter] *= strength
-    return model

@@ -13,7 +13,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from nonpareil.errors import ConfigError, ModelError
 from nonpareil.models.adapters import adapter_base, plain_model
 from nonpareil.models.devices import best_device, cast_weights, resolve_dtype
+from nonpareil.models.gguf_file import check_gguf
 from nonpareil.models.merging import Merged, merged, with_adapter
+from nonpareil.models.model_init import PLAIN, ModelInit, base_init
 from nonpareil.models.pretrained import (
     check_local_path,
     read_config,
@@ -21,6 +23,7 @@ from nonpareil.models.pretrained import (
     read_model,
     read_tokenizer,
 )
+from nonpareil.models.quantized import is_quantized
 
 
 def load_tokenizer(
@@ -30,14 +33,18 @@ def load_tokenizer(
     alone: bool = False,
     field: str = "model_name_or_path",
     trust_remote_code: bool = False,
+    init: ModelInit = PLAIN,
 ) -> Tokenizer:
-    """The tokenizer that lies beside a model, or `alone` in a directory of its own.
+    """The tokenizer that lies beside a model, or `alone` in a directory of its own, or in a model's GGUF file.
 
     Raises:
         ModelError: there is none.
         ConfigError: a revision of a directory.
     """
-    if alone:
+    gguf_file = init.gguf_file
+    if gguf_file is not None:
+        check_gguf(name_or_path, gguf_file, field)
+    elif alone:
         check_local_path(name_or_path, "tokenizer_name_or_path", ("tokenizer_config.json",))
     else:
         check_local_path(name_or_path, field, revision=revision)
@@ -45,7 +52,7 @@ def load_tokenizer(
         if not Path(name_or_path).is_dir() or (Path(name_or_path) / "config.json").is_file():
             subject = f"{field}={name_or_path!r} has no readable config"
             read_config(name_or_path, revision, subject=subject, trust_remote_code=trust_remote_code)
-    return read_tokenizer(name_or_path, revision, trust_remote_code=trust_remote_code)
+    return read_tokenizer(name_or_path, revision, trust_remote_code=trust_remote_code, gguf_file=gguf_file)
 
 
 def load_policy(
@@ -55,37 +62,44 @@ def load_policy(
     revision: str | None = None,
     device: torch.device | None = None,
     trust_remote_code: bool = False,
+    init: ModelInit = PLAIN,
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """A causal language model in evaluation mode, and its tokenizer.
 
     `dtype="auto"` is bfloat16 where the machine gains from it, else float32. The folder of a LoRA adapter is read
     as its base with the adapter merged in, in float32, and in any other dtype as its base with the adapter beside
-    it. Code that a model brings along is run with `trust_remote_code` alone.
+    it, as of quantised weights. Code that a model brings along is run with `trust_remote_code` alone. `init`: what
+    it is read with; of an adapter its base, which is else read as it was when the adapter was trained.
 
     Raises:
         ModelError: no such model, no tokenizer, or weights that are not in the checkpoint or are no numbers.
         ConfigError: an adapter that names no base.
     """
     device = device or best_device()
-    tokenizer = load_tokenizer(name_or_path, revision, trust_remote_code=trust_remote_code)
+    trust = trust_remote_code
+    tokenizer = load_tokenizer(name_or_path, revision, trust_remote_code=trust, init=init)
     resolved = resolve_dtype(dtype, device)
     if adapter_base(name_or_path) is None:
-        model = load_model(name_or_path, revision, resolved, trust_remote_code=trust_remote_code)
-    elif resolved is torch.float32:
-        model = load_merged(name_or_path, trust_remote_code=trust_remote_code).model
+        model = load_model(name_or_path, revision, resolved, trust_remote_code=trust, init=init)
+    elif resolved is torch.float32 and not base_init(name_or_path, init).quantization:
+        model = load_merged(name_or_path, trust_remote_code=trust, init=init).model
     else:  # merged weights would be rounded, and a small change of large weights be lost
-        model = load_beside(name_or_path, resolved, trust_remote_code=trust_remote_code)
-    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+        model = load_beside(name_or_path, resolved, trust_remote_code=trust, init=init)
+    return (model if is_quantized(model) else model.to(device)).eval(), tokenizer  # type: ignore[arg-type]
 
 
-def load_beside(name_or_path: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_beside(
+    name_or_path: str, dtype: torch.dtype, *, trust_remote_code: bool = False, init: ModelInit = PLAIN
+) -> PreTrainedModel:
     """An adapter's base on the CPU with the adapter beside its weights, both in a dtype.
 
     Raises:
         ModelError, ConfigError: as `load_policy`.
     """
-    whole = _load_base(name_or_path, dtype, trust_remote_code)
+    whole = _load_base(name_or_path, dtype, trust_remote_code, init)
     model = plain_model(with_adapter(whole, name_or_path))
+    if is_quantized(model):
+        return model
     exact = {name: p.data for name, p in model.named_parameters() if _is_scale(name)}
     cast_weights(model, dtype)
     for name, value in exact.items():
@@ -98,19 +112,21 @@ def _is_scale(name: str) -> bool:
     return ".lora_magnitude_vector." in name
 
 
-def load_merged(name_or_path: str, *, trust_remote_code: bool = False) -> Merged:
+def load_merged(name_or_path: str, *, trust_remote_code: bool = False, init: ModelInit = PLAIN) -> Merged:
     """An adapter's base in float32 on the CPU, with the adapter merged in.
 
     Raises:
         ModelError, ConfigError: as `load_policy`.
     """
-    return merged(_load_base(name_or_path, torch.float32, trust_remote_code), name_or_path)
+    return merged(_load_base(name_or_path, torch.float32, trust_remote_code, init), name_or_path)
 
 
-def _load_base(adapter: str, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+def _load_base(adapter: str, dtype: torch.dtype, trust_remote_code: bool, init: ModelInit) -> PreTrainedModel:
     name, revision = adapter_base(adapter) or ("", None)
-    check_local_path(name, "base_model_name_or_path")
-    model = load_model(name, revision, dtype, trust_remote_code=trust_remote_code)
+    init = base_init(adapter, init)
+    if init.gguf_file is None:
+        check_local_path(name, "base_model_name_or_path")
+    model = load_model(name, revision, dtype, trust_remote_code=trust_remote_code, init=init)
     if (trained := read_generation_config(adapter)) is not None:  # with which ids it was trained to end
         model.generation_config = trained
     return model
@@ -125,7 +141,12 @@ def widened(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def load_model(
-    name_or_path: str, revision: str | None, dtype: torch.dtype, *, trust_remote_code: bool = False
+    name_or_path: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    *,
+    trust_remote_code: bool = False,
+    init: ModelInit = PLAIN,
 ) -> PreTrainedModel:
     """A causal language model on the CPU, with every weight from its checkpoint.
 
@@ -133,13 +154,14 @@ def load_model(
         ModelError: no such model, or weights that the checkpoint does not hold: they would be random.
     """
     subject = f"model_name_or_path={name_or_path!r} could not be loaded"
-    read_config(name_or_path, revision, subject=subject, trust_remote_code=trust_remote_code)
+    read_config(name_or_path, revision, subject=subject, trust_remote_code=trust_remote_code, init=init)
     model, info = read_model(
         AutoModelForCausalLM,
         name_or_path,
         revision,
         subject=subject,
         trust_remote_code=trust_remote_code,
+        init=init,
         dtype=dtype,
         ignore_mismatched_sizes=True,  # they are named below
     )
@@ -172,6 +194,7 @@ def stored_end_token_ids(
     revision: str | None = None,
     *,
     trust_remote_code: bool = False,
+    init: ModelInit = PLAIN,
 ) -> frozenset[int]:
     """The same of a model that is not loaded, or of an adapter, as it would be if it were.
 
@@ -180,9 +203,10 @@ def stored_end_token_ids(
     """
     trained = read_generation_config(name_or_path, revision)
     if (base := adapter_base(name_or_path)) is not None:
+        init = base_init(name_or_path, init)
         name_or_path, revision = base
         trained = trained or read_generation_config(name_or_path, revision)
-    config = read_config(name_or_path, revision, trust_remote_code=trust_remote_code)
+    config = read_config(name_or_path, revision, trust_remote_code=trust_remote_code, init=init)
     return _first_end_ids(trained or GenerationConfig.from_model_config(config), config, tokenizer)
 
 
@@ -227,7 +251,9 @@ def disable_dropout(model: nn.Module) -> None:
     The model's own config, which is saved with it, keeps its rates; parts that read them get a copy without.
     """
     quiet: dict[int, PretrainedConfig] = {}
-    for module in model.modules():
+    for name, module in model.named_modules():
+        if "lora_dropout" in name.split("."):
+            continue  # of an adapter's own training; see `adapters.adapter_dropout`
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
         _silence(vars(module))  # rates handed to functional.dropout, as OPT does
@@ -236,7 +262,7 @@ def disable_dropout(model: nn.Module) -> None:
             if id(config) not in quiet:
                 quiet[id(config)] = copy.copy(config)
                 _silence(vars(quiet[id(config)]))
-            module.config = quiet[id(config)]  # type: ignore[assignment]
+            module.config = quiet[id(config)]
 
 
 def _silence(settings: dict[str, Any]) -> None:

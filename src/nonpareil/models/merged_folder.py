@@ -9,6 +9,7 @@ from nonpareil.models.devices import cast_weights
 from nonpareil.models.loading import load_merged, load_model, load_tokenizer
 from nonpareil.models.memory import free_memory
 from nonpareil.models.merging import SHARE, check_same_policy, probe_logprobs, rounding_share
+from nonpareil.models.model_init import PLAIN, base_init
 from nonpareil.models.pretrained import read_config, reading
 from nonpareil.models.saving import mend_generation_config
 from nonpareil.models.trained import keep_temperature, trained_temperature
@@ -25,7 +26,10 @@ def save_merged(directory: Path, folder: Path, *, trust_remote_code: bool = Fals
         ModelError, ConfigError: as `load_policy`; or what was written is another policy. The folder is then void.
     """
     name, revision = adapter_base(str(directory)) or ("", None)
-    stored = read_config(name, revision, trust_remote_code=trust_remote_code).dtype or torch.float32
+    init = base_init(str(directory), PLAIN)
+    stored = (
+        read_config(name, revision, trust_remote_code=trust_remote_code, init=init).dtype or torch.float32
+    )
     merge = load_merged(str(directory), trust_remote_code=trust_remote_code)
     said, dtype = merge.trained, stored
     if dtype is not torch.float32:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from nonpareil.maths.tilted_targets import candidate_log_ratios
-from nonpareil.models.adapters import REFERENCE, row_adapters
+from nonpareil.models.adapter_rows import row_adapters
+from nonpareil.models.adapters import REFERENCE
 from nonpareil.models.logprobs import TokenSequences, chunks, output_head_is_plain, predicting_states
 from nonpareil.models.sharding import is_sharded, output_head, whole, within
 
@@ -105,9 +107,11 @@ def _lasting_head(model: PreTrainedModel) -> Head:
     """The reference's last layer, for use in the policy's passes; one in shards is gathered, in every process."""
     if not output_head_is_plain(model):
         return nn.Identity()
+    head: Any = model.get_output_embeddings()
+    if hasattr(head, "modules_to_save"):  # adapters have copies of it, and the policy's is the active one
+        return head.original_module
     if not is_sharded(model):
         return output_head(model)
-    head: nn.Module = model.get_output_embeddings()
     weights = {name: whole(weight.detach()) for name, weight in head.named_parameters()}
 
     def logits_of(states: Tensor) -> Tensor:

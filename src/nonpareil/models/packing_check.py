@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from nonpareil.models.devices import device_of
 from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs
+from nonpareil.models.modes import evaluation_mode
 from nonpareil.models.packing import WIDEST, completions_per_row
 from nonpareil.models.sharding import is_sharded
 
@@ -96,7 +97,8 @@ def _alike(model: PreTrainedModel, row: TokenSequences) -> bool | None:
     """
     ends = [0, len(row) - 1]
     try:
-        with torch.autocast(device_of(model).type, enabled=False):  # its rounding would hide what differs
+        # Autocast's rounding would hide what differs, and an adapter's dropout differ in each pass.
+        with torch.autocast(device_of(model).type, enabled=False), evaluation_mode(model):
             together = completion_token_logprobs(model, row, sizes=[len(row)])[ends]
             apart = completion_token_logprobs(model, row.select(ends))
     except (MemoryError, torch.OutOfMemoryError):

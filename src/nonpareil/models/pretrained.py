@@ -3,9 +3,11 @@
 transformers reads configs, tokenizers and weights that others wrote, and raises whatever their damage leads to.
 """
 
+import copy
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,18 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.errors import ConfigError, ModelError, NonpareilError
+from nonpareil.models.gguf_file import (
+    ARCHITECTURES,
+    as_plain,
+    check_gguf,
+    check_read_whole,
+    header,
+    mended,
+    own_tokenizer,
+)
 from nonpareil.models.hub import hub_answers, hub_or_cache, missing, nearest_path
+from nonpareil.models.model_init import PLAIN, ModelInit, check_known
+from nonpareil.models.quantized import keep_layout
 from nonpareil.terminal import reason_of
 
 MODEL_FILES = ("config.json", "adapter_config.json")
@@ -93,17 +106,52 @@ def _reason(error: Exception) -> str:
 
 
 def read_config(
-    name_or_path: str, revision: str | None = None, *, subject: str = "", trust_remote_code: bool = False
+    name_or_path: str,
+    revision: str | None = None,
+    *,
+    subject: str = "",
+    trust_remote_code: bool = False,
+    init: ModelInit = PLAIN,
 ) -> Any:
-    """The configuration of a model.
+    """The configuration of a model, with the settings that `init` gives it.
 
     Raises:
         ModelError: none that can be read.
+        ConfigError: an argument of `init` that nothing would read.
     """
-    with reading(name_or_path, subject or f"{name_or_path!r} has no readable config"):
-        return AutoConfig.from_pretrained(
-            name_or_path, revision=revision, trust_remote_code=trust_remote_code
+    subject = subject or f"{name_or_path!r} has no readable config"
+    if init.gguf_file is not None:
+        path = check_gguf(name_or_path, init.gguf_file)
+        state = (path.stat().st_size, path.stat().st_mtime_ns)
+        with reading(name_or_path, subject):
+            config = copy.deepcopy(_gguf_config(name_or_path, init.gguf_file, *state))
+            check_known(init.kwargs.keys() - config.to_dict().keys(), config.to_dict(), name_or_path)
+            for name, value in init.kwargs.items():
+                setattr(config, name, value)
+        return config
+    with reading(name_or_path, subject):
+        config, unused = AutoConfig.from_pretrained(
+            name_or_path,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            return_unused_kwargs=True,
+            **init.kwargs,
         )
+        check_known(unused.keys() & init.kwargs.keys(), config.to_dict(), name_or_path)
+        return config
+
+
+@cache
+def _gguf_config(folder: str, file: str, size: int, changed: int) -> Any:
+    """Read once, which takes seconds."""
+    config = AutoConfig.from_pretrained(folder, gguf_file=file)
+    if config.model_type not in ARCHITECTURES:
+        raise ModelError(f"{file!r} would be read as {config.model_type!r}, which is not known to be right")
+    if head_dim := header(Path(folder).expanduser() / file)[0].get(
+        f"{config.model_type}.attention.key_length"
+    ):
+        config.head_dim = int(head_dim)  # of qwen3 transformers takes its own number for it
+    return config
 
 
 def read_generation_config(name_or_path: str, revision: str | None = None) -> GenerationConfig | None:
@@ -131,18 +179,25 @@ def read_generation_config(name_or_path: str, revision: str | None = None) -> Ge
 
 
 def read_tokenizer(
-    name_or_path: str, revision: str | None = None, *, trust_remote_code: bool = False
+    name_or_path: str,
+    revision: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+    gguf_file: str | None = None,
 ) -> Tokenizer:
-    """A tokenizer that has tokens.
+    """A tokenizer that has tokens; of a GGUF file its own, where none lies beside it.
 
     Raises:
         ModelError: none that can be read.
     """
     remedy = "; save one there with tokenizer.save_pretrained(...)"
+    from_file = {} if gguf_file is None or own_tokenizer(name_or_path) else {"gguf_file": gguf_file}
     with reading(name_or_path, f"no tokenizer could be loaded from {name_or_path!r}", remedy):
         tokenizer = AutoTokenizer.from_pretrained(
-            name_or_path, revision=revision, trust_remote_code=trust_remote_code
+            name_or_path, revision=revision, trust_remote_code=trust_remote_code, **from_file
         )
+        if from_file:
+            mended(tokenizer, Path(name_or_path).expanduser() / str(gguf_file))
         if not isinstance(tokenizer.model_max_length, int | float):
             raise TypeError(f"model_max_length={tokenizer.model_max_length!r} is no number of tokens")
         if len(tokenizer) == 0:  # what AutoTokenizer answers for some directories that hold none
@@ -157,6 +212,7 @@ def read_model(
     *,
     subject: str,
     trust_remote_code: bool = False,
+    init: ModelInit = PLAIN,
     **settings: Any,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A model of an auto class on the CPU, and transformers' account of which weights it found.
@@ -167,14 +223,22 @@ def read_model(
         ModelError: it cannot be loaded, or holds weights that are no numbers.
     """
     with reading(name_or_path, subject):
+        config = read_config(name_or_path, init=init) if init.gguf_file else None
         read_generation_config(name_or_path, revision)  # transformers passes over one that it cannot read
         model, info = auto_class.from_pretrained(
             name_or_path,
             revision=revision,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **init.on_model(settings.get("dtype")),
+            **({} if config is None else {"config": config}),
             **settings,
         )
+        if init.gguf_file is not None:
+            check_read_whole(model, Path(name_or_path).expanduser() / init.gguf_file)
+            as_plain(model)
+        if init.quantization:
+            keep_layout(model)
         check_finite(model, name_or_path)
     return model, info
 

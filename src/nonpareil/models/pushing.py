@@ -16,7 +16,7 @@ from nonpareil.terminal import reason_of
 
 MODEL_FILES = (
     *("config.json", "generation_config.json", "sampling.json", "model*.safetensors*", "pytorch_model*.bin*"),
-    *("adapter_config.json", "adapter_model.safetensors"),
+    *("adapter_config.json", "adapter_model.safetensors", "base_model.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
     *("vocab.json", "vocab.txt", "merges.txt", "sentencepiece*.model", "spiece.model"),
 )

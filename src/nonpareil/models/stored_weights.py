@@ -13,6 +13,7 @@ from nonpareil.errors import ModelError
 from nonpareil.models.adapters import adapter_base
 from nonpareil.models.empty import empty_policy
 from nonpareil.models.loading import load_merged, load_model
+from nonpareil.models.model_init import PLAIN, ModelInit
 from nonpareil.models.pretrained import reading
 from nonpareil.models.stored_places import stored_places
 
@@ -34,7 +35,11 @@ class StoredWeights:
 
 
 def stored_weights(
-    name_or_path: str, revision: str | None = None, *, trust_remote_code: bool = False
+    name_or_path: str,
+    revision: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+    init: ModelInit = PLAIN,
 ) -> StoredWeights:
     """The weights of a model directory, a hub model or a LoRA adapter's folder (merged into its base).
 
@@ -45,14 +50,14 @@ def stored_weights(
         ModelError: no such model, or weights that cannot be read.
     """
     if adapter_base(name_or_path) is not None:
-        return in_memory(load_merged(name_or_path, trust_remote_code=trust_remote_code).model)
-    if not trust_remote_code and (found := empty_policy(name_or_path, revision)) is not None:
+        return in_memory(load_merged(name_or_path, trust_remote_code=trust_remote_code, init=init).model)
+    if not trust_remote_code and (found := empty_policy(name_or_path, revision, init=init)) is not None:
         model, folder = found
         places = stored_places(folder)
         if (names := _stored_names(model, places)) is not None:
             shapes = {name: value.shape for name, value in model.state_dict().items()}
             return StoredWeights(model, _Reader(shapes, places, names), streamed=True)
-    model = load_model(name_or_path, revision, torch.float32, trust_remote_code=trust_remote_code)
+    model = load_model(name_or_path, revision, torch.float32, trust_remote_code=trust_remote_code, init=init)
     return in_memory(model)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from nonpareil.models.model_init import REFERENCE_GGUF_HELP
 from nonpareil.options.guidance import GuidanceOptions
 from nonpareil.options.rewards import RewardOptions
 from nonpareil.options.shared import WITH_SPLITS, FileOptions, ModelOptions, PromptOptions, SamplingOptions
@@ -23,6 +24,7 @@ class EvaluateOptions(
         None, "What the policy was before.", names="input", heading="Policy"
     )
     reference_model_revision: str | None = option(None, "Branch, tag or commit.", heading="Policy")
+    reference_gguf_file: str | None = option(None, REFERENCE_GGUF_HELP, heading="Policy")
     dataset_split: str = option(
         "test", "Of a dataset that has splits.", reader=WITH_SPLITS, heading="Prompts"
     )

@@ -5,6 +5,17 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from nonpareil.errors import ConfigError
+from nonpareil.models.model_init import (
+    ATTENTION_HELP,
+    ATTENTIONS,
+    EIGHT_BIT_HELP,
+    FOUR_BIT_HELP,
+    GGUF_HELP,
+    KWARGS_HELP,
+    NESTED_HELP,
+    QUANT_TYPE_HELP,
+    QUANT_TYPES,
+)
 from nonpareil.records import SamplingParams
 from nonpareil.setting_types import SEED
 from nonpareil.settings import DTYPES, CheckedOptions, option
@@ -12,6 +23,7 @@ from nonpareil.training.settings.template import TemplateSettings
 
 LOADED_HERE = "engine=transformers|vllm|ray"
 """What belongs to a model that is loaded here; a server has loaded its own."""
+LOADED_BY_TRANSFORMERS = "engine=transformers|ray"
 OWN_PROMPTS = "runs that draw their own"
 DRAWS_POOL = "what draws stored groups before it trains"
 HUB_DATASETS = "hub datasets"
@@ -56,6 +68,15 @@ class ModelOptions(CodeOptions):
         choices=DTYPES,
         of=LOADED_HERE,
     )
+    attn_implementation: str | None = option(
+        None, ATTENTION_HELP, choices=ATTENTIONS, of=LOADED_BY_TRANSFORMERS
+    )
+    model_init_kwargs: dict[str, Any] | str | None = option(None, KWARGS_HELP, of=LOADED_BY_TRANSFORMERS)
+    gguf_file: str | None = option(None, GGUF_HELP, of=LOADED_BY_TRANSFORMERS)
+    load_in_4bit: bool = option(False, FOUR_BIT_HELP, of=LOADED_BY_TRANSFORMERS)
+    load_in_8bit: bool = option(False, EIGHT_BIT_HELP, of=LOADED_BY_TRANSFORMERS)
+    bnb_4bit_quant_type: str = option("nf4", QUANT_TYPE_HELP, choices=QUANT_TYPES, of="load_in_4bit")
+    use_bnb_nested_quant: bool = option(False, NESTED_HELP, of="load_in_4bit")
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from nonpareil.models.model_init import REFERENCE_GGUF_HELP
 from nonpareil.options.shared import FileOptions, ModelOptions
 from nonpareil.settings import DTYPES, CheckedOptions, option
 
@@ -27,6 +28,7 @@ class InterpolateOptions(ModelOptions, FileOptions):
         None, "What the policy was before.", names="input", heading="Policy"
     )
     reference_model_revision: str | None = option(None, "Branch, tag or commit.", heading="Policy")
+    reference_gguf_file: str | None = option(None, REFERENCE_GGUF_HELP, heading="Policy")
     dtype: str = option(
         "auto",
         "Of what is written, computed in float32: auto (as stored, the wider of the two), bfloat16, float16 or "

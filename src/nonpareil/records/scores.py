@@ -1,4 +1,4 @@
-"""What is scored, and what a reward gives: a number per completion or a null with its reason, and words for a log."""
+"""What is scored, and what a reward gives: numbers, nulls with their reasons, and words for a log."""
 
 import copy
 import math

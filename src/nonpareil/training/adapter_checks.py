@@ -3,6 +3,7 @@
 from typing import Any
 
 from nonpareil.errors import ConfigError
+from nonpareil.models.quantized import check_quantized
 from nonpareil.training.settings import DistillationSettings
 
 
@@ -10,6 +11,8 @@ def check_adapter(
     settings: DistillationSettings, adapted: bool, peft_config: Any = None, model: Any = None
 ) -> None:
     """Refuse what does not go with a LoRA adapter, whether `use_peft` or a `peft_config` asks for it."""
+    if model is not None:
+        check_quantized(settings.init().quantization, adapted=adapted)
     if not adapted:
         return
     if isinstance(model, str):
@@ -27,6 +30,28 @@ def check_adapter(
             "LoRA with vllm_mode=server is not supported: the server takes whole weights; give "
             "vllm_mode=colocate"
         )
+    for name in ("use_dora", "lora_modules_to_save"):
+        if settings.use_vllm and getattr(settings, name):
+            raise ConfigError(
+                f"use_vllm with {name} is not supported: vLLM draws from an adapter's factors alone; remove one"
+            )
+
+
+def check_scalable(settings: DistillationSettings, computes: str) -> None:
+    """Refuse an adapter that could not be drawn from at a strength of its training, beside its base.
+
+    `computes` is the dtype that the policy is measured in.
+
+    Raises:
+        ConfigError: it is more than factors, and not measured in float32, where it is merged.
+    """
+    for name in ("use_dora", "lora_modules_to_save"):
+        if settings.use_peft and getattr(settings, name) and computes != "float32":
+            raise ConfigError(
+                f"{name} with a policy at a strength of its training in {computes}: factors are scaled beside "
+                "the base there, and this adapter is more; give bf16=false (float32, where it is merged), or "
+                f"remove {name}"
+            )
 
 
 def refuse_adapter_on_adapter(path: str) -> None:

@@ -58,12 +58,13 @@ class DistillationConfig(DistillationSettings, TrainingArguments):  # type: igno
         check_anchor(self)
         of_flags: dict[Any, str] = {True: "group", False: "none"}  # as TRL reads them
         self.scale_rewards = of_flags.get(self.scale_rewards, self.scale_rewards)
+        self.init()
         check_inherited(self)
         check_launch()
         self.shard_weights = zero_requested() or self.shard_weights  # ZeRO-3 shards them in another way
         self._check_sharding()
-        check_vllm(self, self.max_completion_length)
         check_adapter(self, self.use_peft)
+        check_vllm(self, self.max_completion_length)
         with in_our_words():
             super().__post_init__()
         check_accelerator(self)

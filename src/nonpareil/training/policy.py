@@ -14,6 +14,7 @@ from nonpareil.models.distributed import make_equal
 from nonpareil.models.empty import empty_policy
 from nonpareil.models.loading import disable_dropout, freeze, load_policy, load_tokenizer
 from nonpareil.models.output_bias import check_foldable, untie_head
+from nonpareil.models.quantized import is_quantized
 from nonpareil.models.sharding import is_empty
 from nonpareil.models.zero import zero_requested
 from nonpareil.training.config import DistillationConfig
@@ -30,13 +31,13 @@ def read_policy(path: str, args: DistillationConfig) -> tuple[PreTrainedModel, P
     Raises:
         ModelError, ConfigError: as `load_policy`.
     """
-    trust = args.trust_remote_code
+    trust, init = args.trust_remote_code, args.init()
     in_shards = args.shard_weights and not zero_requested()
-    empty = empty_policy(path, trust_remote_code=trust) if in_shards else None
+    empty = empty_policy(path, trust_remote_code=trust, init=init) if in_shards else None
     if empty is not None:
-        return *empty, load_tokenizer(path, trust_remote_code=trust)
+        return *empty, load_tokenizer(path, trust_remote_code=trust, init=init)
     model, tokenizer = load_policy(
-        path, dtype=args.policy_dtype(), device=args.device, trust_remote_code=trust
+        path, dtype=args.policy_dtype(), device=args.device, trust_remote_code=trust, init=init
     )
     return model, None, tokenizer
 
@@ -63,7 +64,7 @@ def prepare_policy(
     set_seed(args.seed)  # an adapter begins at random
     policy: Any = model if lora is None else add_policy_adapter(model, lora)
     if not is_empty(policy):
-        make_equal(policy.to(args.device))
+        make_equal(policy if is_quantized(model) else policy.to(args.device))
         check_scoring(plain_model(policy), trained=True)
     return policy
 

@@ -4,6 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -128,7 +129,7 @@ class DistillationTrainer(ListingTrainer):
         self.reward = given_reward(reward_funcs, reward_processing_classes, args, folder)
         check_scorable(self.reward, self.method, args, train_dataset, eval_dataset or (), processing_class)
         prepare_saving(model, processing_class, train_dataset)
-        trained = model_identity(given, model)
+        trained = model_identity(given, model, args.init())
         self.identity = run_identity(
             args, self.method, train_dataset, self.reward, trained, groups, peft_config, credits=credits
         )

@@ -232,6 +232,8 @@ class Evaluator:
             model_name_or_path=str(model),
             reference_model_name_or_path=self.options.model_name_or_path,
             reference_model_revision=self.options.model_revision,
+            gguf_file=None,  # what was trained is a plain folder
+            reference_gguf_file=self.options.gguf_file,
             output_dir=str(folder),
             reference_dir=str(self.root / reference),
             title=f"{plan.label}{'' if name == FINAL else ', ' + name}",

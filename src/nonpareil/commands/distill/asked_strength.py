@@ -184,7 +184,7 @@ def _save(evaluation: EvaluateOptions, strength: float, place: str) -> None:
 
     output_dir = Path(evaluation.model_name_or_path or "")
     trained, reference = (
-        Source(each.name_or_path, each.revision, each.tokenizer)
+        Source(each.name_or_path, each.revision, each.tokenizer, each.init)
         for each in (local_policy(evaluation), reference_policy(evaluation))
     )
     with folder_of_run(output_dir).staged(place) as staging:

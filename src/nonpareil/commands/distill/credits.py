@@ -119,7 +119,9 @@ def _drawn(options: DistillOptions, config: "DistillationConfig", groups: list[G
         options.model_revision,
         dtype_name(config.compute_dtype(torch.float32)),
         trust_remote_code=config.trust_remote_code,
+        init=config.init(),
     )
+    policy.check_plain("a value's network")
     return checked(DrawnGroups(path, groups, manifest_of(Path(path)), policy))
 
 

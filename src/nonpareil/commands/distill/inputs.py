@@ -47,14 +47,24 @@ def trained_policy(options: DistillOptions, config: "DistillationConfig", dtype:
         ConfigError: a policy at a strength is asked for, and there is none of this model.
     """
     from nonpareil.commands.policies.local import LocalPolicy
+    from nonpareil.models.quantized import check_plain_after, check_quantized
 
     name, revision = options.model_name_or_path or "", options.model_revision
-    policy = LocalPolicy(name, revision, dtype, trust_remote_code=config.trust_remote_code)
+    bits = config.init().quantization
+    check_quantized(bits, adapted=config.use_peft)
+    if options.merge or asked_place(options) is not None:
+        check_plain_after(bits, "merge" if options.merge else "a policy at a strength of its training")
+    policy = LocalPolicy(
+        name, revision, dtype, trust_remote_code=config.trust_remote_code, init=config.init()
+    )
     if options.evaluate_after or not (options.groups or config.use_vllm):
         policy.check_drawable()
     if asked_place(options) is not None:
+        from nonpareil.commands.evaluate.dtypes import training_dtype
         from nonpareil.models.interpolation import check_interpolable
+        from nonpareil.training.adapter_checks import check_scalable
 
+        check_scalable(config, training_dtype(config, options.kl_dtype))
         own = policy.config, policy.tokenizer
         check_interpolable(own, own, (policy.name_or_path, policy.name_or_path))
     return policy

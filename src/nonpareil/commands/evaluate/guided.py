@@ -42,6 +42,8 @@ def with_both_sides(options: EvaluateOptions) -> EvaluateOptions:
         model_revision=revision,
         reference_model_name_or_path=name,
         reference_model_revision=revision,
+        gguf_file=(gguf_file := options.gguf_file or options.reference_gguf_file),
+        reference_gguf_file=gguf_file,
     )
 
 

@@ -8,7 +8,13 @@ from transformers import PreTrainedModel
 from nonpareil.commands.policies.local import LocalPolicy
 from nonpareil.errors import ConfigError
 from nonpareil.models.devices import best_device, cast_weights
-from nonpareil.models.interpolation import check_interpolable, interpolated_model, scaled_adapter
+from nonpareil.models.interpolation import (
+    check_interpolable,
+    check_scalable,
+    interpolated_model,
+    scaled_adapter,
+)
+from nonpareil.models.model_init import base_init
 from nonpareil.models.stored_weights import stored_weights
 
 
@@ -21,6 +27,7 @@ class InterpolatedPolicy(LocalPolicy):
             trained.revision,
             trained.dtype,
             trust_remote_code=trained.trust_remote_code,
+            init=trained.init,
         )
         self.trained, self.reference, self.strength = trained, reference, strength
         self.endings = trained.endings
@@ -44,11 +51,18 @@ class InterpolatedPolicy(LocalPolicy):
         dtype, names = self.resolved_dtype, (self.trained.name_or_path, self.reference.name_or_path)
         if self.base is not None and dtype is not torch.float32:
             model = scaled_adapter(
-                self.name_or_path, dtype, self.strength, trust_remote_code=self.trust_remote_code
+                self.name_or_path,
+                dtype,
+                self.strength,
+                trust_remote_code=self.trust_remote_code,
+                init=self.init,
             )
         else:
             start = stored_weights(
-                names[1], self.reference.revision, trust_remote_code=self.trust_remote_code
+                names[1],
+                self.reference.revision,
+                trust_remote_code=self.trust_remote_code,
+                init=self.reference.init,
             )
             model = interpolated_model(
                 self.name_or_path,
@@ -57,6 +71,7 @@ class InterpolatedPolicy(LocalPolicy):
                 self.strength,
                 names=names,
                 trust_remote_code=self.trust_remote_code,
+                init=self.init,
             )
             cast_weights(model, dtype)
         return model.to(best_device()).eval()  # type: ignore[arg-type]
@@ -73,8 +88,10 @@ def check_strengths(trained: LocalPolicy, reference: LocalPolicy) -> None:
     check_interpolable((trained.config, trained.tokenizer), (reference.config, reference.tokenizer), names)
     if trained.base is None or trained.resolved_dtype is torch.float32:
         return
+    check_scalable(trained.name_or_path, trained.resolved_dtype)
     name, revision = trained.base
-    base = LocalPolicy(name, revision, trust_remote_code=trained.trust_remote_code)
+    init = base_init(trained.name_or_path, trained.init)
+    base = LocalPolicy(name, revision, trust_remote_code=trained.trust_remote_code, init=init)
     if reference.base is not None or base.fingerprint != reference.fingerprint:
         raise ConfigError(
             f"{names[0]!r} is an adapter of {name!r}, and the reference {names[1]!r} is another model: strengths "

@@ -20,7 +20,9 @@ from nonpareil.models.endings import Endings, end_at, shown, stored_endings, tel
 from nonpareil.models.fingerprint import fingerprint
 from nonpareil.models.loading import load_policy, load_tokenizer, stated_limits, widened
 from nonpareil.models.merging import adapter_vocabulary
+from nonpareil.models.model_init import PLAIN, ModelInit, base_init, model_init
 from nonpareil.models.pretrained import read_config
+from nonpareil.models.quantized import check_quantized
 from nonpareil.options.evaluate import EvaluateOptions
 from nonpareil.options.shared import ModelOptions
 from nonpareil.options.strengths import InterpolateOptions
@@ -38,12 +40,15 @@ class LocalPolicy(Policy):
         *,
         field: str = "model_name_or_path",
         trust_remote_code: bool = False,
+        init: ModelInit = PLAIN,
     ):
         """Reads the tokenizer, so that a directory without one fails here. `field` is the option that names it."""
+        check_quantized(init.quantization, adapted=True)
+        self.init = init
         self.name_or_path, self.revision, self.dtype = name_or_path, revision, dtype
         self.trust_remote_code = trust_remote_code
         self.tokenizer: Tokenizer = load_tokenizer(
-            name_or_path, revision, field=field, trust_remote_code=trust_remote_code
+            name_or_path, revision, field=field, trust_remote_code=trust_remote_code, init=init
         )
         self.base = adapter_base(name_or_path)
         """Of an adapter: its base model and that one's revision."""
@@ -56,12 +61,17 @@ class LocalPolicy(Policy):
         name, revision = self.base or (self.name_or_path, self.revision)
         of = f"adapter {self.name_or_path!r}: its base model " if self.base else ""
         subject = f"{of}{name!r} has no readable config"
-        return read_config(name, revision, subject=subject, trust_remote_code=self.trust_remote_code)
+        init = base_init(self.name_or_path, self.init) if self.base else self.init
+        return read_config(
+            name, revision, subject=subject, trust_remote_code=self.trust_remote_code, init=init
+        )
 
     @cached_property
     def fingerprint(self) -> str:
         """The content behind the name."""
-        return fingerprint(self.name_or_path, self.revision, trust_remote_code=self.trust_remote_code)
+        return fingerprint(
+            self.name_or_path, self.revision, trust_remote_code=self.trust_remote_code, init=self.init
+        )
 
     def check_drawable(self) -> None:
         """Refuse an architecture that `TransformersEngine` cannot draw from, before any prompt or weight is read.
@@ -109,6 +119,7 @@ class LocalPolicy(Policy):
             prompts,
             self.revision,
             trust_remote_code=self.trust_remote_code,
+            init=self.init,
         )
 
     @property
@@ -142,11 +153,30 @@ class LocalPolicy(Policy):
             dtype=self.dtype,
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
+            init=self.init,
         )[0]
 
     def local_path(self) -> str:
-        """The model's folder on this machine; a hub model's is downloaded."""
+        """The model's folder on this machine, for what reads it by itself; a hub model's is downloaded.
+
+        Raises:
+            ConfigError: a model that is more than the folder says.
+        """
+        self.check_plain("shard_weights and vLLM")
         return str(model_folder(self.name_or_path, self.revision))
+
+    def check_plain(self, what: str) -> None:
+        """Refuse a policy that is more than its folder says, for `what` reads the folder by itself.
+
+        Raises:
+            ConfigError: naming the setting.
+        """
+        if self.init.law:
+            law = ", ".join(f"{name}={value!r}" for name, value in self.init.law.items())
+            raise ConfigError(
+                f"{what} would read {self.name_or_path!r} without {law}; load the model with it, save it "
+                "(save_pretrained), and name that folder"
+            )
 
     def engine(self, max_tokens_per_batch: int) -> TransformersEngine:
         """The engine over the model, which is loaded now."""
@@ -161,6 +191,7 @@ class LocalPolicy(Policy):
             "dtype": dtype_name(self.resolved_dtype),
             **({} if self.endings is None else self.endings.describe()),
             **({"trust_remote_code": True} if self.trust_remote_code else {}),
+            **self.init.law,
         }
 
 
@@ -171,6 +202,7 @@ def local_policy(options: ModelOptions) -> LocalPolicy:
         options.model_revision,
         options.dtype,
         trust_remote_code=options.trust_remote_code,
+        init=model_init(options, gguf_file=options.gguf_file),
     )
 
 
@@ -182,4 +214,5 @@ def reference_policy(options: EvaluateOptions | InterpolateOptions) -> LocalPoli
         options.dtype,
         field="reference_model_name_or_path",
         trust_remote_code=options.trust_remote_code,
+        init=model_init(options, gguf_file=options.reference_gguf_file),
     )

@@ -53,6 +53,7 @@ def drawn_groups(options: ValueGroupsOptions) -> DrawnGroups:
             be fitted on.
     """
     from nonpareil.commands.policies.local import LocalPolicy
+    from nonpareil.models.model_init import model_init
     from nonpareil.rollouts.reading import read_groups
 
     if options.groups is None:
@@ -64,7 +65,9 @@ def drawn_groups(options: ValueGroupsOptions) -> DrawnGroups:
         options.model_revision or (None if options.model_name_or_path else drawn.get("revision")),
         options.dtype,
         trust_remote_code=options.trust_remote_code,
+        init=model_init(options, gguf_file=options.gguf_file),
     )
+    policy.check_plain("a value's network")
     check_drawn_from(options.groups, manifest, policy, "the model that the value is of")
     return checked(DrawnGroups(options.groups, read_groups(options.groups), manifest, policy))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nonpareil.models.adapters import row_adapters
+from nonpareil.models.adapter_rows import row_adapters
 from nonpareil.models.logprobs import TokenSequences, completion_token_logprobs, row_batches
 from nonpareil.models.packing_check import per_row
 from nonpareil.records import Draws, Prompt, SamplingParams

@@ -18,6 +18,7 @@ from nonpareil.errors import ModelError
 from nonpareil.methods import METHODS
 from nonpareil.methods.base import Method
 from nonpareil.models.fingerprint import fingerprint, module_fingerprint
+from nonpareil.models.model_init import PLAIN, ModelInit
 from nonpareil.records import Group, Prompt, prompt_identity
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.config import DistillationConfig
@@ -34,6 +35,7 @@ MAY_CHANGE = frozenset(
         # where, with how much memory, on how many devices
         *("processes", "use_cpu", "shard_weights", "max_tokens_per_batch", "gradient_checkpointing"),
         *("gradient_checkpointing_kwargs", "activation_checkpointing", "activation_checkpointing_kwargs"),
+        "attn_implementation",
         *("torch_compile", "torch_compile_backend", "torch_compile_mode"),
         *("torch_empty_cache_steps", "dataloader_pin_memory", "ddp_backend", "ddp_timeout"),
         *("vllm_mode", "vllm_gpu_memory_utilization"),
@@ -109,11 +111,11 @@ def run_identity(
     return json.loads(json.dumps(described, default=str))
 
 
-def model_identity(given: PreTrainedModel | str, model: PreTrainedModel) -> str:
+def model_identity(given: PreTrainedModel | str, model: PreTrainedModel, init: ModelInit = PLAIN) -> str:
     """The fingerprint of a policy's files, where it was `given` by its path, else of its weights as they are."""
     if isinstance(given, str):
         with suppress(ModelError):  # a hub's model whose commit is unknown
-            return fingerprint(given)
+            return fingerprint(given, init=init)
     return module_fingerprint(model)
 
 

@@ -95,6 +95,7 @@ class CheckpointingTrainer(ShardingTrainer):
                 self.model
             ):  # PEFT leaves it to the base, which need not end where this policy does
                 plain_model(self.model).generation_config.save_pretrained(folder)
+                self.args.init().keep(folder)
 
     @contextmanager
     def _written(self, name: str) -> Iterator[Path]:

@@ -11,6 +11,7 @@ from nonpareil.training.settings.hardware import HardwareSettings
 from nonpareil.training.settings.length import LengthSettings
 from nonpareil.training.settings.lora import LoraSettings
 from nonpareil.training.settings.method import MethodSettings
+from nonpareil.training.settings.model import ModelSettings
 from nonpareil.training.settings.optimization import OptimizationSettings
 from nonpareil.training.settings.rewards import RewardSettings
 from nonpareil.training.settings.template import TemplateSettings
@@ -27,6 +28,7 @@ class DistillationSettings(
     RewardSettings,
     TemplateSettings,
     DrawingSettings,
+    ModelSettings,
     MethodSettings,
 ):
     """All of them together; a dataclass has the fields of its last base first."""

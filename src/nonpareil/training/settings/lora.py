@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class LoraSettings:
-    """What the adapter is; `lora_` settings are read with `use_peft`."""
+    """What the adapter is; these settings are read with `use_peft`. Names as TRL's ModelConfig has them."""
 
     HEADING: ClassVar = "LoRA"
 
@@ -20,8 +20,28 @@ class LoraSettings:
     lora_alpha: int = option(
         32, "The adapter's output is scaled by lora_alpha / lora_r.", at_least=1, of="use_peft"
     )
+    lora_dropout: float = option(
+        0.0,
+        "Share of an adapter's inputs dropped in the passes that give the gradient (TRL: .05). Draws and KL are of "
+        "the policy without it, and a loss that compares its log-probs with those of the draws takes on the noise.",
+        at_least=0,
+        below=1,
+        of="use_peft",
+    )
     lora_target_modules: list[str] | None = option(
         None, "Layers that get an adapter. Default: PEFT's choice; all-linear for all.", of="use_peft"
+    )
+    lora_modules_to_save: list[str] | None = option(
+        None,
+        "Layers that are trained whole beside the adapter, such as embed_tokens or lm_head; policy and anchor have "
+        "copies of their own.",
+        of="use_peft",
+    )
+    use_rslora: bool = option(False, "Scale by lora_alpha / sqrt(lora_r) instead.", of="use_peft")
+    use_dora: bool = option(
+        False,
+        "Also learn the length of each row of an adapted weight (DoRA), of linear layers; slower to train.",
+        of="use_peft",
     )
 
     def lora_config(self) -> "LoraConfig | None":
@@ -34,5 +54,12 @@ class LoraSettings:
         if targets == ["all-linear"]:
             targets = "all-linear"
         return LoraConfig(
-            r=self.lora_r, lora_alpha=self.lora_alpha, target_modules=targets, task_type="CAUSAL_LM"
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=targets,
+            modules_to_save=self.lora_modules_to_save,
+            use_rslora=self.use_rslora,
+            use_dora=self.use_dora,
+            task_type="CAUSAL_LM",
         )

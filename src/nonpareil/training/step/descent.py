@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from nonpareil.errors import DivergedError, NotFiniteError
 from nonpareil.methods.base import Method, Targets
+from nonpareil.models.adapters import adapter_dropout
 from nonpareil.models.anchors import Anchor
-from nonpareil.models.distributed import any_process
+from nonpareil.models.distributed import any_process, process_index
 from nonpareil.models.modes import training_mode
 from nonpareil.models.sharding import local
 from nonpareil.models.zero import engine_of
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.costs import Spent
-from nonpareil.training.step.accumulate import Accumulator
+from nonpareil.training.step.accumulate import Accumulator, Outcome
 from nonpareil.training.step.batch import StepBatch
 from nonpareil.training.step.not_finite import METRIC, Dropped, NotFinite
 from nonpareil.training.step.scaling import scaled
@@ -54,6 +55,8 @@ class Descent:
     scaler: Any = None
     """fp16's: it looks at the gradient itself, and skips a step whose is infinite."""
     dropped: Dropped = field(default_factory=Dropped)
+    seed: int = 0
+    """Of the dropout of a step's passes, with the step and the process."""
 
     @classmethod
     def of(
@@ -67,7 +70,8 @@ class Descent:
     ) -> "Descent":
         """The descent of a training."""
         accumulator = Accumulator.of(method, config, accelerator, spent, anchor)
-        return cls(method, accumulator, signal, config.scale_rewards, resting_scaler(accelerator, signal))
+        scaler = resting_scaler(accelerator, signal)
+        return cls(method, accumulator, signal, config.scale_rewards, scaler, seed=config.seed)
 
     def step(self, model: nn.Module, batch: StepBatch, step: int) -> Descended:
         """The step's gradient, without the prompts whose log-probs, loss or gradient are no numbers; see `Dropped`.
@@ -86,7 +90,7 @@ class Descent:
         dropped = list(batch.dropped)
         while True:
             targets = self._targets(batch)
-            outcome = self.accumulator.step(model, batch, targets)
+            outcome = self._gradient(model, batch, targets, step)
             bad = outcome.bad or self._bad_gradients(model, batch, targets, step)
             dropped += bad.values()
             kept = outcome.used - len(bad)
@@ -99,6 +103,11 @@ class Descent:
         loss = outcome.loss if kept else float("nan")
         self.accumulator.spent.add_loss(loss)
         return Descended(loss, batch, targets, dropped)
+
+    def _gradient(self, model: nn.Module, batch: StepBatch, targets: Targets, step: int) -> Outcome:
+        """The accumulator's, with an adapter's dropout, which a resumed training draws anew as it was."""
+        with adapter_dropout(model, ((self.seed * 1_000_003 + step) * 4096 + process_index()) % 2**63):
+            return self.accumulator.step(model, batch, targets)
 
     def _targets(self, batch: StepBatch) -> Targets:
         """The method's; a prompt whose completions were all cut tells nothing where those are masked."""
@@ -121,7 +130,7 @@ class Descent:
         for row in rows:
             self.accumulator.forget_gradients(model)
             alone = batch.without({*rows} - {row})
-            loss = self.accumulator.step(model, alone, targets.select([row])).loss
+            loss = self._gradient(model, alone, targets.select([row]), step).loss
             if not _is_finite(model):
                 what = f"the gradient{whose}, of a loss of {loss:g},"
                 bad[row] = NotFinite(batch.groups[row].prompt_id, what, of_model=abs(loss) < LARGE_LOSS)
