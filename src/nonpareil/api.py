@@ -19,7 +19,7 @@ from nonpareil.commands.command import Command
 from nonpareil.errors import ConfigError
 from nonpareil.options.given import instances_of, method_settings_of, settings_of_command
 from nonpareil.options.keywords import options_text, signature_of
-from nonpareil.options.objects import as_option
+from nonpareil.options.objects import as_option, defaults_by_name
 from nonpareil.options.yaml import load_yaml, meant
 from nonpareil.settings import Setting
 from nonpareil.terminal import quiet
@@ -222,7 +222,9 @@ def export(*given: Any, verbose: bool = False, **options: Any) -> Any:
 def _run(function: Callable[..., Any], verbose: bool, options: Mapping[str, Any]) -> Result:
     """Run a command with what was given."""
     command, given = _command_of(function), _Given(function, options)
-    instances = instances_of(command.options(), given.values, given.of_method, _by_name(command))
+    instances = instances_of(
+        command.options(), given.values, given.of_method, defaults_by_name(command.defaults)
+    )
     for instance in instances:
         if hasattr(instance, "config_file"):
             instance.config_file = given.config
@@ -286,19 +288,3 @@ class _Given:
                     raise ConfigError(f"{where}unknown option {name!r} of {function.__name__}{hint}")
         values = {name: as_option(name, known.get(name), value) for name, value in keywords.items()}
         self.values = {**content, **values}
-
-
-def _by_name(command: Command) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
-    """The command's own defaults, to which a method is a name; a user's own has those of its class."""
-
-    def defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
-        method = given.get("method")
-        if method is None or isinstance(method, str):
-            return command.defaults(given)
-        from nonpareil.methods import METHODS
-
-        name = next((name for name, cls in METHODS.items() if cls is type(method)), "jbond")
-        own = getattr(type(method), "training_defaults", {})
-        return {**command.defaults({**given, "method": name}), **own}
-
-    return defaults

@@ -7,6 +7,7 @@ from typing import Any
 
 from nonpareil.errors import ConfigError
 from nonpareil.in_memory import InMemory
+from nonpareil.options.given import Defaults
 from nonpareil.settings import Setting
 
 _PROMPTS = ("dataset_name", "eval_dataset_name")
@@ -64,3 +65,19 @@ def _rows_of(name: str, value: Any) -> str:
             'of texts, a list of {"prompt": ...}, or a datasets.Dataset (one split of it)'
         )
     return f"{len(value)} rows"
+
+
+def defaults_by_name(defaults: Defaults) -> Defaults:
+    """A command's own defaults, to which a method is a name; a user's own has those of its class."""
+
+    def found(given: Mapping[str, Any]) -> Mapping[str, Any]:
+        method = given.get("method")
+        if method is None or isinstance(method, str):
+            return defaults(given)
+        from nonpareil.methods import METHODS
+
+        name = next((name for name, cls in METHODS.items() if cls is type(method)), "jbond")
+        own = getattr(type(method), "training_defaults", {})
+        return {**defaults({**given, "method": name}), **own}
+
+    return found
