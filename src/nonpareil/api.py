@@ -8,7 +8,6 @@ A function, a `Reward` or a classifier of transformers may stand in the place of
 dataset's its rows: a list of texts or of rows with a `prompt`, or a `datasets.Dataset`.
 """
 
-import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nonpareil.commands.command import Command
 from nonpareil.errors import ConfigError
-from nonpareil.in_memory import InMemory
 from nonpareil.options.given import instances_of, method_settings_of, settings_of_command
 from nonpareil.options.keywords import options_text, signature_of
+from nonpareil.options.objects import as_option, defaults_by_name
 from nonpareil.options.yaml import load_yaml, meant
 from nonpareil.settings import Setting
 from nonpareil.terminal import quiet
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 Result = dict[str, Any]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_PROMPTS = ("dataset_name", "eval_dataset_name")
 
 
 def _command(name: str, module: str) -> Callable[[_Function], _Function]:
@@ -224,7 +222,9 @@ def export(*given: Any, verbose: bool = False, **options: Any) -> Any:
 def _run(function: Callable[..., Any], verbose: bool, options: Mapping[str, Any]) -> Result:
     """Run a command with what was given."""
     command, given = _command_of(function), _Given(function, options)
-    instances = instances_of(command.options(), given.values, given.of_method, _by_name(command))
+    instances = instances_of(
+        command.options(), given.values, given.of_method, defaults_by_name(command.defaults)
+    )
     for instance in instances:
         if hasattr(instance, "config_file"):
             instance.config_file = given.config
@@ -286,71 +286,5 @@ class _Given:
                 if name not in names:
                     hint = meant(name, [*names, "config"])
                     raise ConfigError(f"{where}unknown option {name!r} of {function.__name__}{hint}")
-        values = {name: _as_option(name, known.get(name), value) for name, value in keywords.items()}
+        values = {name: as_option(name, known.get(name), value) for name, value in keywords.items()}
         self.values = {**content, **values}
-
-
-def _as_option(name: str, setting: Setting | None, value: Any) -> Any:
-    """A value as options hold it: paths as text, and what is no name behind one."""
-    if isinstance(value, Path):
-        return str(value)
-    if setting is None or value is None:
-        return value
-    if setting.limits.names == "reward":
-        if not setting.is_list:
-            return _reward(value)
-        listed = list(value) if isinstance(value, list | tuple) else [value]
-        return [_reward(one) for one in listed]
-    if name in _PROMPTS and not isinstance(value, str):
-        return InMemory(f"{_rows_of(name, value)} in memory", value)
-    if hasattr(value, "state_dict") and hasattr(value, "config"):
-        raise ConfigError(
-            f"{name} is a {type(value).__name__} in memory, and a command reads a model from a folder or the hub; "
-            "write it with save_pretrained(folder) and give the folder, or train it with DistillationTrainer"
-        )
-    if isinstance(value, list | tuple):
-        return [str(one) if isinstance(one, Path) else one for one in value]
-    return value
-
-
-def _reward(value: Any) -> Any:
-    """A name as it is; a function, a `Reward` or a model behind its name."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    target = value
-    while isinstance(target, functools.partial):
-        target = target.func
-    said = getattr(target, "name", None) or getattr(target, "__name__", None)
-    return InMemory(str(said or type(target).__name__).replace("/", "_").strip("<>"), value)
-
-
-def _rows_of(name: str, value: Any) -> str:
-    """How rows are called.
-
-    Raises:
-        ConfigError: what has no rows that can be counted.
-    """
-    if isinstance(value, Mapping) or not (hasattr(value, "__len__") and hasattr(value, "__getitem__")):
-        raise ConfigError(
-            f"{name} is a {type(value).__name__}; give a file, folder or hub dataset by its name, or rows: a list "
-            'of texts, a list of {"prompt": ...}, or a datasets.Dataset (one split of it)'
-        )
-    return f"{len(value)} rows"
-
-
-def _by_name(command: Command) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
-    """The command's own defaults, to which a method is a name; a user's own has those of its class."""
-
-    def defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
-        method = given.get("method")
-        if method is None or isinstance(method, str):
-            return command.defaults(given)
-        from nonpareil.methods import METHODS
-
-        name = next((name for name, cls in METHODS.items() if cls is type(method)), "jbond")
-        own = getattr(type(method), "training_defaults", {})
-        return {**command.defaults({**given, "method": name}), **own}
-
-    return defaults

@@ -169,8 +169,6 @@ def _trainer(
     Raises:
         NonpareilError: prompts, rewards or a policy that cannot work, or a checkpoint of another run.
     """
-    from transformers import PrinterCallback
-
     from nonpareil.training.adapter_checks import refuse_adapter_on_adapter
     from nonpareil.training.arguments import check_scorable
     from nonpareil.training.checkpoints.identity import run_identity
@@ -214,6 +212,13 @@ def _trainer(
         credits=credits,
     )
     trainer.identity["model"] = model
+    return _introduced(trainer, options)
+
+
+def _introduced(trainer: "DistillationTrainer", options: DistillOptions) -> "DistillationTrainer":
+    """The trainer, told by what names its parts were given; it prints nothing where quiet is asked for."""
+    from transformers import PrinterCallback
+
     trainer.card_facts = with_names(trainer.card_facts, options)
     if is_quiet():
         trainer.remove_callback(PrinterCallback)

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers.trainer_utils import HubStrategy, TrainOutput
+from torch import nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 
 from nonpareil.models.adapters import is_adapted, plain_model
 from nonpareil.models.license import license_of
@@ -136,6 +137,12 @@ class CardedTrainer(CheckpointingTrainer):
             revision=revision or args.hub_revision,
             private=args.hub_private_repo,
         )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As `CheckpointingTrainer`; then it is sent to the hub, where that is asked for."""
+        super()._save_checkpoint(model, trial)
+        if self.args.push_to_hub:
+            self.push_checkpoint(self._folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
 
     def push_checkpoint(self, folder: Path) -> None:
         """Send a checkpoint's model meanwhile, as `hub_strategy` says; a push that fails is told, and no error."""

@@ -144,8 +144,6 @@ class CheckpointingTrainer(ShardingTrainer):
             finally:
                 self._partial = None
         self._saved_step = self.state.global_step
-        if self.args.push_to_hub:
-            self.push_checkpoint(self._folder / name)
 
     def check_policy(self) -> None:
         """See `descent.check_policy`; before anything is written.
@@ -165,10 +163,7 @@ class CheckpointingTrainer(ShardingTrainer):
         written.parent.rmdir()
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """By `push_checkpoint`, from where the checkpoint then lies: transformers would copy it into output_dir."""
-
-    def push_checkpoint(self, folder: Path) -> None:
-        """Send what was just saved to the hub; see `CardedTrainer`."""
+        """By `CardedTrainer`, from where the checkpoint then lies: transformers would copy it into output_dir."""
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """The anchor is saved with them."""
