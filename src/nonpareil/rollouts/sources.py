@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def _from_hub(
     try:
         with hub_or_cache(name):
             loaded = datasets.load_dataset(name, dataset_config, split=split, streaming=first is not None)
-            rows = loaded.to_list() if first is None else list(loaded.take(first))
+            rows = loaded.to_list() if first is None else list(islice(loaded, first))
     except Exception as error:  # whatever damage leads the library to
         splits = _splits(name, dataset_config) if "split" in str(error) else []
         if splits and split not in splits:
