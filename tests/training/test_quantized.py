@@ -48,7 +48,7 @@ def test_a_quantised_base_is_one_policy_from_the_draw_to_the_folder(
 
 
 def test_eight_bits_that_depend_on_the_batch_are_refused(tmp_path: Path) -> None:
-    """bitsandbytes chooses outliers over all tokens of a pass, so the same token has other log-probs beside others."""
+    """bitsandbytes chooses outliers over all tokens of a pass: a token has other log-probs beside others."""
     make_model(**SHAPE).save_pretrained(tmp_path / "base")
     make_tokenizer().save_pretrained(tmp_path / "base")
     base: Any = str(tmp_path / "base")
