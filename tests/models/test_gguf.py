@@ -199,10 +199,13 @@ def test_what_would_be_read_wrongly_is_refused(changes: dict[str, Any], named: s
 def test_a_token_before_each_text_is_there_or_the_file_is_refused(tmp_path: Path) -> None:
     """transformers before 5.24 leaves it out."""
     written(tmp_path / "g", add_bos=True)
+    refused, tokenizer = "", None
     try:
         _, tokenizer = load_policy(str(tmp_path / "g"), init=ModelInit(gguf_file=FILE))
     except ModelError as error:
-        assert "asks for '<|im_start|>' before each text" in str(error)
+        refused = str(error)
+    if tokenizer is None:
+        assert "asks for '<|im_start|>' before each text" in refused
     else:
         assert tokenizer("the")["input_ids"][0] == 1
 
