@@ -188,13 +188,26 @@ def test_what_is_trained_from_one_is_a_plain_folder(tmp_path: Path) -> None:
         ({"more": ["rope_freqs.weight"]}, "scales its positions .rope_freqs"),
         ({"more": ["blk.0.attn_v.bias"]}, "holds 21 tensors, and transformers makes a model of 20"),
         ({"pre": "llama-bpe"}, "has a tokenizer .gpt2, llama-bpe. .* put the model's own tokenizer.json"),
-        ({"add_bos": True}, "asks for '<|im_start|>' before each text"),
     ],
 )
 def test_what_would_be_read_wrongly_is_refused(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
     written(tmp_path / "g", **changes)
     with pytest.raises(ModelError, match=named.replace("|", r"\|")):
         load_policy(str(tmp_path / "g"), init=ModelInit(gguf_file=FILE))
+
+
+def test_a_token_before_each_text_is_there_or_the_file_is_refused(tmp_path: Path) -> None:
+    """transformers before 5.24 leaves it out."""
+    written(tmp_path / "g", add_bos=True)
+    refused, tokenizer = "", None
+    try:
+        _, tokenizer = load_policy(str(tmp_path / "g"), init=ModelInit(gguf_file=FILE))
+    except ModelError as error:
+        refused = str(error)
+    if tokenizer is None:
+        assert "asks for '<|im_start|>' before each text" in refused
+    else:
+        assert tokenizer("the")["input_ids"][0] == 1
 
 
 def test_a_tokenizer_beside_the_file_counts(tmp_path: Path) -> None:

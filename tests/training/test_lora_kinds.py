@@ -14,7 +14,7 @@ from nonpareil.models.loading import load_policy
 from nonpareil.models.merged_folder import save_merged
 from nonpareil.models.merging import merged
 from nonpareil.training import DistillationConfig, DistillationTrainer
-from tests.tiny import forced_logprobs, make_model, make_tokenizer
+from tests.tiny import forced_logprobs, make_model, make_tokenizer, prompts_of
 from tests.training.conftest import (
     PROMPTS,
     StopAfter,
@@ -218,3 +218,28 @@ def test_flags_are_pefts_settings_under_trls_names() -> None:
     assert config.modules_to_save == ["norm"]
     adapted = add_policy_adapter(make_model(), config)
     assert next(m.scaling[POLICY] for m in adapted.modules() if hasattr(m, "lora_A")) == 8 / 4**0.5
+
+
+def test_checkpointing_drops_the_same_inputs_again_in_shared_rows(tmp_path: Path) -> None:
+    long = prompts_of(*[[1, *[6 + (i * j) % 13 for j in range(36 + 3 * i)]] for i in range(1, 7)])
+    settings: dict[str, Any] = {"method": "rloo", "num_generations": 4, "per_device_train_batch_size": 6}
+    trained, shared = [], []
+    for checkpointing in (False, True):
+        folder = tmp_path / str(checkpointing)
+        trainer = trainer_of(
+            folder,
+            "dora and dropout",
+            prompts=long,
+            max_steps=1,
+            gradient_checkpointing=checkpointing,
+            **settings,
+        )
+        widths: list[tuple[int, ...]] = []
+        plain_model(trainer.model).get_input_embeddings().register_forward_hook(
+            lambda module, inputs, output, widths=widths: widths.append(tuple(inputs[0].shape))
+        )
+        trainer.train()
+        shared.append(any(width[-1] > 60 for width in widths))
+        trained.append(weights(trainer.model))
+    assert shared == [True, True], "several completions behind one prompt"
+    assert_same(*trained, atol=1e-6, rtol=0)

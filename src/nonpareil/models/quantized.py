@@ -52,7 +52,7 @@ def keep_layout(model: nn.Module) -> None:
     """Let no layer lay its 4 bits out anew for a CPU's drawing: there is no gradient by way of that."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            vars(module)["support_avx512bf16_for_cpu"] = False
 
 
 def is_quantized(model: Any) -> bool:

@@ -16,6 +16,11 @@ class HardwareSettings:
     max_tokens_per_batch: int = option(
         16384, "Tokens, padding included, of one forward pass; bounds memory.", at_least=1
     )
+    gradient_checkpointing: bool = option(
+        False,
+        "Compute activations anew in the backward pass: about a third more time, and of activations those of one "
+        "layer. For passes of max_tokens_per_batch that do not fit (TRL's GRPO has it on).",
+    )
     shard_weights: bool = option(
         False,
         "Split policy, anchor and optimizer state over the processes, by FSDP2. Accelerate's config "
