@@ -11,7 +11,7 @@ from nonpareil.rewards.verifiers.limited import LimitedVerifier
 from nonpareil.settings import option
 from nonpareil.terminal import printable
 
-READS = ("boxed", "latex", "any")
+READS = ("latex", "any")
 _WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _EXPONENT = re.compile(r"(?P<digits>[-+]?[0-9.]+)[eE](?P<power>[-+]?[0-9]+)")
 
@@ -30,8 +30,8 @@ class Accuracy(LimitedVerifier):
     answer_column: str = option("answer", "The column of the right answer: a number, plain or LaTeX.")
     read: str = option(
         "latex",
-        r"boxed: what \boxed{} holds; latex: also LaTeX that is announced (the answer is $2$), as TRL's "
-        "accuracy_reward; any: also plain expressions, at last the last number.",
+        r"latex: \boxed{}, or LaTeX that is announced (the answer is $2$), as TRL's accuracy_reward; any: also plain "
+        "expressions, at last the last number.",
         choices=READS,
     )
 
