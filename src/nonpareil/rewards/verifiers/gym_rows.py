@@ -118,7 +118,8 @@ def check_generator(name: str) -> None:
 
 def runs_text(cls: type) -> str | None:
     """The call in `score_answer`, or in what it calls there, by which a class runs a text; None without one."""
-    todo, seen = [(cls, "score_answer")], set()
+    todo: list[tuple[Any, str]] = [(cls, "score_answer")]
+    seen = set()
     while todo:
         owner, name = todo.pop()
         function = inspect.unwrap(getattr(owner, name, None) or str)
