@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from typing import ClassVar
 
 from nonpareil.rewards.verifiers import CannotTell, LimitedVerifier, Row
 from nonpareil.settings import option
@@ -10,7 +9,7 @@ from nonpareil.settings import option
 
 @dataclass(eq=False)
 class Obedient(LimitedVerifier):
-    name: ClassVar[str] = "obedient"
+    name = "obedient"
     answer_column: str = option("answer", "Its column.")
 
     def judge(self, row: Row) -> float:

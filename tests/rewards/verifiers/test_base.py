@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import ClassVar
 
 import pytest
 
@@ -66,7 +65,7 @@ def test_the_columns_it_reads_are_there(obedient):
 def test_what_cannot_be_made_elsewhere_is_refused():
     @dataclass(eq=False)
     class Local(Obedient):
-        name: ClassVar[str] = "local"
+        name = "local"
 
     with pytest.raises(ConfigError, match=r"Local must stand in a module"):
         Local().score(request_of("1"))
@@ -74,7 +73,7 @@ def test_what_cannot_be_made_elsewhere_is_refused():
 
 @dataclass(eq=False)
 class Lengths(Verifier):
-    name: ClassVar[str] = "lengths"
+    name = "lengths"
 
     def judge(self, row: Row) -> float:
         return 1 / len(row.completion)

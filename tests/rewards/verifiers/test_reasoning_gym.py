@@ -8,7 +8,8 @@ pytest.importorskip("reasoning_gym")
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Prompt, ScoreRequest
-from nonpareil.rewards.verifiers import reasoning_gym_rows
+from nonpareil.rewards.verifiers import Verifier, reasoning_gym_rows
+from nonpareil.rewards.verifiers.base import rows_of
 from nonpareil.rewards.verifiers.gym_rows import runs_text
 from nonpareil.rewards.verifiers.reasoning_gym import ReasoningGym
 
@@ -19,13 +20,16 @@ RUN_WHAT_THEY_READ = {
 }
 
 
-def judged(row: dict, *completions: str, **settings) -> list[float | None]:
-    verifier = ReasoningGym(timeout=30, **settings)
+def request_of(row: dict, *completions: str) -> ScoreRequest:
     rows = len(completions)
-    request = ScoreRequest(["p"] * rows, list(completions), [[1]] * rows, {"entry": [row["entry"]] * rows})
-    values = verifier.score(request).values
-    verifier.release()
-    return values
+    return ScoreRequest(["p"] * rows, list(completions), [[1]] * rows, {"entry": [row["entry"]] * rows})
+
+
+def judged(row: dict, *completions: str, **settings) -> list[float | None]:
+    """By the rule alone, here: a process of its own is for what is hostile."""
+    verifier = ReasoningGym(**settings)
+    verifier.prepare()
+    return [value for value, _ in Verifier.judge_all(verifier, rows_of(request_of(row, *completions)))]
 
 
 def test_rows_are_a_dataset_and_the_same_for_a_seed():
@@ -35,9 +39,9 @@ def test_rows_are_a_dataset_and_the_same_for_a_seed():
     names = [json.loads(row["entry"])["name"] for row in rows]
     assert {*names} == {"chain_sum", "leg_counting"}
     assert [message["role"] for message in rows[0]["prompt"]] == ["system", "user"]
-    text = reasoning_gym_rows("chain_sum", 1, num_terms=1, instruction=None, conversational=False)[0]
+    text = reasoning_gym_rows("chain_sum", 1, min_terms=2, instruction=None, conversational=False)[0]
     assert isinstance(text["prompt"], str)
-    assert json.loads(text["entry"])["config"] == {"num_terms": 1}
+    assert json.loads(text["entry"])["config"] == {"min_terms": 2}
 
 
 def test_right_wrong_and_in_part():
@@ -70,12 +74,10 @@ def test_a_hostile_answer_is_never_run(tmp_path):
     mark = tmp_path / "was-here"
     attack = f"<answer>[open({str(mark)!r}, 'w')]</answer>"
     assert judged({"entry": entry}, attack) == [None]
-    row = reasoning_gym_rows("chain_sum", 1)[0]
-    assert judged(row, attack, "<answer>" + "9" * 10**6 + "</answer>", "<answer>1e999999999</answer>") == [
-        0,
-        0,
-        0,
-    ]
+    verifier = ReasoningGym(timeout=30)
+    hostile = [attack, "<answer>" + "9" * 10**6 + "</answer>", "<answer>1e999999999</answer>", "\x00\ud800"]
+    assert verifier.score(request_of(reasoning_gym_rows("chain_sum", 1)[0], *hostile)).values == [0] * 4
+    verifier.release()
     assert not mark.exists()
 
 
@@ -95,8 +97,12 @@ def test_a_generator_that_does_not_tell_right_from_wrong_is_refused(name, said):
 def test_bad_requests_are_refused():
     with pytest.raises(ConfigError, match=r"no generator 'chain_sums'; did you mean 'chain_sum'"):
         reasoning_gym_rows("chain_sums", 1)
-    with pytest.raises(ConfigError, match=r"'chain_sum' takes no \{'terms': 3"):
-        reasoning_gym_rows("chain_sum", 1, terms=3)
+    with pytest.raises(
+        ConfigError, match=r"'chain_sum' has no setting 'min_term'; did you mean 'min_terms'\?"
+    ):
+        reasoning_gym_rows("chain_sum", 1, min_term=3)
+    with pytest.raises(ConfigError, match=r"'chain_sum' with \{'min_terms': 0, .*min_terms must be positive"):
+        reasoning_gym_rows("chain_sum", 1, min_terms=0)
     with pytest.raises(ConfigError, match=r"the weight of 'chain_sum'=0 must be above 0"):
         reasoning_gym_rows({"chain_sum": 0}, 1)
     with pytest.raises(DataError, match=r"'entry' of prompt a holds no problem"):

@@ -11,7 +11,7 @@ from nonpareil.rewards.verifiers.limited import LimitedVerifier
 from nonpareil.settings import option
 from nonpareil.terminal import printable
 
-READS = ("boxed", "latex", "any")
+READS = ("latex", "any")
 _WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _EXPONENT = re.compile(r"(?P<digits>[-+]?[0-9.]+)[eE](?P<power>[-+]?[0-9]+)")
 
@@ -24,14 +24,14 @@ class Accuracy(LimitedVerifier):
     library reads, and where it fails or takes too long.
     """
 
-    name: ClassVar[str] = "accuracy"
+    name = "accuracy"
     packages: ClassVar[tuple[str, ...]] = ("math-verify", "latex2sympy2-extended", "sympy")
 
     answer_column: str = option("answer", "The column of the right answer: a number, plain or LaTeX.")
     read: str = option(
         "latex",
-        r"boxed: what \boxed{} holds; latex: also LaTeX that is announced (the answer is $2$), as TRL's "
-        "accuracy_reward; any: also plain expressions, at last the last number.",
+        r"latex: \boxed{}, or LaTeX that is announced (the answer is $2$), as TRL's accuracy_reward; any: also "
+        "plain expressions, at last the last number.",
         choices=READS,
     )
 

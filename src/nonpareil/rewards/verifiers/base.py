@@ -51,7 +51,6 @@ class Verifier(CheckedOptions, Reward):
     never 0. One that runs others' code on what a model wrote inherits `LimitedVerifier`, which ends in time.
     """
 
-    name: ClassVar[str] = ""  # type: ignore[misc]
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions that it needs; their versions are part of what it says of itself."""
     extra: ClassVar[str] = "verifiers"
@@ -162,7 +161,7 @@ def contained_verdict(verifier: Verifier, row: Row) -> tuple[float | None, str |
 def rows_of(request: ScoreRequest) -> list[Row]:
     """The request, completion by completion."""
     openings = request.openings or [None] * len(request)
-    finish_reasons = request.finish_reasons or [None] * len(request)
+    finish_reasons: Sequence[str | None] = request.finish_reasons or [None] * len(request)
     return [
         Row(
             request.prompts[place],

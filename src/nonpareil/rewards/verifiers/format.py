@@ -1,7 +1,6 @@
 """`format`: whether an answer has its think and answer tags, what its prompt wrote of it included."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from nonpareil.rewards.verifiers.base import CannotTell, Row, Verifier
 from nonpareil.rewards.verifiers.final_answer import opening_of
@@ -17,7 +16,7 @@ class Format(Verifier):
     Read is what the prompt wrote of the answer (a template that begins it with `<think>`), then the completion.
     """
 
-    name: ClassVar[str] = "format"
+    name = "format"
 
     style: str = option(
         "think",

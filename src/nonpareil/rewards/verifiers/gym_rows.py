@@ -1,6 +1,7 @@
 """Problems of reasoning-gym's generators as rows of a dataset, and which generators run what a model writes."""
 
 import ast
+import dataclasses
 import importlib.metadata
 import inspect
 import json
@@ -74,12 +75,21 @@ def make_generator(name: str, config: Mapping[str, Any]) -> Any:
         ConfigError: no such generator or setting, one whose verifier runs text, or no reasoning-gym.
     """
     check_generator(name)
-    from reasoning_gym.factory import create_dataset
+    from reasoning_gym.factory import DATASETS, create_dataset
 
+    known = [field.name for field in dataclasses.fields(DATASETS[name][1])]
+    for setting in config:
+        if setting not in known:
+            raise ConfigError(
+                f"reasoning_gym: {name!r} has no setting {setting!r}"
+                f"{nearest(setting, known, quoted=True) or '; it has: ' + ', '.join(known)}"
+            )
     try:
         return create_dataset(name, **config)
     except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"reasoning_gym: {name!r} takes no {dict(config)!r:.200}: {error}") from error
+        raise ConfigError(
+            f"reasoning_gym: {name!r} with {dict(config)!r:.200}: {reason_of(error)}"
+        ) from error
 
 
 def check_generator(name: str) -> None:
@@ -108,7 +118,8 @@ def check_generator(name: str) -> None:
 
 def runs_text(cls: type) -> str | None:
     """The call in `score_answer`, or in what it calls there, by which a class runs a text; None without one."""
-    todo, seen = [(cls, "score_answer")], set()
+    todo: list[tuple[Any, str]] = [(cls, "score_answer")]
+    seen = set()
     while todo:
         owner, name = todo.pop()
         function = inspect.unwrap(getattr(owner, name, None) or str)

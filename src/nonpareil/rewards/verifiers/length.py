@@ -1,7 +1,6 @@
 """`length`: how far a completion's number of tokens is from the one asked for."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from nonpareil.errors import ConfigError
 from nonpareil.rewards.verifiers.base import CannotTell, Row, Verifier
@@ -15,7 +14,7 @@ class Length(Verifier):
     Tokens are those that were sampled; the end token counts for nothing. Without token ids it is null.
     """
 
-    name: ClassVar[str] = "length"
+    name = "length"
 
     target: int | None = option(None, "Tokens that a completion should have.", at_least=1)
     at_most: int | None = option(None, "Tokens that a completion may have.", at_least=1)

@@ -24,7 +24,7 @@ class ReasoningGym(LimitedVerifier):
     Its rows are those of `reasoning_gym_rows`. Only what follows the last `</think>` is read.
     """
 
-    name: ClassVar[str] = "reasoning_gym"
+    name = "reasoning_gym"
     packages: ClassVar[tuple[str, ...]] = ("reasoning-gym",)
     extra: ClassVar[str] = "gym"
 

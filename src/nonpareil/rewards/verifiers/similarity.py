@@ -17,7 +17,7 @@ from nonpareil.terminal import printable
 class Similarity(LimitedVerifier):
     """chrF of the answer to the reference, from 0 to 1; of several references, to the nearest."""
 
-    name: ClassVar[str] = "similarity"
+    name = "similarity"
     packages: ClassVar[tuple[str, ...]] = ("sacrebleu",)
 
     reference_column: str = option("reference", "The column of the reference, a text or a list of texts.")
