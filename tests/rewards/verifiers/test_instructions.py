@@ -10,6 +10,7 @@ pytest.importorskip("punkt")
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Prompt, ScoreRequest
+from nonpareil.rewards.verifiers.base import rows_of
 from nonpareil.rewards.verifiers.instructions import Instructions
 from nonpareil.rewards.verifiers.names import make_verifier
 
@@ -33,8 +34,8 @@ ROWS: list[tuple[str, Any, Any, float | None]] = [
     ("12 34 !!", [LANGUAGE], [{"language": "de"}], None),  # would count as German
     ("x", [], [], None),
     ("x", ["keywords:existence"], [{"keywords": None}], None),  # the checker would draw some
-    ("<<" * 100_000, *TITLE, None),  # takes minutes
     ("<<A song>>", *TITLE, 1),
+    ("<<" * 100_000, *TITLE, None),  # takes minutes
 ]
 
 
@@ -58,8 +59,9 @@ def test_shares_and_the_loose_reading() -> None:
     columns = {"instruction_id_list": [BOTH[0]] * 2, "kwargs": [BOTH[1]] * 2}
     request = ScoreRequest(["Write."] * 2, answers, [[1]] * 2, columns)
     made = make_verifier("instructions:score_by=fraction,reading=loose")
-    assert made.score(request).values == [0.5, 1]
-    made.release()
+    assert isinstance(made, Instructions)
+    made.prepare()  # here, not in its process, which takes seconds to start
+    assert [made.judge(row) for row in rows_of(request)] == [0.5, 1]
 
 
 def refused(names: Any, arguments: Any) -> str:
