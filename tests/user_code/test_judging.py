@@ -166,6 +166,7 @@ def test_the_program_in_an_answer(answer: str) -> None:
 def test_the_words_of_a_prompt_are_no_code() -> None:
     assert head_of("Add", ["f"]) == head_of("import os; os.remove('x')", ["f"]) == ""
     assert head_of("import os\ndef g(): pass", ["f"]) == ""  # ends in another function
+    assert head_of("import os\ndef f(): return 1", ["f"]) == ""  # there is nothing to be written
     assert program_of(" two numbers", ["f"], "Add") == []
     assert head_of("import os\n\ndef f(x):\n    # to be written", ["f"]) == "import os"
     assert program_of("    return 1\n\nNow you see.", ["f"], "def f(x):\n") == ["def f(x):\n    return 1\n"]

@@ -46,10 +46,8 @@ def program_of(answer: str, names: Sequence[str], start: str) -> list[str]:
 
 def head_of(start: str, names: Sequence[str]) -> str:
     """What `start` gives beside the function to be written: imports and helpers; "" where it is no such code."""
-    tree = _parsed(start) or _parsed(f"{start.rstrip()}\n    pass\n")
-    if tree is None or not tree.body or not isinstance(tree.body[-1], _DEFINITIONS):
-        return ""
-    if names and tree.body[-1].name not in names:
+    tree = _to_be_continued(start)
+    if tree is None or (names and tree.body[-1].name not in names):  # type: ignore[attr-defined]
         return ""
     return "\n".join(ast.unparse(node) for node in tree.body[:-1])
 
@@ -74,16 +72,24 @@ def parsing_prefix(text: str, all_of_it: bool = False) -> str:
 
 def _continued(start: str, continuation: str) -> str:
     """`start` with what continues it; "" where that adds nothing, or `start` is no code."""
-    if not continuation.strip() or not head_is_code(start):
+    if not continuation.strip() or _to_be_continued(start) is None:
         return ""
     whole = parsing_prefix(start + continuation)
     return whole if len(whole.rstrip()) > len(start.rstrip()) else ""
 
 
-def head_is_code(start: str) -> bool:
-    """Whether a text is code that ends in a function to be written."""
+def _to_be_continued(start: str) -> ast.Module | None:
+    """A text as code that ends in a function or class without contents yet; None where it is no such thing."""
     tree = _parsed(start) or _parsed(f"{start.rstrip()}\n    pass\n")
-    return tree is not None and bool(tree.body) and isinstance(tree.body[-1], _DEFINITIONS)
+    if tree is None or not tree.body or not isinstance(last := tree.body[-1], _DEFINITIONS):
+        return None
+    return tree if all(map(_is_no_content, last.body)) else None
+
+
+def _is_no_content(node: ast.stmt) -> bool:
+    """A docstring, three dots, `pass`, an import: what stands in a function that is still to be written."""
+    docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return docstring or isinstance(node, ast.Pass | ast.Import | ast.ImportFrom)
 
 
 def _python_blocks(answer: str) -> Iterator[str]:

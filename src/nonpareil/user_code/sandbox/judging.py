@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nonpareil.user_code.sandbox.completions import head_of
-from nonpareil.user_code.sandbox.programs import new_module
+from nonpareil.user_code.sandbox.programs import new_module, run_statements
 from nonpareil.user_code.sandbox.wire import OtherSideGone, Peer
 
 TESTS = "tests"
@@ -106,15 +106,16 @@ class _Run:
         """The tests as code; the names they need bound; their setup run."""
         tests = self.tests
         try:
-            texts = [head_of(tests.start, tests.names), *tests.setup]
-            setup = [compile(text, "<setup>", "exec", dont_inherit=True) for text in texts]
+            head = head_of(tests.start, tests.names)
+            setup = [compile(text, "<setup>", "exec", dont_inherit=True) for text in tests.setup]
             trees = [ast.parse(text) for text in (tests.asserts or [tests.program])]
-            of_setup = {name for text in texts for name in _names_in(ast.parse(text))}
+            of_setup = {name for text in tests.setup for name in _names_in(ast.parse(text))}
             wanted = of_setup.union(*map(_names_in, trees))
             pieces = self._counted(trees)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise BrokenTests(f"they do not parse: {_in_words(error)}") from error
         self._bind(wanted)
+        run_statements(head, self.space)
         try:
             for code in setup:
                 exec(code, self.space)
