@@ -226,3 +226,10 @@ def test_without_a_tokenizer_prompts_keep_their_ids_and_have_no_tokens():
 def test_a_tokenizer_by_name_is_refused():
     with pytest.raises(ConfigError, match="tokenizer is a str; give the policy's tokenizer itself"):
         tokenize_prompts([{"prompt": "good"}], "some-org/some-model")
+
+
+def test_answered_conversations_are_told_of_once(capsys):
+    rows = [{"prompt": [*CHAT, {"role": "assistant", "content": f"the film {i}"}]} for i in range(7)]
+    for _ in range(2):
+        tokenize_prompts([*rows, {"prompt": CHAT}], make_tokenizer(chat=True))
+    assert capsys.readouterr().err.count("7 of 8 prompts end with the assistant's own words") == 1

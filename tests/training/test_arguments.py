@@ -14,6 +14,7 @@ from nonpareil.training.trainer import DistillationTrainer
 from tests.tiny import make_model, make_tokenizer
 
 PROMPTS = [Prompt("a", "good film", [1, 10, 8], {})]
+STREAM = datasets.Dataset.from_list([{"prompt": "good film"}]).to_iterable_dataset()
 
 
 def reward(completions: list[str], **columns: Any) -> list[float]:
@@ -28,19 +29,34 @@ def on_meta() -> Any:
 @pytest.mark.parametrize(
     ("given", "error", "says"),
     [
+        ({"train_dataset": ["good film"]}, DataError, r"train_dataset\[0\] is a str.*a column 'prompt'"),
         (
-            {"train_dataset": ["good film"]},
+            {"train_dataset": [{"question": "x"}]},
             DataError,
-            r"train_dataset\[0\] is a str.*tokenize_prompts\(load_prompts",
+            r"train_dataset has no column 'prompt'.*rename 'question'",
         ),
-        ({"train_dataset": [{"prompt": "x"}]}, DataError, r"train_dataset\[0\] is a dict"),
+        ({"train_dataset": [*PROMPTS, {"prompt": "x"}]}, DataError, r"train_dataset\[1\] is a dict"),
         (
-            {"train_dataset": datasets.Dataset.from_list([{"prompt": "x"}])},
+            {"train_dataset": [{"prompt": "x"}, {"prompt": ""}]},
             DataError,
-            r"train_dataset.*Dataset|dict",
+            r"train_dataset, row 1 .* is empty",
         ),
+        (
+            {"train_dataset": {"train": PROMPTS}},
+            DataError,
+            r"a dict \(train\).*train_dataset=data\['train'\]",
+        ),
+        (
+            {"eval_dataset": datasets.DatasetDict({"a": datasets.Dataset.from_list([{"prompt": "x"}])})},
+            DataError,
+            r"eval_dataset is a DatasetDict \(a\), and one dataset is read",
+        ),
+        ({"train_dataset": STREAM}, DataError, r"train_dataset is a stream.*give max_steps"),
+        ({"eval_dataset": STREAM}, DataError, r"eval_dataset is a stream.*stream.take"),
+        ({"train_dataset": datasets.Dataset.from_list([])}, ConfigError, r"train_dataset is empty"),
         ({"eval_dataset": "good film"}, DataError, r"eval_dataset is a str"),
-        ({"groups": [PROMPTS[0]]}, DataError, r"groups\[0\] is a Prompt, not a Group"),
+        ({"groups": "a-folder"}, DataError, r"groups and train_dataset are both given"),
+        ({"groups": [PROMPTS[0]], "train_dataset": None}, DataError, r"groups\[0\] is a Prompt, not a Group"),
         ({"train_dataset": [Prompt("a", "x", [1, 99], {})]}, DataError, r"token id 99, and the model has"),
         ({"train_dataset": [Prompt("a", "x", [1, -1], {})]}, DataError, r"token id -1"),
         ({"train_dataset": [Prompt("a", "x", [1.5], {})]}, DataError, r"token id 1.5, a float"),  # type: ignore[list-item]

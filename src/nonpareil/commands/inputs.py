@@ -49,6 +49,7 @@ def load_prompts(
     source: str | None,
     split: str,
     limit: int | None,
+    held_out: bool = False,
     now: datetime | None = None,
 ) -> list[Prompt]:
     """One set of prompts, checked, and tokenised as the policy sees them (as text, where it has no tokenizer).
@@ -60,6 +61,7 @@ def load_prompts(
         source: a file, folder or dataset; the value of `dataset_name` or `eval_dataset_name`.
         split: of a dataset that has splits.
         limit: the first ones only.
+        held_out: those that `test_split_size` holds out, where it is given; else the others.
         now: what a chat template that writes the date takes for now.
 
     Raises:
@@ -75,6 +77,9 @@ def load_prompts(
             prompt_column=options.prompt_column,
             dataset_config=options.dataset_config,
             limit=limit,
+            streaming=options.dataset_streaming,
+            test_split_size=options.test_split_size,
+            held_out=held_out,
         )
     except DataError as error:
         given, message = "eval_dataset_name", str(error)

@@ -201,6 +201,11 @@ class RewardInputOptions(RemoteRewardOptions):
         choices=("error", "truncate"),
         reader=ANY_MODEL,
     )
+    reward_chat_template_kwargs: dict[str, Any] | None = option(
+        None,
+        "Further arguments of the reward models' own chat templates, as JSON.",
+        reader=ANY_MODEL,
+    )
     reward_skip_special_tokens: bool = option(
         False, "Leave the policy's special tokens (a think tag) out of the text that rewards read."
     )

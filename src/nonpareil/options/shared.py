@@ -73,6 +73,16 @@ class PromptOptions(TemplateSettings, CheckedOptions):
     )
     dataset_config: str | None = option(None, "Of a hub dataset that has several.", reader=HUB_DATASETS)
     prompt_column: str = option("prompt", "The column that holds the prompt.", reader=OWN_PROMPTS)
+    dataset_streaming: bool = option(
+        False, "Read no more of a hub dataset than the first prompts that are asked for.", reader=HUB_DATASETS
+    )
+    test_split_size: float | None = option(
+        None,
+        "Hold out this share of the prompts (below 1) or this many, the same ones in every run: training and "
+        "sample leave them out, evaluations take them. For datasets without a test split.",
+        above=0,
+        reader=OWN_PROMPTS,
+    )
 
 
 @dataclass

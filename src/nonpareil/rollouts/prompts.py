@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError, DataError
-from nonpareil.models.chat import held_clock, template_failure
+from nonpareil.models.chat import held_clock, template_failure, template_source
 from nonpareil.records import Message, Prompt, PromptText, prompt_id_of
 from nonpareil.rollouts.checked_rows import PromptRow, check_column, check_columns, checked_prompt
-from nonpareil.rollouts.rendering import check_template_kwargs, rendering_of, template_source
+from nonpareil.rollouts.parts import part_of
+from nonpareil.rollouts.rendering import check_template_kwargs, rendering_of
 from nonpareil.rollouts.sources import read_rows
 from nonpareil.rollouts.tools import (
     COLUMN,
@@ -41,6 +42,9 @@ def load_prompts(
     dataset_config: str | None = None,
     limit: int | None = None,
     seed: int | None = None,
+    streaming: bool = False,
+    test_split_size: float | None = None,
+    held_out: bool = False,
 ) -> list[PromptRow]:
     """The rows of a dataset, each with a checked `prompt`; further columns ride along.
 
@@ -52,11 +56,14 @@ def load_prompts(
         dataset_config: of a hub dataset that has several.
         limit: keep the first rows, after shuffling.
         seed: shuffle with this; None keeps the order.
+        streaming: of a hub dataset, read the first `limit` rows and no others.
+        test_split_size: hold out this share of the different prompts, or this many of them.
+        held_out: of those two parts, the rows that are held out, each prompt once; else all others.
 
     Raises:
         DataError: no such source, split or column; or a prompt that is empty or neither a string nor a
             list of {role, content}, naming its row.
-        ConfigError: a limit below 1.
+        ConfigError: a limit below 1, a stream without one, or a part that has no prompts.
     """
     if not isinstance(source, str | Path):
         raise ConfigError(
@@ -68,11 +75,15 @@ def load_prompts(
     check_value("dataset_config", dataset_config, str | None)
     check_value("limit", limit, int | None, at_least=1, why="or None for all prompts")
     check_value("seed", seed, int | None)
-    rows = read_rows(str(source), split, dataset_config, prompt_column)
+    if streaming:
+        _check_stream(limit, seed, test_split_size)
+    rows = read_rows(str(source), split, dataset_config, prompt_column, limit if streaming else None)
     if not rows:
         raise DataError(f"{str(source)!r} has no rows")
     check_column(rows[0], prompt_column, repr(str(source)), "give prompt_column={}")
     order = list(range(len(rows)))
+    if test_split_size is not None:
+        order = part_of([row.get(prompt_column) for row in rows], test_split_size, held_out=held_out)
     if seed is not None:
         random.Random(seed).shuffle(order)
     chosen = []
@@ -85,6 +96,17 @@ def load_prompts(
         check_columns(further, where)
         chosen.append(PromptRow({"prompt": prompt, **further}, position))
     return chosen
+
+
+def _check_stream(limit: int | None, seed: int | None, test_split_size: float | None) -> None:
+    if limit is None:
+        raise ConfigError(
+            "dataset_streaming=true reads the first prompts of a dataset, and nobody says how many; give "
+            "max_prompts (max_train_prompts and max_eval_prompts in a training), or leave it out"
+        )
+    if seed is not None or test_split_size is not None:
+        name = "test_split_size" if seed is None else "seed"
+        raise ConfigError(f"{name} with dataset_streaming needs the whole dataset; remove one of them")
 
 
 def tokenize_prompts(

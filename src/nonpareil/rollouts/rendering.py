@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nonpareil.errors import ConfigError, DataError
-from nonpareil.files import jsonable, write_bytes
+from nonpareil.files import write_bytes
+from nonpareil.models.chat import check_template_arguments, template_source
 from nonpareil.records import Prompt, Rendering
 
 if TYPE_CHECKING:
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 
 RENDERED = "rendered_prompts.npz"
 """Beside the manifest: every prompt's token ids, since a template that writes the date gives others tomorrow."""
-_SET_HERE = (
-    *("conversation", "messages", "documents", "chat_template", "add_generation_prompt"),
-    *("continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors"),
-    *("return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "strftime_now"),
-)
 
 
 def check_template_kwargs(kwargs: Mapping[str, Any], tokenizer: "Tokenizer | None", *, chats: bool) -> None:
@@ -46,21 +41,7 @@ def check_template_kwargs(kwargs: Mapping[str, Any], tokenizer: "Tokenizer | Non
             f"chat_template_kwargs={dict(kwargs)!r} is not read: the prompts are strings, which go through no "
             "chat template; remove it, or give conversations"
         )
-    try:
-        jsonable(dict(kwargs))
-    except TypeError as error:
-        raise ConfigError(
-            f"chat_template_kwargs: {error}; a manifest must be able to hold the values"
-        ) from error
-    source = template_source(tokenizer)
-    for name in kwargs:
-        if name in _SET_HERE:
-            raise ConfigError(f"chat_template_kwargs: {name!r} is set here and not yours to give; remove it")
-        if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", source):
-            raise ConfigError(
-                f"chat_template_kwargs: the policy's chat template never mentions {name!r}, so nothing would "
-                "read it; remove it, or correct the name"
-            )
+    check_template_arguments(kwargs, tokenizer, "chat_template_kwargs", "the policy's chat template")
 
 
 def rendering_of(tokenizer: "Tokenizer", kwargs: Mapping[str, Any], *, tools: bool = False) -> Rendering:
@@ -115,12 +96,6 @@ def read_rendered(folder: Path, prompts: Sequence[Prompt], sha256: str) -> list[
 def token_ids_sha256(prompts: Sequence[Prompt]) -> str:
     """A hash of what the policy reads, prompt by prompt."""
     return _sha256([[prompt.prompt_id, prompt.token_ids] for prompt in prompts])
-
-
-def template_source(tokenizer: "Tokenizer") -> str:
-    """The chat template as text; of several all, and empty where there is none."""
-    template = getattr(tokenizer, "chat_template", None) or ""
-    return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
 
 
 def _sha256(value: Any) -> str:

@@ -19,9 +19,9 @@ FILE_TYPES = (".parquet", ".json", ".jsonl", ".csv", ".txt")
 
 
 def read_rows(
-    source: str, split: str, dataset_config: str | None, prompt_column: str
+    source: str, split: str, dataset_config: str | None, prompt_column: str, first: int | None = None
 ) -> list[Mapping[str, Any]]:
-    """Every row of a source; see `load_prompts`.
+    """Every row of a source; see `load_prompts`. `first`: of a hub dataset read these alone, as a stream.
 
     Raises:
         DataError: no such source, one that cannot be read, or an unknown split.
@@ -31,11 +31,11 @@ def read_rows(
         return _read_file(path, prompt_column)
     if path.is_dir():
         saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
-        return _from_disk(path, split) if saved else _from_hub(str(path), split, dataset_config)
+        return _from_disk(path, split) if saved else _from_hub(str(path), split, dataset_config, first)
     if path.suffix in FILE_TYPES or source.startswith((".", "/", "~")) or source.count("/") > 1:
         reason = missing(source) if path.is_symlink() else "no such file or directory"
         raise DataError(f"dataset_name={source!r}: {reason}{nearest_path(source)}")
-    return _from_hub(source, split, dataset_config)
+    return _from_hub(source, split, dataset_config, first)
 
 
 def _parquet(path: Path) -> pa.Table:
@@ -126,13 +126,15 @@ def _from_disk(path: Path, split: str) -> list[Mapping[str, Any]]:
     return loaded.to_list()
 
 
-def _from_hub(name: str, split: str, dataset_config: str | None) -> list[Mapping[str, Any]]:
+def _from_hub(
+    name: str, split: str, dataset_config: str | None, first: int | None
+) -> list[Mapping[str, Any]]:
     import datasets
 
     try:
         with hub_or_cache(name):
-            loaded = datasets.load_dataset(name, dataset_config, split=split)
-        rows = loaded.to_list()
+            loaded = datasets.load_dataset(name, dataset_config, split=split, streaming=first is not None)
+            rows = loaded.to_list() if first is None else list(loaded.take(first))
     except Exception as error:  # whatever damage leads the library to
         splits = _splits(name, dataset_config) if "split" in str(error) else []
         if splits and split not in splits:

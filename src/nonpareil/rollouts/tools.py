@@ -1,11 +1,11 @@
 """The `tools` of a prompt: what a policy may call, which its chat template writes before the conversation."""
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from nonpareil.errors import ConfigError, DataError
+from nonpareil.models.chat import mentions
 
 COLUMN = "tools"
 """Of a dataset; TRL's name."""
@@ -73,7 +73,7 @@ def check_template_reads(source: str | None) -> None:
             "the column 'tools' is not read: the server renders the prompts, and is not given it; give "
             "tokenizer_name_or_path, or remove the column"
         )
-    if source and not re.search(rf"(?<!\w){COLUMN}(?!\w)", source):
+    if source and not mentions(source, COLUMN):
         raise ConfigError(
             "the column 'tools': the policy's chat template never mentions tools, so the policy would not read "
             "them; give a model whose template does, or remove the column"

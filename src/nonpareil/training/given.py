@@ -18,6 +18,7 @@ from nonpareil.records import Group, Prompt
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.rewards.specs import load_rewards
 from nonpareil.training.config import DistillationConfig
+from nonpareil.training.settings.template import template_kwargs
 from nonpareil.training.stored import prompts_of_stored
 
 _KINDS = (
@@ -159,7 +160,7 @@ def given_prompts(
         return []
     check_column(rows[0], "prompt", name, "rename {} to 'prompt' (dataset.rename_column)")
     try:
-        return tokenize_prompts(rows, tokenizer, args.chat_template_kwargs)
+        return tokenize_prompts(rows, tokenizer, template_kwargs(args.chat_template_kwargs))
     except DataError as error:
         raise DataError(f"{name}, {error}") from error
 
@@ -199,7 +200,8 @@ def _read_folder(
             "(nonpareil.rollouts)"
         )
     policy = NamedPolicy(model, tokenizer, trust_remote_code=args.trust_remote_code)
-    return load_groups(str(folder), policy, args, method, None, args.chat_template_kwargs, credits)
+    kwargs = template_kwargs(args.chat_template_kwargs)
+    return load_groups(str(folder), policy, args, method, None, kwargs, credits)
 
 
 def given_reward(

@@ -253,7 +253,7 @@ class DistillationTrainer(ListingTrainer):
             logs = self.spent.summary(logs, self.state)
         super().log(logs, start_time)
 
-    def evaluate(  # type: ignore[override]
+    def evaluate(
         self,
         eval_dataset: Any = None,
         ignore_keys: list[str] | None = None,

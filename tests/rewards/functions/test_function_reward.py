@@ -274,6 +274,13 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path, spec: str, message: str)
         load_function(spec.format(dir=tmp_path))
 
 
+def test_a_column_that_has_the_name_of_what_functions_are_given_is_refused() -> None:
+    reward = FunctionReward(lambda completions, **columns: [1.0] * len(completions))
+    for name in ("completions", "trainer_state"):
+        with pytest.raises(ConfigError, match=rf"the dataset has a column '{name}'.*rename or remove"):
+            reward.check_prompts([Prompt("p", "the film", [1], {"answer": 1, name: 2})], 4, None)
+
+
 def test_a_column_that_is_missing_is_refused_before_anything_is_drawn() -> None:
     def needs(completions: list[str], gold: list[str]) -> list[float]:
         return [0.0] * len(completions)

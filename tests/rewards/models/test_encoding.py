@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, RobertaConfig
 
-from nonpareil.errors import DataError, ModelError
+from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.records import Prompt
 from nonpareil.rewards import RewardModel
 from nonpareil.rewards.models.encoding import length_limit
@@ -74,6 +74,25 @@ def test_append_eos_once(llama_rm: str) -> None:
 def test_a_prefilled_assistant_turn_is_continued(llama_rm: str) -> None:
     (ids,) = RewardModel(llama_rm, **CPU32).inspect(request_of(([*CHAT, *answer("very ")], answer("good"))))
     assert words(llama_rm, ids) == "<s> <user> was the film good </s> <assistant> very good </s>"
+
+
+def test_arguments_of_the_template_reach_it_or_are_refused(save: Callable[..., str]) -> None:
+    tokenizer = make_tokenizer(chat=True)
+    tokenizer.chat_template = "{{ mood | default('') }} " + tokenizer.chat_template
+    path = save(make_llama(), tokenizer)
+    plain = RewardModel(path, **CPU32)
+    moody = RewardModel(path, **CPU32, chat_template_kwargs={"mood": "good"})
+    data = request_of((CHAT, answer("bad")))
+    assert words(path, moody.inspect(data)[0]) == "good " + words(path, plain.inspect(data)[0])
+    assert "chat_template_kwargs" not in plain.describe()  # as stored scores of earlier versions say
+    assert moody.describe()["chat_template_kwargs"] == {"mood": "good"}
+    strings = [Prompt("p", "the film", [1])]
+    moody.check_prompts([*strings, Prompt("q", CHAT, [1])], 4, None)
+    with pytest.raises(ConfigError, match=r"reward_chat_template_kwargs=.*the prompts are strings"):
+        moody.check_prompts(strings, 4, None)
+    for bad, says in (({"moood": 1}, "never mentions 'moood'"), ({"tokenize": 1}, "is set here")):
+        with pytest.raises(ConfigError, match=f"reward_chat_template_kwargs: .*{says}"):
+            RewardModel(path, **CPU32, chat_template_kwargs=bad)
 
 
 def test_strings_and_chats_in_one_request_keep_their_order(llama_rm: str) -> None:

@@ -200,7 +200,7 @@ class Evaluator:
         return {
             **values_of(options, PromptOptions, RewardOptions),
             "dataset_name": self.spec.eval_source,
-            "dataset_split": options.dataset_test_split,
+            "dataset_split": self.spec.eval_split,
             "max_prompts": options.max_eval_prompts,
             "dtype": options.dtype,
             "n": options.n,

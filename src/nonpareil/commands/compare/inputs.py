@@ -53,10 +53,10 @@ def read_inputs(spec: ComparisonSpec, credited: Mapping[str, Mapping[str, Any]])
             check_tiltable(policy.name_or_path, policy.config, trust_remote_code=policy.trust_remote_code)
     sampling = SamplingParams(options.max_completion_length, options.temperature)
     training, held_out = (
-        load_prompts(options, policy, sampling, source=source, split=split, limit=limit)
-        for source, split, limit in (
-            (options.dataset_name, options.dataset_train_split, None),
-            (spec.eval_source, options.dataset_test_split, options.max_eval_prompts),
+        load_prompts(options, policy, sampling, source=source, split=split, limit=limit, held_out=held_out)
+        for source, split, limit, held_out in (
+            (options.dataset_name, options.dataset_train_split, None, False),
+            (spec.eval_source, spec.eval_split, options.max_eval_prompts, True),
         )
     )
     if pool and (pool.max_prompts or 0) > len(training):

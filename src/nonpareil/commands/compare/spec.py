@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from nonpareil.commands.evaluate.strengths import ascending
 from nonpareil.commands.inputs import require_all
 from nonpareil.errors import ConfigError
+from nonpareil.options.held_out import check_held_out, eval_split
 from nonpareil.options.rewards import RewardOptions, refuse_judge
 from nonpareil.options.shared import HELD_OUT_SPLITS, TRAINING_SPLITS, ModelOptions, PromptOptions, targets_of
 from nonpareil.options.unread import absent_rewards, absent_splits
@@ -147,6 +148,11 @@ class ComparisonSpec:
         """Where held-out prompts come from."""
         return self.options.eval_dataset_name or self.options.dataset_name or ""
 
+    @property
+    def eval_split(self) -> str:
+        """Of which split they are."""
+        return eval_split(self.options)
+
 
 def read_spec(path: str | Path, output_dir: str | None = None) -> ComparisonSpec:
     """Read a comparison; `output_dir` overrides the file's.
@@ -222,6 +228,7 @@ def _check(spec: ComparisonSpec) -> None:
     options, budget = spec.options, spec.budget
     require_all(options)
     sources = {TRAINING_SPLITS: options.dataset_name or "", HELD_OUT_SPLITS: spec.eval_source}
+    check_held_out(options)
     refuse_unread(options, absent_rewards(options, options.gold_reward) | absent_splits(sources))
     refuse_judge(options, "compare evaluates every policy")
     if not spec.methods:
@@ -241,8 +248,10 @@ def _check(spec: ComparisonSpec) -> None:
     elif spec.pool.max_prompts is None:
         raise ConfigError("groups.max_prompts is missing; say for how many training prompts to draw the pool")
     same = spec.eval_source == options.dataset_name
-    if same and (
-        Path(spec.eval_source).is_file() or options.dataset_train_split == options.dataset_test_split
+    if (
+        options.test_split_size is None
+        and same
+        and (Path(spec.eval_source).is_file() or options.dataset_train_split == options.dataset_test_split)
     ):
         raise ConfigError(
             f"held-out prompts would be the training prompts ({spec.eval_source!r}); give eval_dataset_name, or "

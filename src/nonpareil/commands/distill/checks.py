@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from nonpareil.commands.inputs import require_all
 from nonpareil.errors import ConfigError
 from nonpareil.options.distill import DistillOptions
+from nonpareil.options.held_out import check_held_out
 from nonpareil.options.rewards import refuse_judge
 from nonpareil.options.unread import refuse_unread_of_distill
 
@@ -25,6 +26,7 @@ def check_options(options: DistillOptions, config: "DistillationConfig") -> None
     if options.merge and not config.use_peft:
         raise ConfigError("merge=true without use_peft: there is no adapter to merge; remove it")
     _check_asked_strength(options)
+    check_held_out(options, stored=options.groups is not None)
     reads_held_out = needs_held_out(options, config)
     refuse_unread_of_distill(options, config, held_out_source(options) if reads_held_out else None)
 
@@ -60,9 +62,10 @@ def held_out_source(options: DistillOptions) -> str:
             "eval_dataset_name is missing: groups hold training prompts only; give held-out prompts, or "
             "evaluate_after=false"
         )
-    if options.eval_dataset_name is None and options.evaluate_after and Path(train).is_file():
+    one_part = options.eval_dataset_name is None and options.test_split_size is None
+    if one_part and options.evaluate_after and Path(train).is_file():
         raise ConfigError(
             f"dataset_name={train!r} is one file, without a test split, and evaluation needs held-out prompts; "
-            "give eval_dataset_name, or evaluate_after=false"
+            "give eval_dataset_name or test_split_size (0.1 holds out a tenth), or evaluate_after=false"
         )
     return options.eval_dataset_name or train

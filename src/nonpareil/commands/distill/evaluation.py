@@ -8,6 +8,7 @@ from nonpareil.commands.distill.inputs import reward_options
 from nonpareil.commands.evaluate.dtypes import training_dtype
 from nonpareil.options.distill import DistillOptions
 from nonpareil.options.evaluate import EvaluateOptions
+from nonpareil.options.held_out import eval_split
 from nonpareil.options.rewards import RewardOptions
 from nonpareil.options.shared import PromptOptions
 from nonpareil.settings import values_of
@@ -35,7 +36,7 @@ def evaluation_options(
         model_name_or_path=str(output_dir),
         reference_model_name_or_path=options.model_name_or_path,
         reference_model_revision=options.model_revision,
-        dataset_split=options.dataset_test_split,
+        dataset_split=eval_split(options),
         max_prompts=options.max_eval_prompts,
         num_generations=options.num_generations_eval,
         num_reference_samples=options.num_reference_samples_eval,

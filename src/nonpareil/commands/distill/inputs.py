@@ -13,6 +13,7 @@ from nonpareil.commands.inputs import (
 )
 from nonpareil.options.distill import DistillOptions
 from nonpareil.options.evaluate import EvaluateOptions
+from nonpareil.options.held_out import eval_split
 from nonpareil.options.rewards import RewardInputOptions, RewardOptions
 from nonpareil.records import Group, Prompt, prompt_of
 from nonpareil.settings import values_of
@@ -105,8 +106,9 @@ def held_out_prompts(
         policy,
         config.sampling(config.seed),
         source=held_out_source(options),
-        split=options.dataset_test_split,
+        split=eval_split(options),
         limit=options.max_eval_prompts,
+        held_out=True,
     )
 
 

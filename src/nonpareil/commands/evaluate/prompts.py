@@ -28,6 +28,7 @@ def prompts_of_both(options: EvaluateOptions, policy: LocalPolicy, reference: Lo
             source=options.dataset_name,
             split=options.dataset_split,
             limit=options.max_prompts,
+            held_out=True,
             now=now,
         )
         for side in (policy, reference)

@@ -13,7 +13,7 @@ from nonpareil.remote import run_coroutine
 from nonpareil.rewards.base import REMEDY, Reward
 from nonpareil.rewards.functions.calling import call, call_async
 from nonpareil.rewards.functions.error_log import ErrorLog
-from nonpareil.rewards.functions.trl_signature import accepted_arguments, unwrapped
+from nonpareil.rewards.functions.trl_signature import accepted_arguments, refuse_reserved, unwrapped
 from nonpareil.rewards.functions.worker import Worker
 from nonpareil.user_code.contained import CallFailed, contained
 from nonpareil.user_code.load import load_function
@@ -95,10 +95,12 @@ class FunctionReward(Reward):
         """Refuse a function that cannot be called for these prompts, before anything is drawn.
 
         Raises:
-            ConfigError: it needs an argument that is no column of theirs, or no other process can import it.
+            ConfigError: it needs an argument that is no column of theirs, a column has the name of what every
+                function is given, or no other process can import it.
         """
         common = set.intersection(*(set(prompt.columns) for prompt in prompts)) if prompts else set()
         names = [name for name in (prompts[0].columns if prompts else ()) if name in common]
+        refuse_reserved((name for prompt in prompts for name in prompt.columns), self.name)
         accepted_arguments(self._function, self.name, ScoreRequest([], [], [], {name: [] for name in names}))
         if self._worker is not None:
             self._worker.start()

@@ -12,6 +12,23 @@ from nonpareil.errors import ConfigError, RewardError
 from nonpareil.records import ScoreRequest, Scores
 from nonpareil.terminal import printable
 
+RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+"""What a function is given by these names is no column of the data."""
+
+
+def refuse_reserved(columns: Iterable[str], name: str) -> None:
+    """Refuse columns that a function could not be given, since another thing has their name.
+
+    Raises:
+        ConfigError: naming one, and the function.
+    """
+    for column in columns:
+        if column in RESERVED:
+            raise ConfigError(
+                f"reward function {name!r}: the dataset has a column {column!r}, and functions are given something "
+                "else by that name; rename or remove the column"
+            )
+
 
 def accepted_arguments(function: Callable[..., Any], name: str, request: ScoreRequest) -> dict[str, Any]:
     """The keywords to call the function with: all of them if it takes **kwargs, else those it names.

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nonpareil.errors import ConfigError, DataError, ModelError
-from nonpareil.models.chat import template_failure
+from nonpareil.models.chat import check_template_arguments, template_failure
 from nonpareil.records import Message, Prompt, ScoreRequest, text_of
 from nonpareil.rewards.models.template_check import check_words
 from nonpareil.rewards.models.text_options import TextOptions
 
+_ARGUMENTS = "reward_chat_template_kwargs"
 PROMPT_CHARACTERS = 60
 """Of a prompt that a message names."""
 
@@ -45,9 +46,13 @@ class RewardEncoder:
 
         Raises:
             ConfigError: a `max_length` beyond the model's positions.
+                Or an argument of the chat template that it never mentions.
             ModelError: a token to be added that the tokenizer does not have.
         """
         _check_special_tokens(tokenizer, name, options)
+        if options.chat_template_kwargs:
+            whose = f"the chat template of reward model {name!r}"
+            check_template_arguments(options.chat_template_kwargs, tokenizer, _ARGUMENTS, whose)
         positions = getattr(config.get_text_config(), "max_position_embeddings", None)
         if options.max_length is None:
             options = replace(options, max_length=length_limit(tokenizer, config))
@@ -67,7 +72,13 @@ class RewardEncoder:
         Raises:
             DataError: naming the prompt and the lengths; none is too long under `overlong="truncate"`.
             DataError, ModelError: as `encode` and `check_words`.
+            ConfigError: arguments of the chat template, and the prompts are strings.
         """
+        if self.options.chat_template_kwargs and prompts and all(isinstance(p.prompt, str) for p in prompts):
+            raise ConfigError(
+                f"{_ARGUMENTS}={self.options.chat_template_kwargs!r} is not read: the prompts are strings, which "
+                "go through no chat template; remove it"
+            )
         check_words(prompts, self._render, self.name, tokenizer)
         if self.options.max_length is None or self.options.overlong == "truncate" or not prompts:
             return
@@ -136,7 +147,8 @@ class RewardEncoder:
             joined = {**prompt[-1], "content": prompt[-1]["content"] + text_of(completion)}
             messages = [*prompt[:-1], joined]
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False)
+            further = self.options.chat_template_kwargs or {}
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, **further)
         except Exception as error:  # a template is a program of others, and raises what it likes
             what = f"the chat template of reward model {self.name!r}"
             raise DataError(template_failure(what, messages, error)) from error

@@ -1,5 +1,6 @@
 """How a text is written for a reward model: the options of every reward model, wherever it runs. Light."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -27,6 +28,9 @@ class TextOptions:
     """"error", or "truncate": drop the left of the prompt, keeping the beginning token. A text whose completion
     alone does not fit then scores None."""
 
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    """Further arguments of its own chat template, for conversations (`enable_thinking`, a date)."""
+
     def __post_init__(self) -> None:
         if self.overlong not in ("error", "truncate"):
             raise ConfigError(f"overlong={self.overlong!r} is neither 'error' nor 'truncate'")
@@ -34,10 +38,11 @@ class TextOptions:
         check_value("prepend_bos", self.prepend_bos, bool)
         if self.max_length is not None:
             check_value("max_length", self.max_length, int, at_least=1)
+        check_value("chat_template_kwargs", self.chat_template_kwargs, dict[str, Any] | None)
 
     def describe(self) -> dict[str, Any]:
-        """All of them, by name: each changes the scores."""
-        return asdict(self)
+        """All of them, by name: each changes the scores. Arguments of a template where there are some."""
+        return {key: value for key, value in asdict(self).items() if key != "chat_template_kwargs" or value}
 
 
 TEXT_OPTIONS = tuple(field.name for field in fields(TextOptions))

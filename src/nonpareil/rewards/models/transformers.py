@@ -47,8 +47,8 @@ class RewardModel(ClassifierReward):
             scores alike then and it pays, and does not count again.
         revision: of a hub model.
         trust_remote_code: run code that the model brings along.
-        **text: how a text is written for it: `append_eos`, `prepend_bos`, `max_length`, `overlong`; see
-            `TextOptions`.
+        **text: how a text is written for it: `append_eos`, `prepend_bos`, `max_length`, `overlong`,
+            `chat_template_kwargs`; see `TextOptions`.
 
     Raises:
         ModelError: a random head, num_labels not 1, no tokenizer, or no such model; before any scoring.
