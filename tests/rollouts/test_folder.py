@@ -32,7 +32,7 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "prompts": (
         {"prompts": make_prompts(7)},
-        ["prompts.count: 8 there, 9 now", "prompts.sha256", "prompts.columns_sha256"],
+        ["prompts.count: 8 there, 7 now", "prompts.sha256", "prompts.columns_sha256"],
     ),
     "columns": (
         {"prompts": [replace(prompt, columns={"answer": 0}) for prompt in make_prompts()]},
