@@ -245,7 +245,7 @@ def test_conversations_of_another_day_do_not_join_those_of_the_first(tmp_path: P
             for p in prompts
         ]
 
-    one = {"prompts": chats(2, "one"), "num_generations": 3}
+    one = {"prompts": chats(2, "one"), "num_generations": 3, "reward": None}
     roll(tmp_path / "out", **one)
     with pytest.raises(ConfigError, match="renders its prompts otherwise now"):
         roll(tmp_path / "out", **{**one, "prompts": chats(3, "two"), "engine": never})
