@@ -38,8 +38,11 @@ def quick(monkeypatch):
 
 
 def engine_of(server: OpenAIServer, model: str = MODEL, prompt: Prompt = UNEVEN[0]) -> OpenAIEngine:
-    client = JsonClient(server.url, timeout=30, max_concurrency=4, max_retries=2)
-    return OpenAIEngine(model, client, (prompt, SAMPLING))
+    return OpenAIEngine(model, client_of(server), (prompt, SAMPLING))
+
+
+def client_of(server: OpenAIServer) -> JsonClient:
+    return JsonClient(server.url, timeout=30, max_concurrency=4, max_retries=2)
 
 
 def test_what_is_stored_is_what_the_served_model_drew(serve):
@@ -453,7 +456,7 @@ def test_stop_strings_end_a_text_whatever_the_server_does(serve, honours):
 
     server, sampling = serve(spoil=cut), replace(SAMPLING, stop=(" good",))
     free = engine_of(serve()).draw(UNEVEN, 5, SAMPLING)
-    engine = OpenAIEngine(MODEL, JsonClient(server.url, timeout=30), (UNEVEN[0], sampling), make_tokenizer())
+    engine = OpenAIEngine(MODEL, client_of(server), (UNEVEN[0], sampling), make_tokenizer())
     stopped = 0
     for before, after in zip(free, engine.draw(UNEVEN, 5, sampling), strict=True):
         assert after.completions == [text.partition(" good")[0] for text in before.completions]
@@ -472,12 +475,12 @@ def test_stop_strings_end_a_text_whatever_the_server_does(serve, honours):
 def test_a_penalty_is_asked_of_servers_that_are_known_to_read_it(serve):
     sampling = replace(SAMPLING, repetition_penalty=1.3)
     server = serve()
-    engine = OpenAIEngine(MODEL, JsonClient(server.url, timeout=30), (UNEVEN[0], sampling))
+    engine = OpenAIEngine(MODEL, client_of(server), (UNEVEN[0], sampling))
     (drawn, *_) = engine.draw(UNEVEN, 2, sampling)
     assert {request["repetition_penalty"] for _, request in server.posts} == {1.3}
     assert drawn.logprobs == [[], []], "a server's log-probs may be those without the penalty"
     other = serve(owner="somebody")
-    engine = OpenAIEngine(MODEL, JsonClient(other.url, timeout=30), (UNEVEN[0], sampling))
+    engine = OpenAIEngine(MODEL, client_of(other), (UNEVEN[0], sampling))
     with pytest.raises(ConfigError, match=r"repetition_penalty=1.3: the protocol has no such setting.*vllm"):
         engine.draw(UNEVEN, 2, sampling)
     assert not other.posts

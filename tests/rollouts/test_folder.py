@@ -21,7 +21,7 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"sampling": replace(SAMPLING, temperature=0.7, top_k=5)},
         [r"sampling.temperature: 1.0 there, 0.7 now", r"sampling.top_k: 0 there, 5 now"],
     ),
-    "num_generations": ({"num_generations": 5}, [r"num_generations: 4 there, 5 now"]),
+    "num_generations": ({"num_generations": 3}, [r"num_generations: 4 there, 3 now"]),
     "model": (
         {"model_info": {"path": "tiny", "fingerprint": "sha256:1"}},
         [r"model.fingerprint: 'sha256:0' there, 'sha256:1' now"],
@@ -31,8 +31,8 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
         [r"model.adapter: None there, 'a' now"],
     ),
     "prompts": (
-        {"prompts": make_prompts(9)},
-        ["prompts.count: 8 there, 9 now", "prompts.sha256", "prompts.columns_sha256"],
+        {"prompts": make_prompts(7)},
+        ["prompts.count: 8 there, 7 now", "prompts.sha256", "prompts.columns_sha256"],
     ),
     "columns": (
         {"prompts": [replace(prompt, columns={"answer": 0}) for prompt in make_prompts()]},

@@ -245,12 +245,11 @@ def test_conversations_of_another_day_do_not_join_those_of_the_first(tmp_path: P
             for p in prompts
         ]
 
-    one = {"prompts": chats(2, "one"), "num_generations": 3}
+    one = {"prompts": chats(2, "one"), "num_generations": 3, "reward": None}
     roll(tmp_path / "out", **one)
     with pytest.raises(ConfigError, match="renders its prompts otherwise now"):
         roll(tmp_path / "out", **{**one, "prompts": chats(3, "two"), "engine": never})
-    grown = roll(tmp_path / "out", prompts=chats(2, "two"), num_generations=4).groups()
-    assert {group.prompt_token_ids[-1] for group in grown} == {6}
-    assert (
-        roll(tmp_path / "out", prompts=chats(3, "one"), num_generations=4).manifest["counts"]["prompts"] == 3
-    )
+    grown = roll(tmp_path / "out", **{**one, "prompts": chats(2, "two"), "num_generations": 4})
+    assert {group.prompt_token_ids[-1] for group in grown.groups()} == {6}
+    more = roll(tmp_path / "out", **{**one, "prompts": chats(3, "one"), "num_generations": 4})
+    assert more.manifest["counts"]["prompts"] == 3

@@ -202,10 +202,8 @@ def test_a_failed_reward_is_null_counted_and_never_chosen(tmp_path):
     for group in groups:
         if (place := chosen[group.prompt_id]) is not None:
             assert group.rewards_by_name["fragile"][place] == -1.0
-    report = export(groups, tmp_path / "a.jsonl", "sft")
-    assert report.skipped["without a completion that may be chosen"] == sum(
-        v is None for v in chosen.values()
-    )
+    report = export(groups, tmp_path / "a.jsonl", "sft", truncated="allow", min_reward=-1.0)
+    assert report.skipped["without a reward that is known"] == sum(v is None for v in chosen.values())
 
 
 def test_a_reward_that_breaks_its_contract_loses_no_draw(tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Prompt, SamplingParams
@@ -61,11 +62,18 @@ def check_sampling(sampling: SamplingParams) -> None:
     """
     check_value("sampling", sampling, SamplingParams)
     check_settings(sampling)
-    for text in sampling.stop:
+    check_stop(sampling.stop)
+
+
+def check_stop(stop: Sequence[Any]) -> None:
+    """Refuse what is no text, or an empty one: spaces and line ends are some.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    for text in stop:
         if not isinstance(text, str) or not text:
-            raise ConfigError(
-                f"stop={list(sampling.stop)!r}: {text!r} is no text that could end a completion"
-            )
+            raise ConfigError(f"stop={list(stop)!r}: {text!r} is no text that could end a completion")
 
 
 def refuse_changed_draws(sampling: SamplingParams, why: str) -> None:

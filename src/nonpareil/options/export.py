@@ -36,10 +36,9 @@ class ExportOptions(FileOptions):
     )
     min_margin: float | None = option(
         None,
-        "Leave out groups whose best has not so much more reward than their worst.",
+        "Leave out groups whose best has not so much more reward than their worst; of pairs alone.",
         above=0,
         why="the best has more than the worst",
-        of="format=preference|unpaired",
     )
     truncated: str = option(
         "exclude", "exclude completions that were cut, or allow them.", choices=("allow", "exclude")

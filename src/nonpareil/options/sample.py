@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from nonpareil.engines.checks import check_stop
 from nonpareil.options.engines import EngineOptions
 from nonpareil.options.guidance import GuidanceOptions
 from nonpareil.options.rewards import RewardOptions
@@ -57,6 +58,15 @@ class SampleOptions(
     shard_size: int = option(64, "Prompts per file: what a kill can cost.", at_least=1)
     overwrite: bool = option(False, "Delete groups of an earlier run first.")
     inspect: bool = option(False, "Print the exact ids the policy and the reward model see of two prompts.")
+
+    def __post_init__(self) -> None:
+        """Check also what a list of stop strings holds.
+
+        Raises:
+            ConfigError: one that is no text.
+        """
+        super().__post_init__()
+        check_stop(self.stop or ())
 
     def sampling(self) -> SamplingParams:
         """With what only draws that are looked at and chosen from may have."""

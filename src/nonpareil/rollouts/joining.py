@@ -204,7 +204,9 @@ def _write(
     first = parts[0].manifest
     ids = parts[0].ids if further else list(dict.fromkeys(i for part in parts for i in part.ids))
     draw = _draw(parts, ids, further=further)
-    kept = {key: first[key] for key in ("rewards", "scoring", "reward_options") if key in first}
+    kept: dict[str, Any] = {
+        key: first[key] for key in ("rewards", "scoring", "reward_options") if key in first
+    }
     manifest = {
         "format": FORMAT,
         "complete": False,

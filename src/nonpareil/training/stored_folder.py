@@ -181,11 +181,10 @@ def _check_origin(
             f"{policy.name_or_path!r}, and {type(method).__name__} trains on the completions; draw groups with "
             "engine=transformers, or take a method that needs their rewards alone (vbon)"
         )
-    drawn = manifest["draw"]
     check_drawn_from(path, manifest, policy)
-    _tell_dtype(path, drawn["model"].get("dtype"), config)
-    asked, sampling = vars(config.sampling(0)), drawn["sampling"]
-    refuse_cut_groups(path, sampling)
+    refuse_cut_groups(path, sampling := manifest["draw"]["sampling"])
+    _tell_dtype(path, manifest["draw"]["model"].get("dtype"), config)
+    asked = vars(config.sampling(0))
     for name, (there, now) in differing(sampling, {name: asked[name] for name in sampling}).items():
         raise ConfigError(
             f"groups={path!r} was drawn with {name}={there}, and this run has {name}={now}; they must be equal"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nonpareil.assets import demo_path
 from nonpareil.errors import ConfigError, DataError
@@ -74,7 +74,7 @@ def _policy(draw: Mapping[str, Any]) -> str | None:
     return path if Path(path).is_dir() else None
 
 
-def _is_demo(path: str, part: str) -> bool:
+def _is_demo(path: str, part: Literal["policy", "reward"]) -> bool:
     return Path(path).is_dir() and Path(path).samefile(demo_path(part))
 
 
