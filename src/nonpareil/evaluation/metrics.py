@@ -150,13 +150,14 @@ def _apart(matched: MatchedGroups, name: str, bootstrap: Bootstrap) -> OneOfSeve
     sides = rewards_of(matched.policy, name), rewards_of(matched.reference, name)
     scored = sides[0].isfinite().any(1) & sides[1].isfinite().any(1)
     zero_one = is_zero_one(*sides)
-    means = [torch.where(scored, side.nanmean(1), math.nan) for side in sides]
+    ours, theirs = (torch.where(scored, side.nanmean(1), math.nan) for side in sides)
     scale: Scale = "share" if zero_one else "real"
     return OneOfSeveral(
-        name,
-        *(bootstrap.mean_or_none(mean, scale) for mean in means),
-        bootstrap.mean_or_none(pairwise(*sides).win_rate, "share"),
-        zero_one,
+        reward=name,
+        policy_mean=bootstrap.mean_or_none(ours, scale),
+        reference_mean=bootstrap.mean_or_none(theirs, scale),
+        win_rate=bootstrap.mean_or_none(pairwise(*sides).win_rate, "share"),
+        zero_one=zero_one,
     )
 
 

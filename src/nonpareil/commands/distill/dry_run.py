@@ -149,7 +149,7 @@ def passing_memory(
     `max_tokens_per_batch` tokens, or all that a step has. With gradient checkpointing one layer is kept whole, and
     of the others what goes in.
     """
-    known = [
+    known: list[Any] = [
         getattr(model, name, None) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads")
     ]
     if not all(isinstance(value, int) for value in known):

@@ -127,7 +127,7 @@ def before_and_after(evaluation: "Evaluation") -> "Table":
         *(
             (
                 f"  {each.reward}",
-                number(each.reference_mean and each.reference_mean.estimate),
+                number(each.reference_mean.estimate if each.reference_mean else None),
                 each.policy_mean,
             )
             for each in evaluation.each_reward

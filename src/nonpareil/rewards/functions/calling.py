@@ -29,7 +29,7 @@ def call(
         ConfigError: it needs an argument that is no column of the data.
     """
     log = FunctionLog.of(name, request)
-    arguments = accepted_arguments(function, name, request.copy(), log and log.loggers)
+    arguments = accepted_arguments(function, name, request.copy(), log.loggers if log else None)
     with contained(keepers):
         _seed(request)
         returned = function(**arguments)
@@ -48,7 +48,7 @@ async def call_async(
 ) -> Scores:
     """As `call`, awaited; cancelled after `timeout` seconds. What raises in its tasks is held in, too."""
     log = FunctionLog.of(name, request)
-    arguments = accepted_arguments(function, name, request.copy(), log and log.loggers)
+    arguments = accepted_arguments(function, name, request.copy(), log.loggers if log else None)
     loop = asyncio.get_running_loop()
     if loop.get_task_factory() is None:
         loop.set_task_factory(_contained_task)

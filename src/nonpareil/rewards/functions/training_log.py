@@ -106,7 +106,7 @@ class StateSender:
         if state is None:
             return None
         fields = {k: v for k, v in vars(state).items() if k not in ("log_history", "stateful_callbacks")}
-        history = state.log_history
+        history: list[Any] = state.log_history
         if history is not self._history or len(history) < self._sent:
             self._history, self._sent = history, 0
         kept, self._sent = self._sent, len(history)

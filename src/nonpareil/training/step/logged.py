@@ -39,7 +39,8 @@ def merged_log(scores: Mapping[str, Scores]) -> Logged:
 
 def split_log(logged: Logged, sizes: Sequence[int]) -> list[Logged]:
     """Of each of the groups of these sizes; the metrics, which are of all of them, with the first."""
-    parts, start = [], 0
+    parts: list[Logged] = []
+    start = 0
     for size in sizes:
         own = {name: values[start : start + size] for name, values in logged.columns.items()}
         parts.append(Logged(own, {} if parts else logged.metrics))
