@@ -44,7 +44,7 @@ class CardedTrainer(CheckpointingTrainer):
         name = plain_model(self.model).name_or_path or ""
         first: Any = self.train_dataset[0]  # type: ignore[index]
         return CardFacts(
-            config=self.args,  # type: ignore[arg-type]
+            config=self.args,
             method=self.method,
             base=name,
             rewards=self.reward.names,
