@@ -528,7 +528,7 @@ FUNCTION, MODEL = "rewards.py:good", "some-org/some-model"
         ("distill", {"use_peft": "true", "lora_target_modules": "nope"}, "nope"),
         ("evaluate", {"kl_dtype": "float33"}, "kl_dtype='float33' must be one of"),
         ("evaluate", {"num_generations": 1}, "num_generations=1 must be at least 2"),
-        ("sample", {"prompt_column": "question"}, "name the column of prompts with prompt_column"),
+        ("sample", {"prompt_column": "question"}, "give prompt_column=<the column of prompts>"),
     ],
 )
 def test_what_the_given_options_do_not_read_is_refused_before_drawing(

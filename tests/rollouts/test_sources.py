@@ -149,3 +149,13 @@ def test_vbon_lines_are_read_as_strictly(tmp_path):
         path.write_text('{"prompt": "a", ' + line + "}", encoding="utf-8")
         with pytest.raises(DataError, match=says):
             read_vbon(path)
+
+
+def test_conversations_in_a_json_column_are_no_strings(tmp_path):
+    if not hasattr(datasets, "Json"):
+        pytest.skip("this version of datasets has no type Json")
+    turn = [{"role": "user", "content": "the film"}]
+    features = datasets.Features({"prompt": datasets.Json(), "answer": datasets.Value("string")})
+    data = datasets.Dataset.from_dict({"prompt": [turn], "answer": ["1"]}, features=features)
+    data.to_parquet(tmp_path / "a.parquet")
+    assert load_prompts(tmp_path / "a.parquet") == [{"prompt": turn, "answer": "1"}]

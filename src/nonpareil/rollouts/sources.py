@@ -110,7 +110,18 @@ def _rows_of(table: pa.Table, path: Path) -> list[Mapping[str, Any]]:
     for name in names:
         if names.count(name) > 1:
             raise DataError(f"{str(path)!r} has {names.count(name)} columns {name!r}; rename or remove one")
-    return table.to_pylist()
+    rows = table.to_pylist()
+    for field in filter(_is_json, table.schema):
+        for row in rows:  # Arrow gives its text, which would pass for a string prompt
+            if row[field.name] is not None:
+                row[field.name] = parse_json(row[field.name], f"{str(path)!r}, column {field.name!r}")
+    return rows
+
+
+def _is_json(field: pa.Field) -> bool:
+    """Whether a column holds JSON's values (as `datasets` writes its type Json); Arrow before 19 keeps the name apart."""
+    named = (field.metadata or {}).get(b"ARROW:extension:name", b"").decode()
+    return "arrow.json" in (named, getattr(field.type, "extension_name", ""))
 
 
 def _from_disk(path: Path, split: str) -> list[Mapping[str, Any]]:
