@@ -195,8 +195,10 @@ def test_an_interruption_kills_what_runs(sandbox: Sandbox) -> None:
 def test_a_server_that_was_killed_is_started_again(sandbox: Sandbox) -> None:
     with Sandbox(timeout=5) as own:
         own.run("1")
+        base = own._server.base  # type: ignore[union-attr]
         os.kill(own._server._process.pid, signal.SIGKILL)  # type: ignore[union-attr]
         assert own.run("print(2)").stdout == "2\n"
+    assert not Path(base).exists()
 
 
 def test_where_forks_cannot_be_refused_what_is_left_is_killed() -> None:

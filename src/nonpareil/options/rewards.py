@@ -174,7 +174,8 @@ class RewardInputOptions(RemoteRewardOptions):
     )
     reward_funcs: list[str] | None = option(
         None,
-        "Rewards that verify, by name: accuracy, format, length, similarity, reasoning_gym, with settings as "
+        "Rewards that verify, by name: accuracy, format, length, similarity, reasoning_gym, "
+        "python_tests, instructions, with settings as "
         "accuracy:answer_column=solution (docs/verifiers.md). Or Python rewards with TRL's signature: "
         "path/to/file.py:function or package.module.function.",
         names="reward",

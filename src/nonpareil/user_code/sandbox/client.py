@@ -187,6 +187,8 @@ class Sandbox:
     def _running(self) -> "_Server":
         with self._lock:
             if self._server is None or not self._server.is_ours():
+                if self._server is not None:
+                    self._server.close()
                 self._server = _Server()
             return self._server
 
@@ -243,7 +245,6 @@ class _Server:
                 started = False
             if not started:
                 self.close()
-                shutil.rmtree(base, ignore_errors=True)
                 errors.seek(0)
                 said = errors.read().decode(errors="replace").strip().split("\n")[-1]
                 raise RewardError(f"the sandbox did not start: {said or 'no answer'}")
@@ -273,6 +274,7 @@ class _Server:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+            shutil.rmtree(self.base, ignore_errors=True)  # it does so itself, unless it was killed
 
 
 def _environment() -> dict[str, str]:
