@@ -119,7 +119,7 @@ def _rows_of(table: pa.Table, path: Path) -> list[Mapping[str, Any]]:
 
 
 def _is_json(field: pa.Field) -> bool:
-    """Whether a column holds JSON's values (as `datasets` writes its type Json); Arrow before 19 keeps the name apart."""
+    """Whether a column holds JSON's values (datasets' type Json); Arrow before 19 keeps the name apart."""
     named = (field.metadata or {}).get(b"ARROW:extension:name", b"").decode()
     return "arrow.json" in (named, getattr(field.type, "extension_name", ""))
 
