@@ -12,7 +12,12 @@ class OptimizationSettings:
 
     HEADING: ClassVar = "Training"
 
-    learning_rate: float = option(3e-6, "Peak learning rate of AdamW.", above=0, at_most=1000)
+    learning_rate: float = option(
+        3e-6,
+        "Peak learning rate of AdamW. 3e-6 is for full weights; a LoRA adapter wants 1e-4 to 1e-3 (docs/chat.md).",
+        above=0,
+        at_most=1000,
+    )
     per_device_train_batch_size: int = option(
         128, "Prompts per step and process; times gradient_accumulation_steps.", at_least=1
     )
