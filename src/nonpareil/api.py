@@ -1,8 +1,8 @@
 """Every command as a function: its options are keyword arguments, its result is what is returned.
 
 They are `nonpareil.sample`, `nonpareil.curve` and so on; `docs/python.md` walks through them. A function prints
-nothing: messages go to the logger `nonpareil`, or with `verbose=True` to stderr. A function, a `Reward` or a classifier
-of transformers may stand for a reward's name, and for a dataset's a list of texts, its rows or a `datasets.Dataset`.
+nothing: messages go to the logger `nonpareil`, or with `verbose=True` to stderr. A function, `Reward` or classifier
+of transformers may stand for a reward's name, and for a dataset's its rows: texts, dicts or a `datasets.Dataset`.
 """
 
 import importlib
