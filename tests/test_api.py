@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import nonpareil
 from nonpareil import DistillationConfig, DistillationTrainer
 from nonpareil.cli.main import COMMANDS, main
-from nonpareil.errors import ConfigError, RewardError
+from nonpareil.errors import ConfigError, DataError, RewardError
 from nonpareil.methods import BOND
 from nonpareil.settings import settings_of
 from tests.cli.conftest import files  # noqa: F401  (a fixture)
@@ -28,6 +29,9 @@ CALLED_OTHERWISE = {"credits": "make_credits"}
 
 def good(completions, **columns):
     return [float(text.split().count("good")) + 0.01 * len(text) for text in completions]
+
+
+WITH_A_REWARD = {"model_name_or_path": "policy", "reward_funcs": good}
 
 
 def rows(name):
@@ -128,6 +132,8 @@ def test_a_file_of_options_is_overridden_by_keywords(here):
         ("distill", {"method": BOND(n=4), "jeffreys_weight": 0.1}, "unknown option 'jeffreys_weight' of distill"),
         ("sample", {"num_generations": 1}, "num_generations=1 must be at least 2"),
         ("sample", {"dataset_name": iter([])}, "dataset_name is a list_iterator; give a file"),
+        ("sample", {**WITH_A_REWARD, "dataset_name": [1, 2]}, "2 rows in memory: row 0 (the first is 0) is a int"),
+        ("sample", {**WITH_A_REWARD, "dataset_name": pandas.DataFrame(["a"])}, "dataset_name is a DataFrame; give"),
         ("compare", {"reward_funcs": good}, "unknown option 'reward_funcs' of compare"),
         ("compare", {}, "config is missing"),
         ("evaluate", {"model_name_or_path": torch.nn.Identity()}, "model_name_or_path=Identity() must be text"),
@@ -135,7 +141,7 @@ def test_a_file_of_options_is_overridden_by_keywords(here):
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(here, command, given, message):
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises((ConfigError, DataError)) as refused:
         getattr(nonpareil, command)(**given)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -184,6 +190,11 @@ def test_one_call_measures_a_trainer_as_the_command_measures_its_folder(here, ca
     exec(code_of(card), {})
     trainer.save_model()
     assert Path("trained/README.md").read_text() == card, "the same weights: what was measured holds"
+
+    few = {"num_generations": 2, "num_reference_samples": 2, "max_prompts": 2}
+    assert nonpareil.evaluate(trainer, **few)["evaluation"].num_prompts == 2
+    with pytest.raises(ConfigError, match=r"test_split_size=2.0 is not read: the prompts are those of the"):
+        nonpareil.evaluate(trainer, test_split_size=2)
 
     trainer.identity["model"] = "of other weights"
     with pytest.raises(ConfigError, match="give reference_model_name_or_path"):

@@ -1,11 +1,8 @@
 """Every command as a function: its options are keyword arguments, its result is what is returned.
 
 They are `nonpareil.sample`, `nonpareil.curve` and so on; `docs/python.md` walks through them. A function prints
-nothing: messages go to the logger `nonpareil`, or with `verbose=True` to stderr, as on the command line. It raises
-the errors of `nonpareil.errors`.
-
-A function, a `Reward` or a classifier of transformers may stand in the place of a reward's name, and in that of a
-dataset's its rows: a list of texts or of rows with a `prompt`, or a `datasets.Dataset`.
+nothing: messages go to the logger `nonpareil`, or with `verbose=True` to stderr. A function, `Reward` or classifier
+of transformers may stand for a reward's name, and for a dataset's its rows: texts, dicts or a `datasets.Dataset`.
 """
 
 import importlib
@@ -214,6 +211,19 @@ def export(*given: Any, verbose: bool = False, **options: Any) -> Any:
     if twice := sorted({*named} & {*options}):
         raise ConfigError(f"{twice[0]} is given twice; remove one")
     return _run(export, verbose, {**named, **options})
+
+
+@_command("join", "nonpareil.commands.join")
+def join(*, verbose: bool = False, **options: Any) -> Result:
+    """Make one folder of several that were drawn and scored alike: of other prompts, or of other seeds.
+
+    Returns:
+        `output_dir`, the counts of its manifest, and `copies`, which two folders had and which are taken once.
+
+    Raises:
+        NonpareilError: folders that are missing, unfinished or drawn otherwise, or an output that is no new one.
+    """
+    return _run(join, verbose, options)
 
 
 # --- From keywords to a command

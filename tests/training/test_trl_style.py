@@ -1,5 +1,6 @@
 """Scripts as TRL's users write them: a model by its path, rows of a dataset, a function that reads a column."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from nonpareil.engines.transformers import TransformersEngine
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.methods import build
 from nonpareil.models.fingerprint import fingerprint
+from nonpareil.models.loading import load_policy
 from nonpareil.records import SamplingParams
 from nonpareil.rewards import load_rewards
 from nonpareil.rollouts import draw_and_score, read_groups, tokenize_prompts
@@ -205,3 +207,23 @@ def test_a_model_object_finds_its_tokenizer_and_settings_their_defaults(tmp_path
     trainer = DistillationTrainer(model, length, train_dataset=[{"prompt": "the film"}])
     assert trainer.train_dataset[0].token_ids == make_tokenizer()("the film")["input_ids"]
     assert trainer.args.output_dir == default_config(str(folder)).output_dir == f"{folder.name}-distilled"
+
+
+def test_what_says_how_a_model_is_read_is_refused_beside_one_that_was_read(tmp_path, folder):
+    given = {"reward_funcs": length, "train_dataset": ROWS, "processing_class": make_tokenizer()}
+    for settings in ({"model_init_kwargs": {"attention_bias": True}}, {"attn_implementation": "eager"}):
+        args = config(tmp_path, **settings)
+        with pytest.raises(
+            ConfigError, match=f"{next(iter(settings))}=.* is not read: the model is given as"
+        ):
+            DistillationTrainer(ending_model(), args=args, **given)
+    model, _ = load_policy(str(folder), init=args.init())  # as `nonpareil distill` does
+    assert DistillationTrainer(model, args=args, **given).args.attn_implementation == "eager"
+
+
+def test_a_reward_that_lacks_a_column_is_refused_before_a_weight_is_read(tmp_path, folder):
+    broken = tmp_path / "policy"
+    shutil.copytree(folder, broken)
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ConfigError, match="missing a required argument: 'answer'"):
+        DistillationTrainer(str(broken), says_answer, config(tmp_path), [{"prompt": "the film"}])

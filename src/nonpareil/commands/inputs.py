@@ -15,6 +15,7 @@ from nonpareil.in_memory import InMemory
 from nonpareil.options.rewards import CACHE, RewardOptions, check_remote, model_options, specs_of
 from nonpareil.options.shared import PromptOptions
 from nonpareil.records import Prompt, SamplingParams
+from nonpareil.settings import settings_of, values_of
 from nonpareil.text_files import read_text
 from nonpareil.training.settings.template import template_kwargs
 
@@ -71,11 +72,8 @@ def load_prompts(
     """
     from nonpareil.rollouts import prompts
 
-    if isinstance(source, InMemory) and isinstance(
-        source.value[0], Prompt
-    ):  # a trainer's, read by its policy
-        policy.check(source.value, sampling)
-        return list(source.value)
+    if isinstance(source, InMemory) and len(source.value) and isinstance(source.value[0], Prompt):
+        return _read_already(options, source.value[:limit], policy, sampling)
     try:
         rows = prompts.load_prompts(
             source or "",
@@ -97,6 +95,25 @@ def load_prompts(
     )
     policy.check(found, sampling)
     return found
+
+
+def _read_already(
+    options: PromptOptions, prompts: Sequence[Prompt], policy: Policy, sampling: SamplingParams
+) -> list[Prompt]:
+    """A trainer's prompts, which its policy has read.
+
+    Raises:
+        ConfigError: an option that says how rows are read.
+        DataError: as `load_prompts`.
+    """
+    for name, value in values_of(options, PromptOptions).items():
+        if name != "dataset_name" and value != settings_of(PromptOptions)[name].default:
+            raise ConfigError(
+                f"{name}={value!r} is not read: the prompts are those of the trainer, tokenised already; remove "
+                "it, or give rows (dataset_name)"
+            )
+    policy.check(prompts, sampling)
+    return list(prompts)
 
 
 def load_reward(options: RewardOptions, tokenizer: "Tokenizer | None") -> "CombinedReward":

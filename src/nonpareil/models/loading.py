@@ -85,6 +85,7 @@ def load_policy(
         model = load_merged(name_or_path, trust_remote_code=trust, init=init).model
     else:  # merged weights would be rounded, and a small change of large weights be lost
         model = load_beside(name_or_path, resolved, trust_remote_code=trust, init=init)
+    model.read_with = init  # type: ignore[assignment]  # so that settings which say the same are no others
     return (model if is_quantized(model) else model.to(device)).eval(), tokenizer  # type: ignore[arg-type]
 
 

@@ -59,12 +59,22 @@ def _rows_of(name: str, value: Any) -> str:
     Raises:
         ConfigError: what has no rows that can be counted.
     """
-    if isinstance(value, Mapping) or not (hasattr(value, "__len__") and hasattr(value, "__getitem__")):
+    if isinstance(value, Mapping) or not _can_be_counted(value):
         raise ConfigError(
             f"{name} is a {type(value).__name__}; give a file, folder or hub dataset by its name, or rows: a list "
             'of texts, a list of {"prompt": ...}, or a datasets.Dataset (one split of it)'
         )
     return f"{len(value)} rows"
+
+
+def _can_be_counted(value: Any) -> bool:
+    """Whether it has rows by their numbers; a table of pandas has columns by their names."""
+    if not (hasattr(value, "__len__") and hasattr(value, "__getitem__")):
+        return False
+    try:
+        return not len(value) or value[0] is not value
+    except (KeyError, TypeError):
+        return False
 
 
 def defaults_by_name(defaults: Defaults) -> Defaults:

@@ -81,6 +81,12 @@ def load_prompts(
         _check_stream(limit, seed, test_split_size)
     if isinstance(source, InMemory):
         rows = [{prompt_column: row} if isinstance(row, str) else row for row in source.value]
+        for place, row in enumerate(rows):
+            if not isinstance(row, Mapping):
+                raise DataError(
+                    f"{source}: row {place} (the first is 0) is a {type(row).__name__}; a row is a text, or a dict "
+                    "with a prompt"
+                )
     else:
         rows = read_rows(str(source), split, dataset_config, prompt_column, limit if streaming else None)
     if not rows:

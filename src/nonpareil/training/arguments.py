@@ -13,6 +13,7 @@ from nonpareil.engines.checks import check_prompts, check_token_ids
 from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.methods.base import Method
 from nonpareil.models.loading import stated_limits
+from nonpareil.models.model_init import PLAIN
 from nonpareil.records import Prompt, refuse_repeated
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.config import DistillationConfig
@@ -34,7 +35,7 @@ def check_arguments(
     """Refuse what the trainer cannot take, with what it takes instead.
 
     Raises:
-        ConfigError: args, tokenizer, callbacks or optimizers of another kind.
+        ConfigError: args, tokenizer, callbacks or optimizers of another kind, or how to read a model that was.
         DataError: datasets, groups or credits of another kind.
         ModelError: a model that is none, or that holds no weights.
     """
@@ -43,6 +44,7 @@ def check_arguments(
             f"args is a {type(args).__name__}; give a DistillationConfig, which takes all of TrainingArguments"
         )
     _check_model(model)
+    _check_reading(model, args)
     if processing_class is not None and not isinstance(processing_class, Tokenizer):
         raise ConfigError(
             f"processing_class is a {type(processing_class).__name__}; give the policy's tokenizer"
@@ -101,6 +103,18 @@ def _check_model(model: Any) -> None:
                 f"model holds no weights: {name} is on the meta device; load it with from_pretrained(...), or "
                 "give its path"
             )
+
+
+def _check_reading(model: Any, args: DistillationConfig) -> None:
+    """Refuse settings of how a model is read where one is given that was read otherwise: they would do nothing."""
+    if isinstance(model, str) or args.init() in (PLAIN, getattr(model, "read_with", PLAIN)):
+        return
+    names = ("gguf_file", "load_in_4bit", "load_in_8bit", "model_init_kwargs", "attn_implementation")
+    name = next(name for name in names if getattr(args, name))
+    raise ConfigError(
+        f"{name}={getattr(args, name)!r} is not read: the model is given as an object, which was read already; "
+        f"give its path, or give {name} to what reads it and remove it here"
+    )
 
 
 def _check_callbacks(callbacks: Any) -> None:

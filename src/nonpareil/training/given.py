@@ -52,7 +52,7 @@ def given_tokenizer(model: Any, processing_class: Tokenizer | None, args: Distil
     if processing_class is not None:
         return processing_class
     if isinstance(model, str):
-        return load_tokenizer(model, trust_remote_code=args.trust_remote_code)
+        return load_tokenizer(model, trust_remote_code=args.trust_remote_code, init=args.init())
     name = str(getattr(model, "name_or_path", "") or "")
     beside = "processing_class=None: a model object needs its tokenizer beside it"
     if not name:
@@ -191,7 +191,8 @@ def _read_folder(
     credits: CreditsByPrompt | None,
 ) -> list[Group]:
     """The groups of a folder, which must be the model's own: drawn at these settings and read as it reads them."""
-    from nonpareil.training.stored_folder import NamedPolicy, load_groups
+    from nonpareil.training.named_policy import NamedPolicy
+    from nonpareil.training.stored_folder import load_groups
 
     if not isinstance(model, str):
         raise ConfigError(
@@ -199,7 +200,7 @@ def _read_folder(
             "told; give the model by its path, or vouch for them with groups=read_groups(folder) "
             "(nonpareil.rollouts)"
         )
-    policy = NamedPolicy(model, tokenizer, trust_remote_code=args.trust_remote_code)
+    policy = NamedPolicy(model, tokenizer, trust_remote_code=args.trust_remote_code, init=args.init())
     kwargs = template_kwargs(args.chat_template_kwargs)
     return load_groups(str(folder), policy, args, method, None, kwargs, credits)
 

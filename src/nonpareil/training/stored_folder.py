@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -37,40 +36,6 @@ class KnownPolicy(Protocol):
 
     def endings_of(self, prompts: Sequence[Prompt]) -> "Endings":
         """Where a completion of these prompts ends."""
-
-
-class NamedPolicy:
-    """The policy that a trainer is given by its path; see `KnownPolicy`."""
-
-    def __init__(self, name_or_path: str, tokenizer: "Tokenizer", *, trust_remote_code: bool = False):
-        """Reads nothing yet."""
-        self.name_or_path, self.tokenizer, self._trust = name_or_path, tokenizer, trust_remote_code
-
-    @cached_property
-    def config(self) -> Any:
-        """The model's configuration; of an adapter its base's."""
-        from nonpareil.models.adapters import adapter_base
-        from nonpareil.models.pretrained import read_config
-
-        name, revision = adapter_base(self.name_or_path) or (self.name_or_path, None)
-        subject = f"model={name!r} has no readable config"
-        return read_config(name, revision, subject=subject, trust_remote_code=self._trust)
-
-    def info(self) -> dict[str, Any]:
-        """Its path and fingerprint."""
-        from nonpareil.models.fingerprint import fingerprint
-
-        return {
-            "path": self.name_or_path,
-            "fingerprint": fingerprint(self.name_or_path, trust_remote_code=self._trust),
-            **({"trust_remote_code": True} if self._trust else {}),
-        }
-
-    def endings_of(self, prompts: Sequence[Prompt]) -> "Endings":
-        """Where a completion of these prompts ends."""
-        from nonpareil.models.endings import stored_endings
-
-        return stored_endings(self.name_or_path, self.tokenizer, prompts, trust_remote_code=self._trust)
 
 
 def load_groups(

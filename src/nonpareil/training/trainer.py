@@ -119,6 +119,8 @@ class DistillationTrainer(ListingTrainer):
         train_dataset, eval_dataset, groups = data.prompts, data.held_out, data.groups
         self.repeats: int = self.method.num_iterations
         self.planned = planned_steps(args, self.method, len(train_dataset))
+        self.reward = given_reward(reward_funcs, reward_processing_classes, args, folder)
+        check_scorable(self.reward, self.method, args, train_dataset, eval_dataset or (), processing_class)
         given, weights = model, None  # the folder to read them from, shard by shard
         if isinstance(model, str):
             model, weights, _ = read_policy(model, args)
@@ -126,8 +128,6 @@ class DistillationTrainer(ListingTrainer):
             check_fit(name, prompts, model, args)
         if credits is not None:
             check_candidate_ids(groups or (), credits, stated_limits(model.config)[1])
-        self.reward = given_reward(reward_funcs, reward_processing_classes, args, folder)
-        check_scorable(self.reward, self.method, args, train_dataset, eval_dataset or (), processing_class)
         prepare_saving(model, processing_class, train_dataset)
         trained = model_identity(given, model, args.init())
         self.identity = run_identity(

@@ -27,6 +27,9 @@ TRAINED = replace(DATA, trainer_state=STATE)
 WRITTEN = """
 import sys
 
+def opened(completions, openings):
+    return [-1.0 if opening is None else float(len(opening)) for opening in openings]
+
 def grade(completions, trainer_state, log_extra, log_metric):
     assert "transformers" not in sys.modules, "a worker is light"
     if trainer_state is None:
@@ -74,6 +77,17 @@ def test_a_worker_is_given_the_fields_and_gives_back_what_was_logged(light: str)
     assert reward.score(DATA) == type(scores)([0.0] * 3, [None] * 3), "without a training nothing is logged"
     reward.release()
     assert reward.score(TRAINED).logged.metrics["lines"] == [3.0], "a new worker has the whole log"
+    reward.release()
+
+
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_a_function_that_names_openings_is_given_them(light: str, timeout: float | None) -> None:
+    reward = FunctionReward(f"{light}:opened", timeout=timeout)
+    asked = replace(DATA, openings=["<think>", "", None])
+    assert reward.score(asked).values == [7.0, 0.0, -1.0]
+    assert reward.score(DATA).values == [-1.0] * 3, "of groups of earlier versions they are not known"
+    column = replace(asked, columns={"openings": ["e4", "d4", "Nf3"]})  # a dataset of chess
+    assert reward.score(column).values == [2.0, 2.0, 3.0]
     reward.release()
 
 

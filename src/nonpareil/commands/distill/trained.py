@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.distill.card import failed, reached
+from nonpareil.commands.distill.manifest_defaults import NAMES as REWARD_NAMES
 from nonpareil.commands.evaluate import run as evaluate
 from nonpareil.errors import ConfigError, ModelError, NonpareilError
 from nonpareil.in_memory import InMemory
@@ -14,6 +15,12 @@ from nonpareil.options.yaml import typed
 
 if TYPE_CHECKING:
     from nonpareil.training.trainer import DistillationTrainer
+
+_READ_BY = (
+    *("attn_implementation", "model_init_kwargs", "load_in_4bit", "load_in_8bit"),
+    *("bnb_4bit_quant_type", "use_bnb_nested_quant"),
+)
+"""How the trainer reads its policy, and so how the evaluation reads both models."""
 
 
 def evaluate_trainer(trainer: "DistillationTrainer", given: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,14 +85,16 @@ def _follows(trainer: "DistillationTrainer", given: Mapping[str, Any]) -> dict[s
         "output_dir": str(own / "evaluation"),
         "title": f"{own.name}: trained with {spec_of(type(trainer.method))}",
         "trust_remote_code": args.trust_remote_code,
+        **{name: getattr(args, name) for name in _READ_BY},
         "overwrite": "output_dir" not in given,
     }
     if given.get("reference_model_name_or_path") is None:
         name, revision = _reference(trainer)
         options |= {"reference_model_name_or_path": name, "reference_model_revision": revision}
+        options["reference_gguf_file"] = args.gguf_file
     if given.get("dataset_name") is None:
         options["dataset_name"] = _held_out(trainer)
-    if not {"reward_model_name_or_path", "reward_funcs", "reward_endpoints"} & {*given}:
+    if not {*REWARD_NAMES} & {*given}:
         options |= _rewards(trainer)
     return options
 
@@ -129,16 +138,15 @@ def _reference(trainer: "DistillationTrainer") -> tuple[str, str | None]:
     from nonpareil.models.loading import load_policy
 
     model, before = plain_model(trainer.model), trainer.identity["model"]
-    name, trust = model.name_or_path or "", trainer.args.trust_remote_code
+    name, how = model.name_or_path or "", {"trust_remote_code": trainer.args.trust_remote_code}
+    how["init"] = trainer.args.init()
     commit = None if Path(name).is_dir() else getattr(model.config, "_commit_hash", None)
     with suppress(ModelError):
-        if name and fingerprint(name, commit, trust_remote_code=trust) == before:
+        if name and fingerprint(name, commit, **how) == before:
             return name, commit
         if name:  # the trainer was given a model in memory: is it that of the folder?
             dtype = str(model.dtype).removeprefix("torch.")
-            there, _ = load_policy(
-                name, dtype=dtype, device=torch.device("cpu"), revision=commit, trust_remote_code=trust
-            )
+            there, _ = load_policy(name, dtype=dtype, device=torch.device("cpu"), revision=commit, **how)
             if module_fingerprint(there) == before:
                 return name, commit
     of = f"not the weights of {name!r} as they are now" if name else "no weights of a folder or a hub model"

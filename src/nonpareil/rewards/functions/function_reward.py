@@ -32,7 +32,9 @@ class FunctionReward(Reward):
 
     The function is called by keyword, with every dataset column if it takes **kwargs, else those it names. So it is
     given TRL's `trainer_state` (a training's; None elsewhere), `log_extra(column, values)` and `log_metric(name,
-    value)`, which do nothing without a training. In a process of its own the state is a copy of its fields.
+    value)`, which do nothing without a training. One that names `openings` is given what of each answer its prompt
+    wrote already, such as "<think>" (None where that is not known), unless the data has a column of that name.
+    In a process of its own the state is a copy of its fields.
     It gets lists of its own, and what it changes of the process (working directory, environment, streams, random
     numbers, signals, ...) is given back; what it prints goes to stderr. A call that raises, be it `SystemExit`,
     is a failure: of a sync function it is made again one completion at a time, so that only the failing ones are

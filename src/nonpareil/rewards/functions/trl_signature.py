@@ -14,6 +14,8 @@ from nonpareil.terminal import printable
 
 STATE, EXTRA, METRIC = "trainer_state", "log_extra", "log_metric"
 """What TRL's trainer gives to reward functions besides columns."""
+OPENINGS = "openings"
+"""What of each answer its prompt wrote already (`ScoreRequest.openings`); for a function that names it."""
 RESERVED = ("prompts", "completions", "completion_ids", STATE, EXTRA, METRIC)
 """What a function is given by these names is no column of the data."""
 
@@ -38,7 +40,8 @@ def accepted_arguments(
     """The keywords to call the function with: all of them if it takes **kwargs, else those it names.
 
     TRL's `trainer_state`, `log_extra` and `log_metric` are among them. Without a trainer (groups that are stored,
-    an evaluation) the state is None, and the loggers do nothing. `loggers` are a training's, by name.
+    an evaluation) the state is None, and the loggers do nothing. `loggers` are a training's, by name. One that
+    names `openings` is given those of the answers, unless the data has a column of that name.
 
     Raises:
         ConfigError: it needs an argument that is no column of the data, or takes nothing that is given.
@@ -61,6 +64,8 @@ def accepted_arguments(
         taken, trainers = (
             {key: value for key, value in given.items() if key in named} for given in (offered, trainers)
         )
+    if OPENINGS in named:
+        trainers = {**trainers, OPENINGS: request.openings or [None] * len(request)}
     offered = {**trainers, **taken}
     try:
         signature.bind(**offered)
