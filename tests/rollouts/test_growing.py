@@ -1,7 +1,7 @@
 """A folder grows into what it would have been, had all been asked for at once; a kill on the way loses nothing."""
 
 import os
-import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -175,47 +175,35 @@ import os, signal, sys
 from pathlib import Path
 from tests.rollouts.conftest import make_prompts, roll
 
-replace = os.replace
+replace, count = os.replace, 0
 
-def grow(folder, dies_at):
-    count = 0
+def dying(source, target):
+    global count
+    count += 1
+    if count == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
 
-    def dying(source, target):
-        nonlocal count
-        count += 1
-        if count == dies_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        replace(source, target)
-
-    os.replace = dying
-    roll(folder, prompts=make_prompts(8), num_generations=7)
-
-for folder in map(Path, sys.argv[1:]):  # a process each, without starting Python anew
-    child = os.fork()
-    if child == 0:
-        grow(folder, int(folder.name))
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL, folder
+os.replace = dying
+roll(Path(sys.argv[1]), prompts=make_prompts(8), num_generations=7)
 """
 
 
-def test_kill_9_while_it_grows_and_run_again(tmp_path: Path, at_once: list[Group]) -> None:
-    """At every file that is written: the manifest, shards drawn, shards scored, and the manifest at the end."""
-    folders = [tmp_path / str(file) for file in range(1, 11)]
-    roll(folders[0], **SMALL)
-    for folder in folders[1:]:
-        shutil.copytree(folders[0], folder)
-    before = [group.completion_token_ids for group in read_groups(folders[0])]
-    subprocess.run(
-        [sys.executable, "-c", DIES, *map(str, folders)],
+@pytest.mark.parametrize("file", [1, 3])  # the manifest of the larger folder; its second shard
+def test_kill_9_while_it_grows_and_run_again(tmp_path: Path, at_once: list[Group], file: int) -> None:
+    roll(tmp_path / "out", **SMALL)
+    before = [group.completion_token_ids for group in read_groups(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", DIES, str(tmp_path / "out"), str(file)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))},
-        timeout=240,
-        check=True,
+        timeout=120,
     )
-    assert [group.completion_token_ids for group in read_groups(folders[0])] == before
-    for folder in folders:
-        alike(roll(folder, **WHOLE).groups(), at_once)
+    assert done.returncode == -signal.SIGKILL
+    assert len(shards(tmp_path / "out")) == 3
+    if file == 1:
+        assert [group.completion_token_ids for group in read_groups(tmp_path / "out")] == before
+    alike(roll(tmp_path / "out", **WHOLE).groups(), at_once)
 
 
 def test_other_prompts_and_smaller_ones_are_no_growth(tmp_path: Path) -> None:
