@@ -36,7 +36,7 @@ def test_the_command_line_prints_what_a_command_gives(nonpareil, files, capsys):
     assert (status, json.loads(out)) == (0, json.loads(json.dumps(curve.as_json(result))))
     curve.show(result)
     assert capsys.readouterr().err == err
-    options = {"groups": files / "out", "output": files / "pairs.jsonl"}
+    options = {"groups": files / "out", "output": files / "pairs.jsonl", "truncated": "allow"}
     result = export.run(ExportOptions(**{name: str(value) for name, value in options.items()}))
     flags = [word for name, value in options.items() for word in (f"--{name}", value)]
     assert json.loads(nonpareil("export", "--json", "--overwrite", *flags)[1]) == result

@@ -36,9 +36,9 @@ def test_sample_curve_export(nonpareil, files):
     assert err.count("Intervals over 12 prompts are rough") == 1
 
     for kind, columns in (
-        ("preference", {"prompt", "chosen", "rejected", "id"}),
-        ("sft", {"prompt", "completion", "id"}),
-        ("unpaired", {"prompt", "completion", "label", "id"}),
+        ("preference", {"prompt", "chosen", "rejected", "score_chosen", "score_rejected", "id"}),
+        ("sft", {"prompt", "completion", "score", "id"}),
+        ("unpaired", {"prompt", "completion", "label", "score", "id"}),
     ):
         target = files / f"{kind}.parquet"
         assert nonpareil("export", "--groups", files / "groups", "--format", kind, "--output", target)[0] == 0

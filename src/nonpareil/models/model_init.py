@@ -28,7 +28,8 @@ GGUF_HELP = "Read the policy from this GGUF file in the folder model_name_or_pat
 REFERENCE_GGUF_HELP = "The same of the folder reference_model_name_or_path."
 FOUR_BIT_HELP = "Read policy and reference in 4 bits, by bitsandbytes; trained under LoRA alone."
 EIGHT_BIT_HELP = (
-    "The same in 8 bits, where what a pass holds besides changes no log-prob: the model is asked."
+    "The same in 8 bits. A token's log-probs may then depend on what else a pass holds; refused where a trial of "
+    "the model shows that."
 )
 QUANT_TYPE_HELP = "Kind of the 4 bits: nf4 or fp4."
 NESTED_HELP = "Quantise the scales of the 4 bits too."

@@ -25,7 +25,7 @@ UNREAD = ("prompt_token_ids", "completion_token_ids", "logprobs")
 
 
 NO_REWARD = "without a reward that is known"
-ALL_CUT = "whose completions with a reward were all cut (truncated=allow writes them)"
+ALL_CUT = "whose completions with a reward were all cut (--truncated allow writes them)"
 BELOW_BAR = "whose best is below min_reward"
 SINGLE = "with a single completion to choose from"
 ALL_EQUAL = "with all rewards equal"
