@@ -138,8 +138,8 @@ def _reference(trainer: "DistillationTrainer") -> tuple[str, str | None]:
     from nonpareil.models.loading import load_policy
 
     model, before = plain_model(trainer.model), trainer.identity["model"]
-    name, how = model.name_or_path or "", {"trust_remote_code": trainer.args.trust_remote_code}
-    how["init"] = trainer.args.init()
+    name = model.name_or_path or ""
+    how: dict[str, Any] = {"trust_remote_code": trainer.args.trust_remote_code, "init": trainer.args.init()}
     commit = None if Path(name).is_dir() else getattr(model.config, "_commit_hash", None)
     with suppress(ModelError):
         if name and fingerprint(name, commit, **how) == before:
