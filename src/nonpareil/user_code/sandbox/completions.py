@@ -17,7 +17,8 @@ def program_of(answer: str, names: Sequence[str], start: str) -> list[str]:
     """The texts to run, one after the other; none where there is no code.
 
     Of fenced blocks, those of Python up to the first that defines one of the names (what follows shows its use; a
-    bare signature defines nothing), or all where none does. Without a fence the answer is code, continues `start`, or has code in it.
+    bare signature defines nothing), or all where none does. Without a fence the answer is code, continues
+    `start`, or has code in it.
 
     Args:
         answer: what the model wrote, its thoughts left out.
