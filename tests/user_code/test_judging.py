@@ -147,6 +147,7 @@ TEXTS = {
     f"Here it is: ```python\n{DEFINED}\n```": [DEFINED],
     f"```python\n{DEFINED}\nprint(f(": [DEFINED],
     f"````python\n{DEFINED}\n````": [DEFINED],
+    f"```python\ndef f(x): ...\n```\n```python\n{DEFINED}\n```": ["def f(x): ...", DEFINED],
     DEFINED: [DEFINED],
     f"The function:\n\n{DEFINED}\n\nIt returns what it is given.": [DEFINED],
     "```python\nx = 1\n```\n```python\ny = 2\n```": ["x = 1", "y = 2"],

@@ -53,6 +53,22 @@ def test_a_row_without_mathematics_is_null_for_all(accuracy):
     assert scores.failures[1] == scores.failures[2] == "the column 'answer' holds no answer"
 
 
+def test_the_rows_answer_is_read_however_it_is_written(accuracy):
+    for gold in ("$7$", "$$7$$", r"\(7\)", "The sum is $7$ apples.", "7."):
+        assert judged(accuracy, gold, r"\boxed{7}", r"\boxed{8}") == [1, 0], gold
+    assert judged(accuracy, r"\frac12", r"\boxed{\frac{1}{2}}", r"\boxed{\frac12}", r"\boxed{0.5}") == [1] * 3
+    assert judged(accuracy, r"2\sqrt3", r"\boxed{2\sqrt{3}}", r"\boxed{2\sqrt3}") == [1, 1]
+    assert judged(accuracy, "1 1/2", r"\boxed{1.5}", r"\boxed{1 1/2}", r"\boxed{1}") == [1, 1, 0]
+    assert judged(accuracy, r"12\,345", r"\boxed{12345}", r"\boxed{357}") == [1, 0]
+    assert judged(accuracy, "357", r"\boxed{12\,345}") == [0]
+
+
+def test_what_would_make_every_other_way_to_write_it_wrong_is_null(accuracy):
+    assert judged(accuracy, "10 dollars", r"\boxed{10}") == [None]
+    assert judged(accuracy, "10^-3", r"\boxed{10^{-3}}") == [None]
+    assert judged(accuracy, r"\text{even}", r"\boxed{\text{even}}", r"\boxed{\text{odd}}") == [1, 0]
+
+
 def test_several_boxes_are_no_guesses(accuracy):
     assert judged(accuracy, "2", r"\boxed{1} or \boxed{2} or \boxed{3}") == [0]
     assert judged(accuracy, "1, 2", r"\boxed{1} and \boxed{2}") == [1]

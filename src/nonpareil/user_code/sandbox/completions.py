@@ -16,8 +16,9 @@ _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 def program_of(answer: str, names: Sequence[str], start: str) -> list[str]:
     """The texts to run, one after the other; none where there is no code.
 
-    Of fenced blocks, those of Python up to the first that defines one of the names (what follows shows its use), or
-    all where none does. Without a fence the answer is code, continues `start`, or has code in it.
+    Of fenced blocks, those of Python up to the first that defines one of the names (what follows shows its use; a
+    bare signature defines nothing), or all where none does. Without a fence the answer is code, continues
+    `start`, or has code in it.
 
     Args:
         answer: what the model wrote, its thoughts left out.
@@ -120,12 +121,16 @@ def _blocks(answer: str) -> Iterator[tuple[str, str]]:
 
 
 def _defines(text: str, names: Sequence[str]) -> bool:
-    """Whether it defines one of the names at its top, or anything where none is asked for."""
+    """Whether it defines one of the names at its top, or anything where none is asked for.
+
+    A function without contents is a signature that is shown, and defined further on.
+    """
     tree = _parsed(text)
     defined: set[str] = set()
     for node in ast.walk(tree) if tree else ():
         if isinstance(node, _DEFINITIONS) and node.col_offset == 0:
-            defined.add(node.name)
+            if not all(map(_is_no_content, node.body)):
+                defined.add(node.name)
         elif isinstance(node, ast.Assign) and node.col_offset == 0:
             defined |= {target.id for target in node.targets if isinstance(target, ast.Name)}
     return bool(defined & set(names) if names else defined)
