@@ -198,9 +198,8 @@ def _trainer(
     if checkpoint is not None:  # before any weight is read
         identity = run_identity(config, method, prompts, reward, model, groups, credits=credits)
         refuse_another_run(checkpoint, identity | policy.ends_of_run(), planned)
-    if groups is not None:  # their rendering was compared where they were read
-        config = copy(config)
-        config.chat_template_kwargs = None
+    if groups is not None:
+        config = _without_template(config)
     trainer = DistillationTrainer(
         policy.local_path() if config.shard_weights else policy.load(),
         reward,
@@ -213,6 +212,13 @@ def _trainer(
     )
     trainer.identity["model"] = model
     return _introduced(trainer, options)
+
+
+def _without_template(config: "DistillationConfig") -> "DistillationConfig":
+    """For groups, whose rendering was compared where they were read."""
+    config = copy(config)
+    config.chat_template_kwargs = None
+    return config
 
 
 def _introduced(trainer: "DistillationTrainer", options: DistillOptions) -> "DistillationTrainer":
