@@ -175,7 +175,10 @@ def test_a_papers_recipe_runs_dry(recipe, tiny, tmp_path, monkeypatch, capsys):
         functions = ["--reward_funcs", *options.reward_funcs] if options.reward_funcs else []
         assert main(["sample", *flags(draw), *functions]) == 0, capsys.readouterr().err
         stand_ins["groups"] = tmp_path / "groups"
-        stand_ins |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}  # there are six prompts
+        stand_ins |= {
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 1,
+        }  # there are six prompts
     else:
         stand_ins["dataset_name"] = prompts
     stand_ins |= {"eval_dataset_name": prompts, "output_dir": tmp_path / "out", "dry_run": "true"}

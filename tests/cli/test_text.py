@@ -81,7 +81,20 @@ def test_functions_models_and_exports_read_prompt_and_completion_as_written(nonp
     assert spaced > 0
 
     exported = spoken / "sft.jsonl"
-    assert nonpareil("export", "--groups", spoken / "out", "--format", "sft", "--truncated", "allow", "--output", exported)[0] == 0
+    assert (
+        nonpareil(
+            "export",
+            "--groups",
+            spoken / "out",
+            "--format",
+            "sft",
+            "--truncated",
+            "allow",
+            "--output",
+            exported,
+        )[0]
+        == 0
+    )
     rows = [json.loads(line) for line in exported.read_text().splitlines()]
     for row, group in zip(rows, groups, strict=True):
         assert row["completion"] in group.completions
@@ -89,7 +102,17 @@ def test_functions_models_and_exports_read_prompt_and_completion_as_written(nonp
 
 def test_texts_that_an_earlier_version_decoded_are_told_where_they_are_read(nonpareil, spoken):
     named = {"reward_funcs": f"{spoken}/rewards.py:text"}
-    export = ("export", "--groups", spoken / "out", "--format", "sft", "--truncated", "allow", "--output", spoken / "sft.jsonl")
+    export = (
+        "export",
+        "--groups",
+        spoken / "out",
+        "--format",
+        "sft",
+        "--truncated",
+        "allow",
+        "--output",
+        spoken / "sft.jsonl",
+    )
     status, _, err = nonpareil("sample", **named)
     assert (status, "an earlier version" in err) == (0, False)
     manifest = read_manifest(spoken / "out")

@@ -214,7 +214,10 @@ def _descendants() -> list[int]:
     parents: dict[int, int] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
-            with contextlib.suppress(OSError, IndexError), open(f"/proc/{entry}/stat", encoding="ascii") as file:
+            with (
+                contextlib.suppress(OSError, IndexError),
+                open(f"/proc/{entry}/stat", encoding="ascii") as file,
+            ):
                 parents[int(entry)] = int(file.read().rpartition(")")[2].split()[1])
     found, new = [os.getpid()], [os.getpid()]
     while new:

@@ -56,7 +56,10 @@ def waiting_for_processor(processes: Sequence[int]) -> float:
     total = 0
     for process in processes:
         if _threads(process) == 1:
-            with suppress(OSError, IndexError, ValueError), open(f"/proc/{process}/schedstat", encoding="ascii") as file:
+            with (
+                suppress(OSError, IndexError, ValueError),
+                open(f"/proc/{process}/schedstat", encoding="ascii") as file,
+            ):
                 total += int(file.read().split()[1])
     return total / 1e9
 
