@@ -69,7 +69,7 @@ def _rows_of(name: str, value: Any) -> str:
 
 def _can_be_counted(value: Any) -> bool:
     """Whether it has rows by their numbers; a table of pandas has columns by their names."""
-    if not (hasattr(value, "__len__") and hasattr(value, "__getitem__")):
+    if hasattr(value, "iloc") or not (hasattr(value, "__len__") and hasattr(value, "__getitem__")):
         return False
     try:
         return not len(value) or value[0] is not value

@@ -80,13 +80,7 @@ def load_prompts(
     if streaming:
         _check_stream(limit, seed, test_split_size)
     if isinstance(source, InMemory):
-        rows = [{prompt_column: row} if isinstance(row, str) else row for row in source.value]
-        for place, row in enumerate(rows):
-            if not isinstance(row, Mapping):
-                raise DataError(
-                    f"{source}: row {place} (the first is 0) is a {type(row).__name__}; a row is a text, or a dict "
-                    "with a prompt"
-                )
+        rows = _rows_in_memory(source, prompt_column)
     else:
         rows = read_rows(str(source), split, dataset_config, prompt_column, limit if streaming else None)
     if not rows:
@@ -107,6 +101,17 @@ def load_prompts(
         check_columns(further, where)
         chosen.append(PromptRow({"prompt": prompt, **further}, position))
     return chosen
+
+
+def _rows_in_memory(source: InMemory, prompt_column: str) -> list[Mapping[str, Any]]:
+    rows = [{prompt_column: row} if isinstance(row, str) else row for row in source.value]
+    for place, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise DataError(
+                f"{source}: row {place} (the first is 0) is a {type(row).__name__}; a row is a text, or a dict with a "
+                "prompt"
+            )
+    return rows
 
 
 def _check_stream(limit: int | None, seed: int | None, test_split_size: float | None) -> None:
