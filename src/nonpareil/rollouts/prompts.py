@@ -108,8 +108,8 @@ def _rows_in_memory(source: InMemory, prompt_column: str) -> list[Mapping[str, A
     for place, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise DataError(
-                f"{source}: row {place} (the first is 0) is a {type(row).__name__}; a row is a text, or a dict with a "
-                "prompt"
+                f"{source}: row {place} (the first is 0) is a {type(row).__name__}; a row is a text, or a dict "
+                "with a prompt"
             )
     return rows
 
