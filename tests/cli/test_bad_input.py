@@ -81,6 +81,16 @@ def test_prompt_longer_than_the_window(nonpareil, files):
     refused(nonpareil, "distill", dataset_name=files / "long.jsonl", says=["41 tokens", "window of 32"])
 
 
+@pytest.mark.parametrize("command", ["sample", "distill", "evaluate"])
+def test_a_missing_column_is_told_before_a_model_is_read(nonpareil, files, command):
+    """The reward model's weights are damaged, which nobody comes to see."""
+    (files / "lacks.py").write_text("def good(completions, answer):\n    return [0.0] * len(completions)\n")
+    (files / "damaged").mkdir()
+    (files / "damaged" / "config.json").write_text("{")
+    rewards = {"reward_funcs": f"{files}/lacks.py:good", "reward_model_name_or_path": files / "damaged"}
+    refused(nonpareil, command, says=["good", "'answer'"], **rewards)
+
+
 def test_reward_function_returns_too_few(nonpareil, files):
     refused(nonpareil, "sample", reward_funcs=f"{files}/rewards.py:few", says=["few", "1"])
 

@@ -59,7 +59,7 @@ def on_terminal(*words: str) -> str:
 def test_a_log_of_sample_says_what_is_done_and_what_is_left(tmp_path):
     out = str(tmp_path / "out")
     lines = in_log("sample", *DRAWING, "--output_dir", out)
-    assert lines[0] == f"nonpareil: 6 prompts, 4 completions of each, into {out}; loading the models"
+    assert lines[0] == f"nonpareil: 6 prompts, 4 completions of each, into {out}"
     assert lines[1] == "6 groups to draw"
     assert [line.split()[1] for line in lines if line.startswith("draw ")] == ["2/6", "4/6", "6/6"]
     (Path(out) / "data" / "shard-00001.parquet").unlink()

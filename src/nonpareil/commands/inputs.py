@@ -116,10 +116,16 @@ def _read_already(
     return list(prompts)
 
 
-def load_reward(options: RewardOptions, tokenizer: "Tokenizer | None") -> "CombinedReward":
+def load_reward(
+    options: RewardOptions,
+    tokenizer: "Tokenizer | None",
+    prompts: Sequence[Prompt] = (),
+    max_completion_length: int = 1,
+) -> "CombinedReward":
     """The rewards of the options: the model first, then functions, endpoints and the judge.
 
-    `tokenizer` is the policy's; None where it is only known to a server.
+    `tokenizer` is the policy's; None where it is only known to a server. Functions and verifiers that cannot score
+    completions of these prompts are refused before a model is read.
 
     Raises:
         ConfigError: one that cannot be loaded, or special tokens to skip of a policy without a tokenizer here.
@@ -140,6 +146,9 @@ def load_reward(options: RewardOptions, tokenizer: "Tokenizer | None") -> "Combi
         timeout=options.reward_timeout,
         api_key_env=options.reward_api_key_env,
         skipped_tokens=special_tokens(tokenizer) if skips else (),
+        check=(lambda reward: reward.check_prompts(prompts, max_completion_length, tokenizer))
+        if prompts
+        else None,
         **model_options(options),
     )
 

@@ -45,9 +45,8 @@ def run(options: SampleOptions) -> dict[str, Any]:
         split=options.dataset_split,
         limit=options.max_prompts,
     )
-    to_draw = f"{len(prompts)} prompts, {options.num_generations} completions of each"
-    tell(f"{to_draw}, into {options.output_dir}; loading the models")
-    reward = load_reward(options, policy.tokenizer)
+    tell(f"{len(prompts)} prompts, {options.num_generations} completions of each, into {options.output_dir}")
+    reward = load_reward(options, policy.tokenizer, prompts, options.max_completion_length)
     most_calls = reward.check_group_size(options.num_generations)
     check_reward(
         reward, prompts, options.max_completion_length, policy.tokenizer, errors_in=options.output_dir

@@ -27,6 +27,10 @@ SERVED_MODEL_OPTIONS = (*TEXT_OPTIONS, "trust_remote_code")
 """Of a reward model's options, those that hold where vLLM serves it."""
 
 
+_LIGHT = ("function", "verifier")
+"""Kinds that are made without a model."""
+
+
 def load_rewards(
     specs: RewardSpec | Sequence[RewardSpec],
     *,
@@ -36,6 +40,7 @@ def load_rewards(
     api_key_env: str | None = None,
     engine: str = "transformers",
     skipped_tokens: Sequence[str] = (),
+    check: Callable[[Reward], None] | None = None,
     **model_options: Any,
 ) -> CombinedReward:
     """Rewards from what a user names, combined.
@@ -53,6 +58,7 @@ def load_rewards(
         api_key_env: the environment variable whose value is sent to endpoints as a bearer token.
         engine: what reward models run on, "transformers" or "vllm".
         skipped_tokens: texts that no reward is to read; `special_tokens(tokenizer)` gives a policy's.
+        check: called with each function and verifier before any model is read; it may refuse one.
         **model_options: for every reward model, as `RewardModel` takes them: `dtype`, `append_eos`, ... Of a served
             one those of `TextOptions` and `trust_remote_code` hold; the rest is its server's to decide.
 
@@ -72,11 +78,12 @@ def load_rewards(
     if model_options:  # naming the class imports torch
         _check_options(model_options, engine)
     asking = {"timeout": timeout, "api_key_env": api_key_env}
-    loaded = [
-        _load(spec, tokenizer, asking, engine, model_options)
-        for spec, tokenizer in zip(listed, own_tokenizers, strict=True)
-    ]
-    return CombinedReward(loaded, weights, skipped_tokens)
+    loaded: dict[int, Reward] = {}
+    for place in sorted(range(len(listed)), key=lambda place: kind_of(listed[place]) not in _LIGHT):
+        loaded[place] = _load(listed[place], own_tokenizers[place], asking, engine, model_options)
+        if check is not None and kind_of(listed[place]) in _LIGHT:
+            check(loaded[place])
+    return CombinedReward([loaded[place] for place in range(len(listed))], weights, skipped_tokens)
 
 
 def kind_of(spec: Any) -> SpecKind:

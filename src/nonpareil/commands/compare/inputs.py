@@ -64,7 +64,7 @@ def read_inputs(spec: ComparisonSpec, credited: Mapping[str, Mapping[str, Any]])
             f"groups.max_prompts={pool.max_prompts}, but {options.dataset_name!r} has {len(training)} "
             "training prompts; lower it"
         )
-    reward = load_reward(options, policy.tokenizer)
+    reward = load_reward(options, policy.tokenizer, training, options.max_completion_length)
     check_reward(reward, [*training, *held_out], options.max_completion_length, policy.tokenizer)
     gold = None
     if options.gold_reward:

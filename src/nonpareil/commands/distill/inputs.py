@@ -1,5 +1,6 @@
 """What a distillation reads: the policy, prompts or stored groups to train on, held-out prompts, the rewards."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from nonpareil.commands.distill.checks import held_out_source, needs_held_out
@@ -134,14 +135,23 @@ def reward_options(options: DistillOptions, config: "DistillationConfig") -> Rew
 
 
 def training_reward(
-    options: DistillOptions, config: "DistillationConfig", policy: "LocalPolicy", *, stored: bool
+    options: DistillOptions,
+    config: "DistillationConfig",
+    policy: "LocalPolicy",
+    prompts: Sequence[Prompt] = (),
+    *,
+    stored: bool,
 ) -> "CombinedReward":
     """The rewards to train on, loaded; those of stored groups must be the ones that scored them.
+
+    Functions and verifiers that cannot score completions of the prompts are refused before a model is read.
 
     Raises:
         NonpareilError: a reward that cannot be loaded, or another than the stored one.
     """
-    reward = load_reward(reward_options(options, config), policy.tokenizer)
+    reward = load_reward(
+        reward_options(options, config), policy.tokenizer, prompts, config.max_completion_length
+    )
     if stored:
         check_stored_rewards(options.groups or "", reward)
     return reward

@@ -181,8 +181,9 @@ def _trainer(
     if config.use_peft:
         refuse_adapter_on_adapter(policy.name_or_path)
     data = training_data(options, config, method, policy)
-    reward = training_reward(options, config, policy, stored=data.groups is not None)
-    check_group_rewards(reward, method, config, stored=data.groups is not None)
+    stored = data.groups is not None
+    reward = training_reward(options, config, policy, () if stored else data.prompts, stored=stored)
+    check_group_rewards(reward, method, config, stored=stored)
     check_aggregation(reward, method, config, data.groups or ())
     held_out = held_out_prompts(options, config, policy)
     if evaluation is not None:

@@ -216,7 +216,7 @@ def _rewards(
     options: EvaluateOptions, prompts: Sequence[Prompt], reference: "LocalPolicy"
 ) -> "list[CombinedReward]":
     """The unseen reward, where there is one, then the reward; both can score the prompts, and none is in memory."""
-    rewards = [load_reward(options, reference.tokenizer)]
+    rewards = [load_reward(options, reference.tokenizer, prompts, options.max_completion_length)]
     if options.unseen_reward:
         rewards.insert(0, load_second_reward("unseen_reward", options.unseen_reward, options, rewards[0]))
     for reward in rewards:
