@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A chat model, end to end, from the repository's root (extra `trl`; pip install gguf reasoning-gym):
+# A chat model, end to end, from the repository's root (extras `trl`, `gguf` and `gym`):
 #
 #   bash recipes/chat/run.sh MODEL OUT [TASK ...]
 #

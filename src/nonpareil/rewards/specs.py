@@ -79,9 +79,10 @@ def load_rewards(
         _check_options(model_options, engine)
     asking = {"timeout": timeout, "api_key_env": api_key_env}
     loaded: dict[int, Reward] = {}
-    for place in sorted(range(len(listed)), key=lambda place: kind_of(listed[place]) not in _LIGHT):
+    light = [kind_of(spec) in _LIGHT for spec in listed]
+    for place in sorted(range(len(listed)), key=lambda place: not light[place]):
         loaded[place] = _load(listed[place], own_tokenizers[place], asking, engine, model_options)
-        if check is not None and kind_of(listed[place]) in _LIGHT:
+        if check is not None and light[place]:
             check(loaded[place])
     return CombinedReward([loaded[place] for place in range(len(listed))], weights, skipped_tokens)
 

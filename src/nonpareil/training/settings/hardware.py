@@ -18,7 +18,7 @@ class HardwareSettings:
     )
     gradient_checkpointing: bool = option(
         False,
-        "Compute activations anew in the backward pass: about a third more time, and of activations those of one "
+        "Compute activations anew in the backward pass: more time, and of activations those of one "
         "layer. For passes of max_tokens_per_batch that do not fit (TRL's GRPO has it on).",
     )
     shard_weights: bool = option(
