@@ -17,7 +17,7 @@ from nonpareil.models.model_init import (
     QUANT_TYPES,
 )
 from nonpareil.records import SamplingParams
-from nonpareil.setting_types import SEED
+from nonpareil.setting_types import SEED, shown
 from nonpareil.settings import DTYPES, CheckedOptions, option
 from nonpareil.training.settings.template import TemplateSettings
 
@@ -92,6 +92,16 @@ class PromptOptions(TemplateSettings, CheckedOptions):
         replaces_demo=True,
         reader=OWN_PROMPTS,
     )
+    datasets: list[dict[str, Any] | str] | None = option(
+        None,
+        "A mixture, in place of dataset_name: a list of datasets, each by its name or as keys and values (in a "
+        "shell JSON): path, name, data_dir, data_files, split (train), columns, fraction. With fractions every "
+        "beginning of the prompts has these shares, up to where a dataset has no more; none is taken twice. "
+        "Without, all of each are taken. The column dataset_source says of which a prompt is.",
+        names="input",
+        replaces_demo=True,
+        reader=OWN_PROMPTS,
+    )
     dataset_config: str | None = option(None, "Of a hub dataset that has several.", reader=HUB_DATASETS)
     prompt_column: str = option("prompt", "The column that holds the prompt.", reader=OWN_PROMPTS)
     dataset_streaming: bool = option(
@@ -104,6 +114,35 @@ class PromptOptions(TemplateSettings, CheckedOptions):
         above=0,
         reader=OWN_PROMPTS,
     )
+
+    def __post_init__(self) -> None:
+        """Refuse a mixture that cannot be, before any of it is read.
+
+        Raises:
+            ConfigError: naming the dataset, or one that is named besides.
+        """
+        super().__post_init__()
+        if self.datasets is not None and self.dataset_name is not None:
+            raise ConfigError(
+                f"dataset_name={self.dataset_name!r} and datasets={shown(self.datasets)} both name prompts; give "
+                "one of them"
+            )
+        _ = self.prompt_source
+
+    @property
+    def prompt_source(self) -> str | None:
+        """What is read: a file, folder or dataset by its name, or a `Mixture`; None where nothing is named."""
+        if self.datasets is None:
+            return self.dataset_name
+        from nonpareil.rollouts.mixture import mixture_of  # with pyarrow behind it
+
+        return mixture_of(self.datasets)
+
+
+def named_prompts(source: str | None) -> dict[str, Any]:
+    """The options that name such a source."""
+    entries = getattr(source, "entries", None)  # a mixture's
+    return {"dataset_name": source if entries is None else None, "datasets": entries}
 
 
 @dataclass

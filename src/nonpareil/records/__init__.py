@@ -1,6 +1,7 @@
 """The records that pass between floors. Token ids are kept from the moment of drawing; nothing is re-tokenised."""
 
 from nonpareil.records.groups import (
+    SOURCE,
     Draws,
     FinishReason,
     Group,
@@ -20,6 +21,7 @@ from nonpareil.records.scores import MOST_REWARD, Logged, ScoreRequest, Scores
 
 __all__ = [
     "MOST_REWARD",
+    "SOURCE",
     "Draws",
     "FinishReason",
     "Group",

@@ -24,6 +24,7 @@ JOINED_FROM = "joined_from"
 """Of a joined folder's `draw`: how its parts were drawn."""
 UNKNOWN = "null in the folder that was joined, whose manifest has the reasons"
 _OF_PARTS = ("seed", "num_generations", "prompts.count", "prompts.sha256", "prompts.columns_sha256")
+_OF_MIXTURES = "prompts.sources."
 _LABELS = ("model.path", "prompts.token_ids_sha256")
 
 
@@ -108,7 +109,7 @@ def _check_alike(one: _Part, other: _Part) -> None:
     for key in ("draw", "scoring"):
         there, here = (flat(part.manifest.get(key) or {}) for part in (one, other))
         for name, (was, now) in differing(there, here).items():
-            known = key == "draw" and (name in _OF_PARTS or name in _LABELS)
+            known = key == "draw" and (name in _OF_PARTS or name in _LABELS or name.startswith(_OF_MIXTURES))
             label = name.endswith(".path") and f"{name[:-5]}.fingerprint" in there
             if not known and not label and not name.startswith(f"{JOINED_FROM}"):
                 lines.append(f"  {key}.{name}: {was!r} in {str(one.path)!r}, {now!r} in {str(other.path)!r}")

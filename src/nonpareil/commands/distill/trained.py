@@ -92,7 +92,7 @@ def _follows(trainer: "DistillationTrainer", given: Mapping[str, Any]) -> dict[s
         name, revision = _reference(trainer)
         options |= {"reference_model_name_or_path": name, "reference_model_revision": revision}
         options["reference_gguf_file"] = args.gguf_file
-    if given.get("dataset_name") is None:
+    if given.get("dataset_name") is None and given.get("datasets") is None:
         options["dataset_name"] = _held_out(trainer)
     if not {*REWARD_NAMES} & {*given}:
         options |= _rewards(trainer)
