@@ -46,7 +46,6 @@ def test_a_mixture_is_drawn_trained_on_and_evaluated(nonpareil, files):
             "dataset_streaming=True is read by hub datasets only",
         ),
         (("--dataset_name", files / "train.jsonl"), "both name prompts; give one of them"),
-        (("--test_split_size", "4", "--groups", files / "out"), "datasets="),
     ):
         argv = [*nonpareil.flags("distill", **{**run, "output_dir": files / "no"}), *words, *more]
         status, _, err = nonpareil(*argv)

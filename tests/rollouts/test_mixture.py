@@ -42,7 +42,7 @@ def test_every_beginning_has_the_fractions_and_nothing_is_taken_twice(two):
         own = Counter(row[SOURCE] for row in whole[:count])
         assert abs(own["a.jsonl"] - 0.75 * count) < 1
     # The first of each, in their order; a limit is a beginning, so that a folder of groups can grow.
-    assert texts(load_prompts(mixed, limit=4)) == ["a0", "b0", "a1", "a2"] == texts(whole[:4])
+    assert texts(load_prompts(mixed, limit=4)) == ["a0", "a1", "b0", "a2"] == texts(whole[:4])
     assert [row.position for row in whole] == list(range(40))
 
 
@@ -144,7 +144,7 @@ def test_a_folder_of_groups_knows_its_sources_and_other_fractions_are_other_prom
     assert result.manifest["draw"]["prompts"]["sources"] == {"a.jsonl": 3, "b.jsonl": 3}
     assert [group.columns[SOURCE] for group in read_groups(tmp_path / "out")] == ["a.jsonl", "b.jsonl"] * 3
     assert roll(tmp_path / "out", prompts=prompts(mixed)).shards_drawn == 0
-    mixed[0]["fraction"] = 0.9
+    mixed[0]["fraction"] = 2.5
     with pytest.raises(ConfigError, match=r"prompts.sources.a.jsonl: 3 there, 5 now"):
         roll(tmp_path / "out", prompts=prompts(mixed))
     assert "sources" not in prompt_identity(tokenize_prompts(load_prompts(a), make_tokenizer()))

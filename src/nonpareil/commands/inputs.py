@@ -229,6 +229,7 @@ def _judge(options: RewardOptions) -> "list[JudgeReward]":
             options.judge_model,
             options.judge_base_url or "",
             template=template,
+            chat_template_kwargs=options.judge_chat_template_kwargs,
             max_calls=options.judge_max_calls,
             cache=options.judge_cache or CACHE,
             api_key_env=options.judge_api_key_env or DEFAULT_KEY,

@@ -272,9 +272,7 @@ def _kind_of(rows: Sequence[Row], name: str) -> str | None:
 
 @cache
 def _tell_lacking(name: str, labels: tuple[str, ...]) -> None:
-    tell(
-        f"datasets: {printable(', '.join(labels))} lacks the column {printable(name)!r}, which is null there"
-    )
+    tell(f"datasets: column {printable(name)!r} is null for {printable(', '.join(labels))}, without such a column")
 
 
 @cache
