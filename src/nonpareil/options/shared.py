@@ -15,6 +15,8 @@ from nonpareil.models.model_init import (
     NESTED_HELP,
     QUANT_TYPE_HELP,
     QUANT_TYPES,
+    STORAGE_HELP,
+    STORAGES,
 )
 from nonpareil.records import SamplingParams
 from nonpareil.setting_types import SEED, shown
@@ -77,6 +79,7 @@ class ModelOptions(CodeOptions):
     load_in_8bit: bool = option(False, EIGHT_BIT_HELP, of=LOADED_BY_TRANSFORMERS)
     bnb_4bit_quant_type: str = option("nf4", QUANT_TYPE_HELP, choices=QUANT_TYPES, of="load_in_4bit")
     use_bnb_nested_quant: bool = option(False, NESTED_HELP, of="load_in_4bit")
+    bnb_4bit_quant_storage: str | None = option(None, STORAGE_HELP, choices=STORAGES, of="load_in_4bit")
 
 
 @dataclass

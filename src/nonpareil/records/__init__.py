@@ -6,7 +6,6 @@ from nonpareil.records.groups import (
     FinishReason,
     Group,
     GroupNumbers,
-    Message,
     Prompt,
     PromptText,
     Rendering,
@@ -17,9 +16,11 @@ from nonpareil.records.groups import (
     refuse_repeated,
     text_of,
 )
+from nonpareil.records.messages import MESSAGE_KEYS, Message, content_of, has_further, turn_text
 from nonpareil.records.scores import MOST_REWARD, Logged, ScoreRequest, Scores
 
 __all__ = [
+    "MESSAGE_KEYS",
     "MOST_REWARD",
     "SOURCE",
     "Draws",
@@ -34,9 +35,12 @@ __all__ = [
     "SamplingParams",
     "ScoreRequest",
     "Scores",
+    "content_of",
+    "has_further",
     "prompt_id_of",
     "prompt_identity",
     "prompt_of",
     "refuse_repeated",
     "text_of",
+    "turn_text",
 ]

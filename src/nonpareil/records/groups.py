@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from nonpareil.errors import DataError
+from nonpareil.records.messages import Message
 from nonpareil.settings import option
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 SOURCE = "dataset_source"
 """The column in which a mixture of datasets says of which one a prompt is."""
-Message = dict[str, str]
 PromptText = str | list[Message]
 FinishReason = Literal["stop", "length"]
 

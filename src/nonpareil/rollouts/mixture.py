@@ -272,7 +272,9 @@ def _kind_of(rows: Sequence[Row], name: str) -> str | None:
 
 @cache
 def _tell_lacking(name: str, labels: tuple[str, ...]) -> None:
-    tell(f"datasets: column {printable(name)!r} is null for {printable(', '.join(labels))}, without such a column")
+    tell(
+        f"datasets: column {printable(name)!r} is null for {printable(', '.join(labels))}, without such a column"
+    )
 
 
 @cache

@@ -247,6 +247,10 @@ def _ids_of(
     else:
         given = {**options, COLUMN: tools} if tools else options
         ids = _tokenize_chat(prompt, tokenizer, given, where)
+        whose = f"{where}: the policy's chat template"
+        check_messages_written(
+            prompt, lambda told: tokenizer.apply_chat_template(told, tokenize=False, **given), whose
+        )
         if tools:
             check_written(ids, _tokenize_chat(prompt, tokenizer, options, where), where)
     bos = tokenizer.bos_token_id

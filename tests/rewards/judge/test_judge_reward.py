@@ -371,7 +371,12 @@ def test_arguments_of_the_judges_template_are_sent_and_make_another_judge(tmp_pa
         plain, told = judge(server, cache=cache), judge(server, cache=cache, chat_template_kwargs=kwargs)
         plain.score(data)
         assert told.score(data).values == [0.0, 1.0]
-        assert [request.get("chat_template_kwargs") for request in server.requests] == [None, None, kwargs, kwargs]
+        assert [request.get("chat_template_kwargs") for request in server.requests] == [
+            None,
+            None,
+            kwargs,
+            kwargs,
+        ]
         judge(server, cache=cache, chat_template_kwargs=dict(kwargs)).score(data)
         assert len(server.requests) == 4
     assert told.describe() == {**plain.describe(), "chat_template_kwargs": kwargs}

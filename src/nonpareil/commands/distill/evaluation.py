@@ -43,6 +43,7 @@ def evaluation_options(
         load_in_8bit=config.load_in_8bit,
         bnb_4bit_quant_type=config.bnb_4bit_quant_type,
         use_bnb_nested_quant=config.use_bnb_nested_quant,
+        bnb_4bit_quant_storage=config.bnb_4bit_quant_storage,
         dataset_split=eval_split(options),
         max_prompts=options.max_eval_prompts,
         num_generations=options.num_generations_eval,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _READ_BY = (
     *("attn_implementation", "model_init_kwargs", "load_in_4bit", "load_in_8bit"),
-    *("bnb_4bit_quant_type", "use_bnb_nested_quant"),
+    *("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"),
 )
 """How the trainer reads its policy, and so how the evaluation reads both models."""
 

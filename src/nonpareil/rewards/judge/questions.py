@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nonpareil.errors import ConfigError
-from nonpareil.records import PromptText
+from nonpareil.records import PromptText, turn_text
 from nonpareil.rewards.judge.cache import question_key
 
 TEMPLATE = """Two answers were given to the same prompt. Which one is better?
@@ -48,7 +48,7 @@ class Question:
     def payload(
         self, model: str, template: str, chat_template_kwargs: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """The request for a chat completion; arguments of the model's chat template as vLLM and SGLang take them."""
+        """The request for a chat completion; arguments of the chat template as vLLM and SGLang take them."""
         further = {"chat_template_kwargs": dict(chat_template_kwargs)} if chat_template_kwargs else {}
         return {
             "model": model,
@@ -58,9 +58,7 @@ class Question:
             **further,
         }
 
-    def key(
-        self, model: str, template: str, chat_template_kwargs: Mapping[str, Any] | None = None
-    ) -> str:
+    def key(self, model: str, template: str, chat_template_kwargs: Mapping[str, Any] | None = None) -> str:
         """A hash of all that decides the answer."""
         settings = f"temperature 0, {ANSWER_TOKENS} tokens"
         if chat_template_kwargs:
@@ -87,7 +85,7 @@ def plain_text(prompt: PromptText) -> str:
     """A prompt as a judge reads it; a conversation one turn a paragraph, each with its role."""
     if isinstance(prompt, str):
         return prompt
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    return "\n\n".join(turn_text(message) for message in prompt)
 
 
 def content_of(answer: Any) -> str | None:
