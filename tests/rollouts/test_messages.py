@@ -12,7 +12,7 @@ from nonpareil.rewards.models.template_check import check_words
 from nonpareil.rollouts import export, load_prompts, read_groups, tokenize_prompts
 from nonpareil.rollouts.columns import FURTHER
 from nonpareil.rollouts.store import read_table
-from tests.rollouts.conftest import CHAT_TEMPLATE, make_tokenizer, roll, shards
+from tests.rollouts.conftest import CHAT_TEMPLATE, combined, make_engine, make_tokenizer, roll, shards
 
 READS = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] or '' }} "
@@ -33,7 +33,7 @@ def talk(*calls: Any, content: Any = None) -> list[dict[str, Any]]:
     return [
         {"role": "user", "content": "the film"},
         {"role": "assistant", "content": content, "tool_calls": list(calls)},
-        {"role": "tool", "content": "bad", "tool_call_id": "c1", "name": "very"},
+        {"role": "tool", "content": "bad", "name": "very", "tool_call_id": "c1"},
     ]
 
 
@@ -89,7 +89,7 @@ def test_nulls_that_arrow_adds_are_no_part_of_a_message(tmp_path):
     ],
 )
 def test_what_a_template_would_lose_is_refused_by_its_row(prompt, template, says):
-    with pytest.raises(DataError, match=rf"^row 0 \(the first is 0\).*{says}") as refused:
+    with pytest.raises(DataError, match=rf"^row 0.*{says}") as refused:
         read(prompt, template)
     assert "\n" not in str(refused.value)
 
@@ -102,8 +102,8 @@ def test_a_reward_models_template_must_write_the_calls_too():
         return tokenizer(template).apply_chat_template(whole, tokenize=False)
 
     check_words([prompt], render, "rm", tokenizer())
+    lost = READS.replace("tool_calls", "calls")
     with pytest.raises(DataError, match="reward model 'rm' writes none of the tool_calls"):
-        lost = READS.replace("tool_calls", "calls")
         check_words([prompt], lambda m, a: render(m, a, lost), "rm", tokenizer())
 
 
@@ -116,18 +116,11 @@ def test_groups_keep_messages_whole_in_one_schema(tmp_path):
         seen.extend(prompts)
         return [float(i) for i in range(len(completions))]
 
-    from tests.rollouts.conftest import combined, make_engine
-
     given = tokenize_prompts([{"prompt": prompt} for prompt in prompts], tokenizer())
-    roll(
-        tmp_path / "out",
-        prompts=given,
-        engine=lambda: make_engine(tokenizer()),
-        reward=combined(sees),
-        shard_size=1,
-    )
+    engine = make_engine(tokenizer())
+    roll(tmp_path / "out", prompts=given, engine=engine, reward=combined(sees), shard_size=1)
     assert [group.prompt for group in read_groups(tmp_path / "out")] == prompts
-    assert {json.dumps(prompt) for prompt in seen} == {json.dumps(prompt) for prompt in prompts}
+    assert all(prompt in seen for prompt in prompts)
     schemas = {tuple(read_table(shard).schema.names) for shard in shards(tmp_path / "out")}
     assert len(schemas) == 1
     assert FURTHER in schemas.pop()
@@ -136,7 +129,7 @@ def test_groups_keep_messages_whole_in_one_schema(tmp_path):
     assert [row["prompt"] for row in rows] == prompts
     # Without such messages a shard is as it always was.
     given = tokenize_prompts([{"prompt": plain}], tokenizer())
-    roll(tmp_path / "plain", prompts=given, engine=lambda: make_engine(tokenizer()))
+    roll(tmp_path / "plain", prompts=given, engine=engine, reward=combined(sees))
     assert FURTHER not in read_table(shards(tmp_path / "plain")[0]).schema.names
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.in_memory import InMemory
-from nonpareil.models.chat import held_clock, template_failure, template_source
+from nonpareil.models.chat import check_messages_written, held_clock, template_failure, template_source
 from nonpareil.records import Message, Prompt, PromptText, prompt_id_of
 from nonpareil.rollouts.checked_rows import PromptRow, check_column, check_columns, checked_prompt
 from nonpareil.rollouts.mixture import Mixture, mixture_of, read_mixture, rows_in_memory
