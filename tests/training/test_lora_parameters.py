@@ -58,6 +58,9 @@ def test_experts_are_drawn_trained_resumed_and_merged(tmp_path: Path) -> None:
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(plain(IDS).logits, expected, atol=1e-4, rtol=0)
 
+
+@pytest.mark.slow
+def test_a_training_of_experts_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     straight = make_trainer(tmp_path / "straight", model=experts(), max_steps=2, **EXPERTS)
     before = weights(straight.model)
     straight.train()
@@ -84,7 +87,6 @@ def test_experts_are_drawn_trained_resumed_and_merged(tmp_path: Path) -> None:
         ({"use_dora": True}, "use_dora with lora_target_parameters"),
         ({"use_vllm": True}, "use_vllm with lora_target_parameters"),
         ({"load_in_4bit": True}, "with a quantised base"),
-        ({"use_peft": False}, "lora_target_.*is not read without use_peft"),
     ],
 )
 def test_what_cannot_go_with_parameters_is_refused(change: dict[str, Any], says: str, tmp_path: Path) -> None:

@@ -156,9 +156,7 @@ class ParametersOfOne:
             ValueError: rows of several adapters.
         """
         if len(self.rows.used) != 1:
-            raise ValueError(
-                f"rows of {sorted(self.rows.used)} in one pass, and target_parameters take one adapter"
-            )
+            raise ValueError(f"rows of {sorted(self.rows.used)} in one pass; target_parameters take one")
         name, wrapper = next(iter(self.rows.used)), self.layers[0]
         if name == REFERENCE:
             return wrapper.get_base_layer()(x, *arguments, **options)

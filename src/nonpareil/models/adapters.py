@@ -66,8 +66,8 @@ def add_policy_adapter(model: PreTrainedModel, config: "LoraConfig") -> "PeftMod
     except ValueError as error:
         other = f", lora_target_parameters={config.target_parameters!r}" if config.target_parameters else ""
         raise ConfigError(
-            f"lora_target_modules={config.target_modules!r}{other} cannot be used: {error}; name parts of the model's "
-            "linear layers, or give all-linear"
+            f"lora_target_modules={config.target_modules!r}{other} cannot be used: {error}; name parts of the "
+            "model's linear layers, or give all-linear"
         ) from error
     if hasattr(model.get_output_embeddings(), "lora_A"):
         raise ConfigError(

@@ -38,7 +38,7 @@ def check_adapter(
         )
     if targets and settings.use_vllm:
         raise ConfigError(
-            "use_vllm with lora_target_parameters is not supported: vLLM takes adapters of linear layers; remove one"
+            "use_vllm with lora_target_parameters is not supported: vLLM adapts linear layers alone; remove one"
         )
     for name in ("use_dora", "lora_modules_to_save"):
         if settings.use_vllm and getattr(settings, name):
