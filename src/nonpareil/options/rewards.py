@@ -49,6 +49,12 @@ class RemoteRewardOptions(CheckedOptions):
         names="input",
         of="judge_model",
     )
+    judge_chat_template_kwargs: dict[str, Any] | None = option(
+        None,
+        "Arguments of the judge's chat template, as JSON, which its server is asked to give it (vLLM, SGLang): "
+        """'{"enable_thinking": false}' of a judge that would think first.""",
+        of="judge_model",
+    )
     judge_max_calls: int | None = option(
         None,
         "Most calls per prompt. Default: all m(m-1)/2 pairs in both orders, m(m-1) calls.",

@@ -93,7 +93,7 @@ def training_data(
             options,
             policy,
             sampling,
-            source=options.dataset_name,
+            source=options.prompt_source,
             split=options.dataset_train_split,
             limit=options.max_train_prompts,
         )
