@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError
-from nonpareil.records import Group, Prompt, ScoreRequest, Scores
+from nonpareil.records import Draws, Group, Prompt, ScoreRequest, Scores
 from nonpareil.terminal import reason_of
 
 if TYPE_CHECKING:
@@ -77,16 +77,7 @@ def try_rewards(
 def _made_up(prompt: Prompt, config: "DistillationConfig", tokenizer: Any) -> Group:
     """One completion of a prompt, as if it had been drawn."""
     ids = tokenizer(MADE_UP, add_special_tokens=False).input_ids[: config.max_completion_length]
-    return Group(
-        prompt.prompt_id,
-        prompt.prompt,
-        prompt.token_ids,
-        [MADE_UP],
-        [ids],
-        ["stop"],
-        [[0.0] * len(ids)],
-        columns=prompt.columns,
-    )
+    return Group.of(prompt, Draws([MADE_UP], [ids], ["stop"], [[0.0] * len(ids)]))
 
 
 def hub_warnings(config: "DistillationConfig") -> list[str]:
