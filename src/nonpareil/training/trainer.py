@@ -119,7 +119,8 @@ class DistillationTrainer(ListingTrainer):
         train_dataset, eval_dataset, groups = data.prompts, data.held_out, data.groups
         self.repeats: int = self.method.num_iterations
         self.planned = planned_steps(args, self.method, len(train_dataset))
-        self.reward = given_reward(reward_funcs, reward_processing_classes, args, folder)
+        asked = reward_funcs, reward_processing_classes
+        self.reward = given_reward(*asked, args, folder, scores=needs_draws)
         check_group_rewards(self.reward, self.method, args, stored=stored)
         check_aggregation(self.reward, self.method, args, groups or ())
         check_scorable(self.reward, self.method, args, train_dataset, eval_dataset or (), processing_class)

@@ -29,7 +29,7 @@ def with_names(facts: "CardFacts", options: DistillOptions) -> "CardFacts":
         base=options.model_name_or_path or "",
         prompts=None if isinstance(source, InMemory) else source,
         split=options.dataset_train_split,
-        rewards=reward_labels(options),
+        rewards=reward_labels(options) or facts.rewards,
         credits=options.credits or Path(str(facts.config.output_dir)) / CREDITS,
     )
 

@@ -48,6 +48,7 @@ def try_rewards(
     """
     from transformers import TrainerState
 
+    from nonpareil.rewards.stored import StoredReward
     from nonpareil.training.step.logged import merged_log
 
     request = ScoreRequest.of([_made_up(prompt, config, tokenizer) for prompt in prompts[:TRIED_PROMPTS]])
@@ -55,6 +56,9 @@ def try_rewards(
     warnings: list[str] = []
     scores: dict[str, Scores] = {}
     for name, one in zip(reward.names, reward.rewards, strict=True):
+        if isinstance(one, StoredReward):
+            told[name] = {"not_tried": "its stored scores are trained on"}
+            continue
         if one.compares_within_groups:
             told[name] = {"not_tried": "it compares the completions of a group, and may cost something"}
             continue
