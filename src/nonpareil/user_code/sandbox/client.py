@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nonpareil.errors import ConfigError, RewardError
+from nonpareil.user_code.sandbox.bases import held_folder
 from nonpareil.user_code.sandbox.confine import missing_cuts
 from nonpareil.user_code.sandbox.judging import Tests
 from nonpareil.user_code.sandbox.messages import pack, unpack
@@ -225,11 +226,11 @@ class _Server:
     def __init__(self) -> None:
         self._owner = os.getpid()
         self._control, theirs = socket.socketpair()
-        self.base = base = tempfile.mkdtemp(prefix="nonpareil-sandbox-")
+        self.base, self._held = base, held = held_folder()
         with tempfile.TemporaryFile() as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-s", "-P", "-c", START, str(theirs.fileno()), base, str(SOURCE)],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), held],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
@@ -275,6 +276,9 @@ class _Server:
                 self._process.kill()
                 self._process.wait()
             shutil.rmtree(self.base, ignore_errors=True)  # it does so itself, unless it was killed
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
 
 
 def _environment() -> dict[str, str]:
