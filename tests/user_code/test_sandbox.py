@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nonpareil.errors import ConfigError
+from nonpareil.errors import ConfigError, RewardError
 from nonpareil.user_code.sandbox import Sandbox, landlock, run_program
 from nonpareil.user_code.sandbox.bases import PREFIX, held_folder
 from nonpareil.user_code.sandbox.bases import sweep as sweep_folders
@@ -232,6 +232,21 @@ def test_folders_of_killed_runs_go_and_no_others(tmp_path: Path, monkeypatch: py
     os.close(descriptor)
     sweep_folders()
     assert {*tmp_path.iterdir()} == {young, linked, elsewhere}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("sys.executable", "/no/such/python", "No such file"),
+        ("tempfile.tempdir", "/no/such/folder", "No such file"),
+    ],
+)
+def test_a_sandbox_that_cannot_start_says_why(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    monkeypatch.setattr(name, value)
+    with Sandbox() as own, pytest.raises(RewardError, match=f"the sandbox did not start: .*{says}.*{value}"):
+        own.run("1")
 
 
 def test_where_forks_cannot_be_refused_what_is_left_is_killed() -> None:
