@@ -35,9 +35,9 @@ def other_settings(expected: Mapping[str, Any], found: Mapping[str, Any]) -> lis
     """
     there, here = flat(found), flat(expected)
     return [
-        f"{key}: {one!r} instead of {other!r}"
-        for key, (one, other) in differing(there, here).items()
-        if (key in there and key in here) or not _is_default(key, other if key in here else one)
+        f"{key}: {found_one!r} instead of {asked!r}"
+        for key, (asked, found_one) in differing(here, there).items()
+        if (key in there and key in here) or not _is_default(key, asked if key in here else found_one)
     ]
 
 
