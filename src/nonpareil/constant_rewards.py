@@ -56,9 +56,7 @@ OF_FUNCTIONS = (
     "In a chat a completion is a list of one message, so len(completion) is always 1 and "
     'completion[-1]["content"] is the text'
 )
-OF_VERIFIERS = {
-    "accuracy": r"accuracy reads LaTeX alone (\boxed{2}, $2$) unless it is accuracy:read=any"
-}
+OF_VERIFIERS = {"accuracy": r"accuracy reads LaTeX alone (\boxed{2}, $2$) unless it is accuracy:read=any"}
 _told: set[tuple[str, str]] = set()
 
 
