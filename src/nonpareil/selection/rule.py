@@ -27,6 +27,11 @@ class Rule(CheckedOptions):
         """What of the candidates it reads beside the rewards."""
         return ()
 
+    @property
+    def least(self) -> int:
+        """Fewest candidates that it chooses from."""
+        return 1
+
     def draws(self, size: int) -> float:
         """How many draws it takes in the mean, of a group of this size."""
         return size

@@ -16,6 +16,11 @@ class BestOfN(Rule):
     name = "best_of_n"
     n: int | None = option(None, "Draws to choose from; all of them if not given.", at_least=1)
 
+    @property
+    def least(self) -> int:
+        """n."""
+        return self.n or 1
+
     def draws(self, size: int) -> float:
         """n."""
         return size if self.n is None else self.n
@@ -159,6 +164,11 @@ class MajorityOfTheBests(Rule):
     name = "majority_of_the_bests"
     module = "votes"
     n: int | None = option(None, "Draws of each best; the square root of all if not given.", at_least=1)
+
+    @property
+    def least(self) -> int:
+        """n."""
+        return self.n or 1
 
     @property
     def needs(self) -> tuple[Need, ...]:
