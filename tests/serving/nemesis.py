@@ -173,7 +173,8 @@ class Nemesis:
             if self.ids and request.get("return_token_ids"):
                 choice["token_ids"] = [7, 8, 2]
                 choice |= {} if chat else {"prompt_token_ids": [1, 5]}
-            if self.ids and request.get("logprobs") not in (None, False):
+            wanted = request.get("logprobs")
+            if self.ids and wanted is not None and wanted is not False:  # 0 asks for the sampled token's
                 rows = [{"token": "?", "logprob": -0.5} for _ in range(3)]
                 choice["logprobs"] = {"content": rows} if chat else {"token_logprobs": [-0.5] * 3}
             choices.append(choice)

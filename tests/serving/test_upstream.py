@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,16 +17,19 @@ from tests.serving.nemesis import MODEL, Nemesis
 CHAT = [{"role": "user", "content": "hello there"}]
 
 
-def asked(prompt: Any = "hello there", n: int = 4, seconds: float = 5.0, seed: int = 3, **fields: Any) -> DrawRequest:
+def asked(
+    prompt: Any = "hello there", n: int = 4, seconds: float = 5.0, seed: int = 3, **fields: Any
+) -> DrawRequest:
     chat = not isinstance(prompt, str)
     return DrawRequest(prompt, chat, n, seed, fields, time.monotonic() + seconds, MODEL)
 
 
-def drawn(server: Nemesis, request: DrawRequest, **settings: Any) -> Drawn:
+def drawn(server: Nemesis, request: Callable[[], DrawRequest], **settings: Any) -> Drawn:
     async def work() -> Drawn:
         upstream = HttpUpstream(server.url, model=MODEL, **settings)
         try:
-            return await upstream.draw(request)
+            await upstream.models()  # connected, so that the deadline's time is the draw's alone
+            return await upstream.draw(request())
         finally:
             await upstream.close()
 
@@ -40,7 +45,9 @@ def checked(server: Nemesis, **settings: Any) -> HttpUpstream:
 @pytest.mark.parametrize("prompt", ["hello there", CHAT])
 def test_n_answers_of_one_request_as_they_came_and_every_token_counted(prompt: Any) -> None:
     with Nemesis() as server:
-        found = drawn(server, asked(prompt, temperature=0.5, stop=["x"], tools=[{"a": 1}], logit_bias={"5": 1}))
+        found = drawn(
+            server, partial(asked, prompt, temperature=0.5, stop=["x"], tools=[{"a": 1}], logit_bias={"5": 1})
+        )
     ((path, sent),) = server.posts
     assert path == ("completions" if isinstance(prompt, str) else "chat/completions")
     seed = sent.pop("seed")
@@ -60,17 +67,19 @@ def test_n_answers_of_one_request_as_they_came_and_every_token_counted(prompt: A
 
 def test_seeds_decide_draws_and_neighbouring_ones_share_none() -> None:
     with Nemesis() as server:
-        first, again, next_ = (drawn(server, asked(seed=seed)) for seed in (3, 3, 4))
+        first, again, next_ = (drawn(server, partial(asked, seed=seed)) for seed in (3, 3, 4))
     assert first.answers == again.answers
     assert not {one.text for one in first.answers} & {one.text for one in next_.answers}
 
 
 def test_one_choice_a_request_where_a_server_ignores_n() -> None:
     with Nemesis(most=1) as server:
-        found = drawn(server, asked(n=5), choices_per_request=1)
+        found = drawn(server, partial(asked, n=5), choices_per_request=1)
         assert len({one.text for one in found.answers}) == 5
         assert (found.prompt_tokens, found.completion_tokens, found.upstream_requests) == (2, 15, 5)
-        with pytest.raises(ConfigError, match=r"answers 1 choices to n=2: it ignores n.*choices_per_request 1"):
+        with pytest.raises(
+            ConfigError, match=r"answers 1 choices to n=2: it ignores n.*choices_per_request 1"
+        ):
             checked(server)
         checked(server, choices_per_request=1)
 
@@ -79,23 +88,30 @@ def test_the_check_names_what_is_wrong_with_the_server() -> None:
     with Nemesis(completions_only=True) as server:
         upstream = checked(server)
         assert upstream.describe() == {"engine": "openai", "model": MODEL, "server": "nobody"}
-        with pytest.raises(ConfigError, match=f"does not serve it; did you mean '{MODEL}'.*its list has: {MODEL}"):
+        with pytest.raises(
+            ConfigError, match=f"does not serve it; did you mean '{MODEL}'.*its list has: {MODEL}"
+        ):
             checked(server, model="nemesys")
     with Nemesis(lists=False) as server:
         with pytest.raises(ConfigError, match="model is missing"):
             checked(server)
         checked(server, model=MODEL)
     for fault, words in {"no usage": "how many tokens", "401": "answered 401", "400": "refused, 400"}.items():
-        with Nemesis(lambda number, request, fault=fault: fault) as server, pytest.raises(ConfigError, match=words):
+        with (
+            Nemesis(lambda number, request, fault=fault: fault) as server,
+            pytest.raises(ConfigError, match=words),
+        ):
             checked(server)
-    with pytest.raises(ConfigError, match=r"base_url='http://127.0.0.1:9/v1': the connection to the upstream failed"):
+    with pytest.raises(
+        ConfigError, match=r"base_url='http://127.0.0.1:9/v1': the connection to the upstream failed"
+    ):
         asyncio.run(HttpUpstream("http://127.0.0.1:9/v1").check(0.3))
 
 
 @pytest.mark.parametrize("fault", ["429", "503", "500", "reset", "cut", "cut json", "not json"])
 def test_what_another_try_mends_is_tried_again(fault: str) -> None:
     with Nemesis(lambda number, request: fault if number < 2 else None) as server:
-        found = drawn(server, asked())
+        found = drawn(server, asked)
     assert len(server.posts) == found.upstream_requests == 3
     assert server.posts[0] == server.posts[2]
     assert len({one.text for one in found.answers}) == 4
@@ -123,11 +139,13 @@ def test_what_another_try_mends_is_tried_again(fault: str) -> None:
         ("no usage", 502, "upstream_answer", 1),
     ],
 )
-def test_what_goes_on_is_said_as_what_it_is_by_the_deadline(fault: str, status: int, kind: str, tries: int) -> None:
+def test_what_goes_on_is_said_as_what_it_is_by_the_deadline(
+    fault: str, status: int, kind: str, tries: int
+) -> None:
     with Nemesis(lambda number, request: fault) as server:
         started = time.monotonic()
         with pytest.raises(UpstreamError) as caught:
-            drawn(server, asked(seconds=0.4, max_tokens=8))
+            drawn(server, partial(asked, seconds=0.4, max_tokens=8))
     assert time.monotonic() - started < 2
     assert (caught.value.status, caught.value.kind) == (status, kind)
     assert len(server.posts) >= tries
@@ -174,12 +192,14 @@ def test_who_goes_away_ends_the_upstreams_work() -> None:
         asyncio.run(work(server))
 
 
-def test_a_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_key_is_sent_and_never_shown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("UPSTREAM_KEY", "sk-secret")
     with Nemesis(lambda number, request: "500") as server:
         server.draw = None  # type: ignore[assignment]
         with pytest.raises(UpstreamError) as caught:
-            drawn(server, asked(seconds=0.2), api_key_env="UPSTREAM_KEY")
+            drawn(server, partial(asked, seconds=0.2), api_key_env="UPSTREAM_KEY")
     assert server.headers[0]["authorization"] == "Bearer sk-secret"
     assert "sk-secret" not in str(caught.value) + caplog.text
     with pytest.raises(ConfigError, match="no such environment variable"):
@@ -214,9 +234,14 @@ def test_for_groups_the_sampling_is_stated_and_ids_are_asked_of_who_has_them(pro
 def test_equal_draws_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
     with Nemesis() as server:
         draw = server.draw
-        server.draw = lambda request, chat: draw({**request, "prompt": "same"}, chat) | {  # type: ignore[assignment]
-            "choices": [{"index": i, "finish_reason": "stop", "text": "same"} for i in range(request["n"])]
-        }
+        server.draw = lambda request, chat: (
+            draw({**request, "prompt": "same"}, chat)
+            | {  # type: ignore[assignment]
+                "choices": [
+                    {"index": i, "finish_reason": "stop", "text": "same"} for i in range(request["n"])
+                ]
+            }
+        )
 
         async def work() -> None:
             upstream = HttpUpstream(server.url, model=MODEL)

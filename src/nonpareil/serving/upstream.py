@@ -230,7 +230,9 @@ class HttpUpstream:
         if self.model is None:
             if len(names) != 1:
                 words = ", ".join(names) or "none"
-                raise ConfigError(f"model is missing: {where} serves {len(names)} ({words}); name one of them")
+                raise ConfigError(
+                    f"model is missing: {where} serves {len(names)} ({words}); name one of them"
+                )
             self.model = entries[0]["id"]
         elif names and self.model not in [entry["id"] for entry in entries]:
             raise ConfigError(
@@ -240,7 +242,9 @@ class HttpUpstream:
         entry = next((one for one in entries if one["id"] == self.model), {})
         owner, window = entry.get("owned_by"), entry.get("max_model_len")
         self._owner = owner if is_text(owner) else None
-        self._window = window if isinstance(window, int) and not isinstance(window, bool) and window > 0 else None
+        self._window = (
+            window if isinstance(window, int) and not isinstance(window, bool) and window > 0 else None
+        )
 
     async def _probe(self, deadline: float) -> None:
         """Two answers of one token, from whichever endpoint there is."""
@@ -268,7 +272,9 @@ class HttpUpstream:
             UpstreamError: it is not fit to be drawn from.
         """
         prompt: Any = [{"role": "user", "content": PROBE}] if chat else PROBE
-        request = DrawRequest(prompt, chat, n, 0, {"max_tokens": 1, "temperature": 1.0}, deadline, self.model or "")
+        request = DrawRequest(
+            prompt, chat, n, 0, {"max_tokens": 1, "temperature": 1.0}, deadline, self.model or ""
+        )
         path = "chat/completions" if chat else "completions"
         try:
             reply = await self._client.post(path, self._payload(request, n, 0), deadline)
@@ -290,5 +296,6 @@ def _samples_unchanged(payload: Mapping[str, Any]) -> bool:
     """Whether a server's log-probs, of the raw or the processed distribution, are those of what was sampled."""
     neutral = {"temperature": 1, "top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1}
     return all(payload.get(name, value) == value for name, value in neutral.items()) and not any(
-        payload.get(name) for name in ("presence_penalty", "frequency_penalty", "logit_bias", "response_format")
+        payload.get(name)
+        for name in ("presence_penalty", "frequency_penalty", "logit_bias", "response_format")
     )

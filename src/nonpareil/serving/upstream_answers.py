@@ -28,12 +28,16 @@ def choices_of(answer: Any) -> list[Json]:
     given = [choice.get("index") for choice in choices]
     if all(index is None for index in given):  # a server that does not number them
         return choices
-    if any(not isinstance(index, int) or isinstance(index, bool) for index in given) or len({*given}) < len(given):
+    if any(not isinstance(index, int) or isinstance(index, bool) for index in given) or len({*given}) < len(
+        given
+    ):
         raise unusable(f"its choices are numbered {shown(given):.80}; different ones are numbered from 0")
     return sorted(choices, key=lambda choice: choice["index"])
 
 
-def read_choice(choice: Json, *, chat: bool, asked_logprobs: bool, ids_known: bool, own_logprobs: bool) -> Answer:
+def read_choice(
+    choice: Json, *, chat: bool, asked_logprobs: bool, ids_known: bool, own_logprobs: bool
+) -> Answer:
     """One choice, unchanged.
 
     Args:

@@ -79,7 +79,9 @@ class UpstreamClient:
         Raises:
             UpstreamError: refused (400), busy (429, 503) or broken (502) until the end, or too slow (504).
         """
-        return await self._request("POST", path, json.dumps(payload, allow_nan=False).encode(), deadline, most)
+        return await self._request(
+            "POST", path, json.dumps(payload, allow_nan=False).encode(), deadline, most
+        )
 
     async def get(self, path: str, deadline: float) -> Reply:
         """As `post`, without a body."""
@@ -97,7 +99,9 @@ class UpstreamClient:
             except _TryAgain as again:
                 failure = again
                 self._hush(again)
-                self._tell(f"{method} {path}: {again.error.message}; trying again until the client's deadline")
+                self._tell(
+                    f"{method} {path}: {again.error.message}; trying again until the client's deadline"
+                )
         assert failure is not None
         raise failure.error
 
@@ -109,13 +113,17 @@ class UpstreamClient:
         try:
             answer = await fetch(self._opened(), method, url, content, timeout=seconds, most=most)
         except TimeoutError as error:
-            late = UpstreamError(504, "upstream_timeout", f"the upstream gave no whole answer within {seconds:.3g} s")
+            late = UpstreamError(
+                504, "upstream_timeout", f"the upstream gave no whole answer within {seconds:.3g} s"
+            )
             if seconds < left:
                 raise _TryAgain(late) from error
             raise late from error
         except httpx.TransportError as error:
             words = self._safe(f"{type(error).__name__}: {error}".rstrip(": "))
-            broken = UpstreamError(502, "upstream_connection", f"the connection to the upstream failed: {words}")
+            broken = UpstreamError(
+                502, "upstream_connection", f"the connection to the upstream failed: {words}"
+            )
             raise _TryAgain(broken) from error
         except (httpx.HTTPError, UnusableAnswer) as error:
             raise UpstreamError(502, "upstream_answer", f"the upstream: {self._safe(str(error))}") from error
@@ -168,7 +176,11 @@ class UpstreamClient:
         if failure is not None:
             error = failure.error
             raise UpstreamError(
-                error.status, error.kind, error.message, error.retry_after or math.ceil(max(wait, 1.0)), error.param
+                error.status,
+                error.kind,
+                error.message,
+                error.retry_after or math.ceil(max(wait, 1.0)),
+                error.param,
             ) from failure
         if quiet > 0:
             raise UpstreamError(
