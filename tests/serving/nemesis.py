@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on loopback with every fault that real ones have, and answers that tell whose they are.
+"""An OpenAI-compatible server on loopback with the faults of real ones, and answers that tell whose they are.
 
 The choice i of a request is `<prompt> | <seed + i>`: whoever gets another client's answer sees it.
 """
@@ -21,9 +21,9 @@ ENDLESS = 2**18
 class Nemesis:
     """Answers, or fails as `fault` says of the number of a POST and its request.
 
-    Faults: `429` (Retry-After 0), `429 later` (Retry-After 30), `401`, `400`, `503`, `500`, `reset`, `hang`, `cut` (half a body,
-    then the end), `cut json` (half a body that claims to be whole), `endless`, `drip`, `few` and `many` choices,
-    `twice` (one index for two), `nan`, `no usage`, `not json`.
+    Faults: `429` (Retry-After 0), `429 later` (Retry-After 30), `401`, `400`, `503`, `500`, `reset`, `hang`,
+    `cut` (half a body, then the end), `cut json` (half a body that claims to be whole), `endless`, `drip`,
+    `few` and `many` choices, `twice` (one index for two), `nan`, `no usage`, `not json`.
 
     Args:
         fault: see above; None where there is none.

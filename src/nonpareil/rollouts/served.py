@@ -46,8 +46,8 @@ def served_shards(folder: Path) -> list[Path]:
     if numbers and numbers != list(range(numbers[0], numbers[-1] + 1)):
         gone = next(n for n in range(numbers[0], numbers[-1]) if n not in numbers)
         raise DataError(
-            f"{folder / DATA_FOLDER} lacks {_PREFIX}{gone:05d}.parquet between its shards; put it back, or read the "
-            "shards one by one"
+            f"{folder / DATA_FOLDER} lacks {_PREFIX}{gone:05d}.parquet between its shards; put it back, or read "
+            "the shards one by one"
         )
     return shards
 

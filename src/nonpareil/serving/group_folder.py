@@ -16,18 +16,19 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from nonpareil.errors import ConfigError, NonpareilError
 from nonpareil.files import jsonable
 from nonpareil.folders import is_vacant, writing
-from nonpareil.records import FinishReason, Group, prompt_id_of
+from nonpareil.records import prompt_id_of
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.rollouts.folder import MANIFEST
 from nonpareil.rollouts.manifest import FORMAT, read_manifest, versions, write_manifest
 from nonpareil.rollouts.scoring import reward_settings
 from nonpareil.rollouts.served import SERVED, is_served_folder
 from nonpareil.serving.group_kinds import Kind, NotStored, kind_of
+from nonpareil.serving.group_record import group_of, null_reasons
 from nonpareil.serving.group_shards import SHARD_SIZE, Shards, now
 from nonpareil.serving.records import Drawn, DrawRequest, Scored
 from nonpareil.serving.redaction import Redact, redacted
@@ -168,7 +169,7 @@ class GroupFolder:
     def _add(self, request: DrawRequest, drawn: Drawn, scored: Scored, chosen: list[int], rule: str) -> None:
         try:
             kind, prompt, tools = kind_of(request, drawn)
-            group = _group(prompt, drawn, scored)
+            group = group_of(prompt, drawn, scored)
             group.columns |= {"served_at": now(), "served_seed": request.seed, "served_rule": rule}
             group.columns |= {"served_choice": chosen, **({"tools": tools} if tools else {})}
             if self._redact is not None:
@@ -176,7 +177,7 @@ class GroupFolder:
             shards = self._shards(kind)
             position = shards.next_position()
             group = replace(group, prompt_id=prompt_id_of(group.prompt, position, group.columns.get("tools")))
-            shards.pending.append((group, _reasons(scored)))
+            shards.pending.append((group, null_reasons(scored)))
         except NotStored as why:
             self._not_stored(str(why))
             return
@@ -240,8 +241,8 @@ class GroupFolder:
             label = name.endswith(".path") and there.get(f"{name[:-4]}fingerprint") is not None
             if not label:
                 raise ConfigError(
-                    f"groups={str(self.path)!r} holds groups of another model or reward: {name} is {was!r} there and "
-                    f"{is_now!r} now; give another folder"
+                    f"groups={str(self.path)!r} holds groups of another model or reward: {name} is {was!r} there "
+                    f"and {is_now!r} now; give another folder"
                 )
 
     # --- Housekeeping
@@ -293,35 +294,3 @@ class GroupFolder:
         for path in self._held.path.glob("*/data/.shard-*.tmp"):
             if path.parent.resolve() == path.parent:
                 path.unlink()
-
-
-def _group(prompt: Any, drawn: Drawn, scored: Scored) -> Group:
-    """Ids, and log-probs, of all answers or of none."""
-    answers = drawn.answers
-    ids = bool(drawn.prompt_token_ids) and all(answer.token_ids for answer in answers)
-    logprobs = ids and all(
-        answer.token_logprobs is not None and len(answer.token_logprobs) == len(answer.token_ids or ())
-        for answer in answers
-    )
-    return Group(
-        prompt_id="",
-        prompt=prompt,
-        prompt_token_ids=list(drawn.prompt_token_ids or []) if ids else [],
-        completions=[answer.text for answer in answers],
-        completion_token_ids=[list(answer.token_ids or []) if ids else [] for answer in answers],
-        finish_reasons=[cast(FinishReason, answer.finish_reason) for answer in answers],
-        logprobs=[list(answer.token_logprobs or []) if logprobs else [] for answer in answers],
-        rewards_by_name={name: list(values) for name, values in scored.by_name.items()},
-        rewards=list(scored.rewards),
-    )
-
-
-def _reasons(scored: Scored) -> dict[str, str]:
-    """Why rewards are null, by name and place."""
-    return {
-        f"{name}\0{place}": (scored.failures_by_name.get(name) or [None] * len(values))[place]
-        or "no reason given"
-        for name, values in scored.by_name.items()
-        for place, value in enumerate(values)
-        if value is None
-    }

@@ -1,4 +1,4 @@
-"""The shards of one kind of served groups: the last one is written anew as it grows, those before stay as they are."""
+"""The shards of one kind of served groups: the last is written anew as it grows, the others stay as they are."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ SHARD_SIZE = 256
 SHARD_BYTES = 32 * 2**20
 """A shard is full, too, when its groups take so much memory: all of it is held while it grows."""
 SHARD_AGE = timedelta(days=1)
-"""And when its first group is so old, so that a shard, which goes as a whole, soon goes after its first group may."""
+"""And when its first group is so old, since a shard goes as a whole: soon after its first group may."""
 SERVED_AT = "served_at"
 COLUMNS: dict[str, pa.DataType | None] = {
     SERVED_AT: pa.string(),
@@ -30,7 +30,7 @@ COLUMNS: dict[str, pa.DataType | None] = {
     "served_rule": pa.string(),
     "served_choice": pa.list_(pa.int32()),
 }
-"""What rides along with each group: when (ISO 8601, UTC), by which seed and rule, and which answers were returned."""
+"""What rides along with a group: when (ISO 8601, UTC), its seed and rule, and which answers were returned."""
 TOOLS_COLUMN: dict[str, pa.DataType | None] = {"tools": None}
 
 
@@ -46,8 +46,8 @@ class Shards:
     folder: Path
     manifest: dict[str, Any]
     tools: bool = False
-    pending: list[tuple[Group, dict[str, str]]] = field(default_factory=list)
-    """Groups that are not on disk yet, each with the reasons of its null rewards, by reward and place in it."""
+    pending: list[tuple[Group, list[tuple[str, str]]]] = field(default_factory=list)
+    """Groups that are not on disk yet, each with the names and reasons of its null rewards."""
 
     def __post_init__(self) -> None:
         """Go on behind what is there.
@@ -85,8 +85,8 @@ class Shards:
         groups = [group for group, _ in self.pending]
         failures = {name: Counter(counts) for name, counts in self._failures.items()}
         for _, reasons in self.pending:
-            for name, reason in reasons.items():
-                failures.setdefault(name.partition("\0")[0], Counter())[reason] += 1
+            for name, reason in reasons:
+                failures.setdefault(name, Counter())[reason] += 1
         types = COLUMNS | (TOOLS_COLUMN if self.tools else {})
         table = to_table(groups, types)
         if self._table is not None:

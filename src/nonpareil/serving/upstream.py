@@ -19,8 +19,7 @@ from nonpareil.serving.upstream_answers import (
     usage_of,
 )
 from nonpareil.serving.upstream_client import UpstreamClient
-from nonpareil.setting_types import nearest
-from nonpareil.terminal import printable
+from nonpareil.serving.upstream_models import listed, served_model
 
 LONGEST_ANSWER = 32_768
 """Tokens that are taken for an answer's most where neither client nor server says a limit."""
@@ -31,6 +30,7 @@ IDS_FROM = ("vllm",)
 STATED = {"temperature": 1.0, "top_p": 1.0}
 """What every server reads, where a client leaves it out and groups are kept."""
 PROBE = "Say a word."
+ONE_EACH = "ask for one choice a request: choices_per_request=1 (--choices_per_request 1)"
 _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
@@ -86,7 +86,8 @@ class HttpUpstream:
         """
         deadline = time.monotonic() + timeout
         try:
-            await self._look(deadline)
+            served = await served_model(self._client, self.model, deadline)
+            self.model, self._owner, self._window = served.name, served.owner, served.window
             await self._probe(deadline)
         except UpstreamError as error:
             raise ConfigError(f"base_url={self._client.base_url!r}: {error.message}") from error
@@ -95,7 +96,7 @@ class HttpUpstream:
 
     async def models(self) -> list[str]:
         """The names that the upstream serves, or the one that it was told to serve where it keeps no list."""
-        names = [entry["id"] for entry in await self._entries(time.monotonic() + 10.0)]
+        names = [entry["id"] for entry in await listed(self._client, time.monotonic() + 10.0)]
         return names or ([self.model] if self.model else [])
 
     async def close(self) -> None:
@@ -206,45 +207,10 @@ class HttpUpstream:
         self._mixed += len({(one.text, str(one.message)) for one in answers}) > 1
         if self._groups == FEWEST_TO_JUDGE and not self._mixed:
             logging.getLogger(__name__).warning(
-                f"all of the first {self._groups} requests got equal answers throughout: the upstream is greedy (its "
-                "generation_config or a default temperature of 0), or repeats one draw for all choices of a request "
-                "(then choices_per_request=1 helps); best-of-N needs draws that differ"
+                f"all of the first {self._groups} requests got equal answers throughout: the upstream is greedy "
+                "(its generation_config or a default temperature of 0), or repeats one draw for all choices of a "
+                "request (then choices_per_request=1 helps); best-of-N needs draws that differ"
             )
-
-    async def _entries(self, deadline: float) -> list[dict[str, Any]]:
-        """The upstream's list of models; empty where it keeps none."""
-        try:
-            listed = (await self._client.get("models", deadline)).content
-        except UpstreamError as error:
-            if error.status == 400:  # no such path
-                return []
-            raise
-        entries = listed.get("data") if isinstance(listed, dict) else None
-        entries = entries if isinstance(entries, list) else []
-        return [one for one in entries if isinstance(one, dict) and is_text(one.get("id"))]
-
-    async def _look(self, deadline: float) -> None:
-        entries = await self._entries(deadline)
-        names = [printable(entry["id"]) for entry in entries]
-        where = f"base_url={self._client.base_url!r}"
-        if self.model is None:
-            if len(names) != 1:
-                words = ", ".join(names) or "none"
-                raise ConfigError(
-                    f"model is missing: {where} serves {len(names)} ({words}); name one of them"
-                )
-            self.model = entries[0]["id"]
-        elif names and self.model not in [entry["id"] for entry in entries]:
-            raise ConfigError(
-                f"model={self.model!r}: {where} does not serve it{nearest(self.model, names, quoted=True)}; "
-                f"its list has: {', '.join(names[:20])}"
-            )
-        entry = next((one for one in entries if one["id"] == self.model), {})
-        owner, window = entry.get("owned_by"), entry.get("max_model_len")
-        self._owner = owner if is_text(owner) else None
-        self._window = (
-            window if isinstance(window, int) and not isinstance(window, bool) and window > 0 else None
-        )
 
     async def _probe(self, deadline: float) -> None:
         """Two answers of one token, from whichever endpoint there is."""
@@ -259,8 +225,7 @@ class HttpUpstream:
             single = await self._refused(True, 1, deadline)
             if single is None or await self._refused(False, 1, deadline) is None:
                 raise ConfigError(
-                    f"base_url={self._client.base_url!r} refuses n={n} ({chat.message}) and answers n=1; ask for one "
-                    "choice a request: choices_per_request=1 (--choices_per_request 1)"
+                    f"base_url={self._client.base_url!r} refuses n={n} ({chat.message}) and answers n=1; {ONE_EACH}"
                 )
         raise chat
 
@@ -285,8 +250,8 @@ class HttpUpstream:
         choices = choices_of(reply.content)
         if len(choices) != n:
             raise ConfigError(
-                f"base_url={self._client.base_url!r} answers {len(choices)} choices to n={n}: it ignores n, and best-of-N "
-                "would be best-of-1; ask for one choice a request: choices_per_request=1 (--choices_per_request 1)"
+                f"base_url={self._client.base_url!r} answers {len(choices)} choices to n={n}: it ignores n, and "
+                f"best-of-N would be best-of-1; {ONE_EACH}"
             )
         usage_of(reply.content, [])
         return None

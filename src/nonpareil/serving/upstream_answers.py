@@ -1,4 +1,4 @@
-"""What an upstream answers, checked: as many choices as were asked for, each as it came, and every token counted."""
+"""What an upstream answers, checked: the choices in order, each as it came, and every token counted."""
 
 import json
 from collections.abc import Mapping, Sequence
