@@ -140,7 +140,8 @@ class GroupFolder:
         self, request: DrawRequest, drawn: Drawn, scored: Scored, chosen: Sequence[int], rule: str
     ) -> None:
         """Keep one group; see `serving.records.GroupWriter`."""
-        await asyncio.wrap_future(self._worker.submit(self._add, request, drawn, scored, list(chosen), rule))
+        adding = self._worker.submit(self._add, request, drawn, scored, list(chosen), rule)
+        await asyncio.shield(asyncio.wrap_future(adding))  # a client who leaves now takes nothing away
 
     async def close(self) -> None:
         """Write out what is still held, and let go of the folder."""

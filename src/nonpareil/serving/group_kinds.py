@@ -3,32 +3,28 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nonpareil.errors import DataError
-from nonpareil.records import PromptText
+from nonpareil.files import jsonable
+from nonpareil.records import PromptText, SamplingParams
 from nonpareil.rollouts.checked_rows import checked_prompt
 from nonpareil.rollouts.tools import COLUMN as TOOLS
 from nonpareil.rollouts.tools import Tools, tools_of
+from nonpareil.serving.fields import has_effect
 from nonpareil.serving.records import Drawn, DrawRequest
 
-SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "stop": ()}
-"""What a manifest says of sampling beside the limit; in a request that leaves one out it has this value."""
+_NUMBERS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+SAMPLING = (*_NUMBERS, "stop")
+"""Fields that a manifest has under `sampling`, beside the limit."""
+_USUAL = SamplingParams().described()
 LIMITS = ("max_tokens", "max_completion_tokens")
 TEMPLATE = "chat_template_kwargs"
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "tool_choice": ("auto",),
-    "echo": (False,),
-    "suffix": ("",),
-}
-"""Values by which a field changes nothing of what is drawn."""
 UNREAD = (
     *("logprobs", "top_logprobs", "user", "metadata", "store", "service_tier", "priority", "request_id"),
-    *("safety_identifier", "prompt_cache_key", "parallel_tool_calls", "return_token_ids", "n"),
+    *("safety_identifier", "prompt_cache_key", "prompt_cache_retention", "cache_salt", "cache_prompt"),
+    *("id_slot", "include_reasoning", "separate_reasoning", "reasoning_format"),
 )
 """Fields that change how an answer is written or told, and not which."""
 
@@ -53,11 +49,8 @@ class Kind:
         """Of its folder: `chat-n8-t1-max256`, and a few digits of a hash where anything else is asked for, too."""
         plain = f"{'chat' if self.chat else 'text'}-n{self.best_of}"
         plain += f"-t{self.sampling['temperature']:g}-max{self.sampling['max_completion_length']}"
-        others = {
-            k: v
-            for k, v in self.sampling.items()
-            if k in SAMPLING and k != "temperature" and v != SAMPLING[k]
-        }
+        named = ("temperature", "max_completion_length")
+        others = {k: v for k, v in self.sampling.items() if k not in named and v != _USUAL.get(k)}
         if not others and not self.template_kwargs and not self.tools:
             return plain
         further = json.dumps([others, self.template_kwargs, self.tools], sort_keys=True)
@@ -87,35 +80,46 @@ def kind_of(request: DrawRequest, drawn: Drawn) -> tuple[Kind, PromptText, Tools
     if any(answer.message is not None and answer.message.get("tool_calls") for answer in drawn.answers):
         raise NotStored("an answer calls a tool, which is no text")
     given = {name: value for name, value in request.forwarded.items() if value is not None}
+    _check_fields(given)
     sampling = _sampling(given, drawn)
-    for name, value in given.items():
-        if name in SAMPLING or name in LIMITS or name in UNREAD or name in (TOOLS, TEMPLATE):
-            continue
-        if value not in NEUTRAL.get(name, ()):
-            raise NotStored(f"{name} was asked for, which draws from another distribution than the policy's")
     tools = _tools(given)
-    kind = Kind(request.chat, request.best_of, sampling, dict(given.get(TEMPLATE) or {}), tools is not None)
+    kwargs = drawn.info.get(TEMPLATE, given.get(TEMPLATE)) or {}
+    kind = Kind(request.chat, request.best_of, sampling, dict(kwargs), tools is not None)
     return kind, _prompt(request), tools
 
 
+def _check_fields(given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if name in SAMPLING or name in LIMITS or name in UNREAD or name in (TOOLS, TEMPLATE):
+            continue
+        if name == "tool_choice" and given.get(TOOLS):
+            if value != "auto":
+                raise NotStored("tool_choice was asked for, which tells the model more than its prompt")
+        elif has_effect(name, value):
+            raise NotStored(f"{name} was asked for, which draws from another distribution than the policy's")
+
+
 def _sampling(given: Mapping[str, Any], drawn: Drawn) -> dict[str, Any]:
-    limits = [given[name] for name in LIMITS if name in given]
-    limit = min(limits) if limits else drawn.info.get("max_tokens")
-    if limit is None:
+    """As manifests keep it; an engine of ours says it (`Drawn.info`), of a server it is what was asked for."""
+    sampling = drawn.info.get("sampling")
+    if not isinstance(sampling, SamplingParams):
+        limits = [given[name] for name in LIMITS if name in given]
+        stop = given.get("stop") or ()
+        numbers = {name: given[name] for name in _NUMBERS if name in given}
+        if not all(isinstance(value, int | float) for value in [*numbers.values(), *limits]):
+            raise NotStored("its sampling is not all numbers")
+        sampling = SamplingParams(
+            max_completion_length=min(limits) if limits else drawn.info.get("max_tokens") or 0,
+            **{name: value if name == "top_k" else float(value) for name, value in numbers.items()},
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        )
+    if sampling.max_completion_length < 1:
         raise NotStored("max_tokens was not given, so where answers were cut is unknown")
-    sampling: dict[str, Any] = {"max_completion_length": limit}
-    for name, usual in SAMPLING.items():
-        sampling[name] = type(usual)(given[name]) if name in given and name != "stop" else usual
-    stop = given.get("stop") or ()
-    sampling["stop"] = [stop] if isinstance(stop, str) else list(stop)
-    if sampling["temperature"] <= 0:
+    if sampling.temperature <= 0:
         raise NotStored("temperature is 0, so that all draws are one")
-    if sampling["top_k"] < 0:  # another way to say the whole vocabulary
-        sampling["top_k"] = 0
-    for name, usual in (("repetition_penalty", 1.0), ("stop", [])):  # as `SamplingParams.described` has them
-        if sampling[name] == usual:
-            del sampling[name]
-    return sampling
+    if sampling.top_k < 0:  # another way to say the whole vocabulary
+        sampling = replace(sampling, top_k=0)
+    return {name: value for name, value in jsonable(sampling.described()).items() if name != "seed"}
 
 
 def _tools(given: Mapping[str, Any]) -> Tools | None:

@@ -24,6 +24,7 @@ def group_of(prompt: PromptText, drawn: Drawn, scored: Scored) -> Group:
         logprobs=[list(answer.token_logprobs or []) if logprobs else [] for answer in answers],
         rewards_by_name={name: list(values) for name, values in scored.by_name.items()},
         rewards=list(scored.rewards),
+        opening=drawn.info.get("opening"),
     )
 
 

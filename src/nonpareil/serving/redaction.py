@@ -40,8 +40,8 @@ def redacted(group: Group, redact: Redact) -> Group:
         given["tools"] = _own(group.columns["tools"])
     before = {name: _own(value) for name, value in given.items()}
     try:
-        found = redact(given)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  (a user's code raises what it likes)
+        found = redact(given)  # a user's code, which raises what it likes
+    except (Exception, SystemExit) as error:
         raise NotStored(
             f"groups_redact failed: {type(error).__name__}"
         ) from error  # its words may quote the group
