@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from nonpareil.serving.records import Scored, UpstreamError
 
-BEST_OF_N = "best-of-n"
+BEST_OF_N = "best_of_n"
 RULES = (BEST_OF_N,)
 FALLBACKS = ("none", "first")
 """What is returned where no answer has a reward: an error, or the first that were drawn."""
@@ -26,8 +26,7 @@ def chosen(scored: Scored, n: int, seed: int) -> list[int]:
         raise UpstreamError(
             502,
             "reward_error",
-            f"{len(known) or 'none'} of {len(scored.rewards)} answers {'have' if len(known) > 1 else 'has'} a reward"
-            f"{f', and n={n} are asked for' if known else ''}: {reasons(scored.failures)}",
+            f"{len(known)} of {len(scored.rewards)} answers have a reward, n={n} must: {reasons(scored.failures)}",
         )
     return [place for _, _, place in sorted(known)[:n]]
 

@@ -67,7 +67,8 @@ class LocalUpstream:
         """See `records.Upstream`. The same request with the same seed gives the same answers, whatever else comes.
 
         Raises:
-            UpstreamError: 400: a field that is not honoured here, or a prompt too long; 502: a model without numbers.
+            UpstreamError: 400: a field that is not honoured here, or a prompt too long; 502: a model that
+                gives no numbers.
         """
         sampling = sampling_of(request)
         try:
@@ -160,8 +161,8 @@ def sampling_of(request: DrawRequest) -> SamplingParams:
             name == "logprobs" and value is not True and (request.chat or value != 0)
         ):
             raise refused(
-                f"{name}={value!r:.80} is not honoured by an engine in this process; leave it out, or serve the model "
-                "with a server and name that (base_url)",
+                f"{name}={value!r:.80} is not honoured by an engine in this process; leave it out, or serve the "
+                "model with a server and name that (base_url)",
                 name,
             )
     numbers = {name: given[name] for name in _NUMBERS if name in given}
@@ -170,7 +171,7 @@ def sampling_of(request: DrawRequest) -> SamplingParams:
     stop = given.get("stop", [])
     if not isinstance(stop, str | list):
         raise refused(f"stop={stop!r:.80} must be a text or a list of texts", "stop")
-    limit = given.get("max_completion_tokens", given.get("max_tokens"))
+    limit: Any = given.get("max_completion_tokens", given.get("max_tokens"))
     numbers |= {name: float(v) for name, v in numbers.items() if name != "top_k" and type(v) is int}
     sampling = SamplingParams(
         **numbers, max_completion_length=limit, stop=(stop,) if isinstance(stop, str) else tuple(stop)
