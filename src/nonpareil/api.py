@@ -12,14 +12,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nonpareil.commands.command import Command
+from nonpareil.commands.command import Command, without_bars
 from nonpareil.errors import ConfigError
 from nonpareil.options.given import instances_of, method_settings_of, settings_of_command
 from nonpareil.options.keywords import options_text, signature_of
 from nonpareil.options.objects import as_option, defaults_by_name
 from nonpareil.options.yaml import load_yaml, meant
 from nonpareil.settings import Setting
-from nonpareil.terminal import quiet, without_bars
+from nonpareil.terminal import quiet
 
 if TYPE_CHECKING:
     from nonpareil.training.trainer import DistillationTrainer

@@ -105,17 +105,3 @@ def tell(message: str) -> None:
         return
     with suppress(OSError, ValueError):  # ValueError: closed
         print(f"nonpareil: {printable_lines(message)}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """Without transformers' own progress bars of loading and writing weights."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

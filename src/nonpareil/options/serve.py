@@ -51,8 +51,44 @@ class ServerOptions(CheckedOptions):
 
 
 @dataclass
+class ServedGroupsOptions(CheckedOptions):
+    """Whether what is served is kept, as groups."""
+
+    HEADING: ClassVar = "Groups"
+
+    groups: str | None = option(
+        None,
+        "Folder that every request's prompt, answers and rewards are kept in, for curve, export and "
+        "distill --groups. Default: nothing is kept.",
+        path=True,
+    )
+    groups_flush: int = option(
+        16,
+        "Groups that wait to be written together: what a kill -9 can cost. The clock writes them, too.",
+        at_least=1,
+        of="groups",
+    )
+    groups_keep_days: float | None = option(
+        None, "Delete groups that are older. Default: never.", above=0, at_most=36500, of="groups"
+    )
+    groups_redact: str | None = option(
+        None,
+        "file.py:function or package.module.function that is given each group's words before they are kept, and "
+        "returns them, changed or not, or None to keep nothing.",
+        names="code",
+        of="groups",
+    )
+
+
+@dataclass
 class ServeOptions(
-    ModelOptions, ServedTemplateOptions, RewardOptions, ChosenEngineOptions, ServerOptions, FileOptions
+    ModelOptions,
+    ServedTemplateOptions,
+    RewardOptions,
+    ChosenEngineOptions,
+    ServerOptions,
+    ServedGroupsOptions,
+    FileOptions,
 ):
     """Options of `nonpareil serve`."""
 

@@ -109,7 +109,7 @@ class Service:
         scored = await self.scorer.score(request, drawn)
         self.metrics.scored(scored, time.monotonic() - begun)
         try:
-            places, fallback = chosen(scored, asked.n, request.seed), None
+            places, fallback = await chosen(asked.rule, request, drawn, scored, asked.n), None
             self.metrics.chose(scored, places[0])
         except UpstreamError:
             if self._fallback == "none" or any(reward is not None for reward in scored.rewards):
@@ -122,7 +122,7 @@ class Service:
 
     async def _keep(self, asked: Asked, drawn: Drawn, scored: Scored, places: list[int]) -> None:
         if self._writer is not None:
-            await self._writer.write(asked.request, drawn, scored, places, asked.rule)
+            await self._writer.write(asked.request, drawn, scored, places, str(asked.rule))
 
     async def close(self) -> None:
         """Let upstream and rewards go; what is to be kept of the groups is written."""

@@ -22,6 +22,13 @@ def show(result: dict[str, Any]) -> None:
     """What was served; on stderr."""
     failed = f", {result['failed']} were told an error" if result["failed"] else ""
     console().print(f"{result['answered']} requests were answered{failed}", soft_wrap=True)
+    for reason, count in result.get("not_stored", {}).items():
+        console().print(f"{count} of them left no group: {reason}", soft_wrap=True)
+    if result.get("groups"):
+        first = result["groups"][0]
+        console().print(
+            f"{result['stored']} groups kept. Next: nonpareil curve --groups {first}", soft_wrap=True
+        )
 
 
 COMMAND = Command(

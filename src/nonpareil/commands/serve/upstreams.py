@@ -1,12 +1,13 @@
 """What a server draws from: an engine in this process, or another server; known before anything is loaded."""
 
-from collections.abc import Callable
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.engines.checks import check_prompts, check_sampling, check_token_ids
 from nonpareil.errors import ConfigError
 from nonpareil.records import Prompt, SamplingParams
+from nonpareil.remote import DEFAULT_KEY
 from nonpareil.training.settings.template import template_kwargs
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from nonpareil.commands.policies.local import LocalPolicy
     from nonpareil.options.serve import ServeOptions
     from nonpareil.serving.local import LocalUpstream
-    from nonpareil.serving.records import Upstream
+    from nonpareil.serving.upstream import HttpUpstream
 
 
 class LocalSource:
@@ -60,6 +61,10 @@ class LocalSource:
         check_prompts([prompt], sampling.max_completion_length, self._window)
         check_token_ids([prompt], self._vocabulary, f"the model {self.name!r}")
 
+    def info(self) -> dict[str, Any]:
+        """What decides the policy, for stored groups."""
+        return self._local.info()
+
     def open(self) -> "LocalUpstream":
         """Loads the weights."""
         from nonpareil.serving.local import LocalUpstream
@@ -75,16 +80,19 @@ class LocalSource:
 
 
 class ServedSource:
-    """Another server."""
+    """Another server; it is asked at once what it serves."""
 
     tokenizer = None
 
     def __init__(self, options: "ServeOptions") -> None:
-        """Sends nothing yet.
+        """Asks the server for its models, and for two answers of one token.
 
         Raises:
-            ConfigError: no address, or what a server of others does by itself.
+            ConfigError: no server there, a model that it does not serve, an `n` that it ignores, or a setting that
+                is not its.
         """
+        from nonpareil.serving.upstream import HttpUpstream
+
         if options.base_url is None:
             raise ConfigError("base_url is missing; engine=openai draws from a server: --base_url URL")
         if options.chat_template_kwargs is not None:
@@ -92,15 +100,28 @@ class ServedSource:
                 f"chat_template_kwargs={options.chat_template_kwargs!r} is read by an engine in this process only; "
                 "give it in the body of a request, or to the server at base_url"
             )
-        self._options = options
-        self.name = options.served_model_name
+        self._upstream = HttpUpstream(
+            options.base_url,
+            model=options.model_name_or_path,
+            api_key_env=options.api_key_env or DEFAULT_KEY,
+            choices_per_request=options.choices_per_request,
+            try_timeout=options.request_timeout,
+            for_groups=options.groups is not None,
+        )
+        asyncio.run(self._upstream.check())
+        self.model = self._upstream.model or ""
+        self.name = options.served_model_name or self.model
 
     def check(self, prompt: Prompt, sampling: SamplingParams) -> None:
         """The server's own to say."""
 
-    def open(self) -> "Upstream":
-        """Connects to nothing yet."""
-        raise NotImplementedError
+    def info(self) -> dict[str, Any]:
+        """The served model's name; nobody here has seen its weights."""
+        return {"path": self.model}
+
+    def open(self) -> "HttpUpstream":
+        """Connects when it is first asked."""
+        return self._upstream
 
 
 def source_of(options: "ServeOptions") -> LocalSource | ServedSource:
@@ -113,5 +134,4 @@ def source_of(options: "ServeOptions") -> LocalSource | ServedSource:
         raise ConfigError(
             "engine=ray draws stored groups; serve with transformers, vllm or an upstream (base_url)"
         )
-    makers: dict[str, Callable[[Any], LocalSource | ServedSource]] = {"openai": ServedSource}
-    return makers.get(options.engine, LocalSource)(options)
+    return ServedSource(options) if options.engine == "openai" else LocalSource(options)
