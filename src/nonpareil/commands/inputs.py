@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.commands.policies.base import Policy
 from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.in_memory import InMemory
-from nonpareil.options.rewards import CACHE, RewardOptions, check_remote, model_options, specs_of
+from nonpareil.options.rewards import (
+    CACHE,
+    RewardOptions,
+    check_remote,
+    model_options,
+    specs_of,
+    without_addresses,
+)
 from nonpareil.options.shared import PromptOptions
 from nonpareil.records import Prompt, SamplingParams
 from nonpareil.settings import settings_of, values_of
@@ -24,6 +31,9 @@ if TYPE_CHECKING:
 
     from nonpareil.rewards.combine import CombinedReward
     from nonpareil.rewards.judge.judge_reward import JudgeReward
+
+_NOT_KEPT = {"trust_remote_code", "reward_api_key_env", "judge_base_url", "judge_api_key_env", "judge_cache"}
+"""Of the rewards' options: what no manifest keeps."""
 
 
 def require_all(options: Any, *, prompts_from_groups: bool = False) -> None:
@@ -205,6 +215,28 @@ def check_reward(
     if errors_in is not None:
         reward.log_errors_to(Path(errors_in))
     reward.release()  # so that it is in memory while it scores, and never beside the policy's model
+
+
+def asked_rewards(options: RewardOptions) -> dict[str, Any]:
+    """The rewards as they were named, for `distill --groups`: no address, no key, nobody's leave to run code."""
+    named = without_addresses(RewardOptions, values_of(options, RewardOptions))
+    kept = {
+        name: named[name]
+        for name, setting in settings_of(RewardOptions).items()
+        if named[name] != setting.default and name not in _NOT_KEPT
+    }
+    for name in ("reward_model_name_or_path", "reward_funcs"):
+        if name in kept:
+            value = kept[name]
+            kept[name] = [_placed(one) for one in value] if isinstance(value, list) else _placed(value)
+    return kept
+
+
+def _placed(spec: str) -> str:
+    """The spec of a reward, wherever it is read: a file or folder by its whole path."""
+    file, colon, name = spec.rpartition(":") if ".py:" in spec else (spec, "", "")
+    there = Path(file).expanduser()
+    return f"{there.resolve()}{colon}{name}" if there.exists() else spec
 
 
 def _judge(options: RewardOptions) -> "list[JudgeReward]":

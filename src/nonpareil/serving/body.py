@@ -4,15 +4,19 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nonpareil.answers import UnusableAnswer, is_text, parse_json
+from nonpareil.serving.choosing import rule_of
 from nonpareil.serving.fields import FORWARDED, OWN, READ_HERE, has_effect
 from nonpareil.serving.problems import refused
 from nonpareil.serving.records import DrawRequest, UpstreamError
 from nonpareil.setting_types import nearest
+
+if TYPE_CHECKING:
+    from nonpareil.selection.rule import Rule
 
 SEEDS = 2**31
 """Seeds of our own lie below it: some upstreams take no larger ones."""
@@ -27,7 +31,6 @@ class Defaults:
     best_of: int
     max_best_of: int
     rule: str
-    rules: Collection[str]
     max_tokens: int
     """Of an answer, where a request does not say."""
     seconds: float
@@ -43,7 +46,7 @@ class Asked:
     request: DrawRequest
     n: int
     """How many of the answers are returned."""
-    rule: str
+    rule: "Rule"
     stream: bool
     include_usage: bool
     max_tokens: int
@@ -103,7 +106,7 @@ def asked_of(body: Mapping[str, Any], chat: bool, defaults: Defaults) -> Asked:
             model=defaults.model,
         ),
         n=n,
-        rule=_rule(body, defaults),
+        rule=_rule(body, defaults, best_of),
         stream=stream,
         include_usage=include_usage,
         max_tokens=max_tokens,
@@ -143,13 +146,13 @@ def _seed(body: Mapping[str, Any]) -> int:
     return value
 
 
-def _rule(body: Mapping[str, Any], defaults: Defaults) -> str:
+def _rule(body: Mapping[str, Any], defaults: Defaults, best_of: int) -> "Rule":
     value = body.get("rule")
-    if value is None:
-        return defaults.rule
-    if value not in defaults.rules:
-        raise refused(f"rule={value!r} must be one of {', '.join(defaults.rules)}", "rule")
-    return value
+    if not isinstance(value, str | None):
+        raise refused(
+            f"rule={value!r:.80} must be a text, such as 'best_of_n' or 'soft:temperature=0.5'", "rule"
+        )
+    return rule_of(defaults.rule if value is None else value, best_of)
 
 
 def _check_temperature(forwarded: Mapping[str, Any], best_of: int) -> None:

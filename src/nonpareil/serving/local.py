@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.engines.base import Engine
@@ -30,6 +30,8 @@ class _Job:
     best_of: int
     sampling: SamplingParams
     ends: frozenset[int]
+    kwargs: dict[str, Any] = field(compare=False)
+    """Of the chat template, those of the server and of the request."""
 
 
 class LocalUpstream:
@@ -67,7 +69,8 @@ class LocalUpstream:
         """See `records.Upstream`. The same request with the same seed gives the same answers, whatever else comes.
 
         Raises:
-            UpstreamError: 400: a field that is not honoured here, or a prompt too long; 502: a model without numbers.
+            UpstreamError: 400: a field that is not honoured here, or a prompt too long; 502: a model that
+                gives no numbers.
         """
         sampling = sampling_of(request)
         try:
@@ -85,8 +88,16 @@ class LocalUpstream:
             completion_tokens=sum(map(len, draws.completion_token_ids)),
             model=self.name,
             prompt_token_ids=job.prompt.token_ids,
-            info={"opening": job.prompt.opening, "sampling": job.sampling},
+            info={
+                "opening": job.prompt.opening,
+                "sampling": job.sampling,
+                "chat_template_kwargs": job.kwargs,
+            },
         )
+
+    def describe(self) -> dict[str, Any]:
+        """What changes the draws, as the engine says it."""
+        return self.engine.describe()
 
     async def models(self) -> list[str]:
         """The one."""
@@ -102,7 +113,8 @@ class LocalUpstream:
             raise refused(f"chat_template_kwargs={kwargs!r:.200} must be an object", "chat_template_kwargs")
         with self._reading:
             row = {"prompt": _plain(request.prompt)}
-            (prompt,) = tokenize_prompts([row], self.tokenizer, {**self._template_kwargs, **kwargs})
+            kwargs = {**self._template_kwargs, **kwargs} if request.chat else kwargs
+            (prompt,) = tokenize_prompts([row], self.tokenizer, kwargs)
             if request.chat not in self._ends:
                 self._ends[request.chat] = self._ends_of(prompt)
         # Every draw's random numbers follow from this id; those of the request's seed from nothing else.
@@ -110,7 +122,7 @@ class LocalUpstream:
             f"{prompt.prompt_id}/{request.seed}", prompt.prompt, prompt.token_ids, {}, opening=prompt.opening
         )
         self._check(prompt, sampling)
-        return _Job(prompt, request.best_of, sampling, self._ends[request.chat])
+        return _Job(prompt, request.best_of, sampling, self._ends[request.chat], kwargs)
 
     def _draw(self, batch: Batch[_Job, Draws]) -> list[Draws]:
         first = batch.jobs[0]
@@ -160,8 +172,8 @@ def sampling_of(request: DrawRequest) -> SamplingParams:
             name == "logprobs" and value is not True and (request.chat or value != 0)
         ):
             raise refused(
-                f"{name}={value!r:.80} is not honoured by an engine in this process; leave it out, or serve the model "
-                "with a server and name that (base_url)",
+                f"{name}={value!r:.80} is not honoured by an engine in this process; leave it out, or serve the "
+                "model with a server and name that (base_url)",
                 name,
             )
     numbers = {name: given[name] for name in _NUMBERS if name in given}
@@ -170,7 +182,7 @@ def sampling_of(request: DrawRequest) -> SamplingParams:
     stop = given.get("stop", [])
     if not isinstance(stop, str | list):
         raise refused(f"stop={stop!r:.80} must be a text or a list of texts", "stop")
-    limit = given.get("max_completion_tokens", given.get("max_tokens"))
+    limit: Any = given.get("max_completion_tokens", given.get("max_tokens"))
     numbers |= {name: float(v) for name, v in numbers.items() if name != "top_k" and type(v) is int}
     sampling = SamplingParams(
         **numbers, max_completion_length=limit, stop=(stop,) if isinstance(stop, str) else tuple(stop)

@@ -1,5 +1,7 @@
 """What the server counts, as Prometheus reads it."""
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from nonpareil.serving.records import Drawn, Scored
@@ -13,7 +15,7 @@ class Metrics:
     def __init__(self) -> None:
         """All at zero."""
         self.registry = CollectorRegistry()
-        made = {"registry": self.registry, "namespace": "nonpareil"}
+        made: Any = {"registry": self.registry, "namespace": "nonpareil"}
         self.requests = Counter(
             "requests", "Requests answered, by endpoint and status.", ["endpoint", "status"], **made
         )

@@ -39,7 +39,7 @@ class Reply:
         failed = [reason for reason in self.scored.failures if reason is not None]
         return {
             "best_of": self.asked.request.best_of,
-            "rule": self.asked.rule,
+            "rule": str(self.asked.rule),
             "seed": self.asked.request.seed,
             "chosen": self.chosen,
             "scores": self.scored.rewards,

@@ -51,7 +51,7 @@ def address_of(here: socket.socket) -> str:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which ends on SIGINT and SIGTERM when what it was asked is answered; a second one ends it at once."""
+    """uvicorn's; a first SIGINT or SIGTERM ends it when what it was asked is answered, a second one at once."""
 
     def __init__(self, app: FastAPI, pages: Pages, grace: float) -> None:
         """`grace`: seconds that requests under way have after the first signal."""

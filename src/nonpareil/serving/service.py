@@ -57,8 +57,8 @@ class Service:
         """Draw, score and choose, by the request's deadline.
 
         Raises:
-            UpstreamError: what is told to the client in the answer's place: 400, what cannot be drawn or scored; 429,
-                no place or no tokens left; 502, 503 and 504, of upstream and reward.
+            UpstreamError: what is told to the client in the answer's place: 400, what cannot be drawn or scored;
+                429, no place or no tokens left; 502, 503 and 504, of upstream and reward.
         """
         request = asked.request
         self.scorer.check(request)
@@ -90,8 +90,8 @@ class Service:
         bound = min((each for each in bounds if each is not None), default=None)
         if bound is not None and most > bound:
             raise refused(
-                f"best_of={asked.request.best_of} answers of max_tokens={asked.max_tokens} are {most} tokens, and one "
-                f"request may draw {bound}; lower either",
+                f"best_of={asked.request.best_of} answers of max_tokens={asked.max_tokens} are {most} tokens, and "
+                f"one request may draw {bound}; lower either",
                 "max_tokens",
             )
 
@@ -109,7 +109,7 @@ class Service:
         scored = await self.scorer.score(request, drawn)
         self.metrics.scored(scored, time.monotonic() - begun)
         try:
-            places, fallback = chosen(scored, asked.n, request.seed), None
+            places, fallback = await chosen(asked.rule, request, drawn, scored, asked.n), None
             self.metrics.chose(scored, places[0])
         except UpstreamError:
             if self._fallback == "none" or any(reward is not None for reward in scored.rewards):
@@ -122,7 +122,7 @@ class Service:
 
     async def _keep(self, asked: Asked, drawn: Drawn, scored: Scored, places: list[int]) -> None:
         if self._writer is not None:
-            await self._writer.write(asked.request, drawn, scored, places, asked.rule)
+            await self._writer.write(asked.request, drawn, scored, places, str(asked.rule))
 
     async def close(self) -> None:
         """Let upstream and rewards go; what is to be kept of the groups is written."""

@@ -27,8 +27,9 @@ async def watched(work: "asyncio.Future[Reply]", receive: Receive, seconds: floa
         left: the client has gone.
     """
     gone = asyncio.ensure_future(_gone(receive))
+    both: set[asyncio.Future[Any]] = {work, gone}
     try:
-        await asyncio.wait({work, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if work.done():
             return work.result()
         if gone.done():
