@@ -46,6 +46,10 @@ COMMANDS = {
         "nonpareil.commands.interpolate",
         "Write a policy with more or less of its training: weights between and beyond reference and policy.",
     ),
+    "serve": (
+        "nonpareil.commands.serve.command",
+        "Serve best-of-N behind OpenAI's protocol, of a model here or of any server's.",
+    ),
     "export": (
         "nonpareil.commands.export",
         "Turn groups into TRL's preference, SFT or unpaired datasets.",

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.commands.policies.base import Policy
 from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.in_memory import InMemory
-from nonpareil.options.rewards import CACHE, RewardOptions, check_remote, model_options, specs_of
+from nonpareil.options.rewards import (
+    CACHE,
+    RewardOptions,
+    check_remote,
+    model_options,
+    specs_of,
+)
 from nonpareil.options.shared import PromptOptions
 from nonpareil.records import Prompt, SamplingParams
 from nonpareil.settings import settings_of, values_of
