@@ -76,7 +76,7 @@ class SegmentedDraws:
 
     @torch.inference_mode()
     def draw_to(self, length: int) -> list[int]:
-        """Draw what has not ended until it has `length` tokens or ends; returns the tokens drawn for each prompt."""
+        """Draw what has not ended up to `length` tokens; returns how many were drawn for each prompt."""
         drawn = [0] * len(self._prompts)
         if not self._rows:
             return drawn

@@ -59,9 +59,7 @@ class _Pool:
         ties = tie_numbers(self.prompt.prompt_id, [one.sample for one in self.compared], seed, layer.length)
         places = best_places(values, layer.keeps(len(values)), ties)
         kept = [self.compared[place] for place in places]
-        self.aside += [
-            one for place, one in enumerate(self.compared) if one.ended and place not in {*places}
-        ]
+        self.aside += [one for place, one in enumerate(self.compared) if one.ended and place not in {*places}]
         going = []
         for partial in kept:
             value = self.scores[partial.sample][""]
