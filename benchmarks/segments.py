@@ -86,14 +86,18 @@ def row(name: str, win: Tensor, reward: Tensor, drawn: float, scored: float, bas
     def interval(values: Tensor, scale: Scale = "real") -> dict[str, Any]:
         return asdict(bootstrap_interval(values.mean(1)[:, None], scale=scale))
 
-    print(f"{name:<40} {drawn:>7.0f} {scored:>7.0f} {shown(interval(win, "share"))}  {shown(interval(reward))}"
-          f"  {shown(interval(win - base), '+')}", flush=True)  # fmt: skip
+    rate, of_rewards = interval(win, "share"), interval(reward)
+    cost = f"{drawn:>7.0f} {scored:>7.0f}"
+    print(
+        f"{name:<40} {cost} {shown(rate)}  {shown(of_rewards)}  {shown(interval(win - base), '+')}",
+        flush=True,
+    )
     return {
         "name": name,
         "tokens_drawn": drawn,
         "tokens_scored": scored,
-        "win_rate": interval(win, "share"),
-        "reward": interval(reward),
+        "win_rate": rate,
+        "reward": of_rewards,
         "win_rate_beyond_best_of_8": interval(win - base),
     }
 
