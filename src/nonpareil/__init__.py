@@ -10,7 +10,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _COMMANDS = (
-    *("sample", "curve", "distill", "evaluate", "compare"),
+    *("sample", "search", "curve", "distill", "evaluate", "compare"),
     *("value", "make_credits", "tilt", "interpolate", "export", "join", "serve"),
 )
 """`make_credits` is the command `credits`: `nonpareil.credits` is the module of what it makes."""

@@ -34,6 +34,7 @@ from nonpareil.options.export import ExportOptions
 from nonpareil.options.join import JoinOptions
 from nonpareil.options.rewards import ANY_MODEL, ENDPOINTS, FIRST_MODEL, LIMITED, LOADED_MODEL
 from nonpareil.options.sample import SampleOptions
+from nonpareil.options.search import SearchOptions
 from nonpareil.options.serve import ServeOptions
 from nonpareil.options.shared import (
     DRAWS_POOL,
@@ -57,7 +58,7 @@ from nonpareil.values.settings import MAKES_CREDITS
 COMMANDS = (
     *(SampleOptions, CurveOptions, DistillOptions, DistillationConfig, EvaluateOptions, ExportOptions),
     *(ComparisonFlags, ValueOptions, CreditsOptions, InterpolateOptions, TiltOptions),
-    *(JoinOptions, ServeOptions),
+    *(JoinOptions, SearchOptions, ServeOptions),
 )
 SECTIONS = {
     "": CompareOptions,

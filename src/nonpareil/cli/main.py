@@ -16,6 +16,10 @@ from nonpareil.terminal import PrintableRecord, printable_lines
 
 COMMANDS = {
     "sample": ("nonpareil.commands.sample", "Draw m completions per prompt, score them, keep the groups."),
+    "search": (
+        "nonpareil.commands.search",
+        "Find one good answer per prompt: score completions while they are drawn.",
+    ),
     "join": ("nonpareil.commands.join", "Make one folder of several that were drawn and scored alike."),
     "curve": ("nonpareil.commands.curve", "Say what best-of-N is worth for every N, from those groups."),
     "distill": (
