@@ -97,9 +97,9 @@ class PromptOptions(TemplateSettings, CheckedOptions):
     )
     datasets: list[dict[str, Any] | str] | None = option(
         None,
-        "A mixture in dataset_name's place: names, or JSON objects of path, split, columns, fraction, ... as TRL has "
-        "them. Fractions hold in every beginning, up to where a dataset has no more: none is taken twice. Without, "
-        "all are taken. Column dataset_source: of which one.",
+        "A mixture in dataset_name's place: names, or JSON objects of path, split, columns, fraction, ... as TRL. "
+        "Fractions hold in every beginning, up to where a dataset has no more: no prompt is taken twice. Without "
+        "them all are taken. The column dataset_source says of which a prompt is.",
         names="input",
         replaces_demo=True,
         reader=OWN_PROMPTS,

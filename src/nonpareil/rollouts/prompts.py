@@ -244,9 +244,10 @@ def _ids_of(
     else:
         given = {**options, COLUMN: tools} if tools else options
         ids = _tokenize_chat(prompt, tokenizer, given, where)
-        whose = f"{where}: the policy's chat template"
         check_messages_written(
-            prompt, lambda told: tokenizer.apply_chat_template(told, tokenize=False, **given), whose
+            prompt,
+            lambda told: str(tokenizer.apply_chat_template(list(told), tokenize=False, **given)),
+            f"{where}: the policy's chat template",
         )
         if tools:
             check_written(ids, _tokenize_chat(prompt, tokenizer, options, where), where)
