@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import datasets
+import pytest
 
 import nonpareil as library
 from nonpareil.commands.compare.plan import plan_runs
@@ -16,11 +17,30 @@ def sources(folder):
     return Counter(group.columns["dataset_source"] for group in read_groups(folder))
 
 
-def test_a_mixture_is_drawn_trained_on_and_evaluated(nonpareil, files):
-    parts = [
+def parts_of(files):
+    return [
         {"path": str(files / "train.jsonl"), "fraction": 0.75},
         {"path": str(files / "test.jsonl"), "fraction": 0.25},
     ]
+
+
+def of_run(files):
+    return {"dataset_name": None, "eval_dataset_name": None, "max_steps": 1, "output_dir": files / "run"}
+
+
+@pytest.mark.slow
+def test_a_part_of_a_mixture_is_evaluated_on(nonpareil, files):
+    (files / "mixed.yaml").write_text(dump_yaml({"datasets": parts_of(files)}))
+    argv = [*nonpareil.flags("distill", **of_run(files), test_split_size=4), "--config", files / "mixed.yaml"]
+    status, _, err = nonpareil(*argv)
+    assert status == 0, err
+    assert sum(sources(files / "run" / "evaluation" / "reference").values()) == 4
+    report = json.loads((files / "run" / "evaluation" / "report.json").read_text())
+    assert "mixture of train.jsonl (0.75), test.jsonl (0.25)" in json.dumps(report)
+
+
+def test_a_mixture_is_drawn_and_trained_on(nonpareil, files):
+    parts = parts_of(files)
     words = ("--datasets", *map(json.dumps, parts))
     argv = nonpareil.flags("sample", dataset_name=None, max_prompts=4)
     status, _, err = nonpareil(*argv, *words)
@@ -30,13 +50,10 @@ def test_a_mixture_is_drawn_trained_on_and_evaluated(nonpareil, files):
     assert drawn["sources"] == {"train.jsonl": 3, "test.jsonl": 1}
 
     (files / "mixed.yaml").write_text(dump_yaml({"datasets": parts}))
-    run = {"dataset_name": None, "eval_dataset_name": None, "max_steps": 1, "output_dir": files / "run"}
-    argv = [*nonpareil.flags("distill", **run, test_split_size=4), "--config", files / "mixed.yaml"]
+    run = of_run(files)
+    argv = [*nonpareil.flags("distill", **run, evaluate_after=False), "--config", files / "mixed.yaml"]
     status, _, err = nonpareil(*argv)
     assert status == 0, err
-    assert sum(sources(files / "run" / "evaluation" / "reference").values()) == 4
-    report = json.loads((files / "run" / "evaluation" / "report.json").read_text())
-    assert "mixture of train.jsonl (0.75), test.jsonl (0.25)" in json.dumps(report)
     assert "mixture of train.jsonl (0.75)" in (files / "run" / "README.md").read_text()
 
     for more, says in (

@@ -82,7 +82,13 @@ def test_nulls_that_arrow_adds_are_no_part_of_a_message(tmp_path):
         (
             talk(call()),
             "{% for m in messages %}{{ m.content + ' ' }}{{ m.tool_calls }}{% endfor %}",
-            "fails on roles",
+            "fails on roles .*; a message's content is null, and it may want ''",
+        ),
+        (
+            talk(call(), content="a"),
+            "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ '' + c.function.arguments }}"
+            "{% endfor %}{% endfor %}",
+            "it may want arguments of tool_calls as JSON text",
         ),
         (talk("very"), READS, "tool_calls=.* must be a list of"),
         (talk({"function": {"arguments": {}}}), READS, "tool_calls=.* must be a list of"),

@@ -64,7 +64,18 @@ def template_failure(template: str, messages: Sequence[Mapping[str, Any]], error
     roles = [message["role"] for message in messages]
     refuses = isinstance(error, jinja2.TemplateError | ValueError)
     reason = printable(" ".join(str(error).split())) if refuses else reason_of(error)
-    return f"{template} {'refuses' if refuses else 'fails on'} roles {roles}: {reason}"
+    return f"{template} {'refuses' if refuses else 'fails on'} roles {roles}: {reason}{_hint(messages)}"
+
+
+def _hint(messages: Sequence[Mapping[str, Any]]) -> str:
+    """What of messages with tool calls templates take in one form alone, each in its own."""
+    if any(message.get("content") is None for message in messages):
+        return "; a message's content is null, and it may want ''"
+    calls = [call.get("function", call) for message in messages for call in message.get("tool_calls") or ()]
+    if not calls:
+        return ""
+    text = any(isinstance(call.get("arguments"), str) for call in calls)
+    return f"; it may want arguments of tool_calls as {'an object' if text else 'JSON text'}"
 
 
 def check_messages_written(

@@ -34,10 +34,7 @@ EIGHT_BIT_HELP = (
 QUANT_TYPE_HELP = "Kind of the 4 bits: nf4 or fp4."
 NESTED_HELP = "Quantise the scales of the 4 bits too."
 QUANT_TYPES = ("nf4", "fp4")
-STORAGE_HELP = (
-    "Type of the tensors that hold the packed 4 bits; the weights are the same. Default: uint8. FSDP wants that of "
-    "the other weights."
-)
+STORAGE_HELP = "What the 4 bits are packed into: the same weights. Default: uint8."
 STORAGES = ("uint8", "int8", "float16", "bfloat16", "float32", "float64")
 
 OURS = {

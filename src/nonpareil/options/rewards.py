@@ -52,8 +52,8 @@ class RemoteRewardOptions(CheckedOptions):
     )
     judge_chat_template_kwargs: dict[str, Any] | None = option(
         None,
-        "Arguments of the judge's chat template, as JSON, which its server is asked to give it (vLLM, SGLang): "
-        """'{"enable_thinking": false}' of a judge that would think first.""",
+        "Sent along for its chat template (vLLM, SGLang), as JSON: "
+        """'{"enable_thinking": false}'.""",
         of="judge_model",
     )
     judge_max_calls: int | None = option(

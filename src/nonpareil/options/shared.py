@@ -97,10 +97,9 @@ class PromptOptions(TemplateSettings, CheckedOptions):
     )
     datasets: list[dict[str, Any] | str] | None = option(
         None,
-        "A mixture, in place of dataset_name: a list of datasets, each by its name or as keys and values (in a "
-        "shell JSON): path, name, data_dir, data_files, split (train), columns, fraction. With fractions every "
-        "beginning of the prompts has these shares, up to where a dataset has no more; none is taken twice. "
-        "Without, all of each are taken. The column dataset_source says of which a prompt is.",
+        "A mixture in dataset_name's place: names, or JSON objects of path, split, columns, fraction, ... as TRL. "
+        "Fractions hold in every beginning, up to where a dataset has no more: no prompt is taken twice. Without "
+        "them all are taken. The column dataset_source says of which a prompt is.",
         names="input",
         replaces_demo=True,
         reader=OWN_PROMPTS,

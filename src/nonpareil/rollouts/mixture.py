@@ -222,6 +222,17 @@ def _rows_of(mixture: Mixture, place: int, prompt_column: str) -> Sequence[Row]:
     return rows
 
 
+def rows_of(source: InMemory, prompt_column: str) -> list[Row]:
+    """The rows of a mixture, or those that Python gave.
+
+    Raises:
+        DataError: as `read_mixture` and `rows_in_memory`.
+    """
+    if isinstance(source, Mixture):
+        return [*read_mixture(source, prompt_column)]
+    return rows_in_memory(source, prompt_column)
+
+
 def rows_in_memory(source: InMemory, prompt_column: str) -> list[Row]:
     """Rows that Python gave; a text is a prompt.
 

@@ -14,7 +14,7 @@ from nonpareil.in_memory import InMemory
 from nonpareil.models.chat import check_messages_written, held_clock, template_failure, template_source
 from nonpareil.records import Message, Prompt, PromptText, prompt_id_of
 from nonpareil.rollouts.checked_rows import PromptRow, check_column, check_columns, checked_prompt
-from nonpareil.rollouts.mixture import Mixture, mixture_of, read_mixture, rows_in_memory
+from nonpareil.rollouts.mixture import mixture_of, rows_of
 from nonpareil.rollouts.openings import Openings
 from nonpareil.rollouts.parts import part_of
 from nonpareil.rollouts.rendering import check_template_kwargs, rendering_of
@@ -83,11 +83,8 @@ def load_prompts(
     check_value("seed", seed, int | None)
     if streaming:
         _check_stream(limit, seed, test_split_size)
-    rows: Sequence[Mapping[str, Any]]
-    if isinstance(source, Mixture):
-        rows = read_mixture(source, prompt_column)
-    elif isinstance(source, InMemory):
-        rows = rows_in_memory(source, prompt_column)
+    if isinstance(source, InMemory):
+        rows = rows_of(source, prompt_column)
     else:
         rows = read_rows(str(source), split, dataset_config, prompt_column, limit if streaming else None)
     if not rows:
@@ -247,9 +244,10 @@ def _ids_of(
     else:
         given = {**options, COLUMN: tools} if tools else options
         ids = _tokenize_chat(prompt, tokenizer, given, where)
-        whose = f"{where}: the policy's chat template"
         check_messages_written(
-            prompt, lambda told: tokenizer.apply_chat_template(told, tokenize=False, **given), whose
+            prompt,
+            lambda told: str(tokenizer.apply_chat_template(list(told), tokenize=False, **given)),
+            f"{where}: the policy's chat template",
         )
         if tools:
             check_written(ids, _tokenize_chat(prompt, tokenizer, options, where), where)

@@ -33,8 +33,8 @@ class LoraSettings:
     )
     lora_target_parameters: list[str] | None = option(
         None,
-        "Parameters that get an adapter, by the end of their names, where no linear layer holds them: experts in "
-        "one tensor, such as mlp.experts.gate_up_proj. Without lora_target_modules these alone.",
+        "Parameters that get an adapter, by the end of their names: experts in one tensor "
+        "(mlp.experts.gate_up_proj). Without lora_target_modules these alone.",
         of="use_peft",
     )
     lora_modules_to_save: list[str] | None = option(
