@@ -42,7 +42,8 @@ def _rules(terminal: "Console", values: "RuleValues", reward: str, gold: str | N
     if gold is not None:
         table = _table(f"The same choices, valued by {escape(gold)}", "rule", "gold", "95%")
         for one in values.rules:
-            table.add_row(escape(one.rule), number(one.gold and one.gold.estimate), bracket(one.gold))
+            mean = None if one.gold is None else one.gold.estimate
+            table.add_row(escape(one.rule), number(mean), bracket(one.gold))
         terminal.print(table)
     if values.num_prompts_used < values.num_prompts:
         terminal.print(
