@@ -29,21 +29,22 @@ def _rules(terminal: "Console", values: "RuleValues", reward: str, gold: str | N
 
     from nonpareil.evaluation.numbers import bracket, number
 
-    reward = "success" if reward == "pass@N" else reward
-    names = ["rule", reward, "95%", "win rate", "KL at most", "draws", "tokens per prompt"]
-    table = _table(f"What rules of selection are worth ({values.num_prompts_used} prompts)", *names)
-    if gold is not None:
-        table.add_column(escape(gold), justify="right")
-        table.add_column("95%", justify="right", no_wrap=True)
+    name = "success" if reward == "pass@N" else reward
+    title = f"What rules of selection are worth ({values.num_prompts_used} prompts)"
+    table = _table(title, "rule", name, "95%", "win rate", "KL <=", "tokens")
     for one in values.rules:
         win = None if one.win_rate is None else one.win_rate.estimate
-        shown = [
-            *(one.rule, number(one.reward.estimate), bracket(one.reward), number(win)),
-            *(number(one.kl_upper_bound), number(one.draws, 1), number(one.tokens_per_prompt, 0)),
-        ]
-        by_gold = [] if one.gold is None else [number(one.gold.estimate), bracket(one.gold)]
-        table.add_row(*map(escape, [*shown, *by_gold]))
+        table.add_row(
+            *(escape(one.rule), number(one.reward.estimate), bracket(one.reward), number(win)),
+            *(number(one.kl_upper_bound), number(one.tokens_per_prompt, 0)),
+        )
     terminal.print(table)
+    if gold is not None:
+        table = _table(f"The same choices, valued by {escape(gold)}", "rule", "gold", "95%")
+        for one in values.rules:
+            mean = None if one.gold is None else one.gold.estimate
+            table.add_row(escape(one.rule), number(mean), bracket(one.gold))
+        terminal.print(table)
     if values.num_prompts_used < values.num_prompts:
         terminal.print(
             f"{values.num_prompts_used} of {values.num_prompts} prompts take part, the same for every rule; of the "
@@ -51,8 +52,9 @@ def _rules(terminal: "Console", values: "RuleValues", reward: str, gold: str | N
             soft_wrap=True,
         )
     terminal.print(
-        "Win rates are against one further draw, with one draw less to choose from. KL is that of the choice to an "
-        "even draw among the completions, which bounds the answers' KL to the policy.",
+        "Win rates are against one further draw, with one draw less to choose from. KL <= is that of the choice to "
+        "an even draw among the completions, nats, which the answers' own KL never exceeds (of best-of-N the first "
+        "table has it). Tokens are those drawn per prompt.",
         soft_wrap=True,
     )
 
@@ -104,5 +106,7 @@ def _table(title: str, *names: str) -> "Table":
 
     table = Table(title=title)
     for name in names:
-        table.add_column(name, justify="left" if name == "rule" else "right", no_wrap=name in ("95%", "rule"))
+        table.add_column(
+            name, justify="left" if name == "rule" else "right", no_wrap=name == "95%", overflow="fold"
+        )
     return table

@@ -54,7 +54,13 @@ def gold_scores(spec: Any, groups: Sequence[Group]) -> tuple[str, list[list[floa
             f"gold_reward={name!r} is stored for {sum(having)} of {len(groups)} groups; score the others"
         )
     stored = ", ".join(dict.fromkeys(one for group in groups for one in group.rewards_by_name)) or "none"
-    if kind_of(spec) not in _SCORED_HERE:
+    try:
+        kind = kind_of(spec)
+    except ConfigError as error:
+        raise ConfigError(
+            f"gold_reward={name!r} is no stored reward (there are: {stored}): {error}"
+        ) from error
+    if kind not in _SCORED_HERE:
         raise ConfigError(
             f"gold_reward={name!r} is no stored reward (there are: {stored}), and no function or verifier; score "
             "the groups with it first (nonpareil sample into the same folder, then again with the first reward)"
