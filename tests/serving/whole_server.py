@@ -13,7 +13,6 @@ import httpx
 from nonpareil.rewards import CombinedReward
 from nonpareil.serving.app import Pages, app_of
 from nonpareil.serving.body import Defaults
-from nonpareil.serving.choosing import RULES
 from nonpareil.serving.records import GroupWriter, Upstream
 from nonpareil.serving.running import Server, address_of, bound
 from nonpareil.serving.scoring import Scorer
@@ -45,7 +44,7 @@ def serving(
 ) -> Iterator[Running]:
     """Its address ends in /v1."""
     here = bound("127.0.0.1", 0)
-    defaults = Defaults(MODEL, best_of, 64, RULES[0], RULES, max_tokens, seconds, {})
+    defaults = Defaults(MODEL, best_of, 64, "best_of_n", max_tokens, seconds, {})
     started: list[Any] = []
 
     async def run() -> None:
