@@ -53,7 +53,8 @@ def _disagreement(trial: "Drawn", tokenizer: "Tokenizer") -> str | None:
         return _bare(str(tokenizer.decode(ids, skip_special_tokens=skip)))
 
     prompt = trial.prompt_token_ids or []
-    if max(prompt) >= len(tokenizer) or _bare(PROBE) not in read(prompt, skip=False):
+    asked = read(tokenizer(PROBE, add_special_tokens=False)["input_ids"], skip=False)
+    if max(prompt) >= len(tokenizer) or asked not in read(prompt, skip=False):
         return f"its prompt's ids do not read {PROBE!r} here"
     for answer in trial.answers:
         ids = answer.token_ids or []
