@@ -14,6 +14,7 @@ from nonpareil.maths.adaptive_n import draws_to_first_success, threshold_draws, 
 from nonpareil.maths.best_of_n import kl_upper_bound
 from nonpareil.maths.beta_binomial import BetaFit, fit_beta, pass_at_n
 from nonpareil.maths.bootstrap import Interval
+from nonpareil.maths.group_best_of_n import group_kl
 from nonpareil.maths.order_statistics import best_of_n_curve
 
 MODEL = "a model, not measured: success rates of prompts as a Beta law, fitted by maximum likelihood"
@@ -57,8 +58,8 @@ def beyond(rewards: Float[Tensor, "b m"], largest: int, bootstrap: Bootstrap) ->
     size = rewards.shape[1]
     if not is_zero_one(rewards, rewards):
         raise ConfigError(
-            f"extrapolate={largest} needs rewards that are 0 or 1, and these are not: how their best grows beyond the "
-            "draws no law says; draw more completions"
+            f"extrapolate={largest} needs rewards that are 0 or 1, and these are not: no law says how their best "
+            "grows beyond the draws; draw more completions"
         )
     if largest <= size:
         raise ConfigError(
@@ -120,8 +121,8 @@ class EarlyStops:
             return f"Stopping at the first success answers just as best-of-N does: {saved}."
         return (
             f"Stopping at the first draw above the quantile (N-1)/(N+1) wins as often as best-of-N: {saved} in the "
-            f"mean, at KL {last.kl:.3f} in place of {last.kl_of_best_of_n:.3f}. Formulas for rewards that never tie "
-            "and a quantile that is known for each prompt; a calibrated one saves less."
+            f"mean, at KL {last.kl:.3f} in place of {last.kl_of_best_of_n:.3f}. Formulas for rewards that never "
+            "tie and a quantile that is known for each prompt; a calibrated one saves less."
         )
 
 
@@ -132,8 +133,6 @@ def early_stops(rewards: Float[Tensor, "b m"], reach: int, mean_length: float) -
     """
     shown = [n for n in MARKED_N if n <= reach] or [reach]
     if is_zero_one(rewards, rewards):
-        from nonpareil.maths.group_best_of_n import group_kl
-
         draws = draws_to_first_success(rewards, reach)
         kept = ~draws[:, -1].isnan()
         taken = [draws[kept, n - 1].mean().item() for n in shown]

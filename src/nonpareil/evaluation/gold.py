@@ -10,7 +10,7 @@ from torch import Tensor
 from nonpareil.errors import DataError
 from nonpareil.evaluation.intervals import Bootstrap
 from nonpareil.evaluation.worth import is_zero_one
-from nonpareil.maths.bootstrap import Interval
+from nonpareil.maths.bootstrap import Interval, Scale
 from nonpareil.maths.order_statistics import best_of_n_values
 
 
@@ -53,8 +53,8 @@ class GoldCurve:
             return "One draw is no choice: draw more completions per prompt."
         if n == 1:
             return (
-                f"By {self.name}, stop at N = 1{interval}: choosing by the reward gains nothing, and at N = {last.n} "
-                f"loses {first - last.gold.estimate:.3g}."
+                f"By {self.name}, stop at N = 1{interval}: choosing by the reward gains nothing, and loses "
+                f"{first - last.gold.estimate:.3g} at N = {last.n}."
             )
         if n == last.n:
             return (
@@ -83,9 +83,9 @@ def gold_curve(
             "give a smaller max_n, or score anew what failed"
         )
     values = best_of_n_values(torch.where(both, rewards, torch.nan), gold, reach)[used]
-    scale = "share" if is_zero_one(gold, gold) else "real"
+    scale: Scale = "share" if is_zero_one(gold, gold) else "real"
     points = [GoldPoint(n, bootstrap.mean(values[:, n - 1], scale)) for n in range(1, reach + 1)]
-    peak = bootstrap.of_means([values], lambda means: _peaks(means), scale="positive")
+    peak = bootstrap.of_means([values], _peaks, scale="positive")
     peak = replace(peak, low=max(peak.low, 1.0), high=min(peak.high, float(reach)))
     missing = int((gold.isnan() & ~rewards.isnan()).sum())
     return GoldCurve(name, tuple(points), peak, len(used), int(used.sum()), missing)

@@ -83,8 +83,8 @@ def rule_values(
     if not used.any():
         names = ", ".join(map(str, rules))
         raise DataError(
-            f"rules: of no prompt can all of {names} choose a completion; see that what they read is there (answers, "
-            "log-probs), or ask for fewer rules at once"
+            f"rules: of no prompt can all of {names} choose a completion; see that what they read is there "
+            "(answers, log-probs), or ask for fewer rules at once"
         )
     kept = candidates.rows(used)
     values = [

@@ -5,12 +5,6 @@ from collections.abc import Callable, Sequence
 from nonpareil.records import Group
 from nonpareil.selection.candidates import Candidates, candidates_of
 from nonpareil.selection.needs import Need
-from nonpareil.selection.rule import Rule
-
-
-def needs_of(rules: Sequence[Rule]) -> tuple[Need, ...]:
-    """What any of the rules reads beside rewards."""
-    return tuple(dict.fromkeys(need for rule in rules for need in rule.needs))
 
 
 def candidates_of_groups(

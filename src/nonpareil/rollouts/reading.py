@@ -88,7 +88,7 @@ def stored_groups(path: str | Path, without: Sequence[str] = ()) -> Iterable[Gro
     return groups
 
 
-def read_available(path: str | Path) -> tuple[list[Group], str]:
+def read_available(path: str | Path, without: Sequence[str] = ()) -> tuple[list[Group], str]:
     """As `read_groups`; of a run that is not finished the shards that are drawn and scored, and what is lacking.
 
     The second value says in words how many are there of how many; it is empty for a finished run.
@@ -96,7 +96,7 @@ def read_available(path: str | Path) -> tuple[list[Group], str]:
     Raises:
         ConfigError, DataError: as `read_groups`, or an unfinished run of which no shard is done.
     """
-    groups, lacking = _available(path)
+    groups, lacking = _available(path, without)
     return list(groups), lacking
 
 

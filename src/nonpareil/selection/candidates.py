@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nonpareil.errors import DataError
@@ -41,6 +41,10 @@ class Candidates:
     def rows(self, which: Tensor | slice) -> "Candidates":
         """Some of the prompts."""
         return self._with(lambda name, values: values[which])
+
+    def known_where(self, which: Bool[Tensor, "b m"]) -> "Candidates":
+        """Those elsewhere as if their reward had failed."""
+        return replace(self, rewards=torch.where(which, self.rewards, torch.nan))
 
     def without(self, place: int) -> "Candidates":
         """All prompts without their candidate at this place."""
@@ -82,17 +86,20 @@ def candidates_of(
         DataError: a similarity that is no number.
     """
     return Candidates(
-        _table(rewards),
+        numbers_of(rewards),
         torch.tensor([answer_numbers(row, answers) for row in texts]) if "answers" in needs else None,
-        _table([[sum(one) if one else None for one in row] for row in token_logprobs])
+        numbers_of([[sum(one) if one else None for one in row] for row in token_logprobs])
         if "logprobs" in needs and token_logprobs
         else None,
         torch.stack([pairwise(row, similarity) for row in texts]) if "similarity" in needs else None,
-        _table([[one or None for one in row] for row in lengths]) if "lengths" in needs and lengths else None,
+        numbers_of([[one or None for one in row] for row in lengths])
+        if "lengths" in needs and lengths
+        else None,
     )
 
 
-def _table(rows: Sequence[Sequence[float | None]]) -> Float[Tensor, "b m"]:
+def numbers_of(rows: Sequence[Sequence[float | None]]) -> Float[Tensor, "b m"]:
+    """Rows of equal length, float64, NaN for None."""
     return torch.tensor(
         [[float("nan") if value is None else float(value) for value in row] for row in rows],
         dtype=torch.float64,

@@ -1,6 +1,7 @@
 """What a rule is: its parameters, what it reads, and its law."""
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -63,3 +64,8 @@ class Rule(CheckedOptions):
             if value != settings[name].default
         ]
         return f"{self.name}:{','.join(given)}" if given else self.name
+
+
+def needs_of(rules: Sequence[Rule]) -> tuple[Need, ...]:
+    """What any of the rules reads beside rewards."""
+    return tuple(dict.fromkeys(need for rule in rules for need in rule.needs))

@@ -88,6 +88,15 @@ def pairwise(
     return table[places][:, places]
 
 
+def check_similarity(similarity: str) -> None:
+    """Refuse what cannot be compared by.
+
+    Raises:
+        ConfigError: another word, or sacrebleu is not installed.
+    """
+    _comparison(similarity)
+
+
 def _comparison(similarity: Any) -> Callable[[str, str], float]:
     if callable(similarity):
         return similarity
