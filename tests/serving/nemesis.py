@@ -12,7 +12,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-MODEL = "nemesis"
+import httpx
+
+MODEL = "tiny"
 Fault = Callable[[int, dict[str, Any]], str | None]
 ENDLESS = 2**18
 """Bytes of a piece of an endless body."""
@@ -213,3 +215,18 @@ async def _send(writer: asyncio.StreamWriter, status: int, content: bytes, **hea
 def _head(status: int, length: int, **headers: str) -> bytes:
     given = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return f"HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n{given}\r\n".encode()
+
+
+def ask_all(url: str, bodies: list[dict[str, Any]], seconds: float = 60.0) -> list[httpx.Response]:
+    """All at once, each from a client of its own; `stream` is not for this."""
+
+    async def one(client: httpx.AsyncClient, body: dict[str, Any]) -> httpx.Response:
+        path = "chat/completions" if "messages" in body else "completions"
+        return await client.post(f"{url}/{path}", json=body)
+
+    async def together() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(timeout=seconds, limits=limits) as client:
+            return list(await asyncio.gather(*(one(client, body) for body in bodies)))
+
+    return asyncio.run(together())

@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
+pytest.importorskip("openai")
 
 import httpx
 
@@ -24,9 +25,10 @@ from nonpareil.rewards import CombinedReward, FunctionReward
 from nonpareil.rewards.endpoints.json_protocol import RemoteReward
 from nonpareil.rollouts import read_groups
 from nonpareil.serving.group_folder import GroupFolder
+from nonpareil.serving.service import Bounds
 from nonpareil.serving.upstream import HttpUpstream
-from tests.serving.nemesis import MODEL, Nemesis
-from tests.serving.whole_server import ask_all, serving
+from tests.serving.nemesis import MODEL, Nemesis, ask_all
+from tests.serving.running import served
 
 MENDED = ("429", "reset", "503", "cut", "cut json", "500", None, None)
 """What a second try mends."""
@@ -89,11 +91,12 @@ def storm(clients: int, folder: Path | None = None, rounds: int = 1) -> list[int
         if folder is not None:
             writer = stack.enter_context(GroupFolder(folder))
             writer.begin(reward(), {"path": MODEL}, upstream.describe())
-        running = stack.enter_context(serving(upstream, reward(), waiting=clients, writer=writer))
+        bounds = Bounds(running=64, waiting=clients, tokens_per_request=None, tokens_per_minute=None)
+        running = stack.enter_context(served(upstream, luck, bounds=bounds, writer=writer))
         for _ in range(rounds):
             tries.clear()
             bodies = [body(i) for i in range(clients)]
-            for i, response in enumerate(ask_all(running.url, bodies)):
+            for i, response in enumerate(ask_all(f"{running.url}/v1", bodies)):
                 check_answer(i, bodies[i], response)
             memory.append(
                 int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
@@ -144,10 +147,10 @@ def test_what_does_not_end_is_told_by_the_deadline_and_as_what_it_is() -> None:
 
     with Nemesis(by_client) as server:
         upstream = HttpUpstream(server.url, model=MODEL)
-        with serving(upstream, reward(), seconds=1.5) as running:
+        with served(upstream, luck, seconds=1.5) as running:
             bodies = [body(int(i)) for i in faults]
             begun = time.monotonic()
-            answers = ask_all(running.url, bodies)
+            answers = ask_all(f"{running.url}/v1", bodies)
             assert time.monotonic() - begun < 10
             assert {i: r.status_code for i, r in zip(faults, answers, strict=True)} == expected
             errors = {
@@ -198,11 +201,11 @@ def test_a_reward_server_that_goes_down_is_told_and_kept_as_nulls(tmp_path: Path
     remote = CombinedReward([RemoteReward(rewards.endpoint, max_retries=0)])
     with Nemesis() as server, GroupFolder(tmp_path / "g") as groups:
         groups.begin(remote, {"path": MODEL}, {"engine": "openai"})
-        with serving(HttpUpstream(server.url, model=MODEL), remote, writer=groups) as running:
-            (well,) = ask_all(running.url, [body(1, best_of=3)])
+        with served(HttpUpstream(server.url, model=MODEL), remote.rewards[0], writer=groups) as running:
+            (well,) = ask_all(f"{running.url}/v1", [body(1, best_of=3)])
             assert well.status_code == 200
             rewards.close()
-            (down,) = ask_all(running.url, [body(1, best_of=3)])
+            (down,) = ask_all(f"{running.url}/v1", [body(1, best_of=3)])
     assert down.status_code == 502
     assert down.json()["error"]["type"] == "reward_error"
     kept = [group.rewards for path in (tmp_path / "g").glob("text*") for group in read_groups(path)]

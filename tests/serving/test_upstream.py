@@ -91,7 +91,7 @@ def test_the_check_names_what_is_wrong_with_the_server() -> None:
         with pytest.raises(
             ConfigError, match=f"does not serve it; did you mean '{MODEL}'.*its list has: {MODEL}"
         ):
-            checked(server, model="nemesys")
+            checked(server, model="tinny")
     with Nemesis(lists=False) as server:
         with pytest.raises(ConfigError, match="model is missing"):
             checked(server)

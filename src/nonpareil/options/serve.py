@@ -68,6 +68,13 @@ class ServedGroupsOptions(CheckedOptions):
         at_least=1,
         of="groups",
     )
+    groups_model: str | None = option(
+        None,
+        "Directory or hub name of the weights that the upstream serves (which gives token ids, as vLLM does): with "
+        "it, its groups can train them.",
+        names="input",
+        of="engine=openai",
+    )
     groups_keep_days: float | None = option(
         None, "Delete groups that are older. Default: never.", above=0, at_most=36500, of="groups"
     )

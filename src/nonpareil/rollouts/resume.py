@@ -79,7 +79,8 @@ def _largest(shards: Sequence[Path]) -> tuple[ShardNotes, list[dict[str, Any]]]:
 def tell_old_texts(folder: Path, manifest: dict[str, Any] | None) -> None:
     """Warn of texts that an earlier version decoded, before rewards or people read them as what was drawn."""
     engine = (manifest or {}).get("draw", {}).get("engine") or {}
-    if engine and not TEXT.keys() & engine.keys() and engine.get("engine") != "openai":  # a server's own text
+    servers = ("openai", "served")  # whose texts are their own
+    if engine and not TEXT.keys() & engine.keys() and engine.get("engine") not in servers:
         tell(
             f"{printable(str(folder))}: an earlier version decoded these completions alone, so their texts lack "
             "special tokens and, with SentencePiece, often the first space; their ids and log-probs are right. "

@@ -91,6 +91,8 @@ def asked_of(body: Mapping[str, Any], chat: bool, defaults: Defaults) -> Asked:
         raise refused(f"{field}={best_of} is more than this server draws, {defaults.max_best_of}", field)
     if n > best_of:
         raise refused(f"n={n} answers of best_of={best_of} that are drawn; lower n or raise best_of", "n")
+    if body.get("echo"):
+        raise refused("echo=true would have the reward read the prompt twice; leave it out", "echo")
     forwarded = {k: v for k, v in body.items() if k not in READ_HERE and v is not None}
     _check_temperature(forwarded, best_of)
     forwarded, max_tokens = _limited(forwarded, defaults.max_tokens)

@@ -105,13 +105,14 @@ def _sampling(given: Mapping[str, Any], drawn: Drawn) -> dict[str, Any]:
     if not isinstance(sampling, SamplingParams):
         limits = [given[name] for name in LIMITS if name in given]
         stop = given.get("stop") or ()
-        numbers = {name: given[name] for name in _NUMBERS if name in given}
+        numbers: dict[str, Any] = {name: given[name] for name in _NUMBERS if name in given}
         if not all(isinstance(value, int | float) for value in [*numbers.values(), *limits]):
             raise NotStored("its sampling is not all numbers")
+        numbers |= {name: float(value) for name, value in numbers.items() if name != "top_k"}
         sampling = SamplingParams(
             max_completion_length=min(limits) if limits else drawn.info.get("max_tokens") or 0,
-            **{name: value if name == "top_k" else float(value) for name, value in numbers.items()},
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            **numbers,
         )
     if sampling.max_completion_length < 1:
         raise NotStored("max_tokens was not given, so where answers were cut is unknown")

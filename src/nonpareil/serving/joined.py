@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+PATIENCE = 10.0
+"""Seconds that closing waits for a batch to end."""
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -66,6 +68,7 @@ class Joined(Generic[Job, Result]):
         self._queue: deque[_Waiting[Job, Result]] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._at: Sequence[_Waiting[Job, Result]] = ()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -84,13 +87,13 @@ class Joined(Generic[Job, Result]):
             raise
 
     async def close(self) -> None:
-        """Ends the thread after the batch that it is at."""
+        """Ends the thread; whoever still waits is cancelled, and a batch that takes no notice is left to itself."""
         with self._changed:
             self._closed = True
-            for one in self._queue:
+            for one in (*self._queue, *self._at):
                 one.future.cancel()
             self._changed.notify()
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, PATIENCE)
 
     def _run(self) -> None:
         while (waiting := self._next()) is not None:
@@ -108,6 +111,7 @@ class Joined(Generic[Job, Result]):
             taken = [one for one in here if self._key(one.job) == key][: self._most]
             chosen = {id(one) for one in taken}
             self._queue = deque(one for one in here if id(one) not in chosen)
+            self._at = taken
             return taken
 
     def _do(self, waiting: "list[_Waiting[Job, Result]]") -> None:

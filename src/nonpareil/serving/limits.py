@@ -84,6 +84,6 @@ class TokenBudget:
         self._left -= tokens
 
     def give_back(self, tokens: int) -> None:
-        """Give back what was not drawn."""
+        """Give back what was not drawn; less than nothing where more was."""
         if self._most is not None:
             self._left = min(self._most, self._left + tokens)

@@ -13,7 +13,7 @@ from nonpareil.records import Draws, Prompt, SamplingParams
 from nonpareil.rollouts.prompts import tokenize_prompts
 from nonpareil.serving.fields import has_effect
 from nonpareil.serving.joined import Batch, Joined
-from nonpareil.serving.problems import refused
+from nonpareil.serving.problems import refused, told
 from nonpareil.serving.reading import text_of_content
 from nonpareil.serving.records import Answer, Drawn, DrawRequest, UpstreamError
 
@@ -76,7 +76,7 @@ class LocalUpstream:
         try:
             job = await asyncio.to_thread(self._job, request, sampling)
         except NonpareilError as error:
-            raise refused(str(error), _field(str(error), request)) from error
+            raise refused(told(error), _field(told(error), request)) from error
         try:
             draws = await self._joined.submit(job)
         except NotFiniteError as error:
@@ -190,7 +190,7 @@ def sampling_of(request: DrawRequest) -> SamplingParams:
     try:
         check_sampling(sampling)
     except NonpareilError as error:
-        raise refused(str(error), _field(str(error), request)) from error
+        raise refused(told(error), _field(told(error), request)) from error
     return sampling
 
 

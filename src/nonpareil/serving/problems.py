@@ -1,5 +1,6 @@
 """What is told to a client: errors as the protocol has them, under the status that they are."""
 
+import re
 from typing import Any
 
 from nonpareil.serving.records import UpstreamError
@@ -12,6 +13,12 @@ MOST_WORDS = 2000
 def refused(message: str, field: str | None = None, *, status: int = 400) -> UpstreamError:
     """A request that cannot be answered as it is."""
     return UpstreamError(status, "invalid_request_error", message, param=field)
+
+
+def told(error: Exception) -> str:
+    """A message about rows of prompts and options, in the words of a request."""
+    words = re.sub(r"^row 0 (\(the first is 0\): |is a conversation, but )", "", str(error))
+    return words.replace("max_completion_length", "max_tokens")
 
 
 def too_many(message: str, retry_after: float) -> UpstreamError:

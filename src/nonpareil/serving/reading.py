@@ -22,12 +22,11 @@ def readable(prompt: str | list[dict[str, Any]]) -> PromptText:
 
 def answer_text(answer: Answer) -> str:
     """An answer as rewards read it: its text, and each tool call as a line of JSON behind it."""
-    calls = (answer.message or {}).get("tool_calls")
-    return _with_calls(answer.text, calls)
+    return _with_calls(answer.text, _calls(answer.message or {}))
 
 
 def _message(message: Mapping[str, Any], where: str) -> Message:
-    text = _with_calls(text_of_content(message.get("content"), where), message.get("tool_calls"))
+    text = _with_calls(text_of_content(message.get("content"), where), _calls(message))
     return {"role": message["role"], "content": text}
 
 
@@ -51,8 +50,16 @@ def text_of_content(content: Any, where: str) -> str:
     return "".join(texts)
 
 
-def _with_calls(text: str, calls: Any) -> str:
-    if not isinstance(calls, list) or not calls:
+def _calls(message: Mapping[str, Any]) -> list[Any]:
+    """The tool calls of a message, or its function call as they were called once."""
+    calls = message.get("tool_calls")
+    if not calls and message.get("function_call"):
+        calls = [message["function_call"]]
+    return calls if isinstance(calls, list) else []
+
+
+def _with_calls(text: str, calls: list[Any]) -> str:
+    if not calls:
         return text
     written = [
         json.dumps(call.get("function", call) if isinstance(call, dict) else call, ensure_ascii=False)

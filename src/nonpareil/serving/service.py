@@ -80,7 +80,7 @@ class Service:
                 spent = 0
                 raise
             finally:
-                self._budget.give_back(max(0, most - spent))
+                self._budget.give_back(most - spent)
                 self.metrics.running.set(self._gate.inside - 1)
         self.answered += 1
         return reply

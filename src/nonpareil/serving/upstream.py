@@ -18,7 +18,7 @@ from nonpareil.serving.upstream_answers import (
     unusable,
     usage_of,
 )
-from nonpareil.serving.upstream_client import UpstreamClient
+from nonpareil.serving.upstream_client import Reply, UpstreamClient
 from nonpareil.serving.upstream_models import listed, served_model
 
 LONGEST_ANSWER = 32_768
@@ -76,6 +76,10 @@ class HttpUpstream:
         self._owner: str | None = None
         self._window: int | None = None
         self._groups = self._mixed = 0
+        self.known_weights = False
+        """Whether somebody here has the weights that are served, so that stored groups can train them."""
+        self.trial: Drawn | None = None
+        """The two answers of `check`."""
 
     async def check(self, timeout: float = 60.0) -> None:
         """Ask which models there are, and for two one-token answers, within so many seconds.
@@ -105,7 +109,8 @@ class HttpUpstream:
 
     def describe(self) -> dict[str, Any]:
         """Who serves which model. Without the address, which may be private."""
-        return {"engine": "openai", "model": self.model, "server": self._owner}
+        engine = "served" if self.known_weights else "openai"
+        return {"engine": engine, "model": self.model, "server": self._owner}
 
     async def draw(self, request: DrawRequest) -> Drawn:
         """`best_of` answers; cancelling the task closes its connections, which ends the upstream's work.
@@ -132,6 +137,9 @@ class HttpUpstream:
         payload = self._payload(request, n, first)
         path = "chat/completions" if request.chat else "completions"
         reply = await self._client.post(path, payload, request.deadline, self._most_bytes(request, n))
+        return self._read(request, payload, reply, n)
+
+    def _read(self, request: DrawRequest, payload: dict[str, Any], reply: Reply, n: int) -> Drawn:
         choices = choices_of(reply.content)
         if len(choices) != n:
             raise unusable(
@@ -240,20 +248,20 @@ class HttpUpstream:
         request = DrawRequest(
             prompt, chat, n, 0, {"max_tokens": 1, "temperature": 1.0}, deadline, self.model or ""
         )
-        path = "chat/completions" if chat else "completions"
+        path, payload = "chat/completions" if chat else "completions", self._payload(request, n, 0)
         try:
-            reply = await self._client.post(path, self._payload(request, n, 0), deadline)
+            reply = await self._client.post(path, payload, deadline)
         except UpstreamError as error:
             if error.status == 400:
                 return error
             raise
-        choices = choices_of(reply.content)
-        if len(choices) != n:
+        count = len(choices_of(reply.content))
+        if count != n:
             raise ConfigError(
-                f"base_url={self._client.base_url!r} answers {len(choices)} choices to n={n}: it ignores n, and "
-                f"best-of-N would be best-of-1; {ONE_EACH}"
+                f"base_url={self._client.base_url!r} answers {count} choices to n={n}: it ignores n, and best-of-N "
+                f"would be best-of-1; {ONE_EACH}"
             )
-        usage_of(reply.content, [])
+        self.trial = self._read(request, payload, reply, n)
         return None
 
 

@@ -94,9 +94,9 @@ def usage_of(answer: Json, answers: Sequence[Answer]) -> tuple[int, int]:
     usage = answer.get("usage")
     found = usage if isinstance(usage, dict) else {}
     prompt, drawn = found.get("prompt_tokens"), found.get("completion_tokens")
-    if drawn is None and answers and all(one.token_ids is not None for one in answers):
+    if drawn is None and all(one.token_ids is not None for one in answers):
         drawn = sum(len(one.token_ids or ()) for one in answers)
-    if not _is_count(drawn) or not _is_count(prompt):
+    if drawn is None or prompt is None or not (_is_count(drawn) and _is_count(prompt)):
         raise unusable(f"it does not say how many tokens were read and drawn, but usage={shown(usage):.80}")
     return prompt, drawn
 

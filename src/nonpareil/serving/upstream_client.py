@@ -99,9 +99,7 @@ class UpstreamClient:
             except _TryAgain as again:
                 failure = again
                 self._hush(again)
-                self._tell(
-                    f"{method} {path}: {again.error.message}; trying again until the client's deadline"
-                )
+                self._tell(path, again.error)
         assert failure is not None
         raise failure.error
 
@@ -134,10 +132,11 @@ class UpstreamClient:
         except UnusableAnswer as error:
             raise UpstreamError(502, "upstream_answer", f"the upstream: {self._safe(str(error))}") from error
         except (ValueError, RecursionError) as error:
-            start = self.masked(answer.text)[:80]
-            cut = UpstreamError(
-                502, "upstream_answer", f"the upstream's answer is no JSON; it begins {start!r}"
+            # Of half an answer nothing is shown: it is somebody's.
+            start = (
+                "" if answer.text.lstrip()[:1] in "{[" else f"; it begins {self.masked(answer.text)[:80]!r}"
             )
+            cut = UpstreamError(502, "upstream_answer", f"the upstream's answer is no JSON{start}")
             raise _TryAgain(cut) from error
 
     def _refusal(self, answer: Response) -> Exception:
@@ -219,10 +218,11 @@ class UpstreamClient:
         words = words if isinstance(words, str) else json.dumps(words)
         return self._safe(words), param
 
-    def _tell(self, words: str) -> None:
-        """Warn once of each, so that a storm is no flood."""
-        if words not in self._told and len(self._told) < 100:
-            self._told.add(words)
+    def _tell(self, path: str, error: UpstreamError) -> None:
+        """Warn once of each kind, so that a storm is no flood."""
+        if (kind := f"{path} {error.kind}") not in self._told:
+            self._told.add(kind)
+            words = f"{path}: {error.message}; such requests are tried again until their client's deadline"
             logging.getLogger(__name__).warning(words)
 
     def masked(self, words: str) -> str:

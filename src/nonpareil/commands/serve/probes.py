@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import DataError, NonpareilError
 from nonpareil.records import Group, Prompt, PromptText, SamplingParams, ScoreRequest
+from nonpareil.serving.problems import told
 from nonpareil.terminal import tell
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def unanswerable(
             failed[chat] = error
     if len(failed) == len(TRIALS):
         raise failed[False]
-    found = {chat: f"{_KINDS[chat]} is not served here: {error}" for chat, error in failed.items()}
+    found = {chat: f"{_KINDS[chat]} is not served here: {told(error)}" for chat, error in failed.items()}
     for words in found.values():
         tell(words)
     return found

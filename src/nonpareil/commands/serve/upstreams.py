@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.commands.serve.weights import known_weights
 from nonpareil.engines.checks import check_prompts, check_sampling, check_token_ids
 from nonpareil.errors import ConfigError
 from nonpareil.records import Prompt, SamplingParams
@@ -111,13 +112,16 @@ class ServedSource:
         asyncio.run(self._upstream.check())
         self.model = self._upstream.model or ""
         self.name = options.served_model_name or self.model
+        self._weights: dict[str, Any] | None = None
+        if options.groups_model is not None:
+            self._weights = known_weights(options, self._upstream)
 
     def check(self, prompt: Prompt, sampling: SamplingParams) -> None:
         """The server's own to say."""
 
     def info(self) -> dict[str, Any]:
-        """The served model's name; nobody here has seen its weights."""
-        return {"path": self.model}
+        """What is known of its weights: the served model's name alone, where nobody here has them."""
+        return self._weights or {"path": self.model}
 
     def open(self) -> "HttpUpstream":
         """Connects when it is first asked."""
