@@ -73,7 +73,7 @@ def keep(upstream: HttpUpstream, model: dict[str, Any], folder: Path, best_of: i
     return kind
 
 
-def check_draws(kind: Path, folder: Path) -> None:
+def check_draws(kind: Path, folder: Path, texts: list[str] = TEXTS) -> None:
     """Ids, and the log-probs of the policy itself, of every answer."""
     groups = read_groups(kind)
     prompts = [Prompt(g.prompt_id, g.prompt, g.prompt_token_ids) for g in groups]
@@ -81,7 +81,7 @@ def check_draws(kind: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder).float().eval()
     assert worst_error(model, prompts, groups, SamplingParams(max_completion_length=8)) < 1e-3  # type: ignore[arg-type]
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert [g.prompt_token_ids for g in groups] == [tokenizer(text)["input_ids"] for text in TEXTS]
+    assert [g.prompt_token_ids for g in groups] == [tokenizer(text)["input_ids"] for text in texts]
 
 
 def test_what_is_no_model_of_the_upstreams_is_refused(
