@@ -45,6 +45,8 @@ class _Pool:
     """Ended and behind those that go on: no longer compared, and candidates all the same."""
     scores: dict[int, dict[str, float | None]] = field(default_factory=dict)
     """By sample, what each reward gives, and under "" what they are together: of its present text."""
+    ended: set[int] = field(default_factory=set)
+    """Samples that are scored as they ended."""
     history: dict[int, list[float | None]] = field(default_factory=dict)
     """By sample, the partial rewards."""
     begun: int = 0
@@ -189,7 +191,7 @@ def _draw_and_score(
     """Draw on to a length, and score every text that is new."""
     for pool, tokens in zip(pools, draws.draw_to(length), strict=True):
         pool.drawn += tokens
-    new = [[one for one in pool.compared if not one.ended or one.sample not in pool.scores] for pool in pools]
+    new = [[one for one in pool.compared if one.sample not in pool.ended] for pool in pools]
     groups = [
         Group.of(pool.prompt, draws.draws(pool.place, partials))
         for pool, partials in zip(pools, new, strict=True)
@@ -205,6 +207,7 @@ def _draw_and_score(
             by_name = {name: scores.values[row] for name, scores in each.items()}
             pool.scores[partial.sample] = {**by_name, "": values[row]}
             pool.scored += len(partial.token_ids)
+            pool.ended |= {partial.sample} if partial.ended else set()
             pool.failures.update(
                 f"{name}: {scores.failures[row] or 'no reason given'}"
                 for name, scores in each.items()
