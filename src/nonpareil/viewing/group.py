@@ -83,8 +83,7 @@ def read_group(index: GroupIndex, shard: str, row: int) -> Group:
 @lru_cache(maxsize=2)
 def _table(path: Path, stamp: Stamp) -> pa.Table:
     """A file, whole to the last bit; `stamp` says of which moment."""
-    table = read_table_of_any(path)
-    return table
+    return read_table_of_any(path)
 
 
 def read_table_of_any(path: Path) -> pa.Table:

@@ -144,6 +144,8 @@ class Worths:
     """The curves of one folder by reward, each made in a thread of its own and kept until groups come."""
 
     index: GroupIndex
+    made: int = 0
+    """How many curves were made so far."""
     _known: dict[str, Worth] = field(default_factory=dict)
     _running: dict[str, threading.Thread] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -184,6 +186,7 @@ class Worths:
         worth.seconds = worth.ended - begun
         with self._lock:
             self._known[reward] = worth
+            self.made += 1
 
 
 def shown_points(curve: "CurveReport") -> Sequence[Any]:

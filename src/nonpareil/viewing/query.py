@@ -82,7 +82,7 @@ def read_query(parameters: Any, index: GroupIndex) -> GroupQuery:
         descending=parameters.get("dir", "down") != "up",
         reward=reward,
         pair=_pair(parameters, index),
-        page=_page(parameters.get("page", "1")),
+        page=page_number(parameters.get("page", "1")),
     )
     fields = fields_of(index, query.reward, query.pair)
     if query.sort:
@@ -102,7 +102,12 @@ def _short(value: str) -> str:
     return value
 
 
-def _page(value: str) -> int:
+def page_number(value: str) -> int:
+    """A page's number in an address, from 1.
+
+    Raises:
+        DataError: it is none.
+    """
     if not value.isascii() or not value.isdigit() or not 1 <= int(value[:12]) <= 10**9:
         raise DataError(f"page={value[:20]!r} must be a whole number from 1")
     return int(value)
