@@ -14,7 +14,9 @@ class ViewOptions(FileOptions):
     HEADING: ClassVar = "Options"
 
     groups: list[str] | None = option(
-        None, "Folders written by `nonpareil sample`, or Parquet files of groups; also while they grow.", names="input"
+        None,
+        "Folders written by `nonpareil sample`, or Parquet files of groups; also while they grow.",
+        names="input",
     )
     runs: list[str] | None = option(
         None, "Output folders of `nonpareil distill`; also while they are trained.", names="input"
@@ -31,7 +33,9 @@ class ViewOptions(FileOptions):
         None, "Write a folder of static pages to send to somebody, and end; nothing is served.", path=True
     )
     bundle_groups: int = option(50, "Groups in it, the first ones.", at_least=1, at_most=10_000, of="bundle")
-    bundle_query: str = option(
-        "", "Which groups in which order: what stands behind ? in a table's address.", of="bundle"
+    bundle_query: str | None = option(
+        None,
+        "Which groups in which order: what stands behind ? in a table's address, as sort=gain. Default: all.",
+        of="bundle",
     )
     overwrite: bool = option(False, "Delete pages of an earlier bundle there first.", of="bundle")

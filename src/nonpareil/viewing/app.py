@@ -13,7 +13,7 @@ from nonpareil.viewing.fields import checked_reward
 from nonpareil.viewing.guard import Guard
 from nonpareil.viewing.links import Links
 from nonpareil.viewing.pages import Pages
-from nonpareil.viewing.query import read_query
+from nonpareil.viewing.query import read_query, whole_number
 from nonpareil.viewing.run_pages import add_run_pages
 from nonpareil.viewing.side_by_side import add_compare_page
 from nonpareil.viewing.site import (
@@ -29,7 +29,7 @@ ASSETS = {"view.css": "text/css; charset=utf-8", "view.js": "text/javascript; ch
 
 
 def app_of(site: Site, allowed_hosts: list[str] | None = None) -> FastAPI:
-    """The application that shows a site; `allowed_hosts` are names it may be asked by, beside this machine's own."""
+    """The application that shows a site; `allowed_hosts` are names it may be asked by, beside its own."""
     import duckdb
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -42,7 +42,10 @@ def app_of(site: Site, allowed_hosts: list[str] | None = None) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     def missing(request: Request, error: HTTPException) -> Response:
-        return _complaint(pages, str(error.detail), error.status_code)
+        unknown = error.status_code == 404 and error.detail == "Not Found"
+        return _complaint(
+            pages, "There is no such page." if unknown else str(error.detail), error.status_code
+        )
 
     @app.exception_handler(DataError)
     def refused(request: Request, error: DataError) -> Response:
@@ -51,7 +54,9 @@ def app_of(site: Site, allowed_hosts: list[str] | None = None) -> FastAPI:
     @app.exception_handler(duckdb.Error)
     def changed(request: Request, error: duckdb.Error) -> Response:
         said = str(error).partition("\n")[0]
-        return _complaint(pages, f"A file was changed while it was read, or is damaged; reload the page. {said}", 503)
+        return _complaint(
+            pages, f"A file was changed while it was read, or is damaged; reload the page. {said}", 503
+        )
 
     return app
 
@@ -80,7 +85,7 @@ def _add_home(app: FastAPI, site: Site, pages: Pages) -> None:
     def asset(name: str) -> Response:
         """The style sheet and the script."""
         if name not in ASSETS:
-            raise HTTPException(404, "no such page")
+            raise HTTPException(404)
         return Response(asset_bytes(name), media_type=ASSETS[name])
 
 
@@ -113,28 +118,31 @@ def _add_group_pages(app: FastAPI, site: Site, pages: Pages) -> None:
     def table(number: int, request: Request) -> Response:
         """The groups."""
         source = source_of(number)
-        return HTMLResponse(pages.page("table", **table_page(source, read_query(request.query_params, source.index))))
+        return HTMLResponse(
+            pages.page("table", **table_page(source, read_query(request.query_params, source.index)))
+        )
 
     @app.get("/groups/{number:int}/group/{shard}/{row:int}", response_model=None)
     def group(number: int, shard: str, row: int, request: Request) -> Response:
         """One group."""
         source = source_of(number)
-        asked = {name: _place(request.query_params.get(name)) for name in ("winner", "loser", "tokens")}
+        asked = {
+            name: whole_number(request.query_params.get(name), name) for name in ("winner", "loser", "tokens")
+        }
         query = read_query(request.query_params, source.index)
         content = group_content(source, query, (shard, row), asked=asked, vocabulary=site.vocabulary)
         return HTMLResponse(pages.page("group", **content))
 
 
-def _place(value: str | None) -> int | None:
-    if not value:
-        return None
-    if not value.isascii() or not value.isdigit() or len(value) > 9:
-        raise DataError(f"{value[:20]!r} is no completion's place; give a whole number from 0")
-    return int(value)
-
-
 def address_of(host: str, port: int) -> str:
     """For a browser."""
-    shown = "127.0.0.1" if host == "0.0.0.0" else "[::1]" if host == "::" else f"[{host}]" if ":" in host else host
+    shown = (
+        "127.0.0.1"
+        if host == "0.0.0.0"
+        else "[::1]"
+        if host == "::"
+        else f"[{host}]"
+        if ":" in host
+        else host
+    )
     return f"http://{quote(shown, safe='[]:.-')}:{port}/"
-

@@ -1,4 +1,4 @@
-"""A folder of static pages: an overview, a table and the groups that were chosen; no server is needed to read it."""
+"""A folder of static pages: an overview, a table and the groups that were chosen; read without a server."""
 
 from pathlib import Path
 

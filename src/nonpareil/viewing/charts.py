@@ -13,7 +13,9 @@ _COLOURS = 6
 Points = Sequence[tuple[float, float | None]]
 
 
-def line_chart(title: str, lines: Mapping[str, Points], x_label: str, *, dots: bool = False) -> markupsafe.Markup:
+def line_chart(
+    title: str, lines: Mapping[str, Points], x_label: str, *, dots: bool = False
+) -> markupsafe.Markup:
     """Lines by name over x, each broken where a value is not known; a legend where there are several.
 
     `dots` marks each point.
@@ -28,9 +30,13 @@ def line_chart(title: str, lines: Mapping[str, Points], x_label: str, *, dots: b
         for piece in _pieces(points):
             places = [(_across(x, xs), _up(y, ys)) for x, y in piece]
             if len(places) > 1:
-                parts.append(f'<polyline class="{colour}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}"/>')
+                parts.append(
+                    f'<polyline class="{colour}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}"/>'
+                )
             if len(places) == 1 or dots:
-                parts += [f'<circle class="{colour} dot" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in places]
+                parts += [
+                    f'<circle class="{colour} dot" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in places
+                ]
     return _frame(title, parts, list(lines) if len(lines) > 1 else [])
 
 
@@ -44,7 +50,9 @@ def bar_chart(title: str, bars: Sequence[tuple[float, float, int]], x_label: str
     for low, high, count in bars:
         left, right, top = _across(low, xs), _across(high, xs), _up(count, ys)
         width, height = max(1.0, right - left - 1), HEIGHT - _BOTTOM - top
-        parts.append(f'<rect class="bar" x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}"/>')
+        parts.append(
+            f'<rect class="bar" x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}"/>'
+        )
     return _frame(title, parts)
 
 
@@ -87,10 +95,14 @@ def _axes(xs: tuple[float, float], ys: tuple[float, float], x_label: str) -> lis
         y = ys[0] + share * (ys[1] - ys[0])
         up = _up(y, ys)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{up:.1f}" y2="{up:.1f}"/>')
-        parts.append(f'<text class="axis" x="{_LEFT - 6}" y="{up + 4:.1f}" text-anchor="end">{short(y)}</text>')
+        parts.append(
+            f'<text class="axis" x="{_LEFT - 6}" y="{up + 4:.1f}" text-anchor="end">{short(y)}</text>'
+        )
     bottom = HEIGHT - 8
     parts.append(f'<text class="axis" x="{_LEFT}" y="{bottom}">{short(xs[0])}</text>')
-    parts.append(f'<text class="axis" x="{WIDTH - _RIGHT}" y="{bottom}" text-anchor="end">{short(xs[1])}</text>')
+    parts.append(
+        f'<text class="axis" x="{WIDTH - _RIGHT}" y="{bottom}" text-anchor="end">{short(xs[1])}</text>'
+    )
     middle = (_LEFT + WIDTH - _RIGHT) / 2
     label = markupsafe.escape(printable(x_label))
     parts.append(f'<text class="axis" x="{middle:.0f}" y="{bottom}" text-anchor="middle">{label}</text>')
@@ -100,7 +112,8 @@ def _axes(xs: tuple[float, float], ys: tuple[float, float], x_label: str) -> lis
 def _frame(title: str, parts: Sequence[str], legend: Sequence[str] = ()) -> markupsafe.Markup:
     shown = markupsafe.escape(printable(title))
     keys = "".join(
-        f'<li class="c{place % _COLOURS}">{markupsafe.escape(printable(name))}</li>' for place, name in enumerate(legend)
+        f'<li class="c{place % _COLOURS}">{markupsafe.escape(printable(name))}</li>'
+        for place, name in enumerate(legend)
     )
     return markupsafe.Markup(
         f'<figure class="chart"><figcaption>{shown}</figcaption>'

@@ -19,7 +19,7 @@ class Matched:
     """The prompts that both folders have, under a reward of the same name."""
 
     rows: list[dict[str, Any]]
-    """`prompt`, then of either side `shard`, `row`, `mean`, `best`; `difference` of the means, second less first."""
+    """`prompt`; `shard`, `row`, `mean` and `best` of either side; `difference` of the means, second less first."""
     count: int
     mean_difference: float | None
     better: int
@@ -44,13 +44,15 @@ def matched(first: GroupIndex, second: GroupIndex, reward: str, order: str = "up
     """
     for index in (first, second):
         if reward not in index.rewards:
-            raise DataError(f"no reward is called {reward!r} in {index.place}; both folders need one of that name")
+            raise DataError(
+                f"no reward is called {reward!r} in {index.place}; both folders need one of that name"
+            )
     if order not in ORDERS:
         raise DataError(f"order={order[:40]!r} must be one of {', '.join(ORDERS)}")
     a, b = f"a.{first.rewards[reward]}", f"b.{second.rewards[reward]}"
+    copy = "row_number() OVER (PARTITION BY prompt_id ORDER BY shard, row) AS copy"
     joined = (
-        f"FROM (SELECT *, row_number() OVER (PARTITION BY prompt_id ORDER BY shard, row) AS copy FROM {first.table}) a "
-        f"JOIN (SELECT *, row_number() OVER (PARTITION BY prompt_id ORDER BY shard, row) AS copy FROM {second.table}) b "
+        f"FROM (SELECT *, {copy} FROM {first.table}) a JOIN (SELECT *, {copy} FROM {second.table}) b "
         "ON a.prompt_id = b.prompt_id AND a.copy = b.copy"
     )
     cursor = first.cursor()
@@ -58,7 +60,18 @@ def matched(first: GroupIndex, second: GroupIndex, reward: str, order: str = "up
         f"SELECT count(*), avg(d), count(*) FILTER (d > 0), count(*) FILTER (d < 0), count(*) FILTER (d = 0), "
         f"count(*) FILTER (d IS NULL) FROM (SELECT list_avg({b}) - list_avg({a}) AS d {joined})"
     ).fetchone()
-    names = ("prompt", "shard", "row", "mean", "best", "other_shard", "other_row", "other_mean", "other_best", "difference")
+    names = (
+        "prompt",
+        "shard",
+        "row",
+        "mean",
+        "best",
+        "other_shard",
+        "other_row",
+        "other_mean",
+        "other_best",
+        "difference",
+    )
     found = cursor.execute(
         f"SELECT left(a.prompt, {PREVIEW + 1}), a.shard, a.row, list_avg({a}), list_max({a}), b.shard, b.row, "
         f"list_avg({b}), list_max({b}), list_avg({b}) - list_avg({a}) AS difference {joined} "

@@ -1,4 +1,4 @@
-"""DuckDB as the pages use it: in memory, confined to the folders it shows, and never asked with a name in the SQL."""
+"""DuckDB as the pages use it: in memory, and confined to the folders that are shown."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,12 +16,23 @@ def connect(folders: Iterable[Path]) -> Any:
 
     connection = duckdb.connect(
         ":memory:",
-        config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"},
+        config={
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "temp_directory": "",  # nothing is written, not even what memory has no room for
+        },
     )
     connection.create_function(
-        "disagreement", of_two_lists, ["DOUBLE[]", "DOUBLE[]"], "DOUBLE", type="arrow", null_handling="special"
+        "disagreement",
+        of_two_lists,
+        ["DOUBLE[]", "DOUBLE[]"],
+        "DOUBLE",
+        type="arrow",
+        null_handling="special",
     )
-    allowed = ", ".join(text(str(folder)) for folder in folders)
+    # A pattern is held against them as it stands, and then what it finds.
+    places = dict.fromkeys(place for folder in folders for place in (str(folder), pattern_of(folder)))
+    allowed = ", ".join(map(text, places))
     connection.execute(f"SET allowed_directories = [{allowed}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")

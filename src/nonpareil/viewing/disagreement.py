@@ -12,7 +12,9 @@ def of_two_lists(first: pa.Array, second: pa.Array) -> pa.Array:
 
     Of the pairs that both rewards tell apart; null where there is none, or where a group lacks one of the rewards.
     """
-    first, second = (each.combine_chunks() if isinstance(each, pa.ChunkedArray) else each for each in (first, second))
+    first, second = (
+        each.combine_chunks() if isinstance(each, pa.ChunkedArray) else each for each in (first, second)
+    )
     sizes, others = (pc.fill_null(pc.list_value_length(each), 0).to_numpy() for each in (first, second))
     results = np.full(len(first), np.nan)
     for size in {*sizes[(sizes == others) & (sizes > 1)].tolist()}:

@@ -50,9 +50,7 @@ def checked_reward(index: GroupIndex, reward: str) -> str:
     return reward
 
 
-def fields_of(
-    index: GroupIndex, reward: str | None, pair: tuple[str, str] | None = None
-) -> dict[str, Field]:
+def fields_of(index: GroupIndex, reward: str | None, pair: tuple[str, str] | None = None) -> dict[str, Field]:
     """By key: what the groups' own numbers tell, under this reward, then the dataset's columns.
 
     `pair`: the two rewards that may disagree.
@@ -64,7 +62,7 @@ def fields_of(
             Field(
                 "disagreement",
                 "disagreement",
-                f"Share of the pairs of completions that {pair[0]} and {pair[1]} order oppositely, of those both tell apart",
+                f"Of the pairs that {pair[0]} and {pair[1]} both tell apart: the share they order oppositely",
                 f"disagreement({one}, {other})",
             )
         )
@@ -84,13 +82,21 @@ def fields_of(
 
 def _of_rewards(r: str) -> list[Field]:
     return [
-        Field("gain", "gain of the best", "Best reward less the mean: what choosing is worth here", f"list_max({r}) - list_avg({r})"),
+        Field(
+            "gain",
+            "gain of the best",
+            "Best reward less the mean: what choosing is worth here",
+            f"list_max({r}) - list_avg({r})",
+        ),
         Field("best", "best", "The best completion's reward", f"list_max({r})"),
         Field("mean", "mean", "Mean reward", f"list_avg({r})"),
         Field("spread", "spread", "Standard deviation of the rewards", f"list_stddev_samp({r})"),
         Field(
-            "tied", "tied at the top", "Completions that share the best reward; 1 where there is one best",
-            f"nullif(len(list_filter({r}, lambda x: x = list_max({r}))), 0)", "whole",
+            "tied",
+            "tied at the top",
+            "Completions that share the best reward; 1 where there is one best",
+            f"nullif(len(list_filter({r}, lambda x: x = list_max({r}))), 0)",
+            "whole",
         ),
         Field("nulls", "nulls", "Rewards that failed", f"len({r}) - list_count({r})", "whole"),
     ]

@@ -54,7 +54,7 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Contrast:
-    """The best and the worst completion that are not tied, word by word; `sides` is None where they are too long."""
+    """The best and the worst completion, word by word; `sides` is None where they are too long for that."""
 
     winner: Ranked
     loser: Ranked
@@ -70,7 +70,9 @@ def read_group(index: GroupIndex, shard: str, row: int) -> Group:
     path = index.path_of(shard)
     stamp = None if path is None else stamp_of(path)
     if path is None or stamp is None:
-        raise DataError(f"no file is called {shard!r} here; it may have been written anew: look at the table again")
+        raise DataError(
+            f"no file is called {shard!r} here; it may have been written anew: look at the table again"
+        )
     table = _table(path, stamp)
     if not 0 <= row < len(table):
         raise DataError(f"{shard} has no row {row}: it has {len(table)}")
@@ -87,11 +89,15 @@ def _table(path: Path, stamp: Stamp) -> pa.Table:
 
 
 def read_table_of_any(path: Path) -> pa.Table:
-    """As `store.read_table`, of files by others too, which may lack token ids, log-probs or how completions ended."""
+    """As `store.read_table`; of files by others too, which may lack ids, log-probs or how completions ended."""
     import pyarrow.parquet as pq
 
     names = pq.read_schema(path).names
-    lacking = [name for name in ("prompt_token_ids", "completion_token_ids", "finish_reasons", "logprobs") if name not in names]
+    lacking = [
+        name
+        for name in ("prompt_token_ids", "completion_token_ids", "finish_reasons", "logprobs")
+        if name not in names
+    ]
     if not lacking:
         return read_table(path)
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -147,7 +153,9 @@ def _tokens(ids: Sequence[int], logprobs: Sequence[float] | None, vocabulary: An
     return found
 
 
-def contrast(completions: Sequence[Ranked], winner: int | None = None, loser: int | None = None) -> Contrast | None:
+def contrast(
+    completions: Sequence[Ranked], winner: int | None = None, loser: int | None = None
+) -> Contrast | None:
     """The best and the worst, or two that are named by the places they were drawn at; None without two.
 
     Where no reward tells two apart there is no winner, unless they are named.
@@ -173,4 +181,8 @@ def messages_of(prompt: Any) -> list[dict[str, str]]:
     """The prompt's turns; a plain prompt is one turn without a role."""
     if isinstance(prompt, str) or prompt is None:
         return [{"role": "", "content": prompt or ""}]
-    return [{"role": turn.get("role") or "", "content": turn.get("content") or ""} for turn in prompt]
+    return [{key: _as_text(turn.get(key)) for key in ("role", "content")} for turn in prompt]
+
+
+def _as_text(value: Any) -> str:
+    return "" if value is None else value if isinstance(value, str) else str(value)

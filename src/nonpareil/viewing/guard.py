@@ -1,4 +1,4 @@
-"""What stands before every page: only for names of this machine, with headers that let a page load nothing foreign."""
+"""Before every page: only names of this machine are answered, and a page may load nothing foreign."""
 
 import ipaddress
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -40,7 +40,11 @@ class Guard:
         async def send_guarded(message: Any) -> None:
             if message["type"] == "http.response.start":
                 own = [(key.encode(), value.encode()) for key, value in HEADERS.items()]
-                kept = [(key, value) for key, value in message.get("headers", ()) if key.decode().lower() not in HEADERS]
+                kept = [
+                    (key, value)
+                    for key, value in message.get("headers", ())
+                    if key.decode().lower() not in HEADERS
+                ]
                 message = {**message, "headers": kept + own}
             await send(message)
 
@@ -68,7 +72,7 @@ def host_name(host: str) -> str:
 
 
 async def _refuse(send: Send) -> None:
-    body = b"This name is not one of this machine's; use the address that nonpareil view printed, or --allowed_hosts.\n"
+    body = b"This name is not one of this machine's; use the printed address, or --allowed_hosts.\n"
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 400, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -27,6 +27,8 @@ _OWN = {
     "cut": "BIGINT",
     "different": "BIGINT",
 }
+_FOLDER = "(the folder)"
+"""Among the problems of files."""
 _TYPES = {"whole": "BIGINT", "number": "DOUBLE", "text": "VARCHAR", "reward": "DOUBLE[]"}
 
 
@@ -100,14 +102,25 @@ class GroupIndex:
     # --- Reading it again
 
     def freshen(self, patience: float = 0.5) -> None:
-        """Look at the folder anew, in another thread, unless that was done a moment ago; wait so many seconds for it."""
+        """Look at the folder anew in another thread, unless that was just done; wait so many seconds for it."""
         with self._starting:
             idle = self._worker is None or not self._worker.is_alive()
             if idle and time.monotonic() - self._looked >= LOOK_EVERY:
-                self._worker = threading.Thread(target=self.refresh, name=f"reading {self.table}", daemon=True)
+                self._worker = threading.Thread(
+                    target=self._refresh_safely, name=f"reading {self.table}", daemon=True
+                )
                 self._worker.start()
         if self._worker is not None:
             self._worker.join(patience)
+
+    def _refresh_safely(self) -> None:
+        """In a thread nobody hears an error; the pages tell it."""
+        try:
+            self.refresh()
+            self.state.problems.pop(_FOLDER, None)
+        except (OSError, _database_error()) as error:
+            self.state.problems[_FOLDER] = f"the folder cannot be read: {reason_of(error)}"
+            self._looked = time.monotonic()
 
     def refresh(self) -> None:
         """Read what is new or changed, and forget what is gone."""

@@ -31,7 +31,9 @@ class Links:
         self, source: int, shard: str, row: int, query: GroupQuery | None = None, **more: object
     ) -> str | None:
         """One group's page; `more` is asked of it beside the table's query."""
-        asked = "&".join(filter(None, ("" if query is None else query.address(page=1), urlencode(_given(more)))))
+        asked = "&".join(
+            filter(None, ("" if query is None else query.address(page=1), urlencode(_given(more))))
+        )
         return f"/groups/{source}/group/{quote(shard, safe='')}/{row}" + _behind(asked)
 
     def run(self, run: int) -> str:

@@ -88,7 +88,7 @@ def histogram(index: GroupIndex, reward: str) -> list[tuple[float, float, int]]:
 
 
 def numbers_of(index: GroupIndex, reward: str) -> tuple[GroupNumbers, str]:
-    """The scored groups of the commonest size, for a best-of-N curve, and in words which groups are not among them."""
+    """The scored groups of the commonest size, for a best-of-N curve, and which groups are not among them."""
     r, table = index.rewards[reward], index.table
     cursor = index.cursor()
     sizes = cursor.execute(
@@ -96,12 +96,20 @@ def numbers_of(index: GroupIndex, reward: str) -> tuple[GroupNumbers, str]:
     ).fetchall()
     total = cursor.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
     size, count = sizes[0] if sizes else (0, 0)
-    found = cursor.execute(
-        f"SELECT prompt_id, {r} AS rewards, lengths, different FROM {table} WHERE len({r}) = m AND m = ? "
-        f"QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY shard, row) = 1 ORDER BY shard, row",
-        [size],
-    ).to_arrow_table()
-    left_out = "" if count == total else f"{count} of {total} groups are scored and have {size} completions; this is the curve of those."
+    found = (
+        index.cursor()
+        .sql(
+            f"SELECT prompt_id, {r} AS rewards, lengths, different FROM {table} WHERE len({r}) = m AND m = ? "
+            f"QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY shard, row) = 1 ORDER BY shard, row",
+            params=[size],
+        )
+        .to_arrow_table()
+    )
+    left_out = (
+        ""
+        if count == total
+        else f"{count} of {total} groups are scored and have {size} completions; this is the curve of those."
+    )
     return (
         GroupNumbers(
             found["prompt_id"].to_pylist(),
@@ -160,7 +168,9 @@ class Worths:
             stale = known is None or known.version != self.index.version
             rested = known is None or time.monotonic() - known.ended > max(2.0, 10 * known.seconds)
             if stale and rested and (thread is None or not thread.is_alive()):
-                thread = threading.Thread(target=self._make, args=(reward,), name=f"curve {reward}", daemon=True)
+                thread = threading.Thread(
+                    target=self._make, args=(reward,), name=f"curve {reward}", daemon=True
+                )
                 self._running[reward] = thread
                 thread.start()
         if thread is not None:
@@ -172,6 +182,8 @@ class Worths:
     def _make(self, reward: str) -> None:
         begun, version = time.monotonic(), self.index.version
         worth = Worth(version=version)
+        import duckdb
+
         try:
             from nonpareil.evaluation.curve import best_of_n_report
 
@@ -180,7 +192,7 @@ class Worths:
                 worth.curve = best_of_n_report(numbers)
             else:
                 worth.reason = "no group is scored yet"
-        except NonpareilError as error:
+        except (NonpareilError, duckdb.Error) as error:
             worth.reason = str(error)
         worth.ended = time.monotonic()
         worth.seconds = worth.ended - begun

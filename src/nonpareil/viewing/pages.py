@@ -15,6 +15,10 @@ POLICY = (
 """Content-Security-Policy: nothing but our own style sheet and script, none of it inline."""
 
 
+UNKNOWN = "\N{EN DASH}"
+"""Stands for a number that is not known."""
+
+
 class Pages:
     """The templates of a site, with what all of its pages share."""
 
@@ -40,7 +44,7 @@ class Pages:
 def figure(value: Any, digits: int = 3) -> str:
     """A number as pages show it; whole ones with their thousands apart, a dash for what is not known."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
+        return UNKNOWN
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):
@@ -52,7 +56,7 @@ def figure(value: Any, digits: int = 3) -> str:
 
 def share(part: int | None, whole: int | None) -> str:
     """A part of a whole in percent; a dash where there is none."""
-    return "–" if part is None or not whole else f"{part / whole:.1%}"
+    return UNKNOWN if part is None or not whole else f"{part / whole:.1%}"
 
 
 def preview(text: str | None, length: int = 240) -> str:

@@ -108,8 +108,22 @@ def page_number(value: str) -> int:
     Raises:
         DataError: it is none.
     """
-    if not value.isascii() or not value.isdigit() or not 1 <= int(value[:12]) <= 10**9:
-        raise DataError(f"page={value[:20]!r} must be a whole number from 1")
+    number = whole_number(value, "page")
+    if not number:
+        raise DataError(f"page={value!r} must be a whole number from 1")
+    return number
+
+
+def whole_number(value: str | None, name: str) -> int | None:
+    """A number in an address, from 0; None where there is none.
+
+    Raises:
+        DataError: it is none.
+    """
+    if not value:
+        return None
+    if not value.isascii() or not value.isdigit() or len(value) > 9:
+        raise DataError(f"{name}={value[:20]!r} must be a whole number from 0")
     return int(value)
 
 

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from nonpareil.viewing.charts import line_chart
 from nonpareil.viewing.group import messages_of
 from nonpareil.viewing.pages import Pages
+from nonpareil.viewing.query import whole_number
 from nonpareil.viewing.runs import metrics_of, samples_of, stamp_of_run, steps_of
 from nonpareil.viewing.site import Site
 
@@ -31,7 +32,13 @@ def add_run_pages(app: FastAPI, site: Site, pages: Pages) -> None:
         names = metrics.names()
         drawn = [line_chart(name, {name: metrics.by_name[name]}, "step") for name in names[:MOST_CHARTS]]
         latest = [(name, metrics.by_name[name][-1][1], int(metrics.by_name[name][-1][0])) for name in names]
-        content = {"metrics": metrics, "charts": drawn, "latest": latest, "steps": steps_of(folder), "stamp": stamp}
+        content = {
+            "metrics": metrics,
+            "charts": drawn,
+            "latest": latest,
+            "steps": steps_of(folder),
+            "stamp": stamp,
+        }
         return HTMLResponse(pages.page("run", number=number, label=label, **content))
 
     @app.get("/runs/{number:int}/state", response_model=None)
@@ -40,8 +47,9 @@ def add_run_pages(app: FastAPI, site: Site, pages: Pages) -> None:
         return JSONResponse({"version": stamp_of_run(folder_of(number)[1])})
 
     @app.get("/runs/{number:int}/samples", response_model=None)
-    def samples(number: int, step: int | None = None) -> Response:
+    def samples(number: int, request: Request) -> Response:
         """Completions of a step."""
+        step = whole_number(request.query_params.get("step"), "step")
         label, folder = folder_of(number)
         steps = steps_of(folder)
         if not steps:

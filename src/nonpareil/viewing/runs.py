@@ -1,4 +1,4 @@
-"""A training run's folder while it is trained, or after: metrics over steps, and the completions of logged steps."""
+"""A training run's folder, also while it is trained: metrics over steps, and completions of logged steps."""
 
 import json
 import math
@@ -15,7 +15,16 @@ from nonpareil.terminal import reason_of
 
 METRICS_FILE, COMPLETIONS_FOLDER = "metrics.jsonl", "completions"
 """As `training` writes them; importing it would load torch."""
-FIRST = ("reward", "kl_to_anchor", "kl", "entropy", "loss", "completions/mean_length", "grad_norm", "learning_rate")
+FIRST = (
+    "reward",
+    "kl_to_anchor",
+    "kl",
+    "entropy",
+    "loss",
+    "completions/mean_length",
+    "grad_norm",
+    "learning_rate",
+)
 """Charts that stand first, where a run has them."""
 _STEP = re.compile(r"completions_(\d+)\.parquet")
 _OWN = ("step", "prompt", "completion", "drawn_by", "advantage")
@@ -67,7 +76,7 @@ def check_run(path: str | Path, option: str = "runs") -> Path:
         raise ConfigError(f"{option}={str(path)!r} is no folder; give the output_dir of `nonpareil distill`")
     if not (place / METRICS_FILE).is_file() and not (place / COMPLETIONS_FOLDER).is_dir():
         raise ConfigError(
-            f"{option}={str(path)!r} is no training run: neither {METRICS_FILE} nor {COMPLETIONS_FOLDER}/ is in it; "
+            f"{option}={str(path)!r} is no training run: no {METRICS_FILE} and no {COMPLETIONS_FOLDER}/ is in it; "
             "give the output_dir of `nonpareil distill`"
         )
     return place
@@ -145,6 +154,8 @@ def samples_of(folder: Path, step: int) -> list[Samples]:
         samples = found.setdefault(key, Samples(row.get("prompt"), []))
         others = {name: value for name, value in row.items() if name not in _OWN}
         samples.completions.append(
-            Sample(str(row.get("completion") or ""), str(row.get("drawn_by") or ""), others, row.get("advantage"))
+            Sample(
+                str(row.get("completion") or ""), str(row.get("drawn_by") or ""), others, row.get("advantage")
+            )
         )
     return list(found.values())

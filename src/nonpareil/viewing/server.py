@@ -18,7 +18,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
-        raise ConfigError(f"host={host!r} is no address of this machine: {reason_of(error)}; give 127.0.0.1") from error
+        raise ConfigError(
+            f"host={host!r} is no address of this machine: {reason_of(error)}; give 127.0.0.1"
+        ) from error
     opened = socket.socket(family, kind, protocol)
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -27,7 +29,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         opened.close()
         raise ConfigError(
-            f"port={port} of host={host!r} cannot be had: {error.strerror}; give another port, or 0 for any that is free"
+            f"port={port} of host={host!r} cannot be had: {error.strerror}; give another port, or 0 for any free one"
         ) from error
     return opened
 
@@ -36,5 +38,13 @@ def serve(app: Any, opened: socket.socket) -> None:
     """Answer requests on a socket until Ctrl-C or SIGTERM."""
     import uvicorn
 
-    config = uvicorn.Config(app, log_level="warning", access_log=False, ws="none", lifespan="off", server_header=False)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        ws="none",
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=2,
+    )
     uvicorn.Server(config).run(sockets=[opened])

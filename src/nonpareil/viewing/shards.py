@@ -28,7 +28,7 @@ class ShardFile:
     stamp: Stamp
     notes: ShardNotes
     reads: tuple[tuple[str, str, str], ...]
-    """(own column or name of a reward or data column, kind, SQL over the file's columns); equal for equal schemas."""
+    """(name of a column, kind, SQL over the file's columns) of each; equal for equal schemas."""
     unlisted: tuple[str, ...] = ()
     """Columns that DuckDB cannot tell from another, since names differ in case only."""
 
@@ -50,10 +50,14 @@ def check_place(path: str | Path, option: str = "groups") -> Path:
     """
     place = Path(path).expanduser()
     if not place.exists():
-        raise ConfigError(f"{option}={str(path)!r}: nothing is there; give a folder that `nonpareil sample` wrote")
+        raise ConfigError(
+            f"{option}={str(path)!r}: nothing is there; give a folder that `nonpareil sample` wrote"
+        )
     if place.is_file():
         if place.suffix != ".parquet":
-            raise ConfigError(f"{option}={str(path)!r} is no Parquet file; give a folder of groups or a .parquet file")
+            raise ConfigError(
+                f"{option}={str(path)!r} is no Parquet file; give a folder of groups or a .parquet file"
+            )
         read_shard_file(place)
         return place
     try:
@@ -63,7 +67,7 @@ def check_place(path: str | Path, option: str = "groups") -> Path:
     files = files_of(place)
     if not files and manifest is None:
         raise ConfigError(
-            f"{option}={str(path)!r} holds no groups: neither a manifest nor Parquet files are in it; give a folder "
+            f"{option}={str(path)!r} holds no groups: no manifest and no Parquet file is in it; give a folder "
             "that `nonpareil sample` wrote"
         )
     if files and manifest is None:
@@ -97,13 +101,18 @@ def read_shard_file(path: Path) -> ShardFile:
     stamp = stamp_of(path)
     try:
         content = path.read_bytes()
-        whole = seal_holds(content)
+        if seal_holds(content) is False:
+            raise DataError(
+                f"{path}: its checksum does not hold: it was damaged, or another program rewrote it"
+            )
         schema = pq.read_schema(pa.BufferReader(content))
+    except DataError:
+        raise
     except (OSError, pa.ArrowException, ValueError) as error:
         raise DataError(f"{path} cannot be read: {reason_of(error)}") from error
-    if whole is False:
-        raise DataError(f"{path}: its checksum does not hold: it was damaged, or another program rewrote it")
-    missing = [own for own in OWN_NAMES if own not in schema.names and own in ("prompt_id", "prompt", "completions")]
+    missing = [
+        own for own in OWN_NAMES if own not in schema.names and own in ("prompt_id", "prompt", "completions")
+    ]
     if missing or stamp is None:
         lacks = f"it has no column {missing[0]!r}" if missing else "it is gone"
         raise DataError(
@@ -142,9 +151,7 @@ def _reads(schema: pa.Schema) -> tuple[tuple[tuple[str, str, str], ...], tuple[s
 
 def _numbers(column: str) -> str:
     """NaN and infinities are nulls, as everywhere."""
-    return (
-        f"list_transform(CAST({name(column)} AS DOUBLE[]), lambda x: CASE WHEN isfinite(x) THEN x ELSE NULL END)"
-    )
+    return f"list_transform(CAST({name(column)} AS DOUBLE[]), lambda x: CASE WHEN isfinite(x) THEN x ELSE NULL END)"
 
 
 def _prompt(kind: pa.DataType) -> str:
@@ -152,7 +159,10 @@ def _prompt(kind: pa.DataType) -> str:
     if not _is_lists(kind) or not pa.types.is_struct(kind.value_type):
         return "CAST(prompt AS VARCHAR)"
     names = [kind.value_type.field(i).name for i in range(kind.value_type.num_fields)]
-    role, content = (f"coalesce(turn.{each}, '')" if each in names else "''" for each in ("role", "content"))
+    role, content = (
+        f"coalesce(CAST(turn.{name(each)} AS VARCHAR), '')" if each in names else "''"
+        for each in ("role", "content")
+    )
     return f"array_to_string(list_transform(prompt, lambda turn: {role} || ': ' || {content}), chr(10))"
 
 

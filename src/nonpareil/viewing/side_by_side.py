@@ -11,7 +11,7 @@ from nonpareil.viewing.compare import ORDERS, matched
 from nonpareil.viewing.fields import reward_label
 from nonpareil.viewing.overview import totals_of
 from nonpareil.viewing.pages import Pages
-from nonpareil.viewing.query import page_number
+from nonpareil.viewing.query import page_number, whole_number
 from nonpareil.viewing.runs import FIRST, metrics_of
 from nonpareil.viewing.site import Site
 
@@ -54,11 +54,10 @@ def _groups(site: Site, asked: Any) -> dict[str, Any]:
 
 
 def _number(value: str | None, default: int, site: Site) -> int:
-    if value is None:
-        return default
-    if not value.isascii() or not value.isdigit() or int(value[:6]) >= len(site.groups):
-        raise DataError(f"{value[:20]!r} is none of the {len(site.groups)} folders; they are counted from 0")
-    return int(value)
+    number = whole_number(value, "a and b")
+    if number is not None and number >= len(site.groups):
+        raise DataError(f"{number} is none of the {len(site.groups)} folders; they are counted from 0")
+    return default if number is None else number
 
 
 def _charts(site: Site) -> list[Any]:

@@ -98,8 +98,12 @@ def _figures(totals: Totals) -> list[tuple[str, Any, str]]:
         rows += [
             ("gain of the best", gain, "best reward less the mean, over groups"),
             ("spread", totals.mean_spread, "standard deviation within a group"),
-            ("all equal", (totals.equal, totals.groups), "groups with nothing to choose between"),
-            ("tied at the top", (totals.tied_best, totals.groups), "groups where several share the best reward"),
+            ("all equal", (totals.equal, totals.scored), "groups with nothing to choose between"),
+            (
+                "tied at the top",
+                (totals.tied_best, totals.scored),
+                "groups where several share the best reward",
+            ),
             ("nulls", (totals.nulls, totals.values + totals.nulls), "rewards that failed"),
         ]
     rows += [
@@ -144,7 +148,7 @@ def group_content(
     asked: Mapping[str, int | None],
     vocabulary: Vocabulary | None,
 ) -> dict[str, Any]:
-    """Of one group, by shard and row; `asked` may name a `winner`, a `loser` and the completion whose `tokens` are shown."""
+    """Of one group, by shard and row; `asked` may name a `winner`, a `loser`, and whose `tokens` are shown."""
     group = read_group(source.index, *key)
     completions = ranked(group, query.reward, vocabulary)
     many = sum(len(each.tokens) for each in completions) > TOKENS_AT_ONCE

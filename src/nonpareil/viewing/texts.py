@@ -19,7 +19,7 @@ class Part:
 
 
 def difference(winner: str, loser: str) -> tuple[list[Part], list[Part]] | None:
-    """The parts of both texts, word by word; each side's parts joined are that text. None where they are too long."""
+    """The parts of both texts, word by word; a side's parts joined are its text. None where they are too long."""
     left, right = _WORDS.findall(winner), _WORDS.findall(loser)
     if len(left) + len(right) > MOST_WORDS:
         return None

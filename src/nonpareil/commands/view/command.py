@@ -1,5 +1,6 @@
 """Look at stored groups and training runs in a browser: pages of this machine, or a folder of pages to send."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ def run(options: ViewOptions) -> dict[str, Any]:
         if options.overwrite:
             for place in folder.listed():
                 folder.delete(place)
-        count = write_bundle(site, Path(options.bundle), options.bundle_query, options.bundle_groups)
+        count = write_bundle(site, Path(options.bundle), options.bundle_query or "", options.bundle_groups)
     return {"bundle": options.bundle, "groups": count}
 
 
@@ -91,10 +92,8 @@ def _serve(options: ViewOptions) -> dict[str, Any]:
             source.index.freshen(0)
         address = address_of(options.host, opened.getsockname()[1])
         tell(f"pages at {address} (Ctrl-C ends)")
-        try:
+        with suppress(KeyboardInterrupt):  # the way to end it
             serve(app, opened)
-        except KeyboardInterrupt:
-            pass  # the way to end it
     return {"address": address}
 
 
@@ -102,7 +101,9 @@ def show(result: dict[str, Any]) -> None:
     """What was written; on stderr."""
     if "bundle" in result:
         count = "1 group" if result["groups"] == 1 else f"{result['groups']} groups"
-        console().print(f"{count} in {result['bundle']}; open {Path(result['bundle']) / 'index.html'}", soft_wrap=True)
+        console().print(
+            f"{count} in {result['bundle']}; open {Path(result['bundle']) / 'index.html'}", soft_wrap=True
+        )
 
 
 COMMAND = Command(
