@@ -1,4 +1,4 @@
-"""The pages in a real Chromium: keys, live pages, no error on the console, no width beyond a phone's, bundles from disk."""
+"""The pages in a real Chromium: keys, live pages, contrast, a phone's width, bundles from disk, no errors."""
 
 import shutil
 from pathlib import Path
@@ -29,9 +29,11 @@ CONTRAST = """() => {
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
     const element = walker.currentNode.parentElement;
-    if (!walker.currentNode.data.trim() || !element.checkVisibility() || element.closest("svg, .hidden, .skip")) continue;
+    if (!walker.currentNode.data.trim() || !element.checkVisibility()) continue;
+    if (element.closest("svg, .hidden, .skip")) continue;
     let behind = element, page = [0, 0, 0, 0];
-    while (behind && page[3] < 255) { page = rgb(getComputedStyle(behind).backgroundColor); behind = behind.parentElement; }
+    for (; behind && page[3] < 255; behind = behind.parentElement)
+      page = rgb(getComputedStyle(behind).backgroundColor);
     if (page[3] < 255) page = rgb(getComputedStyle(document.body).backgroundColor);
     const [a, b] = [light(rgb(getComputedStyle(element).color)), light(page)].sort((x, y) => y - x);
     if ((a + 0.05) / (b + 0.05) < 4.5) low.push(element.outerHTML.slice(0, 120));
@@ -103,7 +105,7 @@ def test_a_page_follows_a_folder_that_grows(running: Running, browser):
     page.goto(running.address + "/groups/2")
     page.wait_for_selector("text=best of N >> visible=true", timeout=60_000)
     write(running.folder / "again", 2, [group(9, [1, 2, 3, 4])])
-    page.wait_for_function("document.querySelector('.tiles dd').textContent.trim() === '5'", timeout=30_000)
+    page.wait_for_selector(".tiles > div:first-child dd:text-is('5')", timeout=30_000)
     page.goto(running.address + "/runs/1")
     training_run(running.folder / "other", 7)
     page.wait_for_selector("text=Up to step 7", timeout=30_000)
@@ -119,6 +121,7 @@ def test_a_bundle_is_read_from_disk(browser, tmp_path: Path):
     page.goto((tmp_path / "out" / "index.html").as_uri())
     assert page.evaluate("getComputedStyle(document.body).maxWidth") == "1216px"
     page.click("nav a:has-text('Groups')")
+    page.wait_for_url("**/groups.html")
     page.keyboard.press("j")
     page.keyboard.press("Enter")
     page.wait_for_url("**/group-00001.html")

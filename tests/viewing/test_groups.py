@@ -48,7 +48,7 @@ def test_every_number_of_a_group(index):
     assert numbers["spread"] == pytest.approx([(5 / 3) ** 0.5, 0, (4 / 3) ** 0.5, 2])
     assert numbers["tied"] == [1, 4, 2, 1]
     assert numbers["nulls"] == [0, 0, 2, 0]
-    # Of the pairs that both tell apart all are opposite; none is told apart; the two of a (1, 2) with a (3, 1); none.
+    # Of the pairs that both tell apart: all; none is told apart; all, those of a (1, 2) with a (3, 1); none.
     assert numbers["disagreement"] == [1, None, pytest.approx(1), 0]
     assert numbers["length"] == [3.5, 3.5, 4.5, 3.5]
     assert numbers["longest"] == [5, 5, 7, 5]

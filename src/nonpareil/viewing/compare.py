@@ -78,4 +78,4 @@ def matched(first: GroupIndex, second: GroupIndex, reward: str, order: str = "up
         f"ORDER BY {ORDERS[order][0]}, a.shard, a.row LIMIT ? OFFSET ?",
         [PAGE, (page - 1) * PAGE],
     ).fetchall()
-    return Matched([dict(zip(names, row, strict=True)) for row in found], *counts, page)
+    return Matched([dict(zip(names, row, strict=True)) for row in found], *counts, page=page)

@@ -14,7 +14,7 @@ def connect(folders: Iterable[Path]) -> Any:
     """A database in memory that can read below these folders and nowhere else, and fetches no extension."""
     import duckdb
 
-    connection = duckdb.connect(
+    connection: Any = duckdb.connect(
         ":memory:",
         config={
             "autoinstall_known_extensions": "false",

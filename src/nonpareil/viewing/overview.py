@@ -50,7 +50,15 @@ class Totals:
 def totals_of(index: GroupIndex, reward: str | None) -> Totals:
     """Count a folder's groups under a reward."""
     cursor, table = index.cursor(), index.table
-    names = ("groups", "completions", "tokens", "mean_length", "cut", "mean_different", "repeated")
+    names: tuple[str, ...] = (
+        "groups",
+        "completions",
+        "tokens",
+        "mean_length",
+        "cut",
+        "mean_different",
+        "repeated",
+    )
     row = cursor.execute(
         f"SELECT count(*), coalesce(sum(m), 0), sum(list_sum(lengths)), sum(list_sum(lengths)) / "
         f"sum(list_count(lengths)), sum(cut), avg(different), count(*) - count(DISTINCT prompt_id) FROM {table}"

@@ -148,14 +148,14 @@ def samples_of(folder: Path, step: int) -> list[Samples]:
             rows = file.read(use_threads=False).to_pylist()
     except (OSError, pa.ArrowException, ValueError) as error:
         raise DataError(f"{paths[0]} cannot be read: {reason_of(error)}") from error
-    found: dict[str, Samples] = {}
+    by_prompt: dict[str, Samples] = {}
     for row in rows:
         key = json.dumps(row.get("prompt"), sort_keys=True, default=str)
-        samples = found.setdefault(key, Samples(row.get("prompt"), []))
+        samples = by_prompt.setdefault(key, Samples(row.get("prompt"), []))
         others = {name: value for name, value in row.items() if name not in _OWN}
         samples.completions.append(
             Sample(
                 str(row.get("completion") or ""), str(row.get("drawn_by") or ""), others, row.get("advantage")
             )
         )
-    return list(found.values())
+    return list(by_prompt.values())

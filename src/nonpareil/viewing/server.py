@@ -29,7 +29,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         opened.close()
         raise ConfigError(
-            f"port={port} of host={host!r} cannot be had: {error.strerror}; give another port, or 0 for any free one"
+            f"port={port} of host={host!r} cannot be had: {error.strerror}; give another, or 0 for any free one"
         ) from error
     return opened
 
