@@ -1,11 +1,12 @@
-"""How long the pages of `nonpareil view` take over a large folder of groups: the first one, sorts, searches, one group.
+"""How long the pages of `nonpareil view` take over a large folder: the first one, sorts, searches, one group.
 
     python benchmarks/view.py [FOLDER] [--groups 100000] [--completions 8] [--tokens 64]
 
-Makes the folder where it is not there yet (benchmarks/made_up_groups.py), starts `nonpareil view` in a process of its
-own, and asks for pages as a browser would. `first page` is the first one that the fresh server gives: it may say that
-not all files are read yet; `all files read` is when one no longer does. The rest are means of three requests. Needs the
-extra `view`. For each, seconds on the wall beside processor seconds of the server: on a busy machine the second tells.
+Makes the folder where it is not there yet (benchmarks/made_up_groups.py), starts `nonpareil view` in a process of
+its own, and asks for pages as a browser would. `first page` is the first one that the fresh server gives: it may
+say that not all files are read yet; `all files read` is when one no longer does. The rest are means of three
+requests. Each in seconds on the wall and of the server's processor time: on a busy machine the second tells. Needs
+the extra `view`.
 """
 
 import argparse

@@ -56,26 +56,17 @@ def matched(first: GroupIndex, second: GroupIndex, reward: str, order: str = "up
         "ON a.prompt_id = b.prompt_id AND a.copy = b.copy"
     )
     cursor = first.cursor()
-    counts = cursor.execute(
+    count, mean, better, worse, equal, unknown = cursor.execute(
         f"SELECT count(*), avg(d), count(*) FILTER (d > 0), count(*) FILTER (d < 0), count(*) FILTER (d = 0), "
         f"count(*) FILTER (d IS NULL) FROM (SELECT list_avg({b}) - list_avg({a}) AS d {joined})"
     ).fetchone()
-    names = (
-        "prompt",
-        "shard",
-        "row",
-        "mean",
-        "best",
-        "other_shard",
-        "other_row",
-        "other_mean",
-        "other_best",
-        "difference",
-    )
+    one, other = (f"{side}shard {side}row {side}mean {side}best".split() for side in ("", "other_"))
+    names = ["prompt", *one, *other, "difference"]
     found = cursor.execute(
         f"SELECT left(a.prompt, {PREVIEW + 1}), a.shard, a.row, list_avg({a}), list_max({a}), b.shard, b.row, "
         f"list_avg({b}), list_max({b}), list_avg({b}) - list_avg({a}) AS difference {joined} "
         f"ORDER BY {ORDERS[order][0]}, a.shard, a.row LIMIT ? OFFSET ?",
         [PAGE, (page - 1) * PAGE],
     ).fetchall()
-    return Matched([dict(zip(names, row, strict=True)) for row in found], *counts, page=page)
+    rows = [dict(zip(names, row, strict=True)) for row in found]
+    return Matched(rows, count, mean, better, worse, equal, unknown, page)
