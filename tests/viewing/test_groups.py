@@ -180,8 +180,11 @@ def test_best_of_n_is_that_of_the_groups_of_one_size(index):
     assert numbers.prompt_ids == ["p-0", "p-1", "p-3"]
     assert numbers.rewards.tolist() == [[0, 1, 2, 3], [2, 2, 2, 2], [0, 0, 0, 4]]
     assert left_out.startswith("3 of 4 groups")
-    worth, making = Worths(index).ask("", patience=120)
+    worths = Worths(index)
+    worth, making = worths.ask("", patience=120)
     assert not making
+    worths.renew()
+    assert worths.made == 1  # nothing is new
     # Means over three prompts: of one draw (1.5 + 2 + 1) / 3, of the best of four (3 + 2 + 4) / 3.
     assert [worth.curve.points[n].reward.estimate for n in (0, 3)] == pytest.approx([1.5, 3.0])
 
@@ -222,6 +225,10 @@ def test_a_place_without_groups_is_refused(tmp_path):
     ):
         with pytest.raises(ConfigError, match=says):
             check_place(tmp_path / path)
+    foreign = tmp_path / b"\xff".decode(errors="surrogateescape")
+    foreign.mkdir()
+    with pytest.raises(ConfigError, match="not UTF-8; rename the folder"):
+        check_place(foreign)
     (tmp_path / "manifest.json").write_text(json.dumps({"draw": 1}))
     with pytest.raises(ConfigError, match=r"groups: .*no manifest of rollouts"):
         check_place(tmp_path)

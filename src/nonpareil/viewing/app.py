@@ -110,9 +110,12 @@ def _add_group_pages(app: FastAPI, site: Site, pages: Pages) -> None:
         return HTMLResponse(pages.page("overview", **overview_content(source, reward)))
 
     @app.get("/groups/{number:int}/state", response_model=None)
-    def state(number: int) -> Response:
+    def state(number: int, request: Request) -> Response:
         """Whether there is more to see, for the script."""
-        return JSONResponse({"version": source_of(number).version})
+        source = source_of(number)
+        source.worths.renew()
+        of_groups = request.query_params.get("of") == "groups"
+        return JSONResponse({"version": source.groups_version if of_groups else source.version})
 
     @app.get("/groups/{number:int}/table", response_model=None)
     def table(number: int, request: Request) -> Response:

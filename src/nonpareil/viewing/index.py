@@ -185,11 +185,11 @@ class GroupIndex:
         for column, kind, sql in files[0].reads:
             own = column if kind == "own" else self._column(cursor, column, kind)
             if own in into:
-                self.unlisted.add(column)
+                self.unlisted = self.unlisted | {column}
                 continue
             into.append(own)
             expressions.append(sql)
-        self.unlisted.update(*(file.unlisted for file in files))
+        self.unlisted = self.unlisted.union(*(file.unlisted for file in files))
         cursor.execute("BEGIN")
         try:
             shards = [file.path.name for file in files]
@@ -214,12 +214,12 @@ class GroupIndex:
             self._columns += 1
             cursor.execute(f"ALTER TABLE {self.table} ADD COLUMN {known} {_TYPES[kind]}")
             if kind == "reward":
-                self.rewards[shown] = known
+                self.rewards = {**self.rewards, shown: known}  # a new one: other threads go through the old
             else:
-                self.data[shown] = known, kind
+                self.data = {**self.data, shown: (known, kind)}
         elif kind != "reward" and (wider := _wider(self.data[shown][1], kind)) != self.data[shown][1]:
             cursor.execute(f"ALTER TABLE {self.table} ALTER {name(known)} SET DATA TYPE {_TYPES[wider]}")
-            self.data[shown] = known, wider
+            self.data = {**self.data, shown: (known, wider)}
         return known
 
 

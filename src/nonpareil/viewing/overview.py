@@ -162,20 +162,24 @@ class Worths:
     index: GroupIndex
     made: int = 0
     """How many curves were made so far."""
+    _asked: set[str] = field(default_factory=set)
     _known: dict[str, Worth] = field(default_factory=dict)
     _running: dict[str, threading.Thread] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def ask(self, reward: str, patience: float = 0.0) -> tuple[Worth | None, bool]:
-        """The newest curve, if there is one, and whether a newer one is being made; waits so many seconds for it.
+        """The newest curve, if there is one, and whether a newer one is to come; waits so many seconds for it.
 
-        Of a folder that grows it is made anew at most a tenth of the time.
+        None is made before all files that are there are read. Of a folder that grows it is made anew at most a
+        tenth of the time.
         """
         with self._lock:
+            self._asked.add(reward)
             known, thread = self._known.get(reward), self._running.get(reward)
             stale = known is None or known.version != self.index.version
+            whole = self.index.files_read >= self.index.files
             rested = known is None or time.monotonic() - known.ended > max(2.0, 10 * known.seconds)
-            if stale and rested and (thread is None or not thread.is_alive()):
+            if stale and rested and whole and (thread is None or not thread.is_alive()):
                 thread = threading.Thread(
                     target=self._make, args=(reward,), name=f"curve {reward}", daemon=True
                 )
@@ -186,6 +190,11 @@ class Worths:
         with self._lock:
             known = self._known.get(reward)
         return known, thread is not None and thread.is_alive()
+
+    def renew(self) -> None:
+        """Make those anew that pages have asked for, where it is time."""
+        for reward in sorted(self._asked & {*self.index.rewards}):
+            self.ask(reward)
 
     def _make(self, reward: str) -> None:
         begun, version = time.monotonic(), self.index.version

@@ -49,6 +49,10 @@ def check_place(path: str | Path, option: str = "groups") -> Path:
         ConfigError: nothing there, or nothing that holds groups; naming the option.
     """
     place = Path(path).expanduser()
+    if not _is_text(place.absolute()):
+        raise ConfigError(
+            f"{option}={str(path)!r}: DuckDB reads no path that is not UTF-8; rename the folder"
+        )
     if not place.exists():
         raise ConfigError(
             f"{option}={str(path)!r}: nothing is there; give a folder that `nonpareil sample` wrote"
@@ -99,6 +103,8 @@ def read_shard_file(path: Path) -> ShardFile:
         DataError: it is damaged, or holds no groups.
     """
     stamp = stamp_of(path)
+    if not _is_text(path):
+        raise DataError(f"{path}: DuckDB reads no path that is not UTF-8; rename the file")
     try:
         content = path.read_bytes()
         if seal_holds(content) is False:
@@ -198,6 +204,14 @@ def _data(column: pa.Field) -> tuple[str, str]:
     if pa.types.is_floating(kind):
         return "number", f"CASE WHEN isfinite({quoted}) THEN CAST({quoted} AS DOUBLE) END"
     return "text", f"CAST({quoted} AS VARCHAR)"
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # bytes of a name that are no UTF-8
+        return False
+    return True
 
 
 def _is_lists(kind: pa.DataType) -> bool:

@@ -33,7 +33,12 @@ class GroupSource:
     @property
     def version(self) -> str:
         """Changes whenever there is more to see."""
-        return f"{self.index.version}.{self.worths.made}.{self.index.files_read}.{self.index.files}"
+        return f"{self.groups_version}.{self.worths.made}"
+
+    @property
+    def groups_version(self) -> str:
+        """The same of the groups alone, without their curve."""
+        return f"{self.index.version}.{self.index.files_read}.{self.index.files}"
 
 
 @dataclass

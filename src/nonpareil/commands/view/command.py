@@ -64,6 +64,8 @@ def _site(options: ViewOptions) -> "Site":
         if given and len({*given}) < len(given):
             raise ConfigError(f"{name}={given!r} names a folder twice; name each once")
     groups = [(path, check_place(path)) for path in options.groups or ()]
+    if options.bundle is not None:  # whoever gets it need not know where it lay here
+        groups = [(place.absolute().name, place) for _, place in groups]
     runs = [(path, check_run(path)) for path in options.runs or ()]
     return Site.of(groups, runs, None if options.tokenizer is None else _vocabulary(options.tokenizer))
 
