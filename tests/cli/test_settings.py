@@ -49,6 +49,7 @@ from nonpareil.options.strengths import InterpolateOptions
 from nonpareil.options.tilt import TiltOptions
 from nonpareil.options.unread import absent_rewards
 from nonpareil.options.values import CreditsOptions, ValueOptions
+from nonpareil.options.view import ViewOptions
 from nonpareil.options.yaml import dump_yaml, load_yaml
 from nonpareil.records import SamplingParams
 from nonpareil.rollouts.prompts import load_prompts, tokenize_prompts
@@ -59,7 +60,7 @@ from nonpareil.values.settings import MAKES_CREDITS
 COMMANDS = (
     *(SampleOptions, CurveOptions, DistillOptions, DistillationConfig, EvaluateOptions, ExportOptions),
     *(ComparisonFlags, ValueOptions, CreditsOptions, InterpolateOptions, TiltOptions),
-    *(JoinOptions, SearchOptions, ServeOptions),
+    *(JoinOptions, SearchOptions, ServeOptions, ViewOptions),
 )
 SECTIONS = {
     "": CompareOptions,

@@ -58,6 +58,7 @@ COMMANDS = {
         "nonpareil.commands.export",
         "Turn groups into TRL's preference, SFT or unpaired datasets.",
     ),
+    "view": ("nonpareil.commands.view.command", "Look at groups and training runs in a browser."),
 }
 """By name: the module whose `COMMAND` it is, imported when it is called, and its line in the help."""
 
