@@ -253,6 +253,16 @@ def serve(*, verbose: bool = False, **options: Any) -> Result:
     return _run(serve, verbose, options)
 
 
+@_command("view", "nonpareil.commands.view.command")
+def view(*, verbose: bool = False, **options: Any) -> Result:
+    """Pages over stored groups and runs: served until it is stopped, or with `bundle` written as a folder.
+
+    Raises:
+        NonpareilError: nothing to show, a port in use, or a place that cannot be written to.
+    """
+    return _run(view, verbose, options)
+
+
 # --- From keywords to a command
 
 
