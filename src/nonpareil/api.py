@@ -257,13 +257,13 @@ def serve(*, verbose: bool = False, **options: Any) -> Result:
 def view(*, verbose: bool = False, **options: Any) -> Result:
     """Pages over stored groups and runs: served until it is stopped, or with `bundle` written as a folder.
 
+    Returns:
+        `address`, or `bundle` and its `groups`.
+
     Raises:
         NonpareilError: nothing to show, a port in use, or a place that cannot be written to.
     """
     return _run(view, verbose, options)
-
-
-# --- From keywords to a command
 
 
 def _run(function: Callable[..., Any], verbose: bool, options: Mapping[str, Any]) -> Result:
