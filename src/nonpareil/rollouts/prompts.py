@@ -165,8 +165,9 @@ def tokenize_prompts(
     chats = any(not isinstance(prompt, str) for prompt in prompts)
     check_template_kwargs(kwargs, tokenizer, chats=chats)
     tools = _tools(rows, prompts, tokenizer, kwargs)
-    renders = chats and tokenizer is not None
-    rendering = rendering_of(tokenizer, kwargs, tools=any(tools)) if renders and hashed else None
+    renders, rendering = chats and tokenizer is not None, None
+    if chats and hashed and tokenizer is not None:
+        rendering = rendering_of(tokenizer, kwargs, tools=any(tools))
     tokenized: list[Prompt] = []
     with held_clock(now or datetime.now()) if renders else nullcontext():
         openings = Openings(tokenizer, kwargs) if renders else None
