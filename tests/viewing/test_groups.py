@@ -136,6 +136,11 @@ def test_a_damaged_file_is_named_and_the_others_shown(tmp_path):
     assert "its checksum does not hold" in reasons[0]
     assert "cannot be read" in reasons[1]
     assert "it has no column 'prompt_id' (it has: text)" in reasons[2]
+    two_shards(tmp_path)  # mended, and
+    (tmp_path / "data" / "shard-00002.parquet").unlink()
+    index.refresh()
+    assert asked(index, "") == ["p-0", "p-1", "p-2", "p-3"]
+    assert [*index.state.problems] == ["shard-00003.parquet"]
 
 
 def test_files_by_others_are_read_as_far_as_they_say(tmp_path):

@@ -135,14 +135,14 @@ class GroupIndex:
             self._found = len(there)
             stamps = {shard: stamp_of(path) for shard, path in there.items()}
             gone = [shard for shard, file in self._files.items() if stamps.get(shard) != file.stamp]
-            for shard in [shard for shard, stamp in self._refused.items() if stamps.get(shard) != stamp]:
+            for shard in [s for s, old in self._refused.items() if s not in there or stamps[s] != old]:
                 del self._refused[shard]
                 self.state.problems.pop(shard, None)
             known = {*self._files, *self._refused} - {*gone}
             fresh = [path for shard, path in there.items() if shard not in known]
             self._forget([shard for shard in gone if shard not in there])
             for start in range(0, len(fresh), FILES_AT_ONCE):
-                self._take(fresh[start : start + FILES_AT_ONCE])
+                self._take({path: stamps[path.name] for path in fresh[start : start + FILES_AT_ONCE]})
             self._looked = time.monotonic()
 
     def _forget(self, shards: list[str]) -> None:
@@ -152,14 +152,17 @@ class GroupIndex:
                 self._files.pop(shard, None)
             self.version += 1
 
-    def _take(self, paths: list[Path]) -> None:
-        """Files of equal columns are read together; where that fails, one by one, to name the bad one."""
+    def _take(self, stamps: dict[Path, Stamp | None]) -> None:
+        """Files of equal columns are read together; where that fails, one by one, to name the bad one.
+
+        Under the stamps they had before: what was written meanwhile is read again at the next look.
+        """
         alike: dict[tuple[tuple[str, str, str], ...], list[ShardFile]] = {}
-        for path in paths:
+        for path, stamp in stamps.items():
             try:
                 file = read_shard_file(path)
             except DataError as error:
-                self._refuse(path, str(error))
+                self._refuse(path, stamp, str(error))
             else:
                 alike.setdefault(file.reads, []).append(file)
         for files in alike.values():
@@ -170,14 +173,12 @@ class GroupIndex:
                     try:
                         self._insert([file])
                     except _database_error() as error:
-                        self._refuse(file.path, f"{file.path} cannot be read: {reason_of(error)}")
+                        self._refuse(file.path, file.stamp, f"{file.path} cannot be read: {reason_of(error)}")
 
-    def _refuse(self, path: Path, reason: str) -> None:
-        stamp = stamp_of(path)
+    def _refuse(self, path: Path, stamp: Stamp | None, reason: str) -> None:
         self._forget([path.name] if path.name in self._files else [])
-        if stamp is not None:
-            self._refused[path.name] = stamp
-            self.state.problems[path.name] = reason
+        self._refused[path.name] = stamp
+        self.state.problems[path.name] = reason
 
     def _insert(self, files: list[ShardFile]) -> None:
         cursor = self.cursor()
