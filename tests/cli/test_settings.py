@@ -205,7 +205,8 @@ def test_every_class_of_options_was_looked_at():
                 if isinstance(cls, type)
                 and dataclasses.is_dataclass(cls)
                 and cls.__module__.startswith("nonpareil.")
-                and not cls.__module__.startswith("nonpareil.selection.")  # a rule's parameters, told by its name
+                # A rule's parameters are told by the rule's name.
+                and not cls.__module__.startswith("nonpareil.selection.")
                 and (issubclass(cls, CheckedOptions) or cls.__name__.endswith(("Options", "Config")))
             }
     tried = {*COMMANDS, *SECTIONS.values()}
