@@ -14,6 +14,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, constants
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import hub as transformers_hub
 
 import nonpareil
 from nonpareil import DistillationConfig, DistillationTrainer
@@ -269,6 +270,9 @@ def test_the_hub_gets_the_finished_folder_with_its_card_and_checkpoints_without(
     with local_hub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(
+            transformers_hub, "_hf_api", None, raising=False
+        )  # it keeps the first endpoint it saw
         result = nonpareil.distill(
             model_name_or_path="policy", dataset_name=rows("train"), eval_dataset_name=rows("test"),
             reward_funcs=good, method=BOND(n=2), max_steps=2, save_steps=1, learning_rate=1e-2,

@@ -38,7 +38,7 @@ def run(options: SampleOptions) -> dict[str, Any]:
         options,
         policy,
         sampling,
-        source=options.dataset_name,
+        source=options.prompt_source,
         split=options.dataset_split,
         limit=options.max_prompts,
     )
@@ -81,7 +81,7 @@ def _check(options: SampleOptions) -> None:
     require_all(options)
     if options.value is not None:
         guiding_n(options.value, options.n)
-    splits = absent_splits({WITH_SPLITS: options.dataset_name or ""})
+    splits = absent_splits({WITH_SPLITS: options.prompt_source or ""})
     refuse_unread(options, absent_rewards(options, None) | splits)
     check_output("output_dir", options.output_dir, inputs_of(options), deletes=options.overwrite)
     from nonpareil.rollouts.folder import check_folder  # with much behind it

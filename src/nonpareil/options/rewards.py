@@ -50,6 +50,12 @@ class RemoteRewardOptions(CheckedOptions):
         names="input",
         of="judge_model",
     )
+    judge_chat_template_kwargs: dict[str, Any] | None = option(
+        None,
+        "Sent along for its chat template (vLLM, SGLang), as JSON: "
+        """'{"enable_thinking": false}'.""",
+        of="judge_model",
+    )
     judge_max_calls: int | None = option(
         None,
         "Most calls per prompt. Default: all m(m-1)/2 pairs in both orders, m(m-1) calls.",

@@ -145,7 +145,8 @@ def _check_origin(
         raise DataError(
             f"groups={path!r} was drawn from a server, so nobody can say that its model is model_name_or_path="
             f"{policy.name_or_path!r}, and {type(method).__name__} trains on the completions; draw groups with "
-            "engine=transformers, or take a method that needs their rewards alone (vbon)"
+            "engine=transformers, take a method that needs their rewards alone (vbon), or have `nonpareil serve` "
+            "keep them with groups_model, which says whose they are"
         )
     check_drawn_from(path, manifest, policy)
     refuse_cut_groups(path, sampling := manifest["draw"]["sampling"])

@@ -60,7 +60,7 @@ def held_out_source(options: DistillOptions) -> str:
     Raises:
         ConfigError: the policy is evaluated after training, and nothing says on which prompts.
     """
-    train = options.dataset_name or ""
+    train = options.prompt_source or ""
     if not train and options.eval_dataset_name is None and options.evaluate_after:
         raise ConfigError(
             "eval_dataset_name is missing: groups hold training prompts only; give held-out prompts, or "
@@ -69,8 +69,9 @@ def held_out_source(options: DistillOptions) -> str:
     one_part = options.eval_dataset_name is None and options.test_split_size is None
     if one_part and options.evaluate_after and is_one_split(train):
         kept = "in memory" if isinstance(train, InMemory) else "one file"
+        named = f"dataset_name={train!r} is {kept}" if options.datasets is None else "datasets is a mixture"
         raise ConfigError(
-            f"dataset_name={train!r} is {kept}, without a test split, and evaluation needs held-out prompts; "
+            f"{named}, without a test split, and evaluation needs held-out prompts; "
             "give eval_dataset_name or test_split_size (0.1 holds out a tenth), or evaluate_after=false"
         )
     return options.eval_dataset_name or train
