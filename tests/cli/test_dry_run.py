@@ -13,6 +13,7 @@ import pytest
 
 from nonpareil.commands.distill import rehearsal
 from nonpareil.commands.distill.dry_run import passing_memory
+from nonpareil.commands.distill.foretold import hours, trained_completions
 from nonpareil.commands.distill.rehearsal import check_repository, hub_warnings, timed_draw
 from nonpareil.commands.policies.local import LocalPolicy
 from nonpareil.errors import ConfigError
@@ -154,10 +155,25 @@ def test_a_timed_draw_counts_what_a_step_draws(tmp_path: Path) -> None:
     assert told["timed_completions"] in (4, 8, 16), "one, two or four prompts, as the clock allows"
     speed, hours = told["tokens_per_second"], told["estimated_hours"]
     assert hours["drawing"] == pytest.approx(100 * 16 * 12 / speed["drawn"] / 3600, rel=0.02)
-    tokens = (100 * 4 * 1 + 3 * 100 * 4 * 4) * (12 + 3)
+    # Policy and anchor score one completion; three of the four are descended.
+    tokens = 2 * 100 * 4 * 15 + 3 * 100 * 4 * (3 * 15)
     assert hours["passes"] == pytest.approx(tokens / speed["passed"] / 3600, rel=0.02)
     memory = passing_memory(policy.config, config, method, prompts)
     assert memory["cache"] == 2 * 16 * 2 * 4 * (16 * 15)
     config.gradient_checkpointing = True
     assert 0 < passing_memory(policy.config, config, method, prompts)["activations"] < memory["activations"]
     assert passing_memory(object(), config, method, prompts) == {"activations": None, "cache": None}
+
+
+def test_what_is_descended_and_how_dearly_is_in_the_hours(tmp_path: Path) -> None:
+    assert [trained_completions(build(*of)) for of in (("jbond", {}), ("rloo", {}), ("vbon", {"n": 4}))] == [
+        3,
+        4,
+        4,
+    ]
+    config = DistillationConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False)
+    method, passes = build("jbond", {}), []
+    for config.use_peft, config.gradient_checkpointing in ((False, False), (False, True), (True, False)):
+        passes.append(hours(config, method, 3600, 1.0, 1.0, (0.0, 1.0))["passes"])
+    a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    assert passes == [3.0 * a_step, 4.0 * a_step, 2.0 * a_step]

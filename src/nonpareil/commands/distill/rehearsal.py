@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.commands.distill.foretold import hours, passed_speed, passed_tokens
 from nonpareil.errors import ConfigError
 from nonpareil.records import Draws, Group, Prompt, ScoreRequest, Scores
 from nonpareil.terminal import reason_of
@@ -25,8 +26,6 @@ DRAW_SECONDS = 8.0
 DRAWN_TOKENS = 8
 """Of each completion there."""
 HUB_SECONDS = 5.0
-PASSES = 3
-"""A forward and backward pass costs about three forward passes."""
 
 
 def try_rewards(
@@ -136,6 +135,7 @@ def timed_draw(
     """
     import torch
 
+    from nonpareil.models.logprobs import TokenSequences
     from nonpareil.models.memory import free_memory
 
     drawer = copy.copy(policy)
@@ -157,50 +157,16 @@ def timed_draw(
             break
         width = min(2 * width, most)
     tokens = sum(len(ids) for each in drawn for ids in each.completion_token_ids)
-    passed, pass_seconds = _timed_pass(engine.model, chosen, drawn, config)
+    passed = passed_speed(engine.model, TokenSequences.of(chosen, drawn), config)
+    in_passes = passed_tokens(engine.model, config, method, prompts)
     del engine
     free_memory()
-    speed = {"drawn": tokens / max(seconds, 1e-9), "passed": passed / max(pass_seconds, 1e-9)}
+    speed = {"drawn": tokens / max(seconds, 1e-9), "passed": passed}
     return {
         "tokens_per_second": {name: float(f"{value:.3g}") for name, value in speed.items()},
         "timed_completions": width * draws,
-        "estimated_hours": _hours(config, method, prompts, steps, speed),
+        "estimated_hours": hours(config, method, steps, speed["drawn"], passed, in_passes),
     }
-
-
-def _timed_pass(
-    model: Any, prompts: Sequence[Prompt], drawn: Any, config: "DistillationConfig"
-) -> tuple[int, float]:
-    """Tokens of prompts and completions, and the seconds that one forward pass of them takes."""
-    import torch
-
-    from nonpareil.models.logprobs import TokenSequences, completion_logprobs, token_budget_batches
-
-    sequences = TokenSequences.of(prompts, drawn)
-    with torch.no_grad():
-        start = time.perf_counter()
-        for rows in token_budget_batches(sequences.lengths(), config.max_tokens_per_batch):
-            completion_logprobs(model, sequences.select(rows)).sum().item()
-        return sum(sequences.lengths()), time.perf_counter() - start
-
-
-def _hours(
-    config: "DistillationConfig",
-    method: "Method",
-    prompts: Sequence[Prompt],
-    steps: int,
-    speed: dict[str, float],
-) -> dict[str, float]:
-    """Of the whole training, if every completion is as long as it may be."""
-    a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    completion = config.max_completion_length
-    sequence = completion + sum(len(prompt.token_ids) for prompt in prompts) / len(prompts)
-    k, m = method.policy_draws, method.anchor_draws
-    fresh = steps / method.num_iterations * a_step
-    drawing = fresh * (k + m) * completion / speed["drawn"]
-    passes = (fresh * k + PASSES * steps * a_step * (k + m)) * sequence / speed["passed"]
-    hours = {"drawing": drawing / 3600, "passes": passes / 3600}
-    return {name: float(f"{value:.3g}") for name, value in {**hours, "total": sum(hours.values())}.items()}
 
 
 def check_repository(config: "DistillationConfig") -> None:
