@@ -167,8 +167,8 @@ class AdapterAnchor(Anchor):
                 if not config.target_parameters:
                     raise
                 raise ConfigError(
-                    "lora_target_parameters with an anchor that moves takes two such adapters on one model, and this "
-                    f"version of PEFT has one at most; install a later one, or hold the anchor ({error})"
+                    "lora_target_parameters with an anchor that moves needs two such adapters on one model, and "
+                    f"this version of PEFT has one at most; install a later one, or hold the anchor ({error})"
                 ) from error
             policy.set_adapter(POLICY)
             in_float32(policy, ANCHOR)
