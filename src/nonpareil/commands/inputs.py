@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.commands.policies.base import Policy
 from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.in_memory import InMemory
-from nonpareil.options.rewards import CACHE, RewardOptions, check_remote, model_options, specs_of
+from nonpareil.options.rewards import (
+    CACHE,
+    RewardOptions,
+    check_remote,
+    model_options,
+    specs_of,
+)
 from nonpareil.options.shared import PromptOptions
 from nonpareil.records import Prompt, SamplingParams
 from nonpareil.settings import settings_of, values_of
@@ -26,8 +32,10 @@ if TYPE_CHECKING:
     from nonpareil.rewards.judge.judge_reward import JudgeReward
 
 
-def require_all(options: Any, *, prompts_from_groups: bool = False) -> None:
+def require_all(options: Any, *, prompts_from_groups: bool = False, no_reward: str | None = None) -> None:
     """Policy, prompts and a reward, or a clear refusal before anything is loaded.
+
+    `no_reward`: why none is named, where there is more to say; "" where none may be needed.
 
     Raises:
         ConfigError: naming the option that is missing.
@@ -37,9 +45,10 @@ def require_all(options: Any, *, prompts_from_groups: bool = False) -> None:
     if options.prompt_source is None and not prompts_from_groups:
         raise ConfigError("dataset_name is missing; name a file or dataset of prompts")
     check_remote(options)
-    if not specs_of(options) and options.judge_model is None:
+    if not specs_of(options) and options.judge_model is None and no_reward != "":
         raise ConfigError(
-            "no reward: give reward_model_name_or_path, reward_funcs, reward_endpoints, judge_model, or several"
+            no_reward
+            or "no reward: give reward_model_name_or_path, reward_funcs, reward_endpoints, judge_model, or several"
         )
 
 

@@ -14,14 +14,19 @@ from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Group
 from nonpareil.rollouts.columns import column_types, message_types
 from nonpareil.rollouts.folder import delete_rollouts, locked_folder
-from nonpareil.rollouts.manifest import FORMAT, GroupCounts, read_manifest, versions, write_manifest
+from nonpareil.rollouts.manifest import (
+    FORMAT,
+    JOINED_FROM,
+    GroupCounts,
+    read_manifest,
+    versions,
+    write_manifest,
+)
 from nonpareil.rollouts.reading import stored_groups
 from nonpareil.rollouts.store import ShardNotes, shard_path, write_shard
 from nonpareil.rollouts.summaries import summary_of
 from nonpareil.settings import differing, flat
 
-JOINED_FROM = "joined_from"
-"""Of a joined folder's `draw`: how its parts were drawn."""
 UNKNOWN = "null in the folder that was joined, whose manifest has the reasons"
 _OF_PARTS = ("seed", "num_generations", "prompts.count", "prompts.sha256", "prompts.columns_sha256")
 _OF_MIXTURES = "prompts.sources."

@@ -35,7 +35,7 @@ def with_names(facts: "CardFacts", options: DistillOptions) -> "CardFacts":
         prompts=None if isinstance(source, InMemory) and not mixed else source,
         split=None if mixed else options.dataset_train_split,
         datasets=(*facts.datasets, *parts),
-        rewards=reward_labels(options),
+        rewards=reward_labels(options) or facts.rewards,
         credits=options.credits or Path(str(facts.config.output_dir)) / CREDITS,
     )
 

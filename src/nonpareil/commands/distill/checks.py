@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from nonpareil.commands.distill.manifest_defaults import why_not_named
 from nonpareil.commands.inputs import require_all
 from nonpareil.errors import ConfigError
 from nonpareil.in_memory import InMemory
@@ -20,7 +21,10 @@ def check_options(options: DistillOptions, config: "DistillationConfig") -> None
     Raises:
         ConfigError: an option that is missing, that nothing would read, or that goes with no other.
     """
-    require_all(options, prompts_from_groups=options.groups is not None)
+    why = None if options.groups is None else why_not_named(options.groups)
+    if why and not options.evaluate_after and config.eval_strategy == "no":
+        why = ""  # their stored scores may be all that the method takes (`stored_in_place`)
+    require_all(options, prompts_from_groups=options.groups is not None, no_reward=why)
     if options.evaluate_after:
         refuse_judge(options, "distill evaluates the policy against its reference; give evaluate_after=false")
     if options.merge and not config.use_peft:
