@@ -161,7 +161,15 @@ class AdapterAnchor(Anchor):
         if self.moves:
             config = copy.deepcopy(policy.peft_config[POLICY])
             config.inference_mode = True  # else set_adapter would train it
-            policy.add_adapter(ANCHOR, config)
+            try:
+                policy.add_adapter(ANCHOR, config)
+            except ValueError as error:  # PEFT before 0.20
+                if not config.target_parameters:
+                    raise
+                raise ConfigError(
+                    "lora_target_parameters with an anchor that moves needs two such adapters on one model, and "
+                    f"this version of PEFT has one at most; install a later one, or hold the anchor ({error})"
+                ) from error
             policy.set_adapter(POLICY)
             in_float32(policy, ANCHOR)
             self._move(policy, 1.0)
