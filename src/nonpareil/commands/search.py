@@ -39,7 +39,7 @@ def run(options: SearchOptions) -> dict[str, Any]:
     policy, sampling = local_policy(options), options.sampling()
     policy.check_drawable()
     refuse_changed_draws(sampling, NO_STOP)
-    source, split = options.dataset_name, options.dataset_split
+    source, split = options.prompt_source, options.dataset_split
     prompts = load_prompts(options, policy, sampling, source=source, split=split, limit=options.max_prompts)
     check_room(prompts, schedule, sampling.max_completion_length, options.max_tokens_per_batch)
     reward = load_reward(options, policy.tokenizer, prompts, options.max_completion_length)
@@ -86,7 +86,7 @@ def schedule_of(options: SearchOptions) -> Any:
 def _check(options: SearchOptions, output: Path) -> None:
     """What can be refused before anything is read."""
     require_all(options)
-    splits = absent_splits({WITH_SPLITS: options.dataset_name or ""})
+    splits = absent_splits({WITH_SPLITS: options.prompt_source or ""})
     refuse_unread(options, absent_rewards(options, None) | splits)
     check_output("output", output, inputs_of(options))
     if output.suffix not in (".jsonl", ".parquet"):
