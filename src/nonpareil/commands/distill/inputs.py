@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from nonpareil.commands.distill.checks import held_out_source, needs_held_out
 from nonpareil.commands.distill.credits import load_credits
 from nonpareil.commands.distill.folder import asked_place
-from nonpareil.commands.distill.stored_rewards import stored_in_place
+from nonpareil.commands.distill.manifest_defaults import NAMES
+from nonpareil.commands.distill.stored_rewards import loaded_or_stored, stored_in_place
 from nonpareil.commands.inputs import (
     check_reward,
     load_prompts,
@@ -152,10 +153,12 @@ def training_reward(
         NonpareilError: a reward that cannot be loaded, or another than the stored one.
     """
     stored, asked = data.groups is not None, reward_options(options, config)
-    reward = stored_in_place(options, config, method, asked)
-    if reward is None:
-        prompts = () if stored else data.prompts
-        reward = load_reward(asked, policy.tokenizer, prompts, config.max_completion_length)
+    prompts = () if stored else data.prompts
+    reward = loaded_or_stored(
+        lambda: load_reward(asked, policy.tokenizer, prompts, config.max_completion_length),
+        stored_in_place(options, config, method, asked),
+        named=any(getattr(asked, name) for name in NAMES),
+    )
     if stored:
         check_stored_rewards(options.groups or "", reward)
     return reward

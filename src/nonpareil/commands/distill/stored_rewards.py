@@ -1,14 +1,16 @@
 """Whether a distillation of stored groups asks its rewards for anything, and what stands in their place if not."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nonpareil.commands.distill.credits import makes_credits
 from nonpareil.commands.distill.manifest_defaults import NAMES, manifest_there, why_not_named
-from nonpareil.errors import ConfigError
+from nonpareil.errors import ConfigError, NonpareilError
 from nonpareil.in_memory import InMemory
 from nonpareil.options.distill import DistillOptions
 from nonpareil.options.rewards import RewardOptions, asked_rewards, rewards_of
+from nonpareil.terminal import reason_of, tell
 
 if TYPE_CHECKING:
     from nonpareil.methods.base import Method
@@ -27,10 +29,10 @@ def scores_nothing(options: DistillOptions, config: "DistillationConfig", method
 def stored_in_place(
     options: DistillOptions, config: "DistillationConfig", method: "Method", asked: RewardOptions
 ) -> "CombinedReward | None":
-    """The groups' rewards as their manifest knows them, where none is asked for more and no other one was named.
+    """The groups' rewards as their manifest knows them, where their stored scores are all that is read.
 
-    None where a reward is to be loaded: it scores, it is to be held against the stored one, or nothing is known of
-    that. `asked`: all that is said of rewards.
+    None where a reward is to score, where another one was named, or where nothing is known of them. `asked`: all
+    that is said of rewards.
 
     Raises:
         ConfigError: no reward is named, and those of the groups cannot be named here, where one must score.
@@ -38,9 +40,9 @@ def stored_in_place(
     from nonpareil.rewards.stored import stored_rewards
 
     manifest = None if options.groups is None else manifest_there(Path(options.groups))
-    named = any(getattr(asked, name) for name in NAMES)
     if manifest is None:
         return None
+    named = any(getattr(asked, name) for name in NAMES)
     if not scores_nothing(options, config, method):
         if not named and (why := why_not_named(str(options.groups))):
             raise ConfigError(why)
@@ -50,3 +52,22 @@ def stored_in_place(
     if "rewards" not in manifest or (named and not as_stored):
         return None
     return stored_rewards(manifest["rewards"], config.reward_weights)
+
+
+def loaded_or_stored(
+    load: Callable[[], "CombinedReward"], stored: "CombinedReward | None", *, named: bool
+) -> "CombinedReward":
+    """The rewards that are named, to be held against the stored ones; those alone where they cannot be loaded.
+
+    Raises:
+        NonpareilError: they cannot be loaded, and more than their stored scores is asked for.
+    """
+    if stored is not None and not named:
+        return stored
+    try:
+        return load()
+    except NonpareilError as error:
+        if stored is None:
+            raise
+        tell(f"{reason_of(error)}; the stored scores are all that this training reads")
+        return stored
