@@ -10,6 +10,7 @@ from nonpareil.errors import DataError
 from nonpareil.maths.scalars import Real
 
 _STEPS = 60
+_FLAT = 1e-9  # a slope of the mean log-likelihood
 _LEAST, _MOST = 1e-4, 1e6  # of alpha + beta: all or nothing by prompt, and one rate for all
 
 
@@ -41,6 +42,8 @@ def fit_beta(
     damping = torch.full_like(mean, 1e-3)
     for _ in range(_STEPS):
         gradient, curvature = _slopes(place, weights, successes, draws)
+        if gradient.abs().max() < _FLAT:
+            break
         # Damped until the matrix is positive: far from the peak the likelihood is not concave.
         lift = (-torch.linalg.eigvalsh(-curvature)[:, 0]).clamp(min=0) + damping
         matrix = -curvature + lift[:, None, None] * torch.eye(2, dtype=torch.float64)
