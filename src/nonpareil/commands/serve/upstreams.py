@@ -113,8 +113,8 @@ class ServedSource:
         asyncio.run(self._upstream.check())
         if self._upstream.describe()["server"] == OWNER:
             raise ConfigError(
-                f"base_url={options.base_url!r} is a `nonpareil serve` itself, whose answers are chosen already; name "
-                "the server that it draws from"
+                f"base_url={options.base_url!r} is a `nonpareil serve` itself, whose answers are chosen already; "
+                "name the server that it draws from"
             )
         self.model = self._upstream.model or ""
         self.name = options.served_model_name or self.model
