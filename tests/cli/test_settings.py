@@ -34,6 +34,7 @@ from nonpareil.options.export import ExportOptions
 from nonpareil.options.join import JoinOptions
 from nonpareil.options.rewards import ANY_MODEL, ENDPOINTS, FIRST_MODEL, LIMITED, LOADED_MODEL
 from nonpareil.options.sample import SampleOptions
+from nonpareil.options.selection import READS_ANSWERS, READS_SIMILARITY
 from nonpareil.options.serve import ServeOptions
 from nonpareil.options.shared import (
     DRAWS_POOL,
@@ -228,6 +229,7 @@ def test_what_reads_a_setting_is_there():
     for _, setting in everything:
         owners.setdefault(setting.name, []).append(setting)
     readers = {ANY_MODEL, ENDPOINTS, FIRST_MODEL, HELD_OUT_SPLITS, HUB_DATASETS, LIMITED, LOADED_MODEL}
+    readers |= {READS_ANSWERS, READS_SIMILARITY}
     readers |= {OWN_PROMPTS, TRAINING_SPLITS, WITH_SPLITS, MAKES_CREDITS, DRAWS_POOL}
     for _, setting in everything:
         owner, _, wanted = (setting.limits.of or "").partition("=")

@@ -131,6 +131,7 @@ def tokenize_prompts(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     *,
     now: datetime | None = None,
+    hashed: bool = True,
 ) -> list[Prompt]:
     """The prompts as the policy sees them, up to where its completion begins.
 
@@ -148,6 +149,7 @@ def tokenize_prompts(
         tokenizer: the policy's.
         chat_template_kwargs: further arguments of its chat template.
         now: what a template that writes the date takes for now, the same for all prompts; by default now.
+        hashed: False leaves out `Prompt.rendering`, which hashes the whole tokenizer.
 
     Raises:
         ConfigError: no tokenizer, an argument or tools that the chat template does not mention, or no template to
@@ -170,12 +172,12 @@ def tokenize_prompts(
     chats = any(not isinstance(prompt, str) for prompt in prompts)
     check_template_kwargs(kwargs, tokenizer, chats=chats)
     tools = _tools(rows, prompts, tokenizer, kwargs)
-    rendering = None
-    if chats and tokenizer is not None:
+    renders, rendering = chats and tokenizer is not None, None
+    if chats and hashed and tokenizer is not None:
         rendering = rendering_of(tokenizer, kwargs, tools=any(tools))
     tokenized: list[Prompt] = []
-    with held_clock(now or datetime.now()) if rendering else nullcontext():
-        openings = Openings(tokenizer, kwargs) if rendering else None
+    with held_clock(now or datetime.now()) if renders else nullcontext():
+        openings = Openings(tokenizer, kwargs) if renders else None
         for place, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
             position, where = getattr(row, "position", place), _where(row, place)
             ids = (

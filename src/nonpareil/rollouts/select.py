@@ -75,8 +75,8 @@ def chosen(
 ) -> tuple[int | None, bool]:
     """Which of the first n completions the rule most likely chooses, and whether it tells any from another.
 
-    Ties are drawn as in `best`. None where it has none to choose: too few, or without what it reads. Completions that
-    may not be chosen (`eligible`) do not vote either.
+    Ties are drawn by seed and prompt. None where it has none to choose: too few, or without what it reads.
+    Completions that may not be chosen (`eligible`) do not vote either.
 
     Raises:
         ConfigError, DataError: as `eligible`, and as the rule's law; a rule that takes more than the group has.

@@ -114,8 +114,9 @@ class LocalUpstream:
         with self._reading:
             row = {"prompt": _plain(request.prompt)}
             kwargs = {**self._template_kwargs, **kwargs} if request.chat else kwargs
-            (prompt,) = tokenize_prompts([row], self.tokenizer, kwargs)
-            if request.chat not in self._ends:
+            first = request.chat not in self._ends
+            (prompt,) = tokenize_prompts([row], self.tokenizer, kwargs, hashed=first)
+            if first:
                 self._ends[request.chat] = self._ends_of(prompt)
         # Every draw's random numbers follow from this id; those of the request's seed from nothing else.
         prompt = Prompt(
