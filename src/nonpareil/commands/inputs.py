@@ -18,7 +18,6 @@ from nonpareil.options.rewards import (
     check_remote,
     model_options,
     specs_of,
-    without_addresses,
 )
 from nonpareil.options.shared import PromptOptions
 from nonpareil.records import Prompt, SamplingParams
@@ -32,24 +31,24 @@ if TYPE_CHECKING:
     from nonpareil.rewards.combine import CombinedReward
     from nonpareil.rewards.judge.judge_reward import JudgeReward
 
-_NOT_KEPT = {"trust_remote_code", "reward_api_key_env", "judge_base_url", "judge_api_key_env", "judge_cache"}
-"""Of the rewards' options: what no manifest keeps."""
 
-
-def require_all(options: Any, *, prompts_from_groups: bool = False) -> None:
+def require_all(options: Any, *, prompts_from_groups: bool = False, no_reward: str | None = None) -> None:
     """Policy, prompts and a reward, or a clear refusal before anything is loaded.
+
+    `no_reward`: why none is named, where there is more to say; "" where none may be needed.
 
     Raises:
         ConfigError: naming the option that is missing.
     """
     if options.model_name_or_path is None:
         raise ConfigError("model_name_or_path is missing; name the policy")
-    if options.dataset_name is None and not prompts_from_groups:
+    if options.prompt_source is None and not prompts_from_groups:
         raise ConfigError("dataset_name is missing; name a file or dataset of prompts")
     check_remote(options)
-    if not specs_of(options) and options.judge_model is None:
+    if not specs_of(options) and options.judge_model is None and no_reward != "":
         raise ConfigError(
-            "no reward: give reward_model_name_or_path, reward_funcs, reward_endpoints, judge_model, or several"
+            no_reward
+            or "no reward: give reward_model_name_or_path, reward_funcs, reward_endpoints, judge_model, or several"
         )
 
 
@@ -70,7 +69,7 @@ def load_prompts(
         options: how any set of prompts is read.
         policy: what draws from them.
         sampling: with which settings.
-        source: a file, folder or dataset; the value of `dataset_name` or `eval_dataset_name`.
+        source: a file, folder or dataset; an option's `prompt_source`, or `eval_dataset_name`.
         split: of a dataset that has splits.
         limit: the first ones only.
         held_out: those that `test_split_size` holds out, where it is given; else the others.
@@ -217,28 +216,6 @@ def check_reward(
     reward.release()  # so that it is in memory while it scores, and never beside the policy's model
 
 
-def asked_rewards(options: RewardOptions) -> dict[str, Any]:
-    """The rewards as they were named, for `distill --groups`: no address, no key, nobody's leave to run code."""
-    named = without_addresses(RewardOptions, values_of(options, RewardOptions))
-    kept = {
-        name: named[name]
-        for name, setting in settings_of(RewardOptions).items()
-        if named[name] != setting.default and name not in _NOT_KEPT
-    }
-    for name in ("reward_model_name_or_path", "reward_funcs"):
-        if name in kept:
-            value = kept[name]
-            kept[name] = [_placed(one) for one in value] if isinstance(value, list) else _placed(value)
-    return kept
-
-
-def _placed(spec: str) -> str:
-    """The spec of a reward, wherever it is read: a file or folder by its whole path."""
-    file, colon, name = spec.rpartition(":") if ".py:" in spec else (spec, "", "")
-    there = Path(file).expanduser()
-    return f"{there.resolve()}{colon}{name}" if there.exists() else spec
-
-
 def _judge(options: RewardOptions) -> "list[JudgeReward]":
     """The judge, where one is named.
 
@@ -261,6 +238,7 @@ def _judge(options: RewardOptions) -> "list[JudgeReward]":
             options.judge_model,
             options.judge_base_url or "",
             template=template,
+            chat_template_kwargs=options.judge_chat_template_kwargs,
             max_calls=options.judge_max_calls,
             cache=options.judge_cache or CACHE,
             api_key_env=options.judge_api_key_env or DEFAULT_KEY,

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from nonpareil.commands.command import Command
-from nonpareil.commands.inputs import asked_rewards, check_reward, load_prompts, load_reward, require_all
+from nonpareil.commands.inputs import check_reward, load_prompts, load_reward, require_all
 from nonpareil.commands.places import check_output, inputs_of
 from nonpareil.commands.policies.choose import policy_of
 from nonpareil.console import console
 from nonpareil.constant_rewards import tell_constant
 from nonpareil.options.demo import demo_defaults, uses_demo
 from nonpareil.options.guidance import guiding_n
+from nonpareil.options.rewards import asked_rewards
 from nonpareil.options.sample import SampleOptions
 from nonpareil.options.shared import WITH_SPLITS
 from nonpareil.options.unread import absent_rewards, absent_splits
@@ -37,7 +38,7 @@ def run(options: SampleOptions) -> dict[str, Any]:
         options,
         policy,
         sampling,
-        source=options.dataset_name,
+        source=options.prompt_source,
         split=options.dataset_split,
         limit=options.max_prompts,
     )
@@ -80,7 +81,7 @@ def _check(options: SampleOptions) -> None:
     require_all(options)
     if options.value is not None:
         guiding_n(options.value, options.n)
-    splits = absent_splits({WITH_SPLITS: options.dataset_name or ""})
+    splits = absent_splits({WITH_SPLITS: options.prompt_source or ""})
     refuse_unread(options, absent_rewards(options, None) | splits)
     check_output("output_dir", options.output_dir, inputs_of(options), deletes=options.overwrite)
     from nonpareil.rollouts.folder import check_folder  # with much behind it

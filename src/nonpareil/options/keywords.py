@@ -15,6 +15,7 @@ HEADINGS = (
         "Rewards",
         "Method",
         "Drawing",
+        "Search",
         "Engine",
         "Guidance",
         "Training",

@@ -9,7 +9,7 @@ from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Prompt, refuse_repeated
 from nonpareil.rollouts.folder import MANIFEST
 from nonpareil.rollouts.growing import is_part_of
-from nonpareil.rollouts.manifest import FORMAT, read_manifest, versions
+from nonpareil.rollouts.manifest import FORMAT, JOINED_FROM, read_manifest, versions
 from nonpareil.rollouts.reading import (
     GROWN_FROM,
     ONLY_THAT,
@@ -29,7 +29,7 @@ def stored_manifest(folder: Path) -> dict[str, Any] | None:
 
     Raises:
         DataError: a damaged manifest or shard, or a file that is none of the run's.
-        ConfigError: shards without a manifest that do not say how they were drawn.
+        ConfigError: shards without a manifest that do not say how they were drawn, or a folder that was joined.
     """
     shards = sorted(folder.glob("data/shard-*.parquet"))
     if not shards:
@@ -55,6 +55,11 @@ def stored_manifest(folder: Path) -> dict[str, Any] | None:
             "versions": versions(),
             **({GROWN_FROM: grown_from} if grown_from else {}),
         }
+    if JOINED_FROM in manifest["draw"]:
+        raise ConfigError(
+            f"output_dir={str(folder)!r} was put together by `nonpareil join`, and neither grows nor is scored "
+            "anew: do that with the folders it was joined from, and join them again, or give another output_dir"
+        )
     refuse_foreign(folder, num_shards(manifest))
     tell_old_texts(folder, manifest)
     return manifest

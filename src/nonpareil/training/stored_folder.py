@@ -72,6 +72,7 @@ def load_groups(
         groups = _with_token_ids(groups, policy, kwargs)
     elif manifest is not None:
         _check_rendering(path, manifest, policy, groups, kwargs)
+        groups = _with_openings(groups, policy, kwargs)
     check_stored(groups[:limit], method, credits)
     if credits is not None:
         check_candidate_ids(groups[:limit], credits, stated_limits(policy.config)[1])
@@ -236,7 +237,21 @@ def _with_token_ids(groups: list[Group], policy: KnownPolicy, kwargs: dict[str, 
 
     rows = [{**group.columns, "prompt": group.prompt} for group in groups]
     prompts = tokenize_prompts(rows, policy.tokenizer, kwargs)
-    return [replace(g, prompt_token_ids=p.token_ids) for g, p in zip(groups, prompts, strict=True)]
+    pairs = zip(groups, prompts, strict=True)
+    return [replace(g, prompt_token_ids=p.token_ids, opening=p.opening) for g, p in pairs]
+
+
+def _with_openings(groups: list[Group], policy: KnownPolicy, kwargs: dict[str, Any]) -> list[Group]:
+    """Groups of conversations with what their prompts write of the answer; folders of earlier versions lack it."""
+    from nonpareil.rollouts.openings import Openings
+
+    if not any(isinstance(g.prompt, list) and g.opening is None for g in groups):
+        return groups
+    openings = Openings(policy.tokenizer, kwargs)
+    return [
+        replace(g, opening=openings.of(g.prompt)) if isinstance(g.prompt, list) and g.opening is None else g
+        for g in groups
+    ]
 
 
 def _tell_dtype(path: str, drawn_in: str | None, config: "DistillationConfig") -> None:

@@ -7,12 +7,12 @@ from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from nonpareil.commands.inputs import asked_rewards, load_reward
+from nonpareil.commands.inputs import load_reward
 from nonpareil.commands.places import check_output, inputs_of
 from nonpareil.commands.serve.probes import unanswerable
 from nonpareil.commands.serve.upstreams import LocalSource, ServedSource, source_of
 from nonpareil.errors import ConfigError
-from nonpareil.options.rewards import check_remote, specs_of
+from nonpareil.options.rewards import asked_rewards, check_remote, specs_of
 from nonpareil.options.serve import ServeOptions
 from nonpareil.options.unread import absent_rewards
 from nonpareil.serving.choosing import checked_rule
