@@ -12,7 +12,7 @@ than 5% more latency at the median.
 Without --base_url the upstream is a stand-in in a process of its own that takes --token_ms a token, whatever n is
 and however many ask, as a GPU that is not yet full does: what is measured then is the server's own time, on top of
 a known one. The reward is by default a function that counts letters. Load generator, server and stand-in share the
-machine's cores.
+machine's cores; the server's CPU time a request is given beside, since that holds on a busy machine, too.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def paced(port: int, token_ms: float) -> None:
 
 
 @contextmanager
-def process(command: list[str], health: str) -> Iterator[None]:
+def process(command: list[str], health: str) -> Iterator[int]:
     """A server of ours, which has ended when the block has."""
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
@@ -100,7 +100,7 @@ def process(command: list[str], health: str) -> Iterator[None]:
             if server.poll() is not None or time.monotonic() > until:
                 raise SystemExit(f"{' '.join(command)} does not answer at {health}")
             time.sleep(0.1)
-        yield
+        yield server.pid
     finally:
         server.terminate()
         server.wait(60)
@@ -144,8 +144,15 @@ async def load(url: str, fields: dict[str, Any], args: argparse.Namespace, first
     return {"tokens_per_second": tokens / whole, "p50": cuts[49], "p90": cuts[89], "p99": cuts[98]}
 
 
-def measure(upstream: str, model: str, served: str, args: argparse.Namespace) -> dict[str, Any]:
+def cpu_seconds(pid: int) -> float:
+    """Of a process so far."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(upstream: str, model: str, served: str, pid: int, args: argparse.Namespace) -> dict[str, Any]:
     """Rounds that take turns; of each figure the median over them."""
+    begun = 0.0
     rounds: dict[str, list[dict[str, float]]] = {"alone": [], "served": []}
     for number in range(args.rounds + 1):
         first = number * args.requests
@@ -154,11 +161,14 @@ def measure(upstream: str, model: str, served: str, args: argparse.Namespace) ->
         if number:  # the first opens connections, and warms caches
             rounds["alone"].append(alone)
             rounds["served"].append(ours)
+        else:
+            begun = cpu_seconds(pid)
     found: dict[str, Any] = {
         side: {name: statistics.median(one[name] for one in some) for name in some[0]}
         for side, some in rounds.items()
     }
     alone, ours = found["alone"], found["served"]
+    found["server_cpu_ms"] = 1000 * (cpu_seconds(pid) - begun) / (args.rounds * args.requests)
     found["share_of_throughput"] = ours["tokens_per_second"] / alone["tokens_per_second"]
     found["added_to_median_latency"] = ours["p50"] / alone["p50"] - 1
     return found
@@ -178,8 +188,8 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     def beside(upstream: str, model: str) -> dict[str, Any]:
         whole = [*command, "--base_url", upstream, "--model_name_or_path", model]
-        with process(whole, f"http://127.0.0.1:{port}/health"):
-            return measure(upstream, model, f"http://127.0.0.1:{port}/v1", args)
+        with process(whole, f"http://127.0.0.1:{port}/health") as pid:
+            return measure(upstream, model, f"http://127.0.0.1:{port}/v1", pid, args)
 
     if args.base_url is not None:
         return beside(args.base_url, args.model)
@@ -197,6 +207,7 @@ def show(found: dict[str, Any]) -> None:
             f"{side:10}{one['tokens_per_second']:12.0f}{one['p50']:10.3f}{one['p90']:10.3f}{one['p99']:10.3f}"
         )
     share, added = found["share_of_throughput"], found["added_to_median_latency"]
+    print(f"the server's own time: {found['server_cpu_ms']:.1f} ms of CPU a request")
     print(f"{share:.3f} of the upstream's throughput (goal .95); {added:+.1%} at the median (goal below 5%)")
 
 

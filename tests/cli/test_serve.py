@@ -84,7 +84,7 @@ def test_what_cannot_be_served_is_refused_in_one_line(files, capsys, monkeypatch
     )
     (files / "full").mkdir()
     (files / "full" / "mine.txt").write_text("mine")
-    with socket.socket() as taken, Nemesis() as server:
+    with socket.socket() as taken, Nemesis() as server, Nemesis(owner="nonpareil") as ours:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
@@ -100,6 +100,7 @@ def test_what_cannot_be_served_is_refused_in_one_line(files, capsys, monkeypatch
             ({"reward_funcs": f"{files}/columns.py:needs"}, "answer"),
             ({"groups": files / "full"}, "holds things that no server of ours stored"),
             ({"groups_flush": 3}, "groups_flush=3 is not read without groups"),
+            ({"base_url": ours.url, "model_name_or_path": None}, "whose answers are chosen already"),
             ({"base_url": server.url, "model_name_or_path": "other"}, f"its list has: {MODEL}"),
         ]
         for settings, says in cases:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from nonpareil.serving.body import asked_of, read_json
 from nonpareil.serving.problems import body_of, headers_of, refused
 from nonpareil.serving.records import UpstreamError
-from nonpareil.serving.replies import as_json
+from nonpareil.serving.replies import OWNER, as_json
 from nonpareil.serving.service import Service
 from nonpareil.serving.streams import EventStream, left, watched
 
@@ -54,7 +54,7 @@ class Pages:
 
         async def listed() -> Response:
             model = self.service.defaults.model
-            one = {"id": model, "object": "model", "created": self._since, "owned_by": "nonpareil"}
+            one = {"id": model, "object": "model", "created": self._since, "owned_by": OWNER}
             return _json({"object": "list", "data": [one]})
 
         return await self._guarded(request, "models", listed)

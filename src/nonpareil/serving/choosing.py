@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from nonpareil.errors import ConfigError, DataError
@@ -18,21 +19,32 @@ FALLBACKS = ("none", "first")
 """What is returned where no answer has a reward: an error, or the first that were drawn."""
 
 
+def checked_rule(written: str, best_of: int) -> "Rule":
+    """The rule of that name, which can choose among so many answers.
+
+    Raises:
+        ConfigError: there is none, it asks for more answers, or for a package that is not installed.
+    """
+    from nonpareil.selection import candidates_of
+
+    rule = parse_rule(written)
+    if "similarity" in rule.needs and find_spec("sacrebleu") is None:
+        raise ConfigError(f'rule={written!r} compares texts by sacrebleu: pip install "nonpareil[verifiers]"')
+    if not rule.needs:
+        rule.law(candidates_of([[0.0] * best_of]))
+    return rule
+
+
 def rule_of(written: str, best_of: int) -> "Rule":
-    """The rule that a request names, which can choose among so many answers.
+    """The same for a request.
 
     Raises:
         UpstreamError: 400: there is none of that name, or it asks for more answers.
     """
-    from nonpareil.selection import candidates_of
-
     try:
-        rule = parse_rule(written)
-        if not rule.needs:
-            rule.law(candidates_of([[0.0] * best_of]))
+        return checked_rule(written, best_of)
     except ConfigError as error:
         raise refused(str(error), "rule") from error
-    return rule
 
 
 async def chosen(rule: "Rule", request: DrawRequest, drawn: Drawn, scored: Scored, n: int) -> list[int]:

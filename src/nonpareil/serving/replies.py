@@ -10,6 +10,9 @@ from typing import Any
 from nonpareil.serving.body import Asked
 from nonpareil.serving.records import Answer, Drawn, Scored
 
+OWNER = "nonpareil"
+"""What the server calls itself in its list of models."""
+
 
 @dataclass(frozen=True)
 class Reply:

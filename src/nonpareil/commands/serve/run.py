@@ -15,7 +15,7 @@ from nonpareil.errors import ConfigError
 from nonpareil.options.rewards import asked_rewards, check_remote, specs_of
 from nonpareil.options.serve import ServeOptions
 from nonpareil.options.unread import absent_rewards
-from nonpareil.selection.written import parse_rule
+from nonpareil.serving.choosing import checked_rule
 from nonpareil.settings import refuse_unread
 from nonpareil.terminal import tell
 
@@ -66,23 +66,10 @@ def _check(options: ServeOptions) -> str | None:
             "no reward: give reward_model_name_or_path, reward_funcs, reward_endpoints, judge_model, or several"
         )
     refuse_unread(options, absent_rewards(options, None))
-    _check_rule(options)
+    checked_rule(options.rule, options.best_of)
     if options.groups is not None:
         check_output("groups", options.groups, inputs_of(options))
     return key_of(options.client_key_env, "client_key_env")
-
-
-def _check_rule(options: ServeOptions) -> None:
-    """Refuse a rule that could not choose."""
-    from nonpareil.selection import candidates_of
-
-    rule = parse_rule(options.rule)
-    if "similarity" in rule.needs and find_spec("sacrebleu") is None:
-        raise ConfigError(
-            f'rule={options.rule!r} compares texts by sacrebleu: pip install "nonpareil[verifiers]"'
-        )
-    if not rule.needs:
-        rule.law(candidates_of([[0.0] * options.best_of]))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from nonpareil.engines.checks import check_prompts, check_sampling, check_token_
 from nonpareil.errors import ConfigError
 from nonpareil.records import Prompt, SamplingParams
 from nonpareil.remote import DEFAULT_KEY
+from nonpareil.serving.replies import OWNER
 from nonpareil.training.settings.template import template_kwargs
 
 if TYPE_CHECKING:
@@ -110,6 +111,11 @@ class ServedSource:
             for_groups=options.groups is not None,
         )
         asyncio.run(self._upstream.check())
+        if self._upstream.describe()["server"] == OWNER:
+            raise ConfigError(
+                f"base_url={options.base_url!r} is a `nonpareil serve` itself, whose answers are chosen already; "
+                "name the server that it draws from"
+            )
         self.model = self._upstream.model or ""
         self.name = options.served_model_name or self.model
         self._weights: dict[str, Any] | None = None
