@@ -132,12 +132,16 @@ def _tools(given: Mapping[str, Any]) -> Tools | None:
 
 def _prompt(request: DrawRequest) -> PromptText:
     """As a group keeps it."""
+    more = "a message has more than role and text (parts, names, tool calls), or there are no words"
     try:
         prompt = checked_prompt(request.prompt, "the request")
     except DataError as error:
-        raise NotStored(
-            "a message has more than role and text (parts, names, tool calls), or there are no words"
-        ) from error
+        raise NotStored(more) from error
+    # The shards' columns are fixed before anything is known of later requests, so they have no place for more.
+    if not isinstance(prompt, str) and any(
+        set(m) != {"role", "content"} or m["content"] is None for m in prompt
+    ):
+        raise NotStored(more)
     if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
         raise NotStored("the assistant spoke last, and servers differ in whether they continue it")
     return prompt
