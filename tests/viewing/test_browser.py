@@ -74,6 +74,7 @@ def test_pages_are_whole_in_light_and_dark_and_on_a_phone(running: Running, brow
         assert (
             page.evaluate("getComputedStyle(document.body).maxWidth") == "1216px"
         )  # the style sheet was taken
+        page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
         assert page.evaluate(CONTRAST) == [], path
     assert page.errors == []
 

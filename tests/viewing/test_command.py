@@ -96,6 +96,6 @@ def test_a_port_in_use_is_refused(tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(
-            ConfigError, match=f"port={port} of host='127.0.0.1' cannot be had: .*another port"
+            ConfigError, match=f"port={port} of host='127.0.0.1' cannot be had: .*give another"
         ):
             COMMAND.run(ViewOptions(groups=[str(groups)], port=port))

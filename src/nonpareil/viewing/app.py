@@ -22,7 +22,7 @@ from nonpareil.viewing.site import (
     first_reward,
     group_content,
     overview_content,
-    table_page,
+    table_content,
 )
 
 ASSETS = {"view.css": "text/css; charset=utf-8", "view.js": "text/javascript; charset=utf-8"}
@@ -122,7 +122,7 @@ def _add_group_pages(app: FastAPI, site: Site, pages: Pages) -> None:
         """The groups."""
         source = source_of(number)
         return HTMLResponse(
-            pages.page("table", **table_page(source, read_query(request.query_params, source.index)))
+            pages.page("table", **table_content(source, read_query(request.query_params, source.index)))
         )
 
     @app.get("/groups/{number:int}/group/{shard}/{row:int}", response_model=None)

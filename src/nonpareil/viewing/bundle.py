@@ -10,7 +10,7 @@ from nonpareil.files import write_bytes
 from nonpareil.viewing.app import ASSETS, asset_bytes
 from nonpareil.viewing.links import FileLinks
 from nonpareil.viewing.pages import Pages
-from nonpareil.viewing.query import groups_of, read_query
+from nonpareil.viewing.query import read_query
 from nonpareil.viewing.site import Site, first_reward, group_content, overview_content, table_content
 
 FILES = ["*.html", *ASSETS]
@@ -29,7 +29,8 @@ def write_bundle(site: Site, folder: Path, query: str, most: int) -> int:
     source = site.groups[0]
     source.index.refresh()
     asked = read_query(QueryParams(query.removeprefix("?")), source.index)
-    found = groups_of(source.index, asked, most)
+    table = table_content(source, asked, most)
+    found = table["found"]
     if not found.rows:
         raise DataError("no group is like that; a bundle would be empty")
     keys = [(row["shard"], row["row"]) for row in found.rows]
@@ -38,7 +39,7 @@ def write_bundle(site: Site, folder: Path, query: str, most: int) -> int:
     reward = asked.reward if asked.reward is not None else first_reward(source)
     contents = {
         "index.html": ("overview", overview_content(source, reward, CURVE_SECONDS)),
-        "groups.html": ("table", table_content(source, asked, found)),
+        "groups.html": ("table", table),
     }
     for name, (template, content) in contents.items():
         write_bytes(folder / name, pages.page(template, **content).encode())

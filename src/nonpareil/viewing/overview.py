@@ -104,15 +104,12 @@ def numbers_of(index: GroupIndex, reward: str) -> tuple[GroupNumbers, str]:
     ).fetchall()
     total = cursor.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
     size, count = sizes[0] if sizes else (0, 0)
-    found = (
-        index.cursor()
-        .sql(
-            f"SELECT prompt_id, {r} AS rewards, lengths, different FROM {table} WHERE len({r}) = m AND m = ? "
-            f"QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY shard, row) = 1 ORDER BY shard, row",
-            params=[size],
-        )
-        .to_arrow_table()
-    )
+    reader = index.cursor()  # of its own, and held until the rows are there
+    found = reader.sql(
+        f"SELECT prompt_id, {r} AS rewards, lengths, different FROM {table} WHERE len({r}) = m AND m = ? "
+        f"QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY shard, row) = 1 ORDER BY shard, row",
+        params=[size],
+    ).to_arrow_table()
     left_out = (
         ""
         if count == total

@@ -12,7 +12,7 @@ from nonpareil.viewing.fields import COLUMN, default_reward, named_rewards, rewa
 from nonpareil.viewing.group import contrast, messages_of, ranked, read_group
 from nonpareil.viewing.index import GroupIndex, places_of
 from nonpareil.viewing.overview import Totals, Worths, histogram, shown_points, totals_of
-from nonpareil.viewing.query import OPERATORS, GroupQuery, Page, groups_of, hidden, neighbours
+from nonpareil.viewing.query import OPERATORS, PAGE, GroupQuery, groups_of, hidden, neighbours
 
 Vocabulary = Callable[[Sequence[int]], list[str]]
 TOKENS_AT_ONCE = 4000
@@ -67,7 +67,7 @@ class Site:
 
 def overview_content(source: GroupSource, reward: str | None, patience: float = 0.3) -> dict[str, Any]:
     """Of a folder's first page; waits so many seconds for the curve."""
-    index = source.index
+    index, version = source.index, source.version  # of before: what comes meanwhile is seen at the next look
     worth, making = (None, False) if reward is None else source.worths.ask(reward, patience)
     curve = None if worth is None else worth.curve
     pictures = []
@@ -81,6 +81,7 @@ def overview_content(source: GroupSource, reward: str | None, patience: float = 
     manifest = index.state.manifest or {}
     return {
         "source": source,
+        "version_shown": version,
         "reward": reward,
         "rewards": [(each, reward_label(each)) for each in index.rewards],
         "totals": totals,
@@ -124,8 +125,10 @@ def _sizes(totals: Totals) -> str:
     return ", ".join(sizes) + (", ..." if len(totals.sizes) > 4 else "") if sizes else "no"
 
 
-def table_content(source: GroupSource, query: GroupQuery, found: Page) -> dict[str, Any]:
-    """Of a folder's table."""
+def table_content(source: GroupSource, query: GroupQuery, limit: int = PAGE) -> dict[str, Any]:
+    """Of a folder's table: the groups that a query asks for, so many of them."""
+    version = source.groups_version  # of before, as above
+    found = groups_of(source.index, query, limit)
     data = [key for key in found.fields if key.startswith(COLUMN)]
     asked = {query.sort, *(each.field for each in query.conditions)}
     kept = [key for key in data if key in asked] + [key for key in data if key not in asked]
@@ -133,6 +136,7 @@ def table_content(source: GroupSource, query: GroupQuery, found: Page) -> dict[s
     names = named_rewards(source.index)
     return {
         "source": source,
+        "version_shown": version,
         "query": query,
         "found": found,
         "columns": [each for key, each in found.fields.items() if key not in dropped],
@@ -173,12 +177,6 @@ def group_content(
         "is_text": vocabulary is not None,
         "hidden": hidden,
     }
-
-
-def table_page(source: GroupSource, query: GroupQuery, limit: int | None = None) -> dict[str, Any]:
-    """The groups asked for, and the content of their page."""
-    found = groups_of(source.index, query) if limit is None else groups_of(source.index, query, limit)
-    return table_content(source, query, found)
 
 
 def first_reward(source: GroupSource) -> str | None:
