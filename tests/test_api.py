@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas
@@ -19,6 +20,8 @@ import nonpareil
 from nonpareil import DistillationConfig, DistillationTrainer
 from nonpareil.cli.main import COMMANDS, main
 from nonpareil.errors import ConfigError, DataError, RewardError
+from nonpareil.files import write_bytes
+from nonpareil.folders import writing
 from nonpareil.methods import BOND
 from nonpareil.settings import settings_of
 from tests.cli.conftest import files  # noqa: F401  (a fixture)
@@ -33,6 +36,21 @@ def good(completions, **columns):
 
 
 WITH_A_REWARD = {"model_name_or_path": "policy", "reward_funcs": good}
+
+
+EARLIER_CARD = b"""---
+library_name: transformers
+tags: [best-of-n, jbond, nonpareil]
+---
+# trained
+
+Best-of-N distilled into the weights with `jbond` by nonpareil 0.1.0: one sample of this
+model is meant to be as good as the best of several samples of the model it came from.
+
+## How near to best-of-N
+Not evaluated; run `nonpareil evaluate`.
+"""
+"""As versions wrote it whose cards had no line that says whose they are."""
 
 
 def rows(name):
@@ -228,6 +246,21 @@ def test_a_card_that_was_taken_over_is_kept_and_a_failure_is_told(here):
     trainer.save_model()
     trainer.create_model_card(license="mit")
     assert Path("trained/README.md").read_text() == "# Mine\n"
+    Path("trained/README.md").unlink()
+    for held in (True, False):
+        with writing("trained", "distill"):
+            write_bytes(Path("trained/README.md"), EARLIER_CARD)
+        with writing("trained", "distill") if held else nullcontext():
+            trainer.create_model_card(license="mit")
+        assert "## What was reached" in Path("trained/README.md").read_text(), "listed as ours, as it was"
+        with writing("trained", "distill"):
+            write_bytes(Path("trained/README.md"), EARLIER_CARD)
+        mine = EARLIER_CARD + b"My own words.\n"
+        Path("trained/README.md").write_bytes(mine)
+        with writing("trained", "distill") if held else nullcontext():
+            trainer.create_model_card(license="mit")
+        assert Path("trained/README.md").read_bytes() == mine, "it was changed since"
+        Path("trained/README.md").unlink()
 
 
 # --- The hub

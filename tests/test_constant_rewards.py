@@ -30,3 +30,10 @@ def test_it_is_told_once_and_from_enough_groups_on(capsys):
     assert err.count("\n") == 1
     assert "reward 'tied' is equal for all completions of a prompt, at each of the 2 prompts" in err
     assert 'completion[-1]["content"]' in err
+
+
+def test_accuracy_that_ties_says_how_plain_answers_are_read(capsys):
+    spread = RewardSpread()
+    spread.add("accuracy", [[0.0, 0.0]])
+    spread.tell(["accuracy"], "a folder of plain answers")
+    assert "accuracy:read=any" in capsys.readouterr().err

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 _COMMANDS = (
     *("sample", "search", "curve", "distill", "evaluate", "compare"),
-    *("value", "make_credits", "tilt", "interpolate", "export", "join"),
+    *("value", "make_credits", "tilt", "interpolate", "export", "join", "serve", "view"),
 )
 """`make_credits` is the command `credits`: `nonpareil.credits` is the module of what it makes."""
 _PUBLIC = {

@@ -7,12 +7,12 @@ of transformers may stand for a reward's name, and for a dataset's its rows: tex
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nonpareil.commands.command import Command
+from nonpareil.commands.command import Command, without_bars
 from nonpareil.errors import ConfigError
 from nonpareil.options.called import Called
 from nonpareil.options.given import instances_of
@@ -240,7 +240,30 @@ def join(*, verbose: bool = False, **options: Any) -> Result:
     return _run(join, verbose, options)
 
 
-# --- From keywords to a command
+@_command("serve", "nonpareil.commands.serve.command")
+def serve(*, verbose: bool = False, **options: Any) -> Result:
+    """Serve best-of-N behind OpenAI's protocol; returns when the server is stopped (Ctrl-C, SIGTERM).
+
+    Returns:
+        `address`, and how many requests were `answered` and `failed`.
+
+    Raises:
+        NonpareilError: options, models or rewards that cannot work, or a port in use.
+    """
+    return _run(serve, verbose, options)
+
+
+@_command("view", "nonpareil.commands.view.command")
+def view(*, verbose: bool = False, **options: Any) -> Result:
+    """Pages over stored groups and runs: served until it is stopped, or with `bundle` written as a folder.
+
+    Returns:
+        `address`, or `bundle` and its `groups`.
+
+    Raises:
+        NonpareilError: nothing to show, a port in use, or a place that cannot be written to.
+    """
+    return _run(view, verbose, options)
 
 
 def _run(function: Callable[..., Any], verbose: bool, options: Mapping[str, Any]) -> Result:
@@ -259,25 +282,11 @@ def _run(function: Callable[..., Any], verbose: bool, options: Mapping[str, Any]
 
 def _told(function: Callable[..., Any], verbose: bool, run: Callable[[], Result]) -> Result:
     """What a command returns; meanwhile it speaks as the command line does, or not at all."""
-    with _without_bars(), nullcontext() if verbose else quiet():
+    with without_bars(), nullcontext() if verbose else quiet():
         result = run()
         if verbose and result:
             _command_of(function).show(result)
     return result
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Without transformers' own progress bars of loading and writing weights."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _command_of(function: Callable[..., Any]) -> Command:

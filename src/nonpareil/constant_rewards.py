@@ -52,6 +52,11 @@ class RewardSpread:
                 tell_constant(name, self._groups[name], where)
 
 
+OF_FUNCTIONS = (
+    "In a chat a completion is a list of one message, so len(completion) is always 1 and "
+    'completion[-1]["content"] is the text'
+)
+OF_VERIFIERS = {"accuracy": r"accuracy reads LaTeX alone (\boxed{2}, $2$) unless it is accuracy:read=any"}
 _told: set[tuple[str, str]] = set()
 
 
@@ -62,7 +67,6 @@ def tell_constant(name: str, groups: int, where: str) -> None:
     _told.add((name, where))
     tell(
         f"reward {name!r} is equal for all completions of a prompt, at each of the {groups} prompts scored so far: "
-        "it tells none from another and decides nothing. In a chat a completion is a list of one message, so "
-        'len(completion) is always 1 and completion[-1]["content"] is the text. A reward that is seldom met needs '
-        "more completions per prompt or easier prompts; one that cannot vary is best removed"
+        f"it tells none from another and decides nothing. {OF_VERIFIERS.get(name, OF_FUNCTIONS)}. A reward that is "
+        "seldom met needs more completions per prompt or easier prompts; one that cannot vary is best removed"
     )

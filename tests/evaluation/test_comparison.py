@@ -422,6 +422,18 @@ def test_a_setting_that_one_protocol_lacks_differs():
         "a.b: None instead of 1",
         "c: 2 instead of None",
     ]
+
+
+def test_a_setting_that_an_earlier_version_had_not_is_at_its_default_there():
+    """So that a new version goes on with a folder of an old one, unless something else is now asked of it."""
+    before = {"settings": {"prompt_column": "question"}}
+    now = {"settings": {"prompt_column": "question", "dataset_streaming": False, "load_in_4bit": True}}
+    assert other_settings(now, before) == ["settings.load_in_4bit: None instead of True"]
+    assert other_settings(before, now) == ["settings.load_in_4bit: True instead of None"]
+    assert other_settings({"prompt_column": "prompt"}, {"prompt_column": "question"})
+
+
+def test_protocols_alike_after_json_are_alike():
     refuse_mixed({"x": PROTOCOL, "y": json.loads(json.dumps(PROTOCOL))})
 
 

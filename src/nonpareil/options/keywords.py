@@ -21,7 +21,7 @@ HEADINGS = (
         "Training",
         "LoRA",
     ),
-    *("Hardware", "vLLM", "Fit", "Credits", "Evaluation", "Comparison", "Output", "Options"),
+    *("Hardware", "vLLM", "Fit", "Credits", "Evaluation", "Comparison", "Server", "Output", "Options"),
 )
 """In the order in which they are listed."""
 OTHERS = "transformers.TrainingArguments"

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nonpareil.errors import DataError
-from nonpareil.settings import differing, flat
+from nonpareil.options.distill import DistillOptions
+from nonpareil.settings import differing, flat, settings_of
 
 
 def refuse_mixed(protocols: Mapping[str, Mapping[str, Any]]) -> None:
@@ -28,6 +29,19 @@ def refuse_mixed(protocols: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def other_settings(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Every setting that differs, by dotted name, as `key: <found> instead of <expected>`."""
-    both = differing(flat(expected), flat(found))
-    return [f"{key}: {there!r} instead of {here!r}" for key, (here, there) in both.items()]
+    """Every setting that differs, by dotted name, as `key: <found> instead of <expected>`.
+
+    One that a side does not have was written by a version that had no such setting, and is at its default there.
+    """
+    there, here = flat(found), flat(expected)
+    return [
+        f"{key}: {found_one!r} instead of {asked!r}"
+        for key, (asked, found_one) in differing(here, there).items()
+        if (key in there and key in here) or not _is_default(key, asked if key in here else found_one)
+    ]
+
+
+def _is_default(key: str, value: Any) -> bool:
+    """Whether it is what a setting of models, prompts or rewards is unless given; these are stored in any case."""
+    setting = settings_of(DistillOptions).get(key.rsplit(".", 1)[-1])
+    return setting is not None and setting.default == value

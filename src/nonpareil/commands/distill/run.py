@@ -179,7 +179,7 @@ def _trainer(
     policy = trained_policy(options, config, config.policy_dtype())
     data = training_data(options, config, method, policy)
     stored = data.groups is not None
-    reward = training_reward(options, config, policy, () if stored else data.prompts, stored=stored)
+    reward = training_reward(options, config, method, policy, data)
     check_group_rewards(reward, method, config, stored=stored)
     check_aggregation(reward, method, config, data.groups or ())
     held_out = held_out_prompts(options, config, policy)
