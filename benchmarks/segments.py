@@ -1,6 +1,6 @@
 """What search while drawing is worth: tokens drawn and scored against win rate and reward, on the embedded demo.
 
-    python benchmarks/segments.py [--prompts 32] [--seeds 2] [--references 48] [--output figures.json]
+    python benchmarks/segments.py [--prompts 24] [--seeds 1] [--references 32] [--output figures.json]
 
 Best-of-N, speculative rejection, trees and blocks draw from the demo's policy, completions of 40 tokens; partial
 completions are scored by the demo's reward model as it is. Win rates are against single draws of the policy with a
@@ -108,7 +108,7 @@ def shown(interval: dict[str, Any], sign: str = "") -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    for name, default in (("prompts", 32), ("seeds", 2), ("references", 48)):
+    for name, default in (("prompts", 24), ("seeds", 1), ("references", 32)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--output")
     args = parser.parse_args()

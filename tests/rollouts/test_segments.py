@@ -287,7 +287,7 @@ def test_the_driver_draws_from_the_law_of_blocks(size, k):
     )
     law = law_of_blocks(probs, leaves, size, k)
     likely = [at for at in tokens if law[at] > 0.02]
-    assert len(likely) > 10
+    assert len(likely) >= 8
     for at in likely:
         assert abs(answers[tokens[at]] / count - law[at]) < 4.5 * math.sqrt(law[at] * (1 - law[at]) / count)
     mean = sum(values[ids] * times for ids, times in answers.items()) / count
