@@ -26,6 +26,9 @@ NEEDED = {  # of the package: what is not Python, and would be missed only when 
     "nonpareil/assets/demo-rm/model.safetensors",
     "nonpareil/assets/demo-prompts/train.parquet",
     "nonpareil/evaluation/templates/report.html.j2",
+    "nonpareil/viewing/templates/base.html.j2",
+    "nonpareil/viewing/static/view.css",
+    "nonpareil/viewing/static/view.js",
 }
 LARGE = 1_000_000  # bytes
 LIMIT = 40_000_000  # bytes of either archive, compressed

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas
@@ -13,11 +14,14 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, constants
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import hub as transformers_hub
 
 import nonpareil
 from nonpareil import DistillationConfig, DistillationTrainer
 from nonpareil.cli.main import COMMANDS, main
 from nonpareil.errors import ConfigError, DataError, RewardError
+from nonpareil.files import write_bytes
+from nonpareil.folders import writing
 from nonpareil.methods import BOND
 from nonpareil.settings import settings_of
 from tests.cli.conftest import files  # noqa: F401  (a fixture)
@@ -32,6 +36,21 @@ def good(completions, **columns):
 
 
 WITH_A_REWARD = {"model_name_or_path": "policy", "reward_funcs": good}
+
+
+EARLIER_CARD = b"""---
+library_name: transformers
+tags: [best-of-n, jbond, nonpareil]
+---
+# trained
+
+Best-of-N distilled into the weights with `jbond` by nonpareil 0.1.0: one sample of this
+model is meant to be as good as the best of several samples of the model it came from.
+
+## How near to best-of-N
+Not evaluated; run `nonpareil evaluate`.
+"""
+"""As versions wrote it whose cards had no line that says whose they are."""
 
 
 def rows(name):
@@ -227,6 +246,21 @@ def test_a_card_that_was_taken_over_is_kept_and_a_failure_is_told(here):
     trainer.save_model()
     trainer.create_model_card(license="mit")
     assert Path("trained/README.md").read_text() == "# Mine\n"
+    Path("trained/README.md").unlink()
+    for held in (True, False):
+        with writing("trained", "distill"):
+            write_bytes(Path("trained/README.md"), EARLIER_CARD)
+        with writing("trained", "distill") if held else nullcontext():
+            trainer.create_model_card(license="mit")
+        assert "## What was reached" in Path("trained/README.md").read_text(), "listed as ours, as it was"
+        with writing("trained", "distill"):
+            write_bytes(Path("trained/README.md"), EARLIER_CARD)
+        mine = EARLIER_CARD + b"My own words.\n"
+        Path("trained/README.md").write_bytes(mine)
+        with writing("trained", "distill") if held else nullcontext():
+            trainer.create_model_card(license="mit")
+        assert Path("trained/README.md").read_bytes() == mine, "it was changed since"
+        Path("trained/README.md").unlink()
 
 
 # --- The hub
@@ -236,6 +270,9 @@ def test_the_hub_gets_the_finished_folder_with_its_card_and_checkpoints_without(
     with local_hub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(
+            transformers_hub, "_hf_api", None, raising=False
+        )  # it keeps the first endpoint it saw
         result = nonpareil.distill(
             model_name_or_path="policy", dataset_name=rows("train"), eval_dataset_name=rows("test"),
             reward_funcs=good, method=BOND(n=2), max_steps=2, save_steps=1, learning_rate=1e-2,

@@ -10,8 +10,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _COMMANDS = (
-    *("sample", "curve", "distill", "evaluate", "compare"),
-    *("value", "make_credits", "tilt", "interpolate", "export", "join"),
+    *("sample", "search", "curve", "distill", "evaluate", "compare"),
+    *("value", "make_credits", "tilt", "interpolate", "export", "join", "serve", "view"),
 )
 """`make_credits` is the command `credits`: `nonpareil.credits` is the module of what it makes."""
 _PUBLIC = {

@@ -7,18 +7,17 @@ of transformers may stand for a reward's name, and for a dataset's its rows: tex
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nonpareil.commands.command import Command
+from nonpareil.commands.command import Command, without_bars
 from nonpareil.errors import ConfigError
-from nonpareil.options.given import instances_of, method_settings_of, settings_of_command
+from nonpareil.options.called import Called
+from nonpareil.options.given import instances_of
 from nonpareil.options.keywords import options_text, signature_of
-from nonpareil.options.objects import as_option, defaults_by_name
-from nonpareil.options.yaml import load_yaml, meant
-from nonpareil.settings import Setting
+from nonpareil.options.objects import defaults_by_name
 from nonpareil.terminal import quiet
 
 if TYPE_CHECKING:
@@ -55,6 +54,21 @@ def sample(*, verbose: bool = False, **options: Any) -> Result:
         NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
     """
     return _run(sample, verbose, options)
+
+
+@_command("search", "nonpareil.commands.search")
+def search(*, verbose: bool = False, **options: Any) -> Result:
+    """Find one good answer per prompt, scoring completions while they are drawn (docs/segments.md).
+
+    `nonpareil.rollouts.segments.driver.search` gives all candidates, of models and rewards in memory.
+
+    Returns:
+        `output`, the file of answers, and `prompts`, `answers`, `mean_reward`, `tokens_drawn`, `tokens_scored`, ...
+
+    Raises:
+        NonpareilError: options, prompts, models or rewards that cannot work, before anything is drawn.
+    """
+    return _run(search, verbose, options)
 
 
 @_command("curve", "nonpareil.commands.curve")
@@ -113,7 +127,7 @@ def evaluate(
         return _run(evaluate, verbose, options)
     from nonpareil.commands.distill.trained import evaluate_trainer
 
-    given = _Given(evaluate, options).values
+    given = _called(evaluate, options).values
     return _told(evaluate, verbose, lambda: evaluate_trainer(trainer, given))
 
 
@@ -226,12 +240,35 @@ def join(*, verbose: bool = False, **options: Any) -> Result:
     return _run(join, verbose, options)
 
 
-# --- From keywords to a command
+@_command("serve", "nonpareil.commands.serve.command")
+def serve(*, verbose: bool = False, **options: Any) -> Result:
+    """Serve best-of-N behind OpenAI's protocol; returns when the server is stopped (Ctrl-C, SIGTERM).
+
+    Returns:
+        `address`, and how many requests were `answered` and `failed`.
+
+    Raises:
+        NonpareilError: options, models or rewards that cannot work, or a port in use.
+    """
+    return _run(serve, verbose, options)
+
+
+@_command("view", "nonpareil.commands.view.command")
+def view(*, verbose: bool = False, **options: Any) -> Result:
+    """Pages over stored groups and runs: served until it is stopped, or with `bundle` written as a folder.
+
+    Returns:
+        `address`, or `bundle` and its `groups`.
+
+    Raises:
+        NonpareilError: nothing to show, a port in use, or a place that cannot be written to.
+    """
+    return _run(view, verbose, options)
 
 
 def _run(function: Callable[..., Any], verbose: bool, options: Mapping[str, Any]) -> Result:
     """Run a command with what was given."""
-    command, given = _command_of(function), _Given(function, options)
+    command, given = _command_of(function), _called(function, options)
     instances = instances_of(
         command.options(), given.values, given.of_method, defaults_by_name(command.defaults)
     )
@@ -245,56 +282,17 @@ def _run(function: Callable[..., Any], verbose: bool, options: Mapping[str, Any]
 
 def _told(function: Callable[..., Any], verbose: bool, run: Callable[[], Result]) -> Result:
     """What a command returns; meanwhile it speaks as the command line does, or not at all."""
-    with _without_bars(), nullcontext() if verbose else quiet():
+    with without_bars(), nullcontext() if verbose else quiet():
         result = run()
         if verbose and result:
             _command_of(function).show(result)
     return result
 
 
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Without transformers' own progress bars of loading and writing weights."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def _command_of(function: Callable[..., Any]) -> Command:
     return importlib.import_module(function._module).COMMAND  # type: ignore[attr-defined]
 
 
-class _Given:
-    """What was given by keyword, and in the file that `config` names.
-
-    Raises:
-        ConfigError: a name that no setting has, with the nearest, or an object where there can be none.
-    """
-
-    def __init__(self, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
-        command, keywords = _command_of(function), dict(options)
-        config = keywords.pop("config", None)
-        self.config = None if config is None else str(config)
-        content: Mapping[str, Any] = {}
-        if self.config is not None and command.config_is_options:
-            content = load_yaml(Path(self.config))
-        known = settings_of_command(command.options())
-        method = {**content, **keywords}.get("method", known["method"].default if "method" in known else None)
-        self.of_method: dict[str, Setting] = {}
-        """The settings of the method that is named; one that is an object has its own."""
-        if isinstance(method, str):
-            self.of_method = method_settings_of(command.options(), method)
-        names = [*known, *self.of_method]
-        for where, given in ((f"config={self.config!r}: ", content), ("", keywords)):
-            for name in given:
-                if name not in names:
-                    hint = meant(name, [*names, "config"])
-                    raise ConfigError(f"{where}unknown option {name!r} of {function.__name__}{hint}")
-        values = {name: as_option(name, known.get(name), value) for name, value in keywords.items()}
-        self.values = {**content, **values}
+def _called(function: Callable[..., Any], options: Mapping[str, Any]) -> Called:
+    command = _command_of(function)
+    return Called(function.__name__, command.options(), options, config_is_options=command.config_is_options)

@@ -221,8 +221,8 @@ def _wanted(kinds: tuple[Any, ...], limits: Limits) -> str:
 def _name_of(kind: Any) -> str:
     names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
     if get_origin(kind) is list:
-        inner = names.get(get_args(kind)[0], "values")
-        return f"a list of {inner.removeprefix('a ').removeprefix('finite ')}{'' if inner == 'text' else 's'}"
+        inner, whole = names.get(get_args(kind)[0], "values"), ("text", "values")
+        return f"a list of {inner.removeprefix('a ').removeprefix('finite ')}{'' if inner in whole else 's'}"
     if (get_origin(kind) or kind) is dict:
         return "keys and values"
     return names.get(kind) or f"a {getattr(kind, '__name__', kind)}"

@@ -319,7 +319,16 @@ def test_a_run_goes_on_in_a_copy_that_lost_its_times(nonpareil, files):
     assert "learning_rate: " in error
 
 
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "optimizer.pt", "trainer_state.json"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "optimizer.pt",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("config.json", "model.safetensors", "trainer_state.json")
+        ),
+    ],
+)
 def test_a_checkpoint_cut_short_is_passed_over_and_what_was_left_of_it_kept(nonpareil, files, file):
     out = files / "out"
     assert distilled(nonpareil, files)[0] == 0

@@ -33,9 +33,10 @@ def judged(files: Path, server: Server, **changes: Any) -> dict[str, Any]:
 
 def test_sample_with_a_judge_then_curve(nonpareil, files):
     with serve(longer) as server:
-        flags = judged(files, server)
+        flags = judged(files, server, judge_chat_template_kwargs='{"enable_thinking":false}')
         status, out, err = nonpareil("sample", "--json", **flags)
         assert status == 0, err
+        assert server.requests[0]["chat_template_kwargs"] == {"enable_thinking": False}
         figures = json.loads(out.splitlines()[-1])
         assert "at most 144 times, 12 times per prompt" in err
         calls = len(server.requests)

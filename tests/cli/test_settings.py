@@ -34,6 +34,9 @@ from nonpareil.options.export import ExportOptions
 from nonpareil.options.join import JoinOptions
 from nonpareil.options.rewards import ANY_MODEL, ENDPOINTS, FIRST_MODEL, LIMITED, LOADED_MODEL
 from nonpareil.options.sample import SampleOptions
+from nonpareil.options.search import SearchOptions
+from nonpareil.options.selection import READS_ANSWERS, READS_SIMILARITY
+from nonpareil.options.serve import ServeOptions
 from nonpareil.options.shared import (
     DRAWS_POOL,
     HELD_OUT_SPLITS,
@@ -46,6 +49,7 @@ from nonpareil.options.strengths import InterpolateOptions
 from nonpareil.options.tilt import TiltOptions
 from nonpareil.options.unread import absent_rewards
 from nonpareil.options.values import CreditsOptions, ValueOptions
+from nonpareil.options.view import ViewOptions
 from nonpareil.options.yaml import dump_yaml, load_yaml
 from nonpareil.records import SamplingParams
 from nonpareil.rollouts.prompts import load_prompts, tokenize_prompts
@@ -56,7 +60,7 @@ from nonpareil.values.settings import MAKES_CREDITS
 COMMANDS = (
     *(SampleOptions, CurveOptions, DistillOptions, DistillationConfig, EvaluateOptions, ExportOptions),
     *(ComparisonFlags, ValueOptions, CreditsOptions, InterpolateOptions, TiltOptions),
-    JoinOptions,
+    *(JoinOptions, SearchOptions, ServeOptions, ViewOptions),
 )
 SECTIONS = {
     "": CompareOptions,
@@ -201,6 +205,8 @@ def test_every_class_of_options_was_looked_at():
                 if isinstance(cls, type)
                 and dataclasses.is_dataclass(cls)
                 and cls.__module__.startswith("nonpareil.")
+                # A rule's parameters are told by the rule's name.
+                and not cls.__module__.startswith("nonpareil.selection.")
                 and (issubclass(cls, CheckedOptions) or cls.__name__.endswith(("Options", "Config")))
             }
     tried = {*COMMANDS, *SECTIONS.values()}
@@ -227,6 +233,7 @@ def test_what_reads_a_setting_is_there():
     for _, setting in everything:
         owners.setdefault(setting.name, []).append(setting)
     readers = {ANY_MODEL, ENDPOINTS, FIRST_MODEL, HELD_OUT_SPLITS, HUB_DATASETS, LIMITED, LOADED_MODEL}
+    readers |= {READS_ANSWERS, READS_SIMILARITY}
     readers |= {OWN_PROMPTS, TRAINING_SPLITS, WITH_SPLITS, MAKES_CREDITS, DRAWS_POOL}
     for _, setting in everything:
         owner, _, wanted = (setting.limits.of or "").partition("=")

@@ -99,7 +99,7 @@ def test_few_draws_end_where_the_estimate_says():
     assert (reached - distribution(REFERENCE, STRICT, 6)).abs().max() > 0.02
 
 
-@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("n", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_rounds_of_best_of_n_reach_best_of_n_to_the_power(n):
     """Iterative BOND: BoN o BoN = Bo(N^2), the anchor refreshed at the end of each round."""
     rewards = torch.arange(5, dtype=F64)

@@ -1,5 +1,6 @@
 """Folders that were drawn alike become one; what differs is named, and no group counts twice."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from nonpareil.cli.main import main
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.rollouts import read_groups
 from nonpareil.rollouts.joining import join
-from nonpareil.rollouts.manifest import read_manifest
+from nonpareil.rollouts.manifest import read_manifest, write_manifest
 from tests.rollouts.conftest import SAMPLING, combined, count_of_good, make_engine, make_prompts, never, roll
 
 ENGINE = make_engine()
@@ -42,8 +43,11 @@ def test_folders_of_different_prompts_follow_one_another(folders, tmp_path):
     assert (manifest["complete"], manifest["draw"]["seed"], manifest["counts"]["prompts"]) == (True, 3, 5)
     assert manifest["counts"]["failed_rewards"] == {"length": {"count": 0, "reasons": {}}}
     assert [part["prompts"]["count"] for part in manifest["draw"]["joined_from"]] == [3, 2]
-    with pytest.raises(ConfigError, match="holds groups drawn with other settings"):
-        roll(tmp_path / "out", engine=never, num_generations=2)
+    for further in ({"num_generations": 2}, {"num_generations": 4}, {"prompts": make_prompts(8)}):
+        with pytest.raises(
+            ConfigError, match=r"neither grows nor is scored anew: .* joined from, and join them again"
+        ):
+            roll(tmp_path / "out", engine=never, **further)
     with pytest.raises(ConfigError, match="holds groups; give another"):
         join([folders["first"], folders["last"]], tmp_path / "out")
     again = join([folders["last"], folders["first"]], tmp_path / "out", overwrite=True)
@@ -71,10 +75,13 @@ def test_what_would_count_twice_or_is_not_alike_is_refused(folders, tmp_path):
     warm = drawn(tmp_path / "warm", prompts=make_prompts(3), sampling=replace(SAMPLING, temperature=2.0))
     other = drawn(tmp_path / "other", prompts=make_prompts(3), reward=combined(count_of_good))
     large = drawn(tmp_path / "large", prompts=make_prompts(5)[3:], num_generations=3)
+    later = Path(shutil.copytree(most, tmp_path / "later"))
+    write_manifest(later, {**(read_manifest(later) or {}), "format": 3})
     for asked, error, said in (
         ([first], ConfigError, "give two folders at least"),
         ([first, warm], ConfigError, r"draw.sampling.temperature: 1.0 in '.*first', 2.0 in '.*warm'"),
         ([first, other], ConfigError, r"scoring.aggregate.length: 1.0 in '.*first', None in"),
+        ([first, later], DataError, "has format 3, and this version of nonpareil reads 2 at most"),
         ([first, large], ConfigError, r"num_generations: 2 in '.*first', 3 in '.*large'; .* grow first"),
         ([first, reseeded, reseeded], DataError, "two of one seed are the same draws"),
         (

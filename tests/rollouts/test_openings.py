@@ -1,12 +1,17 @@
 """What of an answer the prompt writes is known where it is rendered, and kept with the groups."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from nonpareil.commands.distill.rehearsal import try_rewards
 from nonpareil.records import Draws, Group, ScoreRequest
+from nonpareil.rewards import CombinedReward, FunctionReward
 from nonpareil.rewards.skipped_tokens import without_tokens
 from nonpareil.rollouts.openings import Openings
 from nonpareil.rollouts.prompts import tokenize_prompts
 from nonpareil.rollouts.store import read_shard, read_table, to_table, write_shard, write_table
+from nonpareil.training.stored_folder import _with_openings, _with_token_ids
 from tests.rollouts.conftest import make_tokenizer
 
 PLAIN = (
@@ -88,3 +93,31 @@ def test_special_tokens_that_no_reward_reads_are_out_of_it_too():
     group.opening = "<t>So"
     request = without_tokens(ScoreRequest.of([group]), ["<t>"])
     assert (request.openings, request.completions) == (["So"], ["x"])
+
+
+def test_groups_that_lack_openings_are_given_them_to_be_trained_on():
+    """A server's groups are text alone, and those of earlier versions say nothing of openings."""
+    tokenizer = make_tokenizer(chat=True)
+    tokenizer.chat_template, opening = TEMPLATES["a thought begun"]
+    policy = SimpleNamespace(tokenizer=tokenizer)
+    chat = [{"role": "user", "content": "why"}]
+    drawn = (["b"], [[5]], ["stop"], [[-1.0]])
+    groups = [Group("0", chat, [], *drawn), Group("1", "why", [1], *drawn), Group("2", chat, [1], *drawn)]
+    served = _with_token_ids(groups[:1], policy, {})
+    assert served[0].opening == opening == "<think>\n"
+    assert served[0].prompt_token_ids
+    assert [group.opening for group in _with_openings(groups, policy, {})] == [opening, None, opening]
+
+
+def test_a_dry_runs_made_up_completion_follows_its_prompts_opening():
+    tokenizer = make_tokenizer(chat=True)
+    tokenizer.chat_template, opening = TEMPLATES["a thought begun"]
+    prompts = tokenize_prompts([{"prompt": [{"role": "user", "content": "why"}]}], tokenizer)
+
+    def opened(completions, openings, **columns):
+        return [float(len(one)) for one in openings]
+
+    reward = CombinedReward([FunctionReward(opened)])
+    config = SimpleNamespace(max_completion_length=8)
+    told, warnings = try_rewards(reward, prompts, config, tokenizer, steps=1, evaluated=False)
+    assert (told["opened"]["scores"], warnings) == ([float(len(opening))], [])

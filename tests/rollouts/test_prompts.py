@@ -101,7 +101,29 @@ BAD_FILES = {
     "tool calls": (
         "a.jsonl",
         '{"prompt": [{"role": "user", "content": "x", "tool_calls": "y"}]}',
-        r"'tool_calls' beside role and content",
+        r"tool_calls='y' must be a list of",
+    ),
+    "another key": (
+        "a.jsonl",
+        '{"prompt": [{"role": "user", "content": "x", "weight": 1}]}',
+        r"'weight', which is not taken beside role, content, name, tool_calls, tool_call_id; remove it",
+    ),
+    "null content": (
+        "a.jsonl",
+        '{"prompt": [{"role": "user", "content": null}]}',
+        r"content may be null beside tool_calls alone",
+    ),
+    "a number for a name": (
+        "a.jsonl",
+        '{"prompt": [{"role": "user", "content": "x", "name": 3}]}',
+        r"a message's name=3 must be text",
+    ),
+    "a call at the end": (
+        "a.jsonl",
+        '{"prompt": [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}, '
+        '{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "tool_calls": '
+        '[{"function": {"name": "f"}}]}]}',
+        r"ends with the assistant's tool_calls",
     ),
     "no column": (
         "a.jsonl",

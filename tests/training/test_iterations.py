@@ -90,7 +90,7 @@ def assert_same_end(one: Path, other: Path, anchored: bool) -> None:
 @pytest.mark.parametrize(
     ("settings", "stored", "anchored"),
     [
-        ({**BOND, "anchor_refresh_steps": 2}, False, True),
+        pytest.param({**BOND, "anchor_refresh_steps": 2}, False, True, marks=pytest.mark.slow),
         ({**BOND, "anchor_refresh_steps": 3}, False, True),
         (TWICE, False, False),
         (SFT, True, False),

@@ -21,7 +21,11 @@ IDS = torch.tensor([[1, 7, 8, 9, 12]])
 
 
 @pytest.mark.parametrize(
-    "bits", [{"load_in_4bit": True}, {"load_in_4bit": True, "use_bnb_nested_quant": True}]
+    "bits",
+    [
+        {"load_in_4bit": True},
+        {"load_in_4bit": True, "use_bnb_nested_quant": True, "bnb_4bit_quant_storage": "bfloat16"},
+    ],
 )
 def test_a_quantised_base_is_one_policy_from_the_draw_to_the_folder(
     bits: dict[str, Any], tmp_path: Path
@@ -32,6 +36,8 @@ def test_a_quantised_base_is_one_policy_from_the_draw_to_the_folder(
     trainer = make_trainer(tmp_path / "run", model=base, max_steps=2, **LORA, **bits)
     model = plain_model(trainer.model)
     assert is_quantized(model)
+    packed = next(weight for weight in model.parameters() if type(weight).__name__ == "Params4bit")
+    assert str(packed.dtype) == f"torch.{bits.get('bnb_4bit_quant_storage', 'uint8')}"
     batch = trainer.step_sampler.draw(PROMPTS, step=0)
     torch.testing.assert_close(batch.draws.log_ratio, torch.zeros(len(PROMPTS), 1), atol=1e-3, rtol=0)
     trainer.train()

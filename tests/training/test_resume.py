@@ -88,7 +88,13 @@ def heed_hangups() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGHUP)),
+    ],
+)
 def test_ctrl_c_leaves_a_whole_checkpoint_from_which_the_same_end_is_reached(
     number: signal.Signals, tmp_path: Path
 ) -> None:

@@ -86,7 +86,10 @@ def states_and_logits(model: PreTrainedModel, prompt: list[int], ids: list[int])
         return states.double(), model(input_ids=tokens, use_cache=False).logits[0].double()
 
 
-@pytest.mark.parametrize("kind", ["tied", "llama_grouped_heads", "biased"])
+@pytest.mark.parametrize(
+    "kind",
+    ["tied", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("llama_grouped_heads", "biased"))],
+)
 def test_the_policy_begins_at_the_tilt_and_the_reference_stays(
     kind: str, tmp_path: Path, capsys: Any
 ) -> None:

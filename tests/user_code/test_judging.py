@@ -171,3 +171,28 @@ def test_the_words_of_a_prompt_are_no_code() -> None:
     assert program_of(" two numbers", ["f"], "Add") == []
     assert head_of("import os\n\ndef f(x):\n    # to be written", ["f"]) == "import os"
     assert program_of("    return 1\n\nNow you see.", ["f"], "def f(x):\n") == ["def f(x):\n    return 1\n"]
+
+
+def test_of_what_follows_a_solution_only_what_it_lacks_is_run() -> None:
+    solution = "import math\ndef f(x):\n    return twice(x) + math.pi"
+    helper = "from functools import cache\n@cache\ndef half(x):\n    return x / 2\n"
+    helper += "def twice(x):\n    return 4 * half(x)"
+    example = "x = f(3)\nprint(x)\ndef f(x):\n    return 0\nmath = None\nopen('x')"
+
+    def program(*blocks: str) -> list[str]:
+        return program_of("\n".join(f"```python\n{block}\n```" for block in blocks), ["f"], "")
+
+    assert program(solution, example) == ["", solution]
+    *own, lacked = program(solution, example, helper)
+    assert (own, lacked) == (["", solution], helper)
+    whole: dict[str, object] = {}
+    for text in program(solution, helper.replace("import cache", "import cache, wraps") + "\n" + example):
+        exec(text, whole)
+    assert whole["f"](1) == 2 + whole["math"].pi  # type: ignore[operator, attr-defined]
+    assert "x" not in whole
+    assert (
+        program("def f(x):\n    def g(y): return y\n    return [g(y) for y in x]", "g = 3\ny = 4")[2:] == []
+    )
+    of_no_sense = "def f(x):\n    nonlocal x"  # which parses
+    assert program(of_no_sense, helper)[2:] == []
+    assert program("def f(x): return g(x)", "if True:\n    g = f\nfor g in f(1): pass")[2:] == []

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from nonpareil.errors import ConfigError
+from nonpareil.errors import ConfigError, RewardError
 from nonpareil.user_code.sandbox import Sandbox, landlock, run_program
+from nonpareil.user_code.sandbox.bases import PREFIX, held_folder
+from nonpareil.user_code.sandbox.bases import sweep as sweep_folders
+from nonpareil.user_code.sandbox.client import SOURCE
 from nonpareil.user_code.sandbox.confine import missing_cuts
 from nonpareil.user_code.sandbox.supervise import sweep
 from tests.user_code.hostile import PROGRAMS
@@ -199,6 +203,50 @@ def test_a_server_that_was_killed_is_started_again(sandbox: Sandbox) -> None:
         os.kill(own._server._process.pid, signal.SIGKILL)  # type: ignore[union-attr]
         assert own.run("print(2)").stdout == "2\n"
     assert not Path(base).exists()
+
+
+def test_folders_of_killed_runs_go_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    killed = "import os; from nonpareil.user_code.sandbox.bases import *; held_folder(); os.kill(0, 9)"
+    env = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(SOURCE)}
+    subprocess.run([sys.executable, "-c", killed], env=env, start_new_session=True, check=False)
+    (left,) = tmp_path.iterdir()
+    (left / "program-1").mkdir()
+    held, descriptor = held_folder()
+    shared, young, linked, elsewhere = (
+        tmp_path / f"{PREFIX}{name}" for name in ("shared", "young", "link", "x")
+    )
+    elsewhere.mkdir()
+    server = subprocess.Popen(
+        [sys.executable, "-c", "input()", str(shared)], stdin=subprocess.PIPE
+    )  # of a version before
+    for folder, mode in ((shared, 0o700), (young, 0o700), (elsewhere, 0o755)):
+        folder.mkdir(exist_ok=True)
+        folder.chmod(mode)
+    linked.symlink_to(elsewhere)
+    for folder in (left, Path(held), shared, elsewhere):
+        os.utime(folder, (1, 1))
+    sweep_folders()
+    assert {*tmp_path.iterdir()} == {Path(held), shared, young, linked, elsewhere}
+    server.communicate(b"\n")
+    os.close(descriptor)
+    sweep_folders()
+    assert {*tmp_path.iterdir()} == {young, linked, elsewhere}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("sys.executable", "/no/such/python", "No such file"),
+        ("tempfile.tempdir", "/no/such/folder", "No such file"),
+    ],
+)
+def test_a_sandbox_that_cannot_start_says_why(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    monkeypatch.setattr(name, value)
+    with Sandbox() as own, pytest.raises(RewardError, match=f"the sandbox did not start: .*{says}.*{value}"):
+        own.run("1")
 
 
 def test_where_forks_cannot_be_refused_what_is_left_is_killed() -> None:

@@ -101,7 +101,7 @@ def _stands_for(setting: Setting) -> str:
         return f"{{{','.join(map(_said, choices))}}}"
     if setting.is_list:
         inner = next(get_args(kind)[0] for kind in kinds if get_origin(kind) is list)
-        return f"{VALUES.get(inner.__name__, 'TEXT')} ..."
+        return f"{VALUES.get(getattr(inner, '__name__', ''), 'TEXT')} ..."
     if bool in kinds:
         return ""
     if setting.limits.path or setting.limits.names == "input":

@@ -16,6 +16,10 @@ from nonpareil.terminal import PrintableRecord, printable_lines
 
 COMMANDS = {
     "sample": ("nonpareil.commands.sample", "Draw m completions per prompt, score them, keep the groups."),
+    "search": (
+        "nonpareil.commands.search",
+        "Find one good answer per prompt: score completions while they are drawn.",
+    ),
     "join": ("nonpareil.commands.join", "Make one folder of several that were drawn and scored alike."),
     "curve": ("nonpareil.commands.curve", "Say what best-of-N is worth for every N, from those groups."),
     "distill": (
@@ -46,10 +50,15 @@ COMMANDS = {
         "nonpareil.commands.interpolate",
         "Write a policy with more or less of its training: weights between and beyond reference and policy.",
     ),
+    "serve": (
+        "nonpareil.commands.serve.command",
+        "Serve best-of-N behind OpenAI's protocol, of a model here or of any server's.",
+    ),
     "export": (
         "nonpareil.commands.export",
         "Turn groups into TRL's preference, SFT or unpaired datasets.",
     ),
+    "view": ("nonpareil.commands.view.command", "Look at groups and training runs in a browser."),
 }
 """By name: the module whose `COMMAND` it is, imported when it is called, and its line in the help."""
 

@@ -1,6 +1,7 @@
 """What the command line knows of a command: how it is asked for, what it runs, and how its result is shown."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,3 +54,17 @@ class Command:
     """What `--config` names, for `--help`."""
     config_is_options: bool = True
     """Whether that file holds options; where not, `run` reads it, as its options' `config_file`."""
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Without transformers' own progress bars of loading and writing weights."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

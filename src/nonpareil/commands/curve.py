@@ -1,15 +1,24 @@
 """Say what best-of-N is worth for every N, from groups on disk."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from nonpareil.commands.beside_curve import show_beside
 from nonpareil.commands.command import Command
 from nonpareil.commands.places import check_output, inputs_of
+from nonpareil.commands.selection import check_reads, gold_scores
 from nonpareil.console import console
 from nonpareil.errors import ConfigError
 from nonpareil.folders import writing
 from nonpareil.options.curve import CurveOptions
+from nonpareil.selection import parse_rules
+from nonpareil.selection.rule import Rule, needs_of
 from nonpareil.terminal import tell
+
+if TYPE_CHECKING:
+    from nonpareil.evaluation.beside_curve import BesideCurve
+    from nonpareil.evaluation.curve import CurveReport
 
 
 def run(options: CurveOptions) -> dict[str, Any]:
@@ -22,6 +31,8 @@ def run(options: CurveOptions) -> dict[str, Any]:
     """
     if options.groups is None:
         raise ConfigError("groups is missing; give a folder written by `nonpareil sample`: --groups FOLDER")
+    rules = parse_rules(options.rules or [])
+    check_reads(options, rules)
     from nonpareil.evaluation import best_of_n_report
     from nonpareil.evaluation.report import write_curve
     from nonpareil.rollouts.numbers import read_numbers
@@ -33,12 +44,48 @@ def run(options: CurveOptions) -> dict[str, Any]:
         folder.refuse_foreign(["curve.json", "curve.png"])
         groups, lacking = read_numbers(source)
         curve = best_of_n_report(groups, options.max_n, seed=options.seed)
-        path = write_curve(curve, output_dir)
-    result = {"report": curve, "curve": str(path), "picture": str(output_dir / "curve.png")}
+        beside = _beside_curve(options, rules, curve, groups, source)
+        path = write_curve(curve, output_dir, beside.to_dict())
+    result = {"report": curve, "beside": beside, "curve": str(path), "picture": str(output_dir / "curve.png")}
     if lacking:
         tell(f"{source} is not finished: {lacking}; this is the curve of those")
         result["unfinished"] = lacking
     return result
+
+
+def _beside_curve(
+    options: CurveOptions, rules: Sequence[Rule], curve: "CurveReport", groups: Any, source: Path
+) -> "BesideCurve":
+    """What was asked for beside the curve; groups are read whole where texts, log-probs or names are needed."""
+    import torch
+
+    from nonpareil.evaluation.beside_curve import BesideCurve, Gold, beside_curve
+    from nonpareil.records import GroupNumbers
+    from nonpareil.rollouts.candidates import candidates_of_groups
+    from nonpareil.rollouts.reading import read_available
+    from nonpareil.selection.candidates import Candidates, numbers_of
+
+    if not (rules or options.gold_reward or options.extrapolate or options.adaptive_n):
+        return BesideCurve()
+    gold, needs = None, needs_of(rules)
+    if isinstance(groups, GroupNumbers) and options.gold_reward is None and not needs:
+        order = sorted(range(len(groups)), key=groups.prompt_ids.__getitem__)
+        candidates = Candidates(torch.from_numpy(groups.rewards[order]))
+    else:
+        whole = sorted(read_available(source)[0], key=lambda group: group.prompt_id)
+        candidates = candidates_of_groups(whole, needs, options.answers, options.similarity)
+        if options.gold_reward is not None:
+            name, values = gold_scores(options.gold_reward, whole)
+            gold = Gold(name, numbers_of(values))
+    return beside_curve(
+        curve,
+        candidates,
+        rules=rules,
+        gold=gold,
+        extrapolate=options.extrapolate,
+        adaptive_n=options.adaptive_n,
+        seed=options.seed,
+    )
 
 
 def _beside(source: Path) -> Path:
@@ -46,7 +93,7 @@ def _beside(source: Path) -> Path:
 
 
 def show(result: dict[str, Any]) -> None:
-    """The table, and what to make of it; on stderr."""
+    """The tables, and what to make of them; on stderr."""
     from rich.table import Table
 
     from nonpareil.evaluation.intervals import few_prompts
@@ -72,13 +119,14 @@ def show(result: dict[str, Any]) -> None:
     for line in (curve.recommendation(), *curve.notes(), few_prompts(curve.num_prompts_used)):
         if line:
             terminal.print(line, soft_wrap=True)
+    show_beside(terminal, result["beside"], curve.reward_name)
 
 
 def as_json(result: dict[str, Any]) -> dict[str, Any]:
     """The curve's points beside where it is."""
-    others = {name: value for name, value in result.items() if name not in ("report", "unfinished")}
+    others = {name: value for name, value in result.items() if name not in ("report", "beside", "unfinished")}
     unfinished = {name: result[name] for name in ("unfinished",) if name in result}
-    return {**others, **result["report"].to_dict(), **unfinished}
+    return {**others, **result["report"].to_dict(), **result["beside"].to_dict(), **unfinished}
 
 
 COMMAND = Command(

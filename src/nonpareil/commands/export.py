@@ -5,10 +5,12 @@ from typing import Any
 
 from nonpareil.commands.command import Command
 from nonpareil.commands.places import check_output, inputs_of
+from nonpareil.commands.selection import check_reads
 from nonpareil.console import console
 from nonpareil.errors import ConfigError
 from nonpareil.folders import writing_file
 from nonpareil.options.export import ExportOptions
+from nonpareil.selection import parse_rule
 
 
 def run(options: ExportOptions) -> dict[str, Any]:
@@ -21,10 +23,13 @@ def run(options: ExportOptions) -> dict[str, Any]:
     for name in ("groups", "output"):
         if getattr(options, name) is None:
             raise ConfigError(f"{name} is missing; give --{name}")
-    from nonpareil.rollouts.export import UNREAD, export
+    rule = None if options.rule is None else parse_rule(options.rule)
+    check_reads(options, [] if rule is None else [rule])
+    from nonpareil.rollouts.export import export, unread_by
     from nonpareil.rollouts.manifest import read_manifest
     from nonpareil.rollouts.reading import stored_groups
     from nonpareil.rollouts.resume import tell_old_texts
+    from nonpareil.rollouts.select import Choice
 
     source, output = Path(options.groups or ""), Path(options.output or "")
     _check_output(options, source, output)
@@ -34,7 +39,7 @@ def run(options: ExportOptions) -> dict[str, Any]:
         if options.overwrite:
             folder.refuse_foreign([output.name])
         report = export(
-            stored_groups(source, without=UNREAD),
+            stored_groups(source, without=unread_by(rule)),
             output,
             options.format,  # type: ignore[arg-type]
             n=options.n,
@@ -42,6 +47,7 @@ def run(options: ExportOptions) -> dict[str, Any]:
             truncated=options.truncated,  # type: ignore[arg-type]
             min_reward=options.min_reward,
             min_margin=options.min_margin,
+            choice=None if rule is None else Choice(rule, options.answers, options.similarity),
             overwrite=options.overwrite,
         )
     return {

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.commands.policies.base import Policy
 from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.in_memory import InMemory
-from nonpareil.options.rewards import CACHE, RewardOptions, check_remote, model_options, specs_of
+from nonpareil.options.rewards import (
+    CACHE,
+    RewardOptions,
+    check_remote,
+    model_options,
+    specs_of,
+)
 from nonpareil.options.shared import PromptOptions
 from nonpareil.records import Prompt, SamplingParams
 from nonpareil.settings import settings_of, values_of
@@ -26,20 +32,23 @@ if TYPE_CHECKING:
     from nonpareil.rewards.judge.judge_reward import JudgeReward
 
 
-def require_all(options: Any, *, prompts_from_groups: bool = False) -> None:
+def require_all(options: Any, *, prompts_from_groups: bool = False, no_reward: str | None = None) -> None:
     """Policy, prompts and a reward, or a clear refusal before anything is loaded.
+
+    `no_reward`: why none is named, where there is more to say; "" where none may be needed.
 
     Raises:
         ConfigError: naming the option that is missing.
     """
     if options.model_name_or_path is None:
         raise ConfigError("model_name_or_path is missing; name the policy")
-    if options.dataset_name is None and not prompts_from_groups:
+    if options.prompt_source is None and not prompts_from_groups:
         raise ConfigError("dataset_name is missing; name a file or dataset of prompts")
     check_remote(options)
-    if not specs_of(options) and options.judge_model is None:
+    if not specs_of(options) and options.judge_model is None and no_reward != "":
         raise ConfigError(
-            "no reward: give reward_model_name_or_path, reward_funcs, reward_endpoints, judge_model, or several"
+            no_reward
+            or "no reward: give reward_model_name_or_path, reward_funcs, reward_endpoints, judge_model, or several"
         )
 
 
@@ -60,7 +69,7 @@ def load_prompts(
         options: how any set of prompts is read.
         policy: what draws from them.
         sampling: with which settings.
-        source: a file, folder or dataset; the value of `dataset_name` or `eval_dataset_name`.
+        source: a file, folder or dataset; an option's `prompt_source`, or `eval_dataset_name`.
         split: of a dataset that has splits.
         limit: the first ones only.
         held_out: those that `test_split_size` holds out, where it is given; else the others.
@@ -229,6 +238,7 @@ def _judge(options: RewardOptions) -> "list[JudgeReward]":
             options.judge_model,
             options.judge_base_url or "",
             template=template,
+            chat_template_kwargs=options.judge_chat_template_kwargs,
             max_calls=options.judge_max_calls,
             cache=options.judge_cache or CACHE,
             api_key_env=options.judge_api_key_env or DEFAULT_KEY,

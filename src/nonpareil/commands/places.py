@@ -65,7 +65,19 @@ def check_output(
 
 
 def _local(value: Any) -> Iterator[Path]:
-    """The path that an option names, and the base model's where it is an adapter."""
+    """The path that an option names, and the base model's where it is an adapter; those of a mixture's dataset."""
+    if isinstance(value, Mapping):
+        files = value.get("data_files")
+        listed = (
+            list(files.values())
+            if isinstance(files, Mapping)
+            else files
+            if isinstance(files, list)
+            else [files]
+        )
+        for one in (value.get("path"), value.get("data_dir"), *listed):
+            yield from _local(one)
+        return
     if isinstance(value, InMemory) or not isinstance(value, str | Path) or not str(value):
         return
     path = Path(value).expanduser()

@@ -13,16 +13,13 @@ from nonpareil.console import console
 from nonpareil.constant_rewards import tell_constant
 from nonpareil.options.demo import demo_defaults, uses_demo
 from nonpareil.options.guidance import guiding_n
-from nonpareil.options.rewards import RewardOptions, without_addresses
+from nonpareil.options.rewards import asked_rewards
 from nonpareil.options.sample import SampleOptions
 from nonpareil.options.shared import WITH_SPLITS
 from nonpareil.options.unread import absent_rewards, absent_splits
 from nonpareil.records import Group, ScoreRequest
-from nonpareil.settings import refuse_unread, settings_of, values_of
+from nonpareil.settings import refuse_unread
 from nonpareil.terminal import printable, tell
-
-_NOT_KEPT = {"trust_remote_code", "reward_api_key_env", "judge_base_url", "judge_api_key_env", "judge_cache"}
-"""Of the rewards' options: what no manifest keeps."""
 
 
 def run(options: SampleOptions) -> dict[str, Any]:
@@ -41,7 +38,7 @@ def run(options: SampleOptions) -> dict[str, Any]:
         options,
         policy,
         sampling,
-        source=options.dataset_name,
+        source=options.prompt_source,
         split=options.dataset_split,
         limit=options.max_prompts,
     )
@@ -61,7 +58,7 @@ def run(options: SampleOptions) -> dict[str, Any]:
             options.num_generations,
             options.output_dir,
             model_info=policy.info(),
-            reward_options=_asked_rewards(options),
+            reward_options=asked_rewards(options),
             shard_size=options.shard_size,
             progress=progress,
             overwrite=options.overwrite,
@@ -84,34 +81,12 @@ def _check(options: SampleOptions) -> None:
     require_all(options)
     if options.value is not None:
         guiding_n(options.value, options.n)
-    splits = absent_splits({WITH_SPLITS: options.dataset_name or ""})
+    splits = absent_splits({WITH_SPLITS: options.prompt_source or ""})
     refuse_unread(options, absent_rewards(options, None) | splits)
     check_output("output_dir", options.output_dir, inputs_of(options), deletes=options.overwrite)
     from nonpareil.rollouts.folder import check_folder  # with much behind it
 
     check_folder(options.output_dir, overwrite=options.overwrite)
-
-
-def _asked_rewards(options: SampleOptions) -> dict[str, Any]:
-    """The rewards as they were named, for `distill --groups`: no address, no key, nobody's leave to run code."""
-    named = without_addresses(RewardOptions, values_of(options, RewardOptions))
-    kept = {
-        name: named[name]
-        for name, setting in settings_of(RewardOptions).items()
-        if named[name] != setting.default and name not in _NOT_KEPT
-    }
-    for name in ("reward_model_name_or_path", "reward_funcs"):
-        if name in kept:
-            value = kept[name]
-            kept[name] = [_placed(one) for one in value] if isinstance(value, list) else _placed(value)
-    return kept
-
-
-def _placed(spec: str) -> str:
-    """The spec of a reward, wherever it is read: a file or folder by its whole path."""
-    file, colon, name = spec.rpartition(":") if ".py:" in spec else (spec, "", "")
-    there = Path(file).expanduser()
-    return f"{there.resolve()}{colon}{name}" if there.exists() else spec
 
 
 def _asked_for(counts: dict[str, Any], names: list[str]) -> dict[str, Any]:

@@ -104,6 +104,14 @@ class Branches:
         self.branch, self.branches = rank, branches
         self._make_mask()
 
+    def repeat(self, rows: Int[Tensor, " r"]) -> None:
+        """These samples go on, in rising order, one of them perhaps several times; each has a row of its own."""
+        assert self.branches == 1
+        self.cache.reorder_cache(rows)  # type: ignore[arg-type]
+        self.prompt_of_row, self.lengths = self.prompt_of_row[rows], self.lengths[rows]
+        self.row, self.branch = torch.arange(len(rows), device=rows.device), torch.zeros_like(rows)
+        self._make_mask()
+
     def _rank(self) -> Int[Tensor, " r"]:
         """Of each sample among those of its row; they come row by row."""
         index = torch.arange(len(self.row), device=self.row.device)

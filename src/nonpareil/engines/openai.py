@@ -15,7 +15,7 @@ from nonpareil.engines.choices import ServedChoice, read_choices
 from nonpareil.engines.decoding import TEXT
 from nonpareil.engines.sampling import sample_keys
 from nonpareil.errors import RemoteError
-from nonpareil.records import Draws, Prompt, SamplingParams
+from nonpareil.records import Draws, Prompt, SamplingParams, turn_text
 from nonpareil.remote import JsonClient, all_of, run_coroutine
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ def _most_prompt_tokens(prompt: Prompt) -> int:
     """A token of text is a byte of it at least; a template's own words are few beside those."""
     if prompt.token_ids:
         return len(prompt.token_ids)
-    texts = [prompt.prompt] if isinstance(prompt.prompt, str) else [m["content"] for m in prompt.prompt]
+    texts = [prompt.prompt] if isinstance(prompt.prompt, str) else [turn_text(m) for m in prompt.prompt]
     return sum(len(text.encode(errors="replace")) for text in texts)
 
 

@@ -63,3 +63,7 @@ class SharedPrompts:
         for layer in self.cache.layers:
             assert isinstance(layer, SharedLayer)
             layer.take(alive, prompts, self.places)
+
+    def repeat(self, rows: Int[Tensor, " r"]) -> None:
+        """As `keep`, of samples in rising order, one of which may go on several times."""
+        self.keep(rows)

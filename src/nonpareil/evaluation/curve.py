@@ -177,7 +177,7 @@ def best_of_n_report(
     valid = (~rewards.isnan()).sum(1)
     if not valid.any():
         raise DataError(f"All {rewards.numel()} rewards failed: there is nothing to select by.")
-    reach, needed = _reach(valid, max_n or size)
+    reach, needed = reach_of(valid, max_n or size)
     takes_part, zero_one = valid >= needed, is_zero_one(rewards, rewards)
     used = rewards[takes_part]
     reward_of_best = best_of_n_curve(rewards, reach)[takes_part]  # of all, so that an infinite one is refused
@@ -209,7 +209,7 @@ def _numbers_of(groups: Sequence[Group]) -> GroupNumbers:
     )
 
 
-def _reach(valid: Int[Tensor, " b"], max_n: int) -> tuple[int, int]:
+def reach_of(valid: Int[Tensor, " b"], max_n: int) -> tuple[int, int]:
     """The last n of the curve, and how many rewards a prompt needs to take part."""
     having = [int((valid >= n).sum()) for n in range(int(valid.max()) + 2)]
     enough = [n for n in range(1, max_n + 1) if n < len(having) and 2 * having[n] >= having[1]]

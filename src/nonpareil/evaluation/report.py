@@ -22,11 +22,14 @@ from nonpareil.records import Group, PromptText
 NUM_SAMPLES = 12
 
 
-def write_curve(curve: CurveReport, output_dir: str | Path) -> Path:
-    """Write curve.json and curve.png; returns the path of curve.json. Files of those names are replaced."""
+def write_curve(curve: CurveReport, output_dir: str | Path, further: Mapping[str, Any] | None = None) -> Path:
+    """Write curve.json and curve.png; returns the path of curve.json. Files of those names are replaced.
+
+    `further` stands in curve.json beside the curve.
+    """
     folder = Path(output_dir)
     write_bytes(folder / "curve.png", plots.png(plots.curve_figure(curve)))
-    return write_json(folder / "curve.json", curve.to_dict())
+    return write_json(folder / "curve.json", curve.to_dict() | dict(further or {}))
 
 
 def write_report(

@@ -41,6 +41,44 @@ def best_of_n_curve(rewards: Float[Tensor, "b m"], max_n: int | None = None) -> 
     return curve.to(at_least_float32(rewards))
 
 
+def best_of_n_values(
+    rewards: Float[Tensor, "b m"], values: Float[Tensor, "b m"], max_n: int | None = None
+) -> Float[Tensor, "b max_n"]:
+    """Unbiased estimate of E[value of the best of n by reward] of each prompt, for n = 1 .. max_n (default m).
+
+    `sum_i C(i-1, n-1) v_(i) / C(m, n)`, values in the order of their rewards; equal rewards have their mean value.
+    With a gold reward for values it is what best-of-n by a proxy is worth. NaN rewards are excluded; a row with a
+    NaN value among the others, and an n beyond its valid rewards, is NaN. Returned in float64.
+
+    Raises:
+        ConfigError: max_n outside 1 .. m.
+        DataError: an infinity.
+    """
+    num_samples = rewards.shape[1]
+    max_n = num_samples if max_n is None else max_n
+    if not 1 <= max_n <= num_samples:
+        raise ConfigError(
+            f"max_n = {max_n}: must lie in 1 .. {num_samples}, the samples drawn for each prompt"
+        )
+    _refuse_infinite(rewards)
+    _refuse_infinite(values)
+    ascending, order = rewards.double().sort(-1)  # NaN last
+    known = ~ascending.isnan()
+    carried = torch.where(known, values.double().gather(1, order), 0.0)
+    first = carried[:, :1]  # sums of what differs from it: equal values have exactly that mean
+    running = torch.nn.functional.pad((carried - first).cumsum(1), (1, 0))
+    below, at_or_below, _ = count_among(ascending, ascending)
+    size = (at_or_below - below).clamp(min=1)
+    mean = (running.gather(1, at_or_below) - running.gather(1, below)) / size
+    curve = mean.new_full((len(rewards), max_n), torch.nan)
+    valid = known.sum(1)
+    for count in valid.unique().tolist():
+        if count:
+            rows, reach = valid == count, min(count, max_n)
+            curve[rows, :reach] = mean[rows, :count] @ _subset_weights(count, reach).to(mean) + first[rows]
+    return curve
+
+
 def rank_weights(rewards: Float[Tensor, "b m"], n: int) -> Float[Tensor, "b m"]:
     """The probability that each sample is the best of a random n of its prompt's m samples; rows sum to 1.
 
@@ -63,6 +101,19 @@ def rank_weights(rewards: Float[Tensor, "b m"], n: int) -> Float[Tensor, "b m"]:
     ).exp()
     weights = (class_weight / (at_or_below - below)).masked_fill(rewards.isnan(), 0.0)
     return weights.masked_fill(valid < n, torch.nan).to(at_least_float32(rewards))
+
+
+def subset_misses(successes: Float[Tensor, "b m"], max_k: int) -> Float[Tensor, "b k"]:
+    """Unbiased estimate of (1 - q)^k, k = 0 .. max_k, for each prompt's success rate q; float64.
+
+    The share of k-subsets without a success (1; 0 is none). NaN (failed) ones are left out; NaN where fewer than k
+    are left.
+    """
+    valid = (~successes.isnan()).sum(1, keepdim=True)
+    fails = (successes == 0).sum(1, keepdim=True)
+    k = torch.arange(max_k + 1, device=successes.device).expand(len(successes), -1)
+    shares = (_log_binomial(fails.expand_as(k), k) - _log_binomial(valid.expand_as(k), k)).exp()
+    return torch.where(valid >= k, shares, torch.nan)
 
 
 def harmonic_log_quantile(

@@ -13,7 +13,7 @@ _SUPPORTED = frozenset(
     {
         *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_bias", "fan_in_fan_out"),
         *("use_dora", "lora_dropout", "modules_to_save"),
-        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+        *("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern"),
         # what decides nothing here
         *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
         *("inference_mode", "runtime_config"),
@@ -45,6 +45,30 @@ def check_lora_config(config: Any) -> None:
                 f"peft_config.{field.name}={value!r} is not supported: policy and anchor share every other weight "
                 "and must be the models that are trained; remove it"
             )
+
+
+def check_target_parameters(model: nn.Module, config: Any) -> None:
+    """Refuse `target_parameters` that the model has not, which PEFT passes over.
+
+    Raises:
+        ConfigError: naming the first, and matrices of experts that there are; or beside what PEFT cannot do there.
+    """
+    targets = config.target_parameters or []
+    names = [name for name, _ in model.named_parameters()]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            stacked = dict.fromkeys(
+                ".".join(name.split(".")[-2:])
+                for name, weight in model.named_parameters()
+                if weight.dim() == 3
+            )
+            hint = f"; there are {', '.join(stacked)}" if stacked else "; it has no weights of experts in one"
+            raise ConfigError(
+                f"lora_target_parameters: the model has no parameter that ends in {target!r}{hint}"
+            )
+    for name in ("lora_dropout", "use_dora", "lora_bias"):
+        if targets and getattr(config, name):
+            raise ConfigError(f"{name} with lora_target_parameters is not supported by PEFT; remove one")
 
 
 def check_mergeable(adapted: nn.Module) -> None:

@@ -138,6 +138,48 @@ class SavedByRow:
         return self.wrapper.original_module if name == REFERENCE else self.wrapper.modules_to_save[name]
 
 
+class ParametersOfOne:
+    """The forward pass of a layer whose own parameters adapters change (`target_parameters`): all rows by one.
+
+    The weights of experts are changed as a whole, so two adapters need two passes.
+    """
+
+    def __init__(self, wrapper: Any, rows: RowAdapters):
+        self.rows, self.layers = rows, [wrapper]
+        while changes_parameters(self.layers[-1].base_layer):  # one parameter each
+            self.layers.append(self.layers[-1].base_layer)
+
+    def __call__(self, x: Tensor, *arguments: Any, **options: Any) -> Any:
+        """The layer's output.
+
+        Raises:
+            ValueError: rows of several adapters.
+        """
+        if len(self.rows.used) != 1:
+            raise ValueError(f"rows of {sorted(self.rows.used)} in one pass; target_parameters take one")
+        name, wrapper = next(iter(self.rows.used)), self.layers[0]
+        if name == REFERENCE:
+            return wrapper.get_base_layer()(x, *arguments, **options)
+        before = [layer._active_adapter for layer in self.layers]
+        try:
+            for layer in self.layers:
+                layer._active_adapter = [name]
+            return type(wrapper).forward(wrapper, x, *arguments, **options)
+        finally:
+            for layer, was in zip(self.layers, before, strict=True):
+                layer._active_adapter = was
+
+
+def changes_parameters(layer: Any) -> bool:
+    """Whether it is PEFT's layer for one parameter of a module, of experts for example."""
+    return hasattr(layer, "parameter_name") and hasattr(layer, "lora_A")
+
+
+def takes_one_adapter(model: nn.Module) -> bool:
+    """Whether all rows of a pass must have the same adapter."""
+    return any(changes_parameters(module) for module in model.modules())
+
+
 @contextmanager
 def row_adapters(model: nn.Module, names: Sequence[str] = ()) -> Iterator[RowAdapters]:
     """Forward passes inside use one adapter per row: `POLICY`, `ANCHOR` or `REFERENCE`; no gradient reaches one.
@@ -152,10 +194,14 @@ def row_adapters(model: nn.Module, names: Sequence[str] = ()) -> Iterator[RowAda
     def route(module: nn.Module, inputs: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         return inputs, {**options, "adapter_names": rows.names}
 
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    wrappers = [layer for layer in layers if changes_parameters(layer)]
+    inner = {id(layer.base_layer) for layer in wrappers}
+    layers = [layer for layer in layers if not changes_parameters(layer)]
     replaced: list[tuple[Any, Any]] = [
-        (layer, StackedAdapters(layer, rows)) for layer in layers if can_be_stacked(layer)
+        (wrapper, ParametersOfOne(wrapper, rows)) for wrapper in wrappers if id(wrapper) not in inner
     ]
+    replaced += [(layer, StackedAdapters(layer, rows)) for layer in layers if can_be_stacked(layer)]
     others = [layer for layer in layers if not can_be_stacked(layer)]
     replaced += [(wrapper, SavedByRow(wrapper, rows)) for wrapper in saved_modules(model).values()]
     handles = [layer.register_forward_pre_hook(route, with_kwargs=True) for layer in others]

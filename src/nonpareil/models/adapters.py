@@ -20,6 +20,7 @@ from nonpareil.models.adapter_config import (
     check_magnitudes,
     check_mergeable,
     check_saved_modules,
+    check_target_parameters,
 )
 from nonpareil.models.anchors import Anchor
 from nonpareil.models.saved_modules import in_float32
@@ -57,14 +58,16 @@ def add_policy_adapter(model: PreTrainedModel, config: "LoraConfig") -> "PeftMod
     from peft import get_peft_model
 
     check_lora_config(config)
+    check_target_parameters(model, config)
     config = copy.deepcopy(config)
     config.revision = getattr(model.config, "_commit_hash", None)  # plain PEFT then loads this very base
     try:
         adapted = get_peft_model(model, config, adapter_name=POLICY)
     except ValueError as error:
+        other = f", lora_target_parameters={config.target_parameters!r}" if config.target_parameters else ""
         raise ConfigError(
-            f"lora_target_modules={config.target_modules!r} cannot be used: {error}; name parts of the model's "
-            "linear layers, or give all-linear"
+            f"lora_target_modules={config.target_modules!r}{other} cannot be used: {error}; name parts of the "
+            "model's linear layers, or give all-linear"
         ) from error
     if hasattr(model.get_output_embeddings(), "lora_A"):
         raise ConfigError(

@@ -34,6 +34,8 @@ EIGHT_BIT_HELP = (
 QUANT_TYPE_HELP = "Kind of the 4 bits: nf4 or fp4."
 NESTED_HELP = "Quantise the scales of the 4 bits too."
 QUANT_TYPES = ("nf4", "fp4")
+STORAGE_HELP = "What the 4 bits are packed into: the same weights. Default: uint8."
+STORAGES = ("uint8", "int8", "float16", "bfloat16", "float32", "float64")
 
 OURS = {
     **dict.fromkeys(
@@ -171,6 +173,8 @@ def model_init(options: Any, *, gguf_file: str | None = None) -> ModelInit:
             "bnb_4bit_quant_type": options.bnb_4bit_quant_type,
             "bnb_4bit_use_double_quant": options.use_bnb_nested_quant,
         }
+        if options.bnb_4bit_quant_storage is not None:
+            bits["bnb_4bit_quant_storage"] = options.bnb_4bit_quant_storage
     elif getattr(options, "load_in_8bit", False):
         bits = {"load_in_8bit": True}
     if bits and gguf_file:

@@ -252,6 +252,8 @@ def check_finite(model: torch.nn.Module, name: str) -> None:
     for parameter_name, parameter in model.named_parameters():
         if parameter.is_meta or not parameter.numel() or parameter.dtype not in _NUMBERS:
             continue
+        if hasattr(parameter, "quant_state"):  # 4 bits each, whatever type they are packed into
+            continue
         bounds = torch.stack(parameter.detach().aminmax())  # NaN where any is; no copy of the weights
         if not bounds.isfinite().all():
             found = "NaN" if bounds.isnan().any() else "infinite"

@@ -140,13 +140,16 @@ def check_vllm_adapter(directory: str | Path) -> None:
     check_vllm_holds(config, names, f"engine=vllm with the adapter {str(directory)!r}")
 
 
+_NOT_HELD = ("rank_pattern", "alpha_pattern", "target_parameters")
+
+
 def check_vllm_holds(config: Mapping[str, Any], names: Iterable[str], what: str) -> None:
     """Refuse an adapter of these settings and weights where vLLM knows less: factors of layers, all scaled alike.
 
     Raises:
         ConfigError: naming `what`, and what else there is.
     """
-    others = [f"{name}={config[name]!r}" for name in ("rank_pattern", "alpha_pattern") if config.get(name)]
+    others = [f"{name}={config[name]!r}" for name in _NOT_HELD if config.get(name)]
     for name in sorted(names):
         plain = name.endswith((".lora_A.weight", ".lora_B.weight"))
         if not plain or any(head in name for head in (".lm_head.", ".embed_tokens.")):

@@ -7,8 +7,8 @@ from nonpareil.settings import CheckedOptions, option
 
 
 @dataclass
-class EngineOptions(CheckedOptions):
-    """Which engine draws. A setting of another engine than the one chosen is refused by name."""
+class ChosenEngineOptions(CheckedOptions):
+    """Which engine draws, and what all that draw have. A setting of another engine is refused by name."""
 
     HEADING: ClassVar = "Engine"
 
@@ -26,6 +26,31 @@ class EngineOptions(CheckedOptions):
     api_key_env: str | None = option(
         None, "Environment variable of the server's key. Default: OPENAI_API_KEY, if set.", of="engine=openai"
     )
+    vllm_gpu_memory_utilization: float | None = option(
+        None,
+        "Share of the memory for vLLM's weights and cache. Default: vLLM's own.",
+        above=0,
+        at_most=1,
+        why="a share of the memory",
+        of="engine=vllm",
+    )
+    vllm_tensor_parallel_size: int | None = option(
+        None, "Devices that vLLM splits the weights over. Default: 1.", at_least=1, of="engine=vllm"
+    )
+    vllm_max_model_len: int | None = option(
+        None,
+        "Most tokens of prompt and completion in vLLM. Default: the model's window.",
+        at_least=1,
+        of="engine=vllm",
+    )
+
+
+@dataclass
+class EngineOptions(ChosenEngineOptions):
+    """The same, with the settings of what draws stored groups."""
+
+    HEADING: ClassVar = "Engine"
+
     request_timeout: float | None = option(
         None, "Seconds one request may take. Default: 600.", above=0, of="engine=openai"
     )
@@ -43,23 +68,6 @@ class EngineOptions(CheckedOptions):
         "The served model's tokenizer: prompts are then sent as ids, and ids asked for.",
         of="engine=openai",
         names="input",
-    )
-    vllm_gpu_memory_utilization: float | None = option(
-        None,
-        "Share of the memory for vLLM's weights and cache. Default: vLLM's own.",
-        above=0,
-        at_most=1,
-        why="a share of the memory",
-        of="engine=vllm",
-    )
-    vllm_tensor_parallel_size: int | None = option(
-        None, "Devices that vLLM splits the weights over. Default: 1.", at_least=1, of="engine=vllm"
-    )
-    vllm_max_model_len: int | None = option(
-        None,
-        "Most tokens of prompt and completion in vLLM. Default: the model's window.",
-        at_least=1,
-        of="engine=vllm",
     )
     num_workers: int | None = option(
         None, "Worker processes. Default: as many as there is room for.", at_least=1, of="engine=ray"

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from nonpareil.options.selection import ChoiceOptions
 from nonpareil.options.shared import FileOptions
 from nonpareil.setting_types import SEED
 from nonpareil.settings import option
 
 
 @dataclass
-class ExportOptions(FileOptions):
+class ExportOptions(ChoiceOptions, FileOptions):
     """Options of `nonpareil export`."""
 
     HEADING: ClassVar = "Options"
@@ -29,6 +30,11 @@ class ExportOptions(FileOptions):
         None, "Look at the first n completions of each group: best-of-n for several n.", at_least=1
     )
     seed: int = option(0, "Of the draw among tied completions.", at_least=0, at_most=SEED)
+    rule: str | None = option(
+        None,
+        "The rule that says which completion is the good one, such as majority or soft:temperature=0.5 "
+        "(docs/selection.md): the one it most likely chooses. Default: the highest reward.",
+    )
     min_reward: float | None = option(
         None,
         "Leave out groups whose best has less. One that ties at or above it has no winner, and gives sft and "

@@ -15,12 +15,13 @@ HEADINGS = (
         "Rewards",
         "Method",
         "Drawing",
+        "Search",
         "Engine",
         "Guidance",
         "Training",
         "LoRA",
     ),
-    *("Hardware", "vLLM", "Fit", "Credits", "Evaluation", "Comparison", "Output", "Options"),
+    *("Hardware", "vLLM", "Fit", "Credits", "Evaluation", "Comparison", "Server", "Output", "Options"),
 )
 """In the order in which they are listed."""
 OTHERS = "transformers.TrainingArguments"

@@ -10,7 +10,7 @@ from nonpareil.in_memory import InMemory
 from nonpareil.options.given import Defaults
 from nonpareil.settings import Setting
 
-_PROMPTS = ("dataset_name", "eval_dataset_name")
+_PROMPTS, _MIXTURE = ("dataset_name", "eval_dataset_name"), "datasets"
 
 
 def as_option(name: str, setting: Setting | None, value: Any) -> Any:
@@ -30,6 +30,8 @@ def as_option(name: str, setting: Setting | None, value: Any) -> Any:
         return [_reward(one) for one in listed]
     if name in _PROMPTS and not isinstance(value, str):
         return InMemory(f"{_rows_of(name, value)} in memory", value)
+    if name == _MIXTURE and isinstance(value, list | tuple):
+        return [_part(f"{name}[{place}]", one) for place, one in enumerate(value)]
     if hasattr(value, "state_dict") and hasattr(value, "config"):
         raise ConfigError(
             f"{name} is a {type(value).__name__} in memory, and a command reads a model from a folder or the hub; "
@@ -38,6 +40,19 @@ def as_option(name: str, setting: Setting | None, value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [str(one) if isinstance(one, Path) else one for one in value]
     return value
+
+
+def _part(where: str, value: Any) -> Any:
+    """One dataset of a mixture: rows alone, or under `path`, behind a name.
+
+    Raises:
+        ConfigError: an object that has no rows.
+    """
+    if isinstance(value, Mapping):
+        return {**value, "path": _part(f"{where}.path", value["path"])} if "path" in value else value
+    if value is None or isinstance(value, str | Path):
+        return value if value is None else str(value)
+    return InMemory(f"{_rows_of(where, value)} in memory", value)
 
 
 def _reward(value: Any) -> Any:

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from nonpareil.errors import ConfigError
 from nonpareil.options.shared import CodeOptions
-from nonpareil.settings import DTYPES, CheckedOptions, option, refuse_unread, settings_of
+from nonpareil.settings import DTYPES, CheckedOptions, option, refuse_unread, settings_of, values_of
 
 CACHE = "nonpareil-judge.jsonl"
 ENDPOINTS = "reward endpoints"
@@ -47,6 +48,12 @@ class RemoteRewardOptions(CheckedOptions):
         None,
         "File of what the judge reads, with {prompt}, {a} and {b}.",
         names="input",
+        of="judge_model",
+    )
+    judge_chat_template_kwargs: dict[str, Any] | None = option(
+        None,
+        "Sent along for its chat template (vLLM, SGLang), as JSON: "
+        """'{"enable_thinking": false}'.""",
         of="judge_model",
     )
     judge_max_calls: int | None = option(
@@ -230,3 +237,29 @@ class RewardOptions(RewardInputOptions, CodeOptions):
         above=0,
         reader=LIMITED,
     )
+
+
+_NOT_KEPT = {"trust_remote_code", "reward_api_key_env", "judge_base_url", "judge_api_key_env", "judge_cache"}
+"""What no manifest keeps."""
+
+
+def asked_rewards(options: Any) -> dict[str, Any]:
+    """The rewards as they were named, for `distill --groups`: no address, no key, nobody's leave to run code."""
+    named = without_addresses(RewardOptions, values_of(options, RewardOptions))
+    kept = {
+        name: named[name]
+        for name, setting in settings_of(RewardOptions).items()
+        if named[name] != setting.default and name not in _NOT_KEPT
+    }
+    for name in ("reward_model_name_or_path", "reward_funcs"):
+        if name in kept:
+            value = kept[name]
+            kept[name] = [_placed(one) for one in value] if isinstance(value, list) else _placed(value)
+    return kept
+
+
+def _placed(spec: str) -> str:
+    """The spec of a reward, wherever it is read: a file or folder by its whole path."""
+    file, colon, name = spec.rpartition(":") if ".py:" in spec else (spec, "", "")
+    there = Path(file).expanduser()
+    return f"{there.resolve()}{colon}{name}" if there.exists() else spec

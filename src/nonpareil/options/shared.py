@@ -15,9 +15,11 @@ from nonpareil.models.model_init import (
     NESTED_HELP,
     QUANT_TYPE_HELP,
     QUANT_TYPES,
+    STORAGE_HELP,
+    STORAGES,
 )
 from nonpareil.records import SamplingParams
-from nonpareil.setting_types import SEED
+from nonpareil.setting_types import SEED, shown
 from nonpareil.settings import DTYPES, CheckedOptions, option
 from nonpareil.training.settings.template import TemplateSettings
 
@@ -77,6 +79,7 @@ class ModelOptions(CodeOptions):
     load_in_8bit: bool = option(False, EIGHT_BIT_HELP, of=LOADED_BY_TRANSFORMERS)
     bnb_4bit_quant_type: str = option("nf4", QUANT_TYPE_HELP, choices=QUANT_TYPES, of="load_in_4bit")
     use_bnb_nested_quant: bool = option(False, NESTED_HELP, of="load_in_4bit")
+    bnb_4bit_quant_storage: str | None = option(None, STORAGE_HELP, choices=STORAGES, of="load_in_4bit")
 
 
 @dataclass
@@ -88,6 +91,15 @@ class PromptOptions(TemplateSettings, CheckedOptions):
     dataset_name: str | None = option(
         None,
         "Prompts: a .parquet, .json, .jsonl, .csv or .txt file, a directory, or a hub dataset.",
+        names="input",
+        replaces_demo=True,
+        reader=OWN_PROMPTS,
+    )
+    datasets: list[dict[str, Any] | str] | None = option(
+        None,
+        "A mixture in dataset_name's place: names, or JSON objects of path, split, columns, fraction, ... as TRL. "
+        "Fractions hold in every beginning, up to where a dataset has no more: no prompt is taken twice. Without "
+        "them all are taken. The column dataset_source says of which a prompt is.",
         names="input",
         replaces_demo=True,
         reader=OWN_PROMPTS,
@@ -104,6 +116,35 @@ class PromptOptions(TemplateSettings, CheckedOptions):
         above=0,
         reader=OWN_PROMPTS,
     )
+
+    def __post_init__(self) -> None:
+        """Refuse a mixture that cannot be, before any of it is read.
+
+        Raises:
+            ConfigError: naming the dataset, or one that is named besides.
+        """
+        super().__post_init__()
+        if self.datasets is not None and self.dataset_name is not None:
+            raise ConfigError(
+                f"dataset_name={self.dataset_name!r} and datasets={shown(self.datasets)} both name prompts; give "
+                "one of them"
+            )
+        _ = self.prompt_source
+
+    @property
+    def prompt_source(self) -> str | None:
+        """What is read: a file, folder or dataset by its name, or a `Mixture`; None where nothing is named."""
+        if self.datasets is None:
+            return self.dataset_name
+        from nonpareil.rollouts.mixture import mixture_of  # with pyarrow behind it
+
+        return mixture_of(self.datasets)
+
+
+def named_prompts(source: str | None) -> dict[str, Any]:
+    """The options that name such a source."""
+    entries = getattr(source, "entries", None)  # a mixture's
+    return {"dataset_name": source if entries is None else None, "datasets": entries}
 
 
 @dataclass

@@ -17,7 +17,7 @@ def refuse_unread_of_distill(options: Any, config: Any, eval_source: str | None)
         ConfigError: naming the option, and what would read it.
     """
     absent = absent_rewards(options, options.unseen_reward) | _absent_makers(options, config)
-    sources = {} if options.groups is not None else {TRAINING_SPLITS: options.dataset_name or ""}
+    sources = {} if options.groups is not None else {TRAINING_SPLITS: options.prompt_source or ""}
     if eval_source is not None:
         sources[HELD_OUT_SPLITS] = eval_source
     absent |= absent_splits(sources)
@@ -56,7 +56,7 @@ def absent_rewards(options: Any, second: str | None) -> dict[str, str]:
 def absent_splits(sources: dict[str, str]) -> dict[str, str]:
     """Readers of splits and configurations that are absent: a file has none; `sources` by reader of splits."""
     absent = {
-        reader: f"{source!r} is {'no dataset with splits' if isinstance(source, InMemory) else 'one file'}"
+        reader: f"{source!r} has no splits" if isinstance(source, InMemory) else f"{source!r} is one file"
         for reader, source in sources.items()
         if is_one_split(source)
     }

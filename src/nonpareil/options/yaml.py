@@ -36,6 +36,8 @@ OTHER_NAMES = {
     "dataset": "dataset_name",
     "dataset_path": "dataset_name",
     "data": "dataset_name",
+    "dataset_mixture": "datasets",
+    "dataset_mixer": "datasets",
     "split": "dataset_split",
     "max_length": "max_completion_length",
     "max_new_tokens": "max_completion_length",

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from nonpareil.errors import DataError
+from nonpareil.records.messages import Message
 from nonpareil.settings import option
 
 if TYPE_CHECKING:
     import numpy as np
 
-Message = dict[str, str]
+SOURCE = "dataset_source"
+"""The column in which a mixture of datasets says of which one a prompt is."""
 PromptText = str | list[Message]
 FinishReason = Literal["stop", "length"]
 
@@ -93,8 +95,16 @@ def prompt_identity(prompts: Sequence[Prompt]) -> dict[str, Any]:
         "count": len(prompts),
         "sha256": _sha256([[prompt.prompt_id, prompt.prompt] for prompt in prompts]),
         "columns_sha256": _sha256([prompt.columns for prompt in prompts]),
+        **_sources(prompts),
         **({"rendering": distinct[0] if len(distinct) == 1 else distinct} if distinct else {}),
     }
+
+
+def _sources(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """How many prompts each dataset of a mixture gave; nothing of other prompts."""
+    named = [prompt.columns.get(SOURCE) for prompt in prompts]
+    known = named and all(isinstance(name, str) for name in named)
+    return {"sources": dict(Counter(named))} if known else {}
 
 
 def _sha256(value: Any) -> str:

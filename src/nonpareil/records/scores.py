@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nonpareil.records.groups import FinishReason, Group, Message, PromptText
+from nonpareil.records.groups import FinishReason, Group, PromptText
+from nonpareil.records.messages import Message
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nonpareil.errors import DataError
+from nonpareil.records import PromptText, has_further
 from nonpareil.terminal import printable
 
 REWARD_PREFIX = "rewards/"
@@ -31,6 +32,29 @@ OPENING = "prompt/opening"
 """Of conversations, `Prompt.opening`; files of earlier versions lack it. No dataset's column has such a name."""
 
 
+FURTHER = "prompt/further"
+"""Of conversations whose messages have more than role and content: the rest of each as JSON, null without."""
+
+
+def message_types(prompts: Iterable[PromptText]) -> dict[str, pa.DataType | None]:
+    """The column `FURTHER`, where any of all prompts needs it, beside `column_types`."""
+    needed = any(not isinstance(prompt, str) and has_further(prompt) for prompt in prompts)
+    return {FURTHER: pa.list_(pa.string())} if needed else {}
+
+
+def further_of(prompt: PromptText) -> list[str | None]:
+    """What `FURTHER` holds of a conversation."""
+    rest = [{k: v for k, v in message.items() if k not in ("role", "content")} for message in prompt]  # type: ignore[union-attr]
+    return [_json(each) if each else None for each in rest]
+
+
+def whole_prompt(prompt: PromptText, further: list[str | None] | None) -> PromptText:
+    """A conversation with what `FURTHER` holds of it."""
+    if further is None or isinstance(prompt, str):
+        return prompt
+    return [m if rest is None else {**m, **json.loads(rest)} for m, rest in zip(prompt, further, strict=True)]
+
+
 def column_types(rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.DataType | None]:
     """The Arrow type of every dataset column over all rows, so that all shards of a run have one schema.
 
@@ -49,7 +73,7 @@ def stored_column(name: str, values: Sequence[Any], kind: pa.DataType | None) ->
     """A dataset column's name and values on disk; `kind` as `column_types` gives it."""
     if kind is None:
         return JSON_PREFIX + name, pa.array([None if v is None else _json(v) for v in values], pa.string())
-    taken = name in (*OWN_NAMES, OPENING) or name.startswith((REWARD_PREFIX, ESCAPE, JSON_PREFIX))
+    taken = name in (*OWN_NAMES, OPENING, FURTHER) or name.startswith((REWARD_PREFIX, ESCAPE, JSON_PREFIX))
     return ESCAPE + name if taken else name, pa.array(values, kind)
 
 

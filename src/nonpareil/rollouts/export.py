@@ -10,7 +10,8 @@ from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Group, Message, PromptText
 from nonpareil.rollouts.columns import ESCAPE
 from nonpareil.rollouts.row_files import write_rows
-from nonpareil.rollouts.select import Truncated, best, eligible, worst
+from nonpareil.rollouts.select import Choice, Truncated, best, chosen, eligible, worst
+from nonpareil.selection.rule import Rule
 from nonpareil.setting_types import check_value
 
 ExportFormat = Literal["preference", "sft", "unpaired"]
@@ -24,11 +25,20 @@ UNREAD = ("prompt_token_ids", "completion_token_ids", "logprobs")
 """Columns of groups that no format has."""
 
 
+def unread_by(rule: Rule | None) -> list[str]:
+    """Columns of groups that neither a format has nor the rule reads."""
+    needs = () if rule is None else rule.needs
+    read = {"logprobs": "logprobs" in needs, "completion_token_ids": "lengths" in needs}
+    return [name for name in UNREAD if not read.get(name)]
+
+
 NO_REWARD = "without a reward that is known"
 ALL_CUT = "whose completions with a reward were all cut (--truncated allow writes them)"
 BELOW_BAR = "whose best is below min_reward"
 SINGLE = "with a single completion to choose from"
 ALL_EQUAL = "with all rewards equal"
+UNDECIDED = "in which the rule tells no completion from another"
+NONE_CHOSEN = "of which the rule can choose none: too few completions, or none with what it reads"
 BELOW_MARGIN = "whose margin is below min_margin"
 SAME_TEXT = "whose best and worst have the same text"
 """Why a group gives no row."""
@@ -66,6 +76,7 @@ def export(
     truncated: Truncated = "exclude",
     min_reward: float | None = None,
     min_margin: float | None = None,
+    choice: Choice | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Write what the best (and worst) completions of the groups are to a .jsonl or .parquet file.
@@ -90,6 +101,8 @@ def export(
         min_reward: leave out groups whose best has less; `unpaired` then writes no completion as bad that reaches
             it.
         min_margin: leave out groups whose best has not so much more than its worst (pairs only).
+        choice: the rule that says which completion is written as the good one, in place of the highest reward: the
+            one that it most likely chooses.
         overwrite: replace a file that exists.
 
     Raises:
@@ -110,7 +123,7 @@ def export(
         skipped.clear()
         for group in groups:
             count += 1
-            made = _rows(group, format, n, seed, truncated, bars)
+            made = _rows(group, format, _Picks.of(group, n, seed, truncated, choice), bars)
             if isinstance(made, str):
                 skipped[made] += 1
                 continue
@@ -146,22 +159,49 @@ def _check(path: Path, format: str, n: int | None, bars: Bars, overwrite: bool) 
         raise ConfigError(f"output={str(path)!r} exists; give another path, or overwrite (--overwrite)")
 
 
-def _rows(
-    group: Group, format: ExportFormat, n: int | None, seed: int, truncated: Truncated, bars: Bars
-) -> list[dict[str, Any]] | str:
+@dataclass(frozen=True)
+class _Picks:
+    """What of a group is written as good and as bad."""
+
+    rewards: dict[int, float]
+    """Of those that may be written, by place."""
+    known: dict[int, float]
+    top: int | None
+    low: int | None
+    undecided: str | None
+    """Why the top is no winner; None where it is one."""
+
+    @classmethod
+    def of(
+        cls, group: Group, n: int | None, seed: int, truncated: Truncated, choice: Choice | None
+    ) -> "_Picks":
+        rewards, known = eligible(group, n, truncated), eligible(group, n, "allow")
+        low = worst(group, n, seed=seed, truncated=truncated)
+        if choice is None or not rewards:
+            top, decided, by_reward = best(group, n, seed=seed, truncated=truncated), False, True
+        else:
+            top, decided = chosen(group, choice, n, seed=seed, truncated=truncated)
+            by_reward = choice.rule.reads_rewards
+        why = None
+        if top is not None and not decided and not (by_reward and rewards[top] > min(known.values())):
+            why = SINGLE if len(known) == 1 else ALL_EQUAL if by_reward else UNDECIDED
+        return cls(rewards, known, top, low, why)
+
+
+def _rows(group: Group, format: ExportFormat, picks: _Picks, bars: Bars) -> list[dict[str, Any]] | str:
     """The group's rows, or why it has none."""
-    rewards, known = eligible(group, n, truncated), eligible(group, n, "allow")
-    top = best(group, n, seed=seed, truncated=truncated)
-    low = worst(group, n, seed=seed, truncated=truncated)
-    if top is None or low is None:
-        return ALL_CUT if known else NO_REWARD
+    rewards, top, low = picks.rewards, picks.top, picks.low
+    if low is None:
+        return ALL_CUT if picks.known else NO_REWARD
+    if top is None:
+        return NONE_CHOSEN
     if bars.min_reward is not None and rewards[top] < bars.min_reward:
         return BELOW_BAR
     prompt, chosen = _turns(group.prompt, group.completions[top])
     good = {"prompt": prompt, "completion": chosen, "score": rewards[top]}
     if format == "sft":
-        if bars.min_reward is None and rewards[top] == min(known.values()):
-            return SINGLE if len(known) == 1 else ALL_EQUAL
+        if bars.min_reward is None and picks.undecided is not None:
+            return picks.undecided
         return [good]
     if format == "unpaired" and bars.min_reward is not None and rewards[low] >= bars.min_reward:
         return [{**good, "label": True}] if bars.min_margin is None else BELOW_MARGIN

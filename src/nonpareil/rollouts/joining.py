@@ -12,18 +12,24 @@ import pyarrow as pa
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Group
-from nonpareil.rollouts.columns import column_types
+from nonpareil.rollouts.columns import column_types, message_types
 from nonpareil.rollouts.folder import delete_rollouts, locked_folder
-from nonpareil.rollouts.manifest import FORMAT, GroupCounts, read_manifest, versions, write_manifest
+from nonpareil.rollouts.manifest import (
+    FORMAT,
+    JOINED_FROM,
+    GroupCounts,
+    read_manifest,
+    versions,
+    write_manifest,
+)
 from nonpareil.rollouts.reading import stored_groups
 from nonpareil.rollouts.store import ShardNotes, shard_path, write_shard
 from nonpareil.rollouts.summaries import summary_of
 from nonpareil.settings import differing, flat
 
-JOINED_FROM = "joined_from"
-"""Of a joined folder's `draw`: how its parts were drawn."""
 UNKNOWN = "null in the folder that was joined, whose manifest has the reasons"
 _OF_PARTS = ("seed", "num_generations", "prompts.count", "prompts.sha256", "prompts.columns_sha256")
+_OF_MIXTURES = "prompts.sources."
 _LABELS = ("model.path", "prompts.token_ids_sha256")
 
 
@@ -79,7 +85,10 @@ def join(
     further = all(part.ids == parts[0].ids for part in parts) and len({p.draw["seed"] for p in parts}) > 1
     copies = 0 if further else _copies(parts)
     _check_further(parts) if further else _check_sizes(parts)
-    columns = [group.columns for part in (parts[:1] if further else parts) for group in part.groups()]
+    there = [
+        (group.columns, group.prompt) for part in (parts[:1] if further else parts) for group in part.groups()
+    ]
+    types = column_types([columns for columns, _ in there]) | message_types(prompt for _, prompt in there)
     with locked_folder(Path(output_dir), overwrite=overwrite) as held:
         if not overwrite and read_manifest(held.path) is not None:
             raise ConfigError(
@@ -88,7 +97,7 @@ def join(
         if overwrite:
             delete_rollouts(held)
         groups = _joined(parts) if further else _one_after_another(parts)
-        manifest = _write(held.path, parts, groups, column_types(columns), shard_size, further=further)
+        manifest = _write(held.path, parts, groups, types, shard_size, further=further)
     return JoinReport(manifest, copies)
 
 
@@ -108,7 +117,7 @@ def _check_alike(one: _Part, other: _Part) -> None:
     for key in ("draw", "scoring"):
         there, here = (flat(part.manifest.get(key) or {}) for part in (one, other))
         for name, (was, now) in differing(there, here).items():
-            known = key == "draw" and (name in _OF_PARTS or name in _LABELS)
+            known = key == "draw" and (name in _OF_PARTS or name in _LABELS or name.startswith(_OF_MIXTURES))
             label = name.endswith(".path") and f"{name[:-5]}.fingerprint" in there
             if not known and not label and not name.startswith(f"{JOINED_FROM}"):
                 lines.append(f"  {key}.{name}: {was!r} in {str(one.path)!r}, {now!r} in {str(other.path)!r}")

@@ -23,6 +23,8 @@ FORMAT = 2
 """Of the folder; shards of format 1 had no checksum and did not say of which run they are."""
 PACKAGES = ("nonpareil", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
 TOKEN_IDS = "token_ids_sha256"
+JOINED_FROM = "joined_from"
+"""Of a joined folder's `draw`: how its parts were drawn."""
 ENDS = "model.end_token_ids"
 _IN_WORDS = {
     ENDS: " (where a completion ends)",
@@ -99,7 +101,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The folder's manifest, or None where there is none.
 
     Raises:
-        DataError: it is damaged, or no manifest.
+        DataError: it is damaged, or no manifest, or a later version's.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -117,6 +119,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise DataError(f"{path} is no manifest of rollouts; give another output_dir")
     if not sealed and manifest.get("format") != 1:
         raise _corrupt(path, "its checksum is gone")
+    if not isinstance(manifest.get("format"), int) or manifest["format"] > FORMAT:
+        raise DataError(
+            f"{path} has format {manifest.get('format')!r}, and this version of nonpareil reads {FORMAT} at most; "
+            "read it with the version that wrote it, or a later one"
+        )
     return manifest
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.in_memory import InMemory
-from nonpareil.models.chat import held_clock, template_failure, template_source
+from nonpareil.models.chat import check_messages_written, held_clock, template_failure, template_source
 from nonpareil.records import Message, Prompt, PromptText, prompt_id_of
 from nonpareil.rollouts.checked_rows import PromptRow, check_column, check_columns, checked_prompt
+from nonpareil.rollouts.mixture import mixture_of, rows_of
 from nonpareil.rollouts.openings import Openings
 from nonpareil.rollouts.parts import part_of
 from nonpareil.rollouts.rendering import check_template_kwargs, rendering_of
@@ -37,7 +38,7 @@ _ROWS = 'give a list of rows, each with a "prompt", as load_prompts does: [{"pro
 
 
 def load_prompts(
-    source: str | Path,
+    source: str | Path | Sequence[Any],
     *,
     split: str = "train",
     prompt_column: str = "prompt",
@@ -52,7 +53,8 @@ def load_prompts(
 
     Args:
         source: a .parquet, .json, .jsonl, .csv or .txt file (one prompt per line; files have no splits), a
-            directory (`save_to_disk`'s, or of data files), or a hub dataset.
+            directory (`save_to_disk`'s, or of data files), or a hub dataset; or a list of several, each by its name
+            or as `mixture.DatasetSource`'s fields, of which a mixture is made.
         split: of a dataset; slices such as `train[:100]` where `datasets` reads it.
         prompt_column: the column to call `prompt`, in place of one that has that name.
         dataset_config: of a hub dataset that has several.
@@ -67,6 +69,8 @@ def load_prompts(
             list of {role, content}, naming its row.
         ConfigError: a limit below 1, a stream without one, or a part that has no prompts.
     """
+    if isinstance(source, list | tuple):
+        source = mixture_of(source, "source")
     if not isinstance(source, str | Path):
         raise ConfigError(
             f"source is a {type(source).__name__}; load_prompts reads a file, directory or hub dataset. "
@@ -80,7 +84,7 @@ def load_prompts(
     if streaming:
         _check_stream(limit, seed, test_split_size)
     if isinstance(source, InMemory):
-        rows = _rows_in_memory(source, prompt_column)
+        rows = rows_of(source, prompt_column)
     else:
         rows = read_rows(str(source), split, dataset_config, prompt_column, limit if streaming else None)
     if not rows:
@@ -103,17 +107,6 @@ def load_prompts(
     return chosen
 
 
-def _rows_in_memory(source: InMemory, prompt_column: str) -> list[Mapping[str, Any]]:
-    rows = [{prompt_column: row} if isinstance(row, str) else row for row in source.value]
-    for place, row in enumerate(rows):
-        if not isinstance(row, Mapping):
-            raise DataError(
-                f"{source}: row {place} (the first is 0) is a {type(row).__name__}; a row is a text, or a dict "
-                "with a prompt"
-            )
-    return rows
-
-
 def _check_stream(limit: int | None, seed: int | None, test_split_size: float | None) -> None:
     if limit is None:
         raise ConfigError(
@@ -131,6 +124,7 @@ def tokenize_prompts(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     *,
     now: datetime | None = None,
+    hashed: bool = True,
 ) -> list[Prompt]:
     """The prompts as the policy sees them, up to where its completion begins.
 
@@ -148,6 +142,7 @@ def tokenize_prompts(
         tokenizer: the policy's.
         chat_template_kwargs: further arguments of its chat template.
         now: what a template that writes the date takes for now, the same for all prompts; by default now.
+        hashed: False leaves out `Prompt.rendering`, which hashes the whole tokenizer.
 
     Raises:
         ConfigError: no tokenizer, an argument or tools that the chat template does not mention, or no template to
@@ -170,12 +165,12 @@ def tokenize_prompts(
     chats = any(not isinstance(prompt, str) for prompt in prompts)
     check_template_kwargs(kwargs, tokenizer, chats=chats)
     tools = _tools(rows, prompts, tokenizer, kwargs)
-    rendering = None
-    if chats and tokenizer is not None:
+    renders, rendering = chats and tokenizer is not None, None
+    if chats and hashed and tokenizer is not None:
         rendering = rendering_of(tokenizer, kwargs, tools=any(tools))
     tokenized: list[Prompt] = []
-    with held_clock(now or datetime.now()) if rendering else nullcontext():
-        openings = Openings(tokenizer, kwargs) if rendering else None
+    with held_clock(now or datetime.now()) if renders else nullcontext():
+        openings = Openings(tokenizer, kwargs) if renders else None
         for place, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
             position, where = getattr(row, "position", place), _where(row, place)
             ids = (
@@ -251,6 +246,11 @@ def _ids_of(
     else:
         given = {**options, COLUMN: tools} if tools else options
         ids = _tokenize_chat(prompt, tokenizer, given, where)
+        check_messages_written(
+            prompt,
+            lambda told: str(tokenizer.apply_chat_template(list(told), tokenize=False, **given)),
+            f"{where}: the policy's chat template",
+        )
         if tools:
             check_written(ids, _tokenize_chat(prompt, tokenizer, options, where), where)
     bos = tokenizer.bos_token_id

@@ -12,6 +12,7 @@ from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Group, refuse_repeated
 from nonpareil.rollouts.folder import MANIFEST
 from nonpareil.rollouts.manifest import read_manifest
+from nonpareil.rollouts.served import is_served_folder, named_folders, summarized
 from nonpareil.rollouts.store import (
     DATA_FOLDER,
     ShardNotes,
@@ -87,7 +88,7 @@ def stored_groups(path: str | Path, without: Sequence[str] = ()) -> Iterable[Gro
     return groups
 
 
-def read_available(path: str | Path) -> tuple[list[Group], str]:
+def read_available(path: str | Path, without: Sequence[str] = ()) -> tuple[list[Group], str]:
     """As `read_groups`; of a run that is not finished the shards that are drawn and scored, and what is lacking.
 
     The second value says in words how many are there of how many; it is empty for a finished run.
@@ -95,7 +96,7 @@ def read_available(path: str | Path) -> tuple[list[Group], str]:
     Raises:
         ConfigError, DataError: as `read_groups`, or an unfinished run of which no shard is done.
     """
-    groups, lacking = _available(path)
+    groups, lacking = _available(path, without)
     return list(groups), lacking
 
 
@@ -130,9 +131,12 @@ def _shards_of(path: Path) -> tuple[list[tuple[Path, ShardNotes]], str]:
     manifest = read_manifest(folder)
     files = sorted((data if data.is_dir() else folder).glob("*.parquet"))
     if not files:
-        raise DataError(f"{path} holds no shards; give a folder that `nonpareil sample` wrote")
+        below = f"; there are groups below it: {names}" if (names := named_folders(folder)) else ""
+        raise DataError(f"{path} holds no shards; give a folder that `nonpareil sample` wrote{below}")
     lacking = ""
-    if manifest is None:
+    if manifest is not None and is_served_folder(manifest):
+        shards = summarized(folder, manifest)
+    elif manifest is None:
         shards = [(file, summary_of(file)) for file in files]
         _check_without_manifest(path, [one.notes for _, one in shards], sum(one.prompts for _, one in shards))
     else:
@@ -251,6 +255,8 @@ def _check_without_manifest(path: Path, notes: Sequence[ShardNotes], count: int)
         return
     if any(draw != draws[0] for draw in draws):
         raise DataError(f"{path} holds shards of different runs, or other files among them; keep one run's")
+    if is_served_folder(draws[0]):
+        return
     expected = draws[0]["prompts"]["count"]
     if count != expected:
         raise DataError(

@@ -9,7 +9,7 @@ from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Prompt, refuse_repeated
 from nonpareil.rollouts.folder import MANIFEST
 from nonpareil.rollouts.growing import is_part_of
-from nonpareil.rollouts.manifest import FORMAT, read_manifest, versions
+from nonpareil.rollouts.manifest import FORMAT, JOINED_FROM, read_manifest, versions
 from nonpareil.rollouts.reading import (
     GROWN_FROM,
     ONLY_THAT,
@@ -18,6 +18,7 @@ from nonpareil.rollouts.reading import (
     num_shards,
     refuse_foreign,
 )
+from nonpareil.rollouts.served import is_served_folder
 from nonpareil.rollouts.store import ShardNotes, notes_of, read_table, shard_path
 from nonpareil.rollouts.summaries import ShardSummary, summary_of
 from nonpareil.terminal import printable, tell
@@ -28,12 +29,17 @@ def stored_manifest(folder: Path) -> dict[str, Any] | None:
 
     Raises:
         DataError: a damaged manifest or shard, or a file that is none of the run's.
-        ConfigError: shards without a manifest that do not say how they were drawn.
+        ConfigError: shards without a manifest that do not say how they were drawn, or a folder that was joined.
     """
     shards = sorted(folder.glob("data/shard-*.parquet"))
     if not shards:
         return None
     manifest = read_manifest(folder)
+    if is_served_folder(manifest or notes_of(read_table(shards[0]).schema).draw):
+        raise ConfigError(
+            f"output_dir={str(folder)!r} holds groups of served requests, which nothing is drawn for again; give "
+            "another output_dir"
+        )
     if manifest is None:
         notes, grown_from = _largest(shards)  # the others are held against it
         if not notes.draw:
@@ -49,6 +55,11 @@ def stored_manifest(folder: Path) -> dict[str, Any] | None:
             "versions": versions(),
             **({GROWN_FROM: grown_from} if grown_from else {}),
         }
+    if JOINED_FROM in manifest["draw"]:
+        raise ConfigError(
+            f"output_dir={str(folder)!r} was put together by `nonpareil join`, and neither grows nor is scored "
+            "anew: do that with the folders it was joined from, and join them again, or give another output_dir"
+        )
     refuse_foreign(folder, num_shards(manifest))
     tell_old_texts(folder, manifest)
     return manifest
@@ -68,7 +79,8 @@ def _largest(shards: Sequence[Path]) -> tuple[ShardNotes, list[dict[str, Any]]]:
 def tell_old_texts(folder: Path, manifest: dict[str, Any] | None) -> None:
     """Warn of texts that an earlier version decoded, before rewards or people read them as what was drawn."""
     engine = (manifest or {}).get("draw", {}).get("engine") or {}
-    if engine and not TEXT.keys() & engine.keys() and engine.get("engine") != "openai":  # a server's own text
+    servers = ("openai", "served")  # whose texts are their own
+    if engine and not TEXT.keys() & engine.keys() and engine.get("engine") not in servers:
         tell(
             f"{printable(str(folder))}: an earlier version decoded these completions alone, so their texts lack "
             "special tokens and, with SentencePiece, often the first space; their ids and log-probs are right. "

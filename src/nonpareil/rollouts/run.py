@@ -9,7 +9,7 @@ from typing import Any
 
 from nonpareil.records import Group, Prompt, SamplingParams
 from nonpareil.rollouts.cluster import ShardWorkers
-from nonpareil.rollouts.columns import column_types
+from nonpareil.rollouts.columns import column_types, message_types
 from nonpareil.rollouts.filling import Filling
 from nonpareil.rollouts.folder import locked_folder
 from nonpareil.rollouts.given import GivenEngine, GivenReward
@@ -90,7 +90,7 @@ def draw_and_score(
     check_value("sampling", sampling, SamplingParams)
     check_settings(sampling)
     check_prompts(prompts)
-    types = column_types([prompt.columns for prompt in prompts])
+    types = column_types([prompt.columns for prompt in prompts]) | message_types(p.prompt for p in prompts)
     folder = Path(output_dir)
     with locked_folder(folder, overwrite=overwrite) as held:
         draw = draw_settings(prompts, sampling, num_generations, model_info)

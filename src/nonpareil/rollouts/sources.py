@@ -20,14 +20,23 @@ FILE_TYPES = (".parquet", ".json", ".jsonl", ".csv", ".txt")
 
 
 def read_rows(
-    source: str, split: str, dataset_config: str | None, prompt_column: str, first: int | None = None
+    source: str,
+    split: str,
+    dataset_config: str | None,
+    prompt_column: str,
+    first: int | None = None,
+    files: Mapping[str, Any] | None = None,
 ) -> list[Mapping[str, Any]]:
     """Every row of a source; see `load_prompts`. `first`: of a hub dataset read these alone, as a stream.
+
+    `files`: where a dataset's files lie, `data_dir` and `data_files` of `datasets.load_dataset`.
 
     Raises:
         DataError: no such source, one that cannot be read, or an unknown split.
     """
     path = Path(source).expanduser()
+    if files:
+        return _from_hub(source, split, dataset_config, first, files)
     if path.is_file():
         return _read_file(path, prompt_column)
     if path.is_dir():
@@ -139,13 +148,19 @@ def _from_disk(path: Path, split: str) -> list[Mapping[str, Any]]:
 
 
 def _from_hub(
-    name: str, split: str, dataset_config: str | None, first: int | None
+    name: str,
+    split: str,
+    dataset_config: str | None,
+    first: int | None,
+    files: Mapping[str, Any] | None = None,
 ) -> list[Mapping[str, Any]]:
     import datasets
 
     try:
         with hub_or_cache(name):
-            loaded = datasets.load_dataset(name, dataset_config, split=split, streaming=first is not None)
+            loaded = datasets.load_dataset(
+                name, dataset_config, split=split, streaming=first is not None, **(files or {})
+            )
             rows = loaded.to_list() if first is None else list(islice(loaded, first))
     except Exception as error:  # whatever damage leads the library to
         splits = _splits(name, dataset_config) if "split" in str(error) else []

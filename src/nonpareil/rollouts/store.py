@@ -18,12 +18,16 @@ from nonpareil.files import write_bytes
 from nonpareil.records import Group, refuse_repeated
 from nonpareil.rollouts.checksum import CHECKSUM_KEY, FOOTER_KEY, seal_holds, sealed_parquet
 from nonpareil.rollouts.columns import (
+    FURTHER,
     OPENING,
     OWN_NAMES,
     REWARD_PREFIX,
     column_types,
     from_stored,
+    further_of,
+    message_types,
     stored_column,
+    whole_prompt,
 )
 from nonpareil.terminal import printable
 
@@ -78,7 +82,8 @@ def to_table(
         DataError: string prompts and conversations in one shard, or a column without a type.
         NotFiniteError: a log-prob that is NaN or infinite.
     """
-    types = column_types([group.columns for group in groups]) if types is None else types
+    if types is None:
+        types = column_types([g.columns for g in groups]) | message_types(g.prompt for g in groups)
     kinds = {isinstance(group.prompt, str) for group in groups}
     if len(kinds) > 1:
         raise DataError("string prompts and conversations are mixed; a file of groups holds one kind")
@@ -98,6 +103,9 @@ def to_table(
     if kinds == {False}:
         columns[OPENING] = pa.array([group.opening for group in groups], pa.string())
     for name, kind in types.items():
+        if name == FURTHER:
+            columns[FURTHER] = pa.array([further_of(group.prompt) for group in groups], kind)
+            continue
         stored, array = stored_column(name, [group.columns.get(name) for group in groups], kind)
         columns[stored] = array
     return with_notes(pa.table(columns), notes or ShardNotes())
@@ -244,13 +252,15 @@ def to_groups(table: pa.Table) -> list[Group]:
     names = table.column_names
     rewards = [name for name in names if name.startswith(REWARD_PREFIX)]
     columns = {name: table[name].to_pylist() for name in names}
-    own = (*OWN_NAMES, OPENING, *rewards)
+    own = (*OWN_NAMES, OPENING, FURTHER, *rewards)
     further = dict(from_stored(name, columns[name]) for name in names if name not in own)
     scores = {name.removeprefix(REWARD_PREFIX): columns[name] for name in rewards}
     aggregates = columns.get("rewards", [None] * len(table))
     return [
         Group(
-            prompt=columns["prompt"][row],
+            prompt=whole_prompt(
+                columns["prompt"][row], columns[FURTHER][row] if FURTHER in columns else None
+            ),
             rewards_by_name={
                 n: _numbers(values[row]) for n, values in scores.items() if values[row] is not None
             },

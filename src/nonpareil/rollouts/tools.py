@@ -6,6 +6,7 @@ from typing import Any
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.models.chat import mentions
+from nonpareil.rollouts.checked_rows import without_nulls
 
 COLUMN = "tools"
 """Of a dataset; TRL's name."""
@@ -34,7 +35,7 @@ def tools_of(row: Mapping[str, Any], where: str) -> Tools | None:
         except ValueError as error:
             raise DataError(f"{where}: {_wanted(given)}: {error}") from error
     else:
-        tools = _without_nulls(given)
+        tools = without_nulls(given)
     if tools is None or tools == []:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) and tool for tool in tools):
@@ -98,11 +99,3 @@ def _wanted(given: Any) -> str:
         f"tools={given!r:.60} must be a list of JSON schemas ({{type, function}} each), or JSON text of one; "
         "rename the column where it is something else"
     )
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
-    if isinstance(value, list | tuple):
-        return [_without_nulls(one) for one in value]
-    return value

@@ -30,6 +30,16 @@ def check_adapter(
             "LoRA with vllm_mode=server is not supported: the server takes whole weights; give "
             "vllm_mode=colocate"
         )
+    targets = settings.lora_target_parameters or getattr(peft_config, "target_parameters", None)
+    if targets and settings.init().quantization:
+        raise ConfigError(
+            f"lora_target_parameters={list(targets)!r} with a quantised base: its parameters are packed, and no "
+            "factors can be added to them; remove one"
+        )
+    if targets and settings.use_vllm:
+        raise ConfigError(
+            "use_vllm with lora_target_parameters is not supported: vLLM adapts linear layers alone; remove one"
+        )
     for name in ("use_dora", "lora_modules_to_save"):
         if settings.use_vllm and getattr(settings, name):
             raise ConfigError(
@@ -45,7 +55,7 @@ def check_scalable(settings: DistillationSettings, computes: str) -> None:
     Raises:
         ConfigError: it is more than factors, and not measured in float32, where it is merged.
     """
-    for name in ("use_dora", "lora_modules_to_save"):
+    for name in ("use_dora", "lora_modules_to_save", "lora_target_parameters"):
         if settings.use_peft and getattr(settings, name) and computes != "float32":
             raise ConfigError(
                 f"{name} with a policy at a strength of its training in {computes}: factors are scaled beside "

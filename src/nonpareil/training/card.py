@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil import __version__
-from nonpareil.errors import DataError
+from nonpareil.errors import ConfigError, DataError
 from nonpareil.files import write_bytes
 from nonpareil.folders import held_folder
 from nonpareil.markdown import code, plain
+from nonpareil.markers import OutputFolder
 from nonpareil.methods import spec_of
 from nonpareil.terminal import printable, tell
 from nonpareil.training.card_use import how_to_use
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from nonpareil.training.config import DistillationConfig
 
 CARD = "README.md"
+OWNER = "distill"
+"""The command of a training's folder, as its list of files names it."""
 OURS = "<!-- nonpareil writes this card anew after a training and its evaluation; without this line it is yours -->"
 NOT_YET = (
     "Not evaluated yet: nothing is known of how this model compares with the one it was trained from. "
@@ -87,12 +90,20 @@ class CardFacts:
 
 
 def is_writable(path: Path) -> bool:
-    """Whether a card may be written there: none is there, or one of ours that its owner did not take over."""
-    if (folder := held_folder(path)) is not None and path.exists() and not folder.is_ours(path):
-        return False
+    """Whether a card may be written there: none is there, or one of ours that its owner did not take over.
+
+    Ours is what the folder's list has, unchanged, whatever it says (cards of earlier versions have no such line);
+    where no list tells, a card with the line.
+    """
+    if not path.exists():
+        return True
     try:
-        return not path.exists() or OURS in path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        held = held_folder(path)
+        folder = held or OutputFolder(path.parent.resolve(), OWNER, where=f"{str(path.parent)!r}")
+        if held is not None or folder.is_ours(path):
+            return folder.is_ours(path)
+        return OURS in path.read_text(encoding="utf-8", errors="replace")
+    except (OSError, ConfigError):  # ConfigError: a damaged list, by which nobody knows whose the card is
         return False
 
 

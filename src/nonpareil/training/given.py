@@ -206,16 +206,22 @@ def _read_folder(
 
 
 def given_reward(
-    reward_funcs: Any, tokenizers: Any, args: DistillationConfig, folder: str | None
+    reward_funcs: Any, tokenizers: Any, args: DistillationConfig, folder: str | None, *, scores: bool
 ) -> CombinedReward:
     """The rewards, loaded; those that scored the groups of a `folder`, where one is given.
+
+    None for them is enough where nothing `scores` in the training: the folder says whose its scores are.
 
     Raises:
         ConfigError, ModelError: one that cannot be loaded, or another than the stored one.
     """
-    from nonpareil.training.stored_folder import check_stored_rewards
+    from nonpareil.rewards.stored import stored_rewards
+    from nonpareil.training.stored_folder import check_stored_rewards, manifest_of
 
     reward = reward_funcs
+    if reward is None and folder is not None and not scores:
+        described = manifest_of(Path(folder)).get("rewards")
+        reward = None if described is None else stored_rewards(described, args.reward_weights)
     if not isinstance(reward, CombinedReward):
         reward = load_rewards(
             reward_funcs,

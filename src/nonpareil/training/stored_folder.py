@@ -72,6 +72,7 @@ def load_groups(
         groups = _with_token_ids(groups, policy, kwargs)
     elif manifest is not None:
         _check_rendering(path, manifest, policy, groups, kwargs)
+        groups = _with_openings(groups, policy, kwargs)
     check_stored(groups[:limit], method, credits)
     if credits is not None:
         check_candidate_ids(groups[:limit], credits, stated_limits(policy.config)[1])
@@ -144,7 +145,8 @@ def _check_origin(
         raise DataError(
             f"groups={path!r} was drawn from a server, so nobody can say that its model is model_name_or_path="
             f"{policy.name_or_path!r}, and {type(method).__name__} trains on the completions; draw groups with "
-            "engine=transformers, or take a method that needs their rewards alone (vbon)"
+            "engine=transformers, take a method that needs their rewards alone (vbon), or have `nonpareil serve` "
+            "keep them with groups_model, which says whose they are"
         )
     check_drawn_from(path, manifest, policy)
     refuse_cut_groups(path, sampling := manifest["draw"]["sampling"])
@@ -235,7 +237,21 @@ def _with_token_ids(groups: list[Group], policy: KnownPolicy, kwargs: dict[str, 
 
     rows = [{**group.columns, "prompt": group.prompt} for group in groups]
     prompts = tokenize_prompts(rows, policy.tokenizer, kwargs)
-    return [replace(g, prompt_token_ids=p.token_ids) for g, p in zip(groups, prompts, strict=True)]
+    pairs = zip(groups, prompts, strict=True)
+    return [replace(g, prompt_token_ids=p.token_ids, opening=p.opening) for g, p in pairs]
+
+
+def _with_openings(groups: list[Group], policy: KnownPolicy, kwargs: dict[str, Any]) -> list[Group]:
+    """Groups of conversations with what their prompts write of the answer; folders of earlier versions lack it."""
+    from nonpareil.rollouts.openings import Openings
+
+    if not any(isinstance(g.prompt, list) and g.opening is None for g in groups):
+        return groups
+    openings = Openings(policy.tokenizer, kwargs)
+    return [
+        replace(g, opening=openings.of(g.prompt)) if isinstance(g.prompt, list) and g.opening is None else g
+        for g in groups
+    ]
 
 
 def _tell_dtype(path: str, drawn_in: str | None, config: "DistillationConfig") -> None:

@@ -36,7 +36,7 @@ from nonpareil.training.given import (
     given_reward,
     given_tokenizer,
 )
-from nonpareil.training.method import draws_here, method_of
+from nonpareil.training.method import check_aggregation, check_group_rewards, draws_here, method_of
 from nonpareil.training.phases import StepPhases
 from nonpareil.training.policy import make_anchor, prepare_policy, read_policy
 from nonpareil.training.prompt_order import RepeatedBatches, planned_steps, whole_batches
@@ -119,7 +119,10 @@ class DistillationTrainer(ListingTrainer):
         train_dataset, eval_dataset, groups = data.prompts, data.held_out, data.groups
         self.repeats: int = self.method.num_iterations
         self.planned = planned_steps(args, self.method, len(train_dataset))
-        self.reward = given_reward(reward_funcs, reward_processing_classes, args, folder)
+        asked = reward_funcs, reward_processing_classes
+        self.reward = given_reward(*asked, args, folder, scores=needs_draws)
+        check_group_rewards(self.reward, self.method, args, stored=stored)
+        check_aggregation(self.reward, self.method, args, groups or ())
         check_scorable(self.reward, self.method, args, train_dataset, eval_dataset or (), processing_class)
         given, weights = model, None  # the folder to read them from, shard by shard
         if isinstance(model, str):

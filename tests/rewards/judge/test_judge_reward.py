@@ -364,6 +364,26 @@ def test_another_judge_template_or_order_is_another_question(tmp_path: Path) -> 
     assert len({json.loads(line)["key"] for line in cache.read_text().splitlines()}) == 8
 
 
+def test_arguments_of_the_judges_template_are_sent_and_make_another_judge(tmp_path: Path) -> None:
+    cache, kwargs = tmp_path / "judge.jsonl", {"enable_thinking": False}
+    data = request_of(group("p", "a", "bb"))
+    with serve(longer) as server:
+        plain, told = judge(server, cache=cache), judge(server, cache=cache, chat_template_kwargs=kwargs)
+        plain.score(data)
+        assert told.score(data).values == [0.0, 1.0]
+        assert [request.get("chat_template_kwargs") for request in server.requests] == [
+            None,
+            None,
+            kwargs,
+            kwargs,
+        ]
+        judge(server, cache=cache, chat_template_kwargs=dict(kwargs)).score(data)
+        assert len(server.requests) == 4
+    assert told.describe() == {**plain.describe(), "chat_template_kwargs": kwargs}
+    with pytest.raises(ConfigError, match=r"^judge_chat_template_kwargs=\{'x': nan\}: "):
+        judge(server, chat_template_kwargs={"x": float("nan")})
+
+
 def test_a_torn_line_is_asked_again(tmp_path: Path) -> None:
     cache, data = tmp_path / "judge.jsonl", request_of(group("p", "a", "bb"))
     with serve(longer) as server:

@@ -1,8 +1,10 @@
 """A completion that a verifier cannot judge is null with its reason, and its neighbours are judged."""
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,8 @@ from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Group, Prompt, ScoreRequest
 from nonpareil.rewards.verifiers import Row, Verifier
 from tests.rewards.verifiers.misbehaving import Obedient
+
+ROOT = Path(__file__).parents[3]
 
 
 def request_of(*completions: str, **columns: list) -> ScoreRequest:
@@ -47,11 +51,14 @@ def test_a_script_needs_no_main_guard_and_leaves_no_process(tmp_path):
         "print(verifier.score(ScoreRequest(['p'], ['5'], [[1]], {})).values)\n"
         "print(verifier._process._process.pid)\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    found_at = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=True, env=os.environ | found_at
+    )
     values, pid = done.stdout.splitlines()
     assert values == "[5.0]"
     with pytest.raises(ProcessLookupError):
-        __import__("os").kill(int(pid), 0)
+        os.kill(int(pid), 0)
 
 
 def test_the_columns_it_reads_are_there(obedient):

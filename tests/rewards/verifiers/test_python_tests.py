@@ -70,6 +70,8 @@ def test_a_right_program_gets_1_however_it_is_dressed(reward: PythonTests) -> No
         fenced(f"{plain}\nif __name__ == '__main__':\n    while True: pass"),
         f"{fenced(plain)}\nand so it is {fenced('def other(): pass')}",
         fenced(f"{plain}\nprint(largest([1, "),
+        f"{fenced('def largest(xs): return top(xs)')}\nwith this helper:\n{fenced('def top(xs): return max(xs)')}",
+        f"{fenced('import json' + chr(10) + plain)}\nUse it so:\n{fenced('json = max = largest = None')}",
     ]
     assert reward.score(request_of(*answers, prompt=CHAT, **HUMAN_EVAL)).values == [1.0] * len(answers)
 

@@ -18,7 +18,7 @@ from nonpareil.errors import ConfigError, DataError
 from nonpareil.files import from_jsonable, jsonable, write_json
 from nonpareil.options.evaluate import EvaluateOptions
 from nonpareil.options.rewards import RewardOptions, without_addresses
-from nonpareil.options.shared import PromptOptions
+from nonpareil.options.shared import PromptOptions, named_prompts
 from nonpareil.settings import settings_of, values_of
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class Evaluator:
         options, evaluation = self.options, self._measured()
         return {
             **values_of(options, PromptOptions, RewardOptions),
-            "dataset_name": self.spec.eval_source,
+            **named_prompts(self.spec.eval_source),
             "dataset_split": self.spec.eval_split,
             "max_prompts": options.max_eval_prompts,
             "dtype": options.dtype,

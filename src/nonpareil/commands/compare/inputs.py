@@ -55,13 +55,13 @@ def read_inputs(spec: ComparisonSpec, credited: Mapping[str, Mapping[str, Any]])
     training, held_out = (
         load_prompts(options, policy, sampling, source=source, split=split, limit=limit, held_out=held_out)
         for source, split, limit, held_out in (
-            (options.dataset_name, options.dataset_train_split, None, False),
+            (options.prompt_source, options.dataset_train_split, None, False),
             (spec.eval_source, spec.eval_split, options.max_eval_prompts, True),
         )
     )
     if pool and (pool.max_prompts or 0) > len(training):
         raise ConfigError(
-            f"groups.max_prompts={pool.max_prompts}, but {options.dataset_name!r} has {len(training)} "
+            f"groups.max_prompts={pool.max_prompts}, but {options.prompt_source!r} has {len(training)} "
             "training prompts; lower it"
         )
     reward = load_reward(options, policy.tokenizer, training, options.max_completion_length)

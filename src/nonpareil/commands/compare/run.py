@@ -258,7 +258,7 @@ class _Comparison:
         }
         return {
             "policy": self.options.model_name_or_path,
-            "prompts": {"training": self.options.dataset_name, "held out": self.spec.eval_source},
+            "prompts": {"training": self.options.prompt_source, "held out": self.spec.eval_source},
             "budget": {k: v for k, v in vars(self.spec.budget).items() if v is not None},
             "pool": jsonable(self.spec.pool) if self.spec.pool else None,
             "seeds": self.options.seeds,

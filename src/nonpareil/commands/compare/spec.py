@@ -12,7 +12,7 @@ from nonpareil.errors import ConfigError
 from nonpareil.options.held_out import check_held_out, eval_split
 from nonpareil.options.rewards import RewardOptions, refuse_judge
 from nonpareil.options.shared import HELD_OUT_SPLITS, TRAINING_SPLITS, ModelOptions, PromptOptions, targets_of
-from nonpareil.options.unread import absent_rewards, absent_splits
+from nonpareil.options.unread import absent_rewards, absent_splits, is_one_split
 from nonpareil.options.yaml import load_yaml, mapping, refuse_unknown, typed
 from nonpareil.setting_types import SEED, check_value
 from nonpareil.settings import DTYPES, CheckedOptions, option, refuse_unread, settings_of
@@ -146,7 +146,7 @@ class ComparisonSpec:
     @property
     def eval_source(self) -> str:
         """Where held-out prompts come from."""
-        return self.options.eval_dataset_name or self.options.dataset_name or ""
+        return self.options.eval_dataset_name or self.options.prompt_source or ""
 
     @property
     def eval_split(self) -> str:
@@ -227,7 +227,7 @@ def _command_words(command: Any, where: str) -> tuple[str, ...]:
 def _check(spec: ComparisonSpec) -> None:
     options, budget = spec.options, spec.budget
     require_all(options)
-    sources = {TRAINING_SPLITS: options.dataset_name or "", HELD_OUT_SPLITS: spec.eval_source}
+    sources = {TRAINING_SPLITS: options.prompt_source or "", HELD_OUT_SPLITS: spec.eval_source}
     check_held_out(options)
     refuse_unread(options, absent_rewards(options, options.gold_reward) | absent_splits(sources))
     refuse_judge(options, "compare evaluates every policy")
@@ -247,11 +247,11 @@ def _check(spec: ComparisonSpec) -> None:
                 )
     elif spec.pool.max_prompts is None:
         raise ConfigError("groups.max_prompts is missing; say for how many training prompts to draw the pool")
-    same = spec.eval_source == options.dataset_name
+    same = spec.eval_source == options.prompt_source
     if (
         options.test_split_size is None
         and same
-        and (Path(spec.eval_source).is_file() or options.dataset_train_split == options.dataset_test_split)
+        and (is_one_split(spec.eval_source) or options.dataset_train_split == options.dataset_test_split)
     ):
         raise ConfigError(
             f"held-out prompts would be the training prompts ({spec.eval_source!r}); give eval_dataset_name, or "

@@ -10,6 +10,7 @@ from nonpareil.in_memory import InMemory
 from nonpareil.markdown import code, plain
 from nonpareil.options.distill import DistillOptions
 from nonpareil.options.rewards import reward_labels
+from nonpareil.options.shared import named_prompts
 from nonpareil.terminal import reason_of
 
 if TYPE_CHECKING:
@@ -23,13 +24,18 @@ CREDITS = "credits"
 
 def with_names(facts: "CardFacts", options: DistillOptions) -> "CardFacts":
     """The trainer's facts with the names that its models, prompts and rewards were given by."""
-    source = options.groups or options.dataset_name
+    source, mixed = (
+        options.groups or options.prompt_source,
+        options.groups is None and options.datasets is not None,
+    )
+    parts = [str(each["path"]) for each in named_prompts(source)["datasets"]] if mixed else []
     return replace(
         facts,
         base=options.model_name_or_path or "",
-        prompts=None if isinstance(source, InMemory) else source,
-        split=options.dataset_train_split,
-        rewards=reward_labels(options),
+        prompts=None if isinstance(source, InMemory) and not mixed else source,
+        split=None if mixed else options.dataset_train_split,
+        datasets=(*facts.datasets, *parts),
+        rewards=reward_labels(options) or facts.rewards,
         credits=options.credits or Path(str(facts.config.output_dir)) / CREDITS,
     )
 

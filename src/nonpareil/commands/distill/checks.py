@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from nonpareil.commands.distill.manifest_defaults import why_not_named
 from nonpareil.commands.inputs import require_all
 from nonpareil.errors import ConfigError
 from nonpareil.in_memory import InMemory
@@ -20,7 +21,10 @@ def check_options(options: DistillOptions, config: "DistillationConfig") -> None
     Raises:
         ConfigError: an option that is missing, that nothing would read, or that goes with no other.
     """
-    require_all(options, prompts_from_groups=options.groups is not None)
+    why = None if options.groups is None else why_not_named(options.groups)
+    if why and not options.evaluate_after and config.eval_strategy == "no":
+        why = ""  # their stored scores may be all that the method takes (`stored_in_place`)
+    require_all(options, prompts_from_groups=options.groups is not None, no_reward=why)
     if options.evaluate_after:
         refuse_judge(options, "distill evaluates the policy against its reference; give evaluate_after=false")
     if options.merge and not config.use_peft:
@@ -56,7 +60,7 @@ def held_out_source(options: DistillOptions) -> str:
     Raises:
         ConfigError: the policy is evaluated after training, and nothing says on which prompts.
     """
-    train = options.dataset_name or ""
+    train = options.prompt_source or ""
     if not train and options.eval_dataset_name is None and options.evaluate_after:
         raise ConfigError(
             "eval_dataset_name is missing: groups hold training prompts only; give held-out prompts, or "
@@ -65,8 +69,9 @@ def held_out_source(options: DistillOptions) -> str:
     one_part = options.eval_dataset_name is None and options.test_split_size is None
     if one_part and options.evaluate_after and is_one_split(train):
         kept = "in memory" if isinstance(train, InMemory) else "one file"
+        named = f"dataset_name={train!r} is {kept}" if options.datasets is None else "datasets is a mixture"
         raise ConfigError(
-            f"dataset_name={train!r} is {kept}, without a test split, and evaluation needs held-out prompts; "
+            f"{named}, without a test split, and evaluation needs held-out prompts; "
             "give eval_dataset_name or test_split_size (0.1 holds out a tenth), or evaluate_after=false"
         )
     return options.eval_dataset_name or train

@@ -50,7 +50,7 @@ def dry_run(options: DistillOptions, config: "DistillationConfig", method: "Meth
     policy = trained_policy(options, config, "float32")
     data = training_data(options, config, method, policy)
     stored = data.groups is not None
-    reward = training_reward(options, config, policy, () if stored else data.prompts, stored=stored)
+    reward = training_reward(options, config, method, policy, data)
     check_group_rewards(reward, method, config, stored=stored)
     check_aggregation(reward, method, config, data.groups or ())
     held_out = held_out_prompts(options, config, policy) or []

@@ -10,7 +10,7 @@ from nonpareil.options.distill import DistillOptions
 from nonpareil.options.evaluate import EvaluateOptions
 from nonpareil.options.held_out import eval_split
 from nonpareil.options.rewards import RewardOptions
-from nonpareil.options.shared import PromptOptions
+from nonpareil.options.shared import PromptOptions, named_prompts
 from nonpareil.settings import values_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def evaluation_options(
     from nonpareil.methods import spec_of
 
     output_dir = Path(str(config.output_dir))
-    prompts = {**values_of(options, PromptOptions), "dataset_name": held_out_source(options)}
+    prompts = {**values_of(options, PromptOptions), **named_prompts(held_out_source(options))}
     return EvaluateOptions(
         **prompts,
         **values_of(reward_options(options, config), RewardOptions),
@@ -43,6 +43,7 @@ def evaluation_options(
         load_in_8bit=config.load_in_8bit,
         bnb_4bit_quant_type=config.bnb_4bit_quant_type,
         use_bnb_nested_quant=config.use_bnb_nested_quant,
+        bnb_4bit_quant_storage=config.bnb_4bit_quant_storage,
         dataset_split=eval_split(options),
         max_prompts=options.max_eval_prompts,
         num_generations=options.num_generations_eval,

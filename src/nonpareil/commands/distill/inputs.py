@@ -1,11 +1,11 @@
 """What a distillation reads: the policy, prompts or stored groups to train on, held-out prompts, the rewards."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from nonpareil.commands.distill.checks import held_out_source, needs_held_out
 from nonpareil.commands.distill.credits import load_credits
 from nonpareil.commands.distill.folder import asked_place
+from nonpareil.commands.distill.stored_rewards import stored_in_place
 from nonpareil.commands.inputs import (
     check_reward,
     load_prompts,
@@ -45,10 +45,12 @@ def trained_policy(options: DistillOptions, config: "DistillationConfig", dtype:
 
     Raises:
         ModelError: no such model, no tokenizer, or an architecture that cannot be drawn from.
-        ConfigError: a policy at a strength is asked for, and there is none of this model.
+        ConfigError: a policy at a strength is asked for, and there is none of this model; or an adapter is to be
+            trained on a folder that is one.
     """
     from nonpareil.commands.policies.local import LocalPolicy
     from nonpareil.models.quantized import check_plain_after, check_quantized
+    from nonpareil.training.adapter_checks import check_scalable, refuse_adapter_on_adapter
 
     name, revision = options.model_name_or_path or "", options.model_revision
     bits = config.init().quantization
@@ -58,12 +60,13 @@ def trained_policy(options: DistillOptions, config: "DistillationConfig", dtype:
     policy = LocalPolicy(
         name, revision, dtype, trust_remote_code=config.trust_remote_code, init=config.init()
     )
+    if config.use_peft:
+        refuse_adapter_on_adapter(policy.name_or_path)
     if options.evaluate_after or not (options.groups or config.use_vllm):
         policy.check_drawable()
     if asked_place(options) is not None:
         from nonpareil.commands.evaluate.dtypes import training_dtype
         from nonpareil.models.interpolation import check_interpolable
-        from nonpareil.training.adapter_checks import check_scalable
 
         check_scalable(config, training_dtype(config, options.kl_dtype))
         own = policy.config, policy.tokenizer
@@ -90,7 +93,7 @@ def training_data(
             options,
             policy,
             sampling,
-            source=options.dataset_name,
+            source=options.prompt_source,
             split=options.dataset_train_split,
             limit=options.max_train_prompts,
         )
@@ -137,21 +140,22 @@ def reward_options(options: DistillOptions, config: "DistillationConfig") -> Rew
 def training_reward(
     options: DistillOptions,
     config: "DistillationConfig",
+    method: "Method",
     policy: "LocalPolicy",
-    prompts: Sequence[Prompt] = (),
-    *,
-    stored: bool,
+    data: TrainingData,
 ) -> "CombinedReward":
-    """The rewards to train on, loaded; those of stored groups must be the ones that scored them.
+    """The rewards to train on, loaded where they score; those of stored groups must be the ones that scored them.
 
     Functions and verifiers that cannot score completions of the prompts are refused before a model is read.
 
     Raises:
         NonpareilError: a reward that cannot be loaded, or another than the stored one.
     """
-    reward = load_reward(
-        reward_options(options, config), policy.tokenizer, prompts, config.max_completion_length
-    )
+    stored, asked = data.groups is not None, reward_options(options, config)
+    reward = stored_in_place(options, config, method, asked)
+    if reward is None:
+        prompts = () if stored else data.prompts
+        reward = load_reward(asked, policy.tokenizer, prompts, config.max_completion_length)
     if stored:
         check_stored_rewards(options.groups or "", reward)
     return reward

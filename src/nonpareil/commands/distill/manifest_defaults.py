@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nonpareil.assets import demo_path
-from nonpareil.errors import ConfigError, DataError
+from nonpareil.errors import DataError
 from nonpareil.options.rewards import RemoteRewardOptions, RewardOptions
 from nonpareil.settings import settings_of
 from nonpareil.terminal import printable, tell
@@ -19,14 +19,12 @@ NAMES = ("reward_model_name_or_path", "reward_funcs", "reward_endpoints", "judge
 def manifest_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults that stored groups bring along, from what was given; empty where none are named or known.
 
-    Policy, length, temperature, arguments of the chat template, and the rewards, unless any reward was named. What
-    was given stands as it is, and is held against the groups later.
-
-    Raises:
-        ConfigError: no reward is named, and those of the groups cannot be named here: each with its reason.
+    Policy, length, temperature, arguments of the chat template, and the rewards, unless any reward was named: None
+    where those cannot be named here (`why_not_named`). What was given stands as it is, and is held against the
+    groups later.
     """
     named = given.get("groups")
-    manifest = None if not isinstance(named, str) else _manifest(Path(named).expanduser())
+    manifest = None if not isinstance(named, str) else manifest_there(Path(named).expanduser())
     if manifest is None:
         return {}
     draw = manifest["draw"]
@@ -37,10 +35,11 @@ def manifest_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     if (policy := _policy(draw)) is not None:
         found["model_name_or_path"] = policy
     if not any(given.get(name) for name in NAMES):
-        found |= _rewards(str(named), manifest)
+        unnamed = why_not_named(str(named)) is not None
+        found |= {"reward_model_name_or_path": None} if unnamed else _asked(manifest)
     taken = {name: value for name, value in found.items() if name not in given}
-    if taken:
-        words = ", ".join(f"{name}={value!r}" for name, value in taken.items())
+    if told := {name: value for name, value in taken.items() if value is not None}:
+        words = ", ".join(f"{name}={value!r}" for name, value in told.items())
         tell(f"from the manifest of groups={str(named)!r}: {printable(words)}")
     return taken
 
@@ -48,15 +47,16 @@ def manifest_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
 def drawn_from_demo(found: Mapping[str, Any]) -> bool:
     """Whether policy and rewards are those of the embedded demo, as far as these defaults name any."""
     named = {name: found[name] for name in NAMES if name in found}
-    policy, reward = found.get("model_name_or_path"), named.pop("reward_model_name_or_path", None)
+    policy, unnamed = found.get("model_name_or_path"), found.get("reward_model_name_or_path", "") is None
+    reward = named.pop("reward_model_name_or_path", None)
     return (
-        not named
+        not (named or unnamed)
         and (policy is None or _is_demo(policy, "policy"))
         and (reward is None or _is_demo(reward, "reward"))
     )
 
 
-def _manifest(folder: Path) -> dict[str, Any] | None:
+def manifest_there(folder: Path) -> dict[str, Any] | None:
     """None where there is none that can be read: whoever reads the groups says why."""
     from nonpareil.rollouts.manifest import read_manifest
 
@@ -78,24 +78,30 @@ def _is_demo(path: str, part: Literal["policy", "reward"]) -> bool:
     return Path(path).is_dir() and Path(path).samefile(demo_path(part))
 
 
-def _rewards(groups: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _asked(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The options that named the rewards when the groups were scored."""
     known = settings_of(RewardOptions)
-    asked = {name: value for name, value in manifest.get("reward_options", {}).items() if name in known}
+    return {name: value for name, value in manifest.get("reward_options", {}).items() if name in known}
+
+
+def why_not_named(groups: str) -> str | None:
+    """Why the rewards of a folder of groups cannot be named here; None where they can, or none is known."""
+    manifest = manifest_there(Path(groups).expanduser())
+    asked = {} if manifest is None else _asked(manifest)
     remote = settings_of(RemoteRewardOptions)
     if served := {name: value for name, value in asked.items() if name in remote}:
         words = ", ".join(f"{name}={value!r}" for name, value in served.items())
-        raise ConfigError(
+        return (
             f"no reward: groups={groups!r} was scored with {printable(words)}, and no manifest keeps the "
             "address of a server; give the rewards again, as they were"
         )
     for spec in [asked.get("reward_model_name_or_path"), *(asked.get("reward_funcs") or [])]:
         if spec is not None and (gone := _gone(str(spec))):
-            raise ConfigError(
+            return (
                 f"no reward: groups={groups!r} was scored with {printable(str(spec))!r}, and {gone} is not there; "
                 "give the rewards again (reward_model_name_or_path, reward_funcs), as they were"
             )
-    return asked
+    return None
 
 
 def _gone(spec: str) -> str | None:

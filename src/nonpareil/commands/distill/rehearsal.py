@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.errors import ConfigError
-from nonpareil.records import Group, Prompt, ScoreRequest, Scores
+from nonpareil.records import Draws, Group, Prompt, ScoreRequest, Scores
 from nonpareil.terminal import reason_of
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def try_rewards(
     """
     from transformers import TrainerState
 
+    from nonpareil.rewards.stored import StoredReward
     from nonpareil.training.step.logged import merged_log
 
     request = ScoreRequest.of([_made_up(prompt, config, tokenizer) for prompt in prompts[:TRIED_PROMPTS]])
@@ -55,6 +56,9 @@ def try_rewards(
     warnings: list[str] = []
     scores: dict[str, Scores] = {}
     for name, one in zip(reward.names, reward.rewards, strict=True):
+        if isinstance(one, StoredReward):
+            told[name] = {"not_tried": "its stored scores are trained on"}
+            continue
         if one.compares_within_groups:
             told[name] = {"not_tried": "it compares the completions of a group, and may cost something"}
             continue
@@ -77,16 +81,7 @@ def try_rewards(
 def _made_up(prompt: Prompt, config: "DistillationConfig", tokenizer: Any) -> Group:
     """One completion of a prompt, as if it had been drawn."""
     ids = tokenizer(MADE_UP, add_special_tokens=False).input_ids[: config.max_completion_length]
-    return Group(
-        prompt.prompt_id,
-        prompt.prompt,
-        prompt.token_ids,
-        [MADE_UP],
-        [ids],
-        ["stop"],
-        [[0.0] * len(ids)],
-        columns=prompt.columns,
-    )
+    return Group.of(prompt, Draws([MADE_UP], [ids], ["stop"], [[0.0] * len(ids)]))
 
 
 def hub_warnings(config: "DistillationConfig") -> list[str]:

@@ -169,7 +169,6 @@ def _trainer(
     Raises:
         NonpareilError: prompts, rewards or a policy that cannot work, or a checkpoint of another run.
     """
-    from nonpareil.training.adapter_checks import refuse_adapter_on_adapter
     from nonpareil.training.arguments import check_scorable
     from nonpareil.training.checkpoints.identity import run_identity
     from nonpareil.training.checkpoints.resume import refuse_another_run
@@ -178,11 +177,9 @@ def _trainer(
     from nonpareil.training.trainer import DistillationTrainer
 
     policy = trained_policy(options, config, config.policy_dtype())
-    if config.use_peft:
-        refuse_adapter_on_adapter(policy.name_or_path)
     data = training_data(options, config, method, policy)
     stored = data.groups is not None
-    reward = training_reward(options, config, policy, () if stored else data.prompts, stored=stored)
+    reward = training_reward(options, config, method, policy, data)
     check_group_rewards(reward, method, config, stored=stored)
     check_aggregation(reward, method, config, data.groups or ())
     held_out = held_out_prompts(options, config, policy)
@@ -205,7 +202,7 @@ def _trainer(
         policy.local_path() if config.shard_weights else policy.load(),
         reward,
         config,
-        None if groups is not None else prompts,
+        prompts if groups is None else None,
         eval_dataset=held_out,
         processing_class=policy.tokenizer,
         groups=groups,

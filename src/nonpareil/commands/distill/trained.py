@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _READ_BY = (
     *("attn_implementation", "model_init_kwargs", "load_in_4bit", "load_in_8bit"),
-    *("bnb_4bit_quant_type", "use_bnb_nested_quant"),
+    *("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"),
 )
 """How the trainer reads its policy, and so how the evaluation reads both models."""
 
@@ -92,7 +92,7 @@ def _follows(trainer: "DistillationTrainer", given: Mapping[str, Any]) -> dict[s
         name, revision = _reference(trainer)
         options |= {"reference_model_name_or_path": name, "reference_model_revision": revision}
         options["reference_gguf_file"] = args.gguf_file
-    if given.get("dataset_name") is None:
+    if given.get("dataset_name") is None and given.get("datasets") is None:
         options["dataset_name"] = _held_out(trainer)
     if not {*REWARD_NAMES} & {*given}:
         options |= _rewards(trainer)

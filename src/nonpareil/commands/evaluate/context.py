@@ -19,7 +19,7 @@ def report_context(
     return {
         "policy": policy.info(),
         "reference": reference.info(),
-        "prompts": {"source": options.dataset_name, "split": options.dataset_split, "count": num_prompts},
+        "prompts": {"source": options.prompt_source, "split": options.dataset_split, "count": num_prompts},
         "reward": {
             "model": named["reward_model_name_or_path"],
             "functions": named["reward_funcs"],

@@ -25,7 +25,7 @@ def prompts_of_both(options: EvaluateOptions, policy: LocalPolicy, reference: Lo
             options,
             side,
             options.sampling(),
-            source=options.dataset_name,
+            source=options.prompt_source,
             split=options.dataset_split,
             limit=options.max_prompts,
             held_out=True,

@@ -204,7 +204,7 @@ def _check(options: EvaluateOptions) -> EvaluateOptions:
             "reference_model_name_or_path is missing; name the model that the policy was before it was trained"
         )
     targets_of(options.n, options.num_reference_samples, "num_reference_samples")
-    splits = absent_splits({WITH_SPLITS: options.dataset_name or ""})
+    splits = absent_splits({WITH_SPLITS: options.prompt_source or ""})
     refuse_unread(options, absent_rewards(options, options.unseen_reward) | splits)
     if options.strengths is None:
         return options

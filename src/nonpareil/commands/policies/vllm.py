@@ -15,12 +15,13 @@ from nonpareil.records import Prompt, SamplingParams
 if TYPE_CHECKING:
     from nonpareil.engines.vllm.engine import VLLMEngine
     from nonpareil.options.sample import SampleOptions
+    from nonpareil.options.serve import ServeOptions
 
 
 class VLLMPolicy(Policy):
     """The policy of the options; a folder with an adapter is drawn from as its base with that adapter."""
 
-    def __init__(self, options: "SampleOptions"):
+    def __init__(self, options: "SampleOptions | ServeOptions"):
         """Checks what needs no weights.
 
         Raises:

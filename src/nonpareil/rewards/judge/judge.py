@@ -1,6 +1,6 @@
 """A chat model behind a server as a judge: which of two answers is better, asked once and remembered."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,22 @@ class Judge:
         client: JsonClient,
         cache: str | Path | None = None,
         at_once: int = 8,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """`name` is the reward's, for messages; `at_once`: most calls under way.
+
+        `chat_template_kwargs`: what the server is to give the model's chat template.
 
         Raises:
             ConfigError: a cache that holds something else, or that cannot be read or written.
         """
-        self._name, self._model, self._template = name, model, template
+        self._name, self._how = name, (model, template, dict(chat_template_kwargs or {}))
         self._client, self._at_once = client, at_once
         self.cache = AnswerCache(cache, lambda answer: read_verdict(answer) is not None)
 
     def answer(self, question: Question) -> str | None:
         """What the judge said; None where it has not answered."""
-        return self.cache.get(question.key(self._model, self._template))
+        return self.cache.get(question.key(*self._how))
 
     async def ask(self, questions: Sequence[Question]) -> dict[Question, str]:
         """Ask the judge; its answers are in `answer` from then on. Returns why, of each question it did not answer.
@@ -53,7 +56,7 @@ class Judge:
                 said = self._client.said(body, 100)
                 without_choice[questions[place]] = f"the judge answered {said!r}, which holds no one choice"
             else:
-                self.cache.keep(questions[place].key(self._model, self._template), content, self._model)
+                self.cache.keep(questions[place].key(*self._how), content, self._how[0])
 
         if not questions:
             return {}
@@ -61,7 +64,7 @@ class Judge:
             failures = await ask_all(
                 client,
                 "chat/completions",
-                [question.payload(self._model, self._template) for question in questions],
+                [question.payload(*self._how) for question in questions],
                 name=self._name,
                 at_once=self._at_once,
                 on_answer=keep,

@@ -1,5 +1,6 @@
 """Completions of one prompt judged in pairs, each pair in both orders; the share of pairs won is the reward."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,9 @@ class JudgeReward(Reward):
         model: as the server knows it.
         base_url: of an OpenAI-compatible server, `http://host:port/v1`.
         template: what the judge reads, with {prompt}, {a} and {b}.
+        chat_template_kwargs: arguments of the model's chat template, such as {"enable_thinking": False}, which are
+            sent with each call, as vLLM and SGLang read them. A server that knows none of them may refuse the call,
+            or leave them unread.
         max_calls: most calls per group (prompt). By default all pairs are judged.
         cache: file of answers, appended to and read again. Unparseable answers in it are asked for again. None
             keeps the answers in memory.
@@ -67,6 +71,7 @@ class JudgeReward(Reward):
         base_url: str,
         *,
         template: str = TEMPLATE,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         max_calls: int | None = None,
         cache: str | Path | None = None,
         name: str | None = None,
@@ -82,6 +87,10 @@ class JudgeReward(Reward):
             raise ConfigError(
                 f"judge_max_calls={max_calls} must be at least {ORDERS}: a pair takes both orders"
             )
+        try:
+            json.dumps(chat_template_kwargs, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"judge_chat_template_kwargs={chat_template_kwargs!r}: {error}") from error
         client = JsonClient(
             base_url,
             api_key_env=api_key_env,
@@ -90,8 +99,9 @@ class JudgeReward(Reward):
             max_retries=max_retries,
         )
         self.name = name or "judge-" + re.sub(r"[^\w.+-]", "-", Path(model).name)
-        self.judge = Judge(self.name, model, template, client, cache, at_once)
+        self.judge = Judge(self.name, model, template, client, cache, at_once, chat_template_kwargs)
         self._model, self._template, self._max_calls, self._seed = model, template, max_calls, seed
+        self._template_kwargs = dict(chat_template_kwargs or {})
         self.counts: Counter[str] = Counter()
 
     def check_group_size(self, size: int) -> int:
@@ -140,6 +150,7 @@ class JudgeReward(Reward):
             "kind": "pairwise judge",
             "model": self._model,
             "template": question_key(self._template)[:16],
+            **({"chat_template_kwargs": self._template_kwargs} if self._template_kwargs else {}),
             "max_calls": self._max_calls,
             "seed": self._seed,
         }

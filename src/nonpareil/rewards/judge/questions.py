@@ -1,11 +1,13 @@
 """What a pairwise judge is asked, and how its answer is read."""
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nonpareil.errors import ConfigError
-from nonpareil.records import PromptText
+from nonpareil.records import PromptText, turn_text
 from nonpareil.rewards.judge.cache import question_key
 
 TEMPLATE = """Two answers were given to the same prompt. Which one is better?
@@ -43,18 +45,24 @@ class Question:
         """The template with this question's texts, in one pass: an answer may hold "{b}" too."""
         return re.sub(r"\{(prompt|a|b)\}", lambda found: getattr(self, found.group(1)), template)
 
-    def payload(self, model: str, template: str) -> dict[str, Any]:
-        """The request for a chat completion."""
+    def payload(
+        self, model: str, template: str, chat_template_kwargs: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The request for a chat completion; arguments of the chat template as vLLM and SGLang take them."""
+        further = {"chat_template_kwargs": dict(chat_template_kwargs)} if chat_template_kwargs else {}
         return {
             "model": model,
             "messages": [{"role": "user", "content": self.filled(template)}],
             "temperature": 0,
             "max_tokens": ANSWER_TOKENS,
+            **further,
         }
 
-    def key(self, model: str, template: str) -> str:
+    def key(self, model: str, template: str, chat_template_kwargs: Mapping[str, Any] | None = None) -> str:
         """A hash of all that decides the answer."""
         settings = f"temperature 0, {ANSWER_TOKENS} tokens"
+        if chat_template_kwargs:
+            settings += f", {json.dumps(chat_template_kwargs, sort_keys=True)}"
         return question_key(model, settings, template, self.prompt, self.a, self.b)
 
 
@@ -77,7 +85,7 @@ def plain_text(prompt: PromptText) -> str:
     """A prompt as a judge reads it; a conversation one turn a paragraph, each with its role."""
     if isinstance(prompt, str):
         return prompt
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    return "\n\n".join(turn_text(message) for message in prompt)
 
 
 def content_of(answer: Any) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from nonpareil.errors import ConfigError, DataError, ModelError
 from nonpareil.models.chat import check_template_arguments, template_failure
-from nonpareil.records import Message, Prompt, ScoreRequest, text_of
+from nonpareil.records import Message, Prompt, ScoreRequest, content_of, text_of
 from nonpareil.rewards.models.template_check import check_words
 from nonpareil.rewards.models.text_options import TextOptions
 
@@ -207,7 +207,7 @@ class RewardEncoder:
 
 def _beginning(prompt: str | list[Message]) -> str:
     """How a prompt is named in a message."""
-    text = prompt if isinstance(prompt, str) else next((m["content"] for m in reversed(prompt)), "")
+    text = prompt if isinstance(prompt, str) else next((content_of(m) for m in reversed(prompt)), "")
     return repr(text[:PROMPT_CHARACTERS]) + "..." * (len(text) > PROMPT_CHARACTERS)
 
 

@@ -7,8 +7,8 @@ from functools import cache
 from typing import Any
 
 from nonpareil.errors import DataError, ModelError
-from nonpareil.models.chat import held_clock
-from nonpareil.records import Message, Prompt
+from nonpareil.models.chat import check_messages_written, held_clock
+from nonpareil.records import Message, Prompt, content_of
 
 Render = Callable[[list[Message], str], str]
 """A conversation and its completion, as the reward model's template writes them."""
@@ -52,7 +52,9 @@ def check_words(prompts: Sequence[Prompt], render: Render, name: str, tokenizer:
 
 def _check_own(prompt: Prompt, messages: list[Message], render: Render, name: str) -> None:
     answer = "an answer"
-    texts = [*(message["content"] for message in messages), answer]
+    whose = f"prompt {prompt.prompt_id}: the chat template of reward model {name!r}"
+    check_messages_written(messages, lambda told: render(list(told), answer), whose)
+    texts = [*(content_of(message) for message in messages), answer]
     lost = _first_lost(texts, render(messages, answer))
     if lost is not None:
         role = messages[lost]["role"] if lost < len(messages) else "assistant"
@@ -65,7 +67,7 @@ def _check_own(prompt: Prompt, messages: list[Message], render: Render, name: st
 def _check_roles(messages: list[Message], render: Render, name: str) -> None:
     """With words that stand nowhere else: a message's own may be found in the template's."""
     probed = _probed(messages)
-    probes = [*(message["content"] for message in probed), "answerword"]
+    probes = [*(content_of(message) for message in probed), "answerword"]
     try:
         lost = _first_lost(probes, render(probed, probes[-1]))
     except DataError:  # it takes the prompts' own words and not these
@@ -88,7 +90,7 @@ def _check_policys(prompt: Prompt, messages: list[Message], tokenizer: Any, name
         )
     except Exception:  # noqa: BLE001  (what it refuses of the prompts is told where they are read)
         return
-    lost = _first_lost([message["content"] for message in probed], text)
+    lost = _first_lost([content_of(message) for message in probed], text)
     if lost is not None:
         roles = [message["role"] for message in messages]
         raise ModelError(
@@ -100,7 +102,10 @@ def _check_policys(prompt: Prompt, messages: list[Message], tokenizer: Any, name
 
 def _probed(messages: list[Message]) -> list[Message]:
     """The same roles with words that stand nowhere else."""
-    return [{**message, "content": f"probe{place}word"} for place, message in enumerate(messages)]
+    return [
+        {**message, "content": f"probe{place}word"} if content_of(message) else message
+        for place, message in enumerate(messages)
+    ]
 
 
 def _tell_reasoning(messages: list[Message], render: Render, name: str, tokenizer: Any) -> None:

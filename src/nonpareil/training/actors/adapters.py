@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.engines.batches import DrawRequest
 from nonpareil.engines.transformers import TransformersEngine
+from nonpareil.models.adapter_rows import takes_one_adapter
 from nonpareil.models.adapters import POLICY, REFERENCE, AdapterAnchor, plain_model, save_adapter
 from nonpareil.models.anchors import Anchor
 from nonpareil.models.logprobs import TokenSequences, output_head_is_plain
@@ -37,6 +38,7 @@ class AdapterActors:
         output_head_is_plain(self.model)  # asks with one row of its own, and so before rows have adapters
         self.config = config
         role = cast(AdapterAnchor, anchor).role if anchor is not None else REFERENCE
+        self.one_by_one = takes_one_adapter(self.model)
         self.adapters = {"policy": POLICY, "anchor": role}
         self.engine = TransformersEngine(
             self.model, tokenizer, max_tokens_per_batch=config.max_tokens_per_batch, checked=False
@@ -55,7 +57,8 @@ class AdapterActors:
             for role, count, sampling in (("policy", k, policy), ("anchor", m, anchor))
             if count
         }
-        groups = self.engine.draw_together(list(requests.values()), self.on_progress)
+        asked = [[each] for each in requests.values()] if self.one_by_one else [list(requests.values())]
+        groups = [drawn for some in asked for drawn in self.engine.draw_together(some, self.on_progress)]
         drawn = dict(zip(requests, groups, strict=True))
         if k and self.model.dtype != torch.float32:
             drawn["policy"] = scored(self, "policy", prompts, drawn["policy"], policy.temperature)

@@ -15,12 +15,10 @@ from nonpareil.markers import OutputFolder
 from nonpareil.models.distributed import process_index, wait_for_all
 from nonpareil.terminal import tell
 from nonpareil.training.callbacks import METRICS_FILE
-from nonpareil.training.card import CARD, is_writable
+from nonpareil.training.card import CARD, OWNER, is_writable
 from nonpareil.training.checkpoints.carded import CardedTrainer
 from nonpareil.training.checkpoints.files import PARTIAL, STATE_FILE, checkpoint_step, leftovers, remove_empty
 from nonpareil.training.step.signal import Signal
-
-OWNER = "distill"
 
 
 class ListingTrainer(CardedTrainer):

@@ -31,6 +31,12 @@ class LoraSettings:
     lora_target_modules: list[str] | None = option(
         None, "Layers that get an adapter. Default: PEFT's choice; all-linear for all.", of="use_peft"
     )
+    lora_target_parameters: list[str] | None = option(
+        None,
+        "Parameters that get an adapter, by the end of their names: experts in one tensor "
+        "(mlp.experts.gate_up_proj). Without lora_target_modules these alone.",
+        of="use_peft",
+    )
     lora_modules_to_save: list[str] | None = option(
         None,
         "Layers that are trained whole beside the adapter, such as embed_tokens or lm_head; policy and anchor have "
@@ -58,6 +64,7 @@ class LoraSettings:
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
             target_modules=targets,
+            target_parameters=self.lora_target_parameters,
             modules_to_save=self.lora_modules_to_save,
             use_rslora=self.use_rslora,
             use_dora=self.use_dora,

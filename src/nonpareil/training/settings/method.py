@@ -22,8 +22,8 @@ class MethodSettings:
 
     method: NameOrMethod = option(
         "jbond",
-        "One of those that the next heading names, or path/to/file.py:Class. For a chat model with a verifier's 0 or 1 "
-        "begin with rloo (docs/chat.md).",
+        "One of those that the next heading names, or path/to/file.py:Class. For a chat model with a verifier's "
+        "0 or 1 begin with rloo (docs/chat.md).",
         names="code",
         also=(object,),  # DistillationConfig, which knows `Method`, looks at it
     )

@@ -13,6 +13,8 @@ from nonpareil.models.model_init import (
     NESTED_HELP,
     QUANT_TYPE_HELP,
     QUANT_TYPES,
+    STORAGE_HELP,
+    STORAGES,
     ModelInit,
     model_init,
 )
@@ -32,6 +34,7 @@ class ModelSettings:
     load_in_8bit: bool = option(False, EIGHT_BIT_HELP)
     bnb_4bit_quant_type: str = option("nf4", QUANT_TYPE_HELP, choices=QUANT_TYPES, of="load_in_4bit")
     use_bnb_nested_quant: bool = option(False, NESTED_HELP, of="load_in_4bit")
+    bnb_4bit_quant_storage: str | None = option(None, STORAGE_HELP, choices=STORAGES, of="load_in_4bit")
 
     def init(self) -> ModelInit:
         """How the policy, and the reference, is read.

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from nonpareil.files import write_bytes
 from nonpareil.methods.base import PolicyGradientTargets
-from nonpareil.records import Logged, PromptText
+from nonpareil.records import Logged, PromptText, turn_text
 from nonpareil.training.step.batch import StepBatch
 from nonpareil.training.step.logged import OWN_COLUMNS
 
@@ -149,9 +149,7 @@ def as_text(table: "Table") -> str:
 
 def _cell(name: str, value: Any) -> str:
     if name == "prompt":
-        turns = (
-            [value] if isinstance(value, str) else [f"{turn['role']}: {turn['content']}" for turn in value]
-        )
+        turns = [value] if isinstance(value, str) else [turn_text(turn) for turn in value]
         text = "\n".join(turns)
         return text if len(text) <= _MOST_CHARACTERS else "..." + text[-_MOST_CHARACTERS:]
     if value is None:

@@ -19,7 +19,6 @@ from nonpareil.records import Draws, Group, Logged, Prompt, SamplingParams
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.actors.base import Actors, no_draws
 from nonpareil.training.config import DistillationConfig
-from nonpareil.training.method import check_aggregation, check_group_rewards
 from nonpareil.training.phases import StepPhases
 from nonpareil.training.settings.rewards import EACH_FIRST
 from nonpareil.training.step.batch import (
@@ -60,8 +59,6 @@ class StepSampler:
         self.phases = phases or StepPhases()
         self._trainer_state = trainer_state
         self._spread = RewardSpread()
-        check_group_rewards(reward, method, config, stored=bool(self.stored))
-        check_aggregation(reward, method, config, self.stored.values())
 
     def start(self) -> Actors:
         """Make what draws, unless it is there: for most trainings a second model, for some an engine beside it."""

@@ -14,10 +14,11 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nonpareil.errors import ConfigError, RewardError
-from nonpareil.user_code.sandbox.confine import missing_cuts
+from nonpareil.user_code.sandbox.bases import held_folder
+from nonpareil.user_code.sandbox.confine import environment, missing_cuts
 from nonpareil.user_code.sandbox.judging import Tests
 from nonpareil.user_code.sandbox.messages import pack, unpack
 from nonpareil.user_code.sandbox.watching import PATIENCE
@@ -224,39 +225,47 @@ class _Server:
 
     def __init__(self) -> None:
         self._owner = os.getpid()
+        try:
+            self.base, self._held = held_folder()
+        except OSError as error:  # no folder for temporary files that can be written to
+            raise RewardError(f"the sandbox did not start: {error}") from error
+        self._process: subprocess.Popen[bytes] | None = None
         self._control, theirs = socket.socketpair()
-        self.base = base = tempfile.mkdtemp(prefix="nonpareil-sandbox-")
-        with tempfile.TemporaryFile() as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, "-s", "-P", "-c", START, str(theirs.fileno()), base, str(SOURCE)],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                cwd="/",
-                env=_environment(),
-                start_new_session=True,  # Ctrl-C is for us
-            )
-            theirs.close()
-            self._control.settimeout(START_SECONDS)
+        with tempfile.TemporaryFile() as errors, theirs:
             try:
-                started = self._control.recv(1) == b"+"
-            except OSError:
-                started = False
+                self._start(theirs.fileno(), errors)
+                theirs.close()
+                self._control.settimeout(START_SECONDS)
+                started, said = self._control.recv(1) == b"+", ""
+            except OSError as error:  # an interpreter that this user may not run, or one that says nothing
+                started, said = False, str(error)
             if not started:
                 self.close()
                 errors.seek(0)
-                said = errors.read().decode(errors="replace").strip().split("\n")[-1]
+                said = errors.read().decode(errors="replace").strip().split("\n")[-1] or said
                 raise RewardError(f"the sandbox did not start: {said or 'no answer'}")
+
+    def _start(self, control: int, errors: IO[bytes]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-s", "-P", "-c", START, str(control), self.base, str(SOURCE)],
+            pass_fds=[control, self._held],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            cwd="/",
+            env=environment(),
+            start_new_session=True,  # Ctrl-C is for us
+        )
 
     def is_ours(self) -> bool:
         """Whether it runs, and was started by this process: one that forked from it starts its own."""
-        return self._owner == os.getpid() and self._process.poll() is None
+        return self._owner == os.getpid() and self._process is not None and self._process.poll() is None
 
     def settle(self) -> None:
         """Wait until its end can be seen, where it was killed with its supervisor."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(SETTLE_SECONDS)
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(SETTLE_SECONDS)
 
     def connect(self) -> socket.socket:
         """A connection to a new supervisor."""
@@ -269,20 +278,16 @@ class _Server:
         """It ends, with what it runs, when its socket is closed."""
         self._control.close()
         if self._owner == os.getpid():
-            try:
-                self._process.wait(ANSWER_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            if self._process is not None:
+                try:
+                    self._process.wait(ANSWER_SECONDS)
+                except subprocess.TimeoutExpired:
+                    self._process.kill()
+                    self._process.wait()
             shutil.rmtree(self.base, ignore_errors=True)  # it does so itself, unless it was killed
-
-
-def _environment() -> dict[str, str]:
-    """Nothing of the user's but where libraries are; one thread for what numpy computes, one order of sets."""
-    own = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONHOME") if name in os.environ}
-    return {**own, **threads, **kept}
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
 
 
 def _verdict(answer: dict[str, Any]) -> Verdict:

@@ -1,7 +1,10 @@
 """The program within a completion. Found in the sandbox: to parse what a model wrote may take long, or crash."""
 
 import ast
+import builtins
+import contextlib
 import re
+import symtable
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -16,9 +19,9 @@ _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 def program_of(answer: str, names: Sequence[str], start: str) -> list[str]:
     """The texts to run, one after the other; none where there is no code.
 
-    Of fenced blocks, those of Python up to the first that defines one of the names (what follows shows its use; a
-    bare signature defines nothing), or all where none does. Without a fence the answer is code, continues
-    `start`, or has code in it.
+    Of fenced blocks, those of Python up to the first that defines one of the names (a bare signature defines
+    nothing), or all where none does. What follows shows its use: of that only what defines a name which those lack.
+    Without a fence the answer is code, continues `start`, or has code in it.
 
     Args:
         answer: what the model wrote, its thoughts left out.
@@ -30,7 +33,12 @@ def program_of(answer: str, names: Sequence[str], start: str) -> list[str]:
     texts = [prefix for block in fenced if (prefix := parsing_prefix(block))]
     for place, text in enumerate(texts):
         if _defines(text, names):
-            return [head, *texts[: place + 1]]
+            program = [head, *texts[: place + 1]]
+            with contextlib.suppress(
+                SyntaxError, ValueError, RecursionError, MemoryError
+            ):  # code of no sense
+                program += lacking(program, texts[place + 1 :])
+            return program
     beginning = re.split(r"^\s*(?:```|~~~)", answer, maxsplit=1, flags=re.MULTILINE)[0]
     whole = "" if fenced else parsing_prefix(textwrap.dedent(answer), all_of_it=True)
     if whole and (_defines(whole, names) or not start):
@@ -51,6 +59,51 @@ def head_of(start: str, names: Sequence[str]) -> str:
     if tree is None or (names and tree.body[-1].name not in names):  # type: ignore[attr-defined]
         return ""
     return "\n".join(ast.unparse(node) for node in tree.body[:-1])
+
+
+def lacking(program: Sequence[str], further: Sequence[str]) -> list[str]:
+    """Of further code, the statements at the top that give names which the program reads and nothing in it gives.
+
+    And those that such statements lack, wherever they stand; in their order, as one text.
+    """
+    statements = [node for text in further for node in ast.parse(text).body]
+    texts = list(filter(None, program))
+    taken: set[int] = set()
+    while True:
+        missing = set.union(set(), *map(_reads, texts)) - set.union(set(dir(builtins)), *map(_gives, texts))
+        new = {i for i, node in enumerate(statements) if i not in taken and _given(node) & missing}
+        if not new:
+            return ["\n".join(ast.unparse(statements[i]) for i in sorted(taken))] if taken else []
+        taken |= new
+        texts += [ast.unparse(statements[i]) for i in sorted(new)]
+
+
+def _reads(text: str) -> set[str]:
+    """Names that are looked up among a text's globals, in whatever function."""
+    found, tables = set(), [symtable.symtable(text, "<program>", "exec")]
+    while tables:
+        table = tables.pop()
+        at_the_top = table.get_type() == "module"
+        found |= {
+            each.get_name()
+            for each in table.get_symbols()
+            if each.is_referenced() and (at_the_top or each.is_global())
+        }
+        tables += table.get_children()
+    return found
+
+
+def _gives(text: str) -> set[str]:
+    """Names that a text gives at its top, whatever statement they stand in."""
+    table = symtable.symtable(text, "<program>", "exec")
+    return {each.get_name() for each in table.get_symbols() if each.is_assigned() or each.is_imported()}
+
+
+def _given(node: ast.stmt) -> set[str]:
+    """Names that a definition, an assignment or an import gives; none of other statements."""
+    if not isinstance(node, (*_DEFINITIONS, ast.Assign, ast.AnnAssign, ast.Import, ast.ImportFrom)):
+        return set()
+    return _gives(ast.unparse(node))
 
 
 def parsing_prefix(text: str, all_of_it: bool = False) -> str:

@@ -30,6 +30,14 @@ def missing_cuts() -> list[str]:
     return reasons
 
 
+def environment() -> dict[str, str]:
+    """Of all programs: of the user's where libraries are and no more; one thread for numpy, one order of sets."""
+    own = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONHOME") if name in os.environ}
+    return {**own, **threads, **kept}
+
+
 def end_with_parent(parent: int) -> None:
     """This process is killed when its parent ends.
 

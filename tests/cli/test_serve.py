@@ -1,0 +1,109 @@
+# ruff: noqa: E402
+"""`nonpareil serve` as a user starts and stops it: refusals of one line, groups kept, a graceful end."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+
+import pytest
+
+for name in ("fastapi", "uvicorn", "prometheus_client"):
+    pytest.importorskip(name, reason="the extra serve")
+
+import httpx
+
+from nonpareil.cli.main import main
+from nonpareil.rollouts.reading import read_groups
+from tests.serving.nemesis import MODEL, Nemesis
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def words(files, **settings):
+    settings = {
+        "model_name_or_path": files / "policy",
+        "reward_funcs": f"{files}/rewards.py:good",
+        **settings,
+    }
+    settings |= {"port": settings.get("port", 0)}
+    return ["serve", *(w for k, v in settings.items() if v is not None for w in (f"--{k}", str(v)))]
+
+
+def test_what_is_served_is_kept_and_the_server_ends_when_it_is_asked_to(files, capsys):
+    port, found = free_port(), {}
+
+    def ask():
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            try:
+                httpx.get(f"{url}/health")
+                break
+            except httpx.TransportError:
+                time.sleep(0.05)
+        try:
+            for i in range(3):
+                body = {"prompt": f"the film was {'good' if i else 'bad'}", "seed": i, "max_tokens": 4}
+                found[i] = httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()
+            found["chat"] = httpx.post(f"{url}/v1/chat/completions", json={"messages": []}, timeout=60).json()
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    client = threading.Thread(target=ask)
+    client.start()
+    status = main([*words(files, port=port, best_of=4, groups=files / "kept", groups_flush=2), "--json"])
+    client.join()
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    assert f"policy, best_of_n of 4 answers by good, kept in {files / 'kept'}" in err
+    assert "3 requests were answered, 1 were told an error" in err
+    assert "no chat template" in found["chat"]["error"]["message"]
+    result = json.loads(out.splitlines()[-1])
+    assert (result["answered"], result["stored"], result["not_stored"]) == (3, 3, {})
+    (folder,) = result["groups"]
+    groups = read_groups(folder)
+    assert len(groups) == 3
+    for i, group in enumerate(groups):
+        assert group.rewards == pytest.approx(found[i]["nonpareil"]["scores"])
+        (chosen,) = found[i]["nonpareil"]["chosen"]
+        assert group.completions[chosen] == found[i]["choices"][0]["text"]
+        assert sum(map(len, group.completion_token_ids)) == found[i]["usage"]["completion_tokens"]
+    assert main(["curve", "--groups", folder]) == 0
+
+
+def test_what_cannot_be_served_is_refused_in_one_line(files, capsys, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    (files / "columns.py").write_text(
+        "def needs(completions, answer, **rest):\n    return [1.0] * len(completions)\n"
+    )
+    (files / "full").mkdir()
+    (files / "full" / "mine.txt").write_text("mine")
+    with socket.socket() as taken, Nemesis() as server:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        cases = [
+            ({"port": port}, f"port={port}: Address already in use"),
+            ({"client_key_env": "NO_SUCH_KEY"}, "client_key_env='NO_SUCH_KEY': no such environment variable"),
+            ({"best_of": 100}, "best_of=100 is more than max_best_of=64"),
+            ({"rule": "best"}, "rule='best' is no rule"),
+            ({"rule": "best_of_n:n=9"}, "9"),
+            ({"engine": "ray"}, "engine=ray draws stored groups"),
+            ({"host": "no.such.host.invalid"}, "is no address of this machine"),
+            ({"reward_funcs": None}, "no reward: give"),
+            ({"reward_funcs": f"{files}/columns.py:needs"}, "answer"),
+            ({"groups": files / "full"}, "holds things that no server of ours stored"),
+            ({"groups_flush": 3}, "groups_flush=3 is not read without groups"),
+            ({"base_url": server.url, "model_name_or_path": "other"}, f"its list has: {MODEL}"),
+        ]
+        for settings, says in cases:
+            assert main(words(files, **settings)) in (1, 2), settings
+            said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("nonpareil: ")]
+            assert len(said) == 1, said
+            assert says in said[0]
