@@ -31,7 +31,9 @@ for task in "${tasks[@]}"; do
   nonpareil compare --config "$config"
   nonpareil curve --groups "$out/$task/groups"
   for method in jbond regression value_distillation rloo trl_grpo; do
+    policy="$out/$task/runs/$method/seed-0/evaluation/final/policy"
+    [ -d "$policy" ] || { echo "== $method on $task: not evaluated"; continue; }
     echo "== the first answers of $method on $task"
-    python "$here/answers.py" --reference "$out/$task/reference" --policy "$out/$task/runs/$method/seed-0/evaluation/final/policy"
+    python "$here/answers.py" --reference "$out/$task/reference" --policy "$policy"
   done
 done
