@@ -164,7 +164,7 @@ class AdapterAnchor(Anchor):
             try:
                 policy.add_adapter(ANCHOR, config)
             except ValueError as error:  # PEFT before 0.20
-                if not config.target_parameters:
+                if not getattr(config, "target_parameters", None):
                     raise
                 raise ConfigError(
                     "lora_target_parameters with an anchor that moves needs two such adapters on one model, and "

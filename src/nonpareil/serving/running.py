@@ -53,6 +53,9 @@ def address_of(here: socket.socket) -> str:
 class Server(uvicorn.Server):
     """uvicorn's; a first SIGINT or SIGTERM ends it when what it was asked is answered, a second one at once."""
 
+    should_exit: bool
+    force_exit: bool
+
     def __init__(self, app: FastAPI, pages: Pages, grace: float) -> None:
         """`grace`: seconds that requests under way have after the first signal."""
         super().__init__(
@@ -74,7 +77,9 @@ class Server(uvicorn.Server):
         if self.should_exit:
             self.force_exit = True
             return
-        self.stopped_by, self.should_exit, self._pages.draining = number, True, True
+        self.stopped_by = number
+        self.should_exit = True
+        self._pages.draining = True
         waiting = int(self._pages.service.inside)
         if waiting:
             tell(f"stopping: {waiting} requests are still answered; press Ctrl-C again to stop at once")
