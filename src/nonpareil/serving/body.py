@@ -190,8 +190,8 @@ def _rounds(
         raise refused(f"max_draws={most} is read with stop_at_reward; give both", "max_draws")
     if rule.name != "best_of_n":
         raise refused(
-            f"rule={str(rule)!r} chooses among a fixed number of answers; give max_draws={best_of}, equal to best_of, "
-            "with it",
+            f"rule={str(rule)!r} chooses among a fixed number of answers; give max_draws={best_of}, as "
+            "best_of is, with it",
             "rule",
         )
     return most, float(stop)
