@@ -69,7 +69,7 @@ SECTIONS = {
     "evaluation": EvaluationOptions,
 }
 FLOORS_OF_SETTINGS = ("options", "commands", "training", "methods")
-UNBOUNDED = {"reward_weights", "min_reward"}  # any number that is finite
+UNBOUNDED = {"stop_at_reward", "reward_weights", "min_reward"}  # any number that is finite
 
 
 def all_settings(*classes: type) -> list[tuple[type, Setting]]:

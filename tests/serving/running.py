@@ -47,10 +47,11 @@ def served(
     bounds: Bounds | None = None,
     key: str | None = None,
     keep_alive: float = 0.2,
+    most: tuple[int, float] | None = None,
     **settings: Any,
 ) -> Iterator[Served]:
     bounds = bounds or Bounds(running=16, waiting=64, tokens_per_request=None, tokens_per_minute=None)
-    defaults = Defaults(MODEL, best_of, 64, "best_of_n", max_tokens, seconds, {})
+    defaults = Defaults(MODEL, best_of, 64, "best_of_n", max_tokens, seconds, {}, *(most or ()))
     service = Service(upstream, Scorer(load_rewards([reward])), defaults, bounds, **settings)
     pages = Pages(service, key=key, most_bytes=20_000, keep_alive=keep_alive)
     server = Server(app_of(pages), pages, grace=5.0)

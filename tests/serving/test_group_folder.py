@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,7 @@ def test_requests_drawn_otherwise_have_folders_of_their_own(tmp_path: Path) -> N
     ("asked", "found", "why"),
     [
         (request(), drawn("a", "b"), "draws stopped early"),
+        (replace(request(), max_draws=9), drawn("a", "b", "c"), "draws stopped early"),
         (request(best_of=1), drawn("a"), "best_of is 1"),
         (request(), drawn("a", "b", "c", reasons=["stop", "content_filter", "stop"]), "'content_filter'"),
         (
@@ -305,6 +307,7 @@ def test_a_disk_that_fails_costs_no_answer_and_is_told(
 
 KILLED = """
 import asyncio, os, signal, sys
+from dataclasses import replace
 from pathlib import Path
 from tests.serving.test_group_folder import begun, drawn, put, request
 

@@ -111,6 +111,14 @@ class ServeOptions(
     )
     best_of: int = option(8, "Answers drawn for a request that does not say.", at_least=1)
     max_best_of: int = option(64, "Most answers that a request may have drawn.", at_least=1)
+    max_draws: int | None = option(
+        None,
+        "Most answers, drawn in rounds of best_of until one has the reward stop_at_reward. Default: one round.",
+        at_least=1,
+    )
+    stop_at_reward: float | None = option(
+        None, "Reward of an answer after which no further round is drawn, with max_draws."
+    )
     rule: str = option("best_of_n", "How the answer is chosen where a request does not say.")
     fallback: str = option(
         "none",

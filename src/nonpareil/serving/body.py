@@ -37,6 +37,9 @@ class Defaults:
     """From a request's arrival to its answer."""
     without: Mapping[bool, str]
     """For chats (True) and completions (False): why they cannot be answered, where that is so."""
+    max_draws: int | None = None
+    stop_at_reward: float | None = None
+    """See `Asked`; both or neither."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Asked:
     include_usage: bool
     max_tokens: int
     """Of each answer."""
+    stop_at_reward: float | None = None
+    """Further rounds are drawn, up to `request.max_draws`, until n answers have such a reward; None draws one."""
 
 
 def read_json(content: bytes) -> dict[str, Any]:
@@ -94,7 +99,9 @@ def asked_of(body: Mapping[str, Any], chat: bool, defaults: Defaults) -> Asked:
     if body.get("echo"):
         raise refused("echo=true would have the reward read the prompt twice; leave it out", "echo")
     forwarded = {k: v for k, v in body.items() if k not in READ_HERE and v is not None}
-    _check_temperature(forwarded, best_of)
+    rule = _rule(body, defaults, best_of)
+    max_draws, stop_at_reward = _rounds(body, defaults, best_of, rule)
+    _check_temperature(forwarded, max_draws or best_of)
     forwarded, max_tokens = _limited(forwarded, defaults.max_tokens)
     stream, include_usage = _streaming(body)
     return Asked(
@@ -106,12 +113,14 @@ def asked_of(body: Mapping[str, Any], chat: bool, defaults: Defaults) -> Asked:
             forwarded=forwarded,
             deadline=time.monotonic() + defaults.seconds,
             model=defaults.model,
+            max_draws=max_draws,
         ),
         n=n,
-        rule=_rule(body, defaults, best_of),
+        rule=rule,
         stream=stream,
         include_usage=include_usage,
         max_tokens=max_tokens,
+        stop_at_reward=stop_at_reward,
     )
 
 
@@ -157,16 +166,54 @@ def _rule(body: Mapping[str, Any], defaults: Defaults, best_of: int) -> "Rule":
     return rule_of(defaults.rule if value is None else value, best_of)
 
 
+def _rounds(
+    body: Mapping[str, Any], defaults: Defaults, best_of: int, rule: "Rule"
+) -> tuple[int, float | None]:
+    """Most draws, and the reward to stop at; 0 and None where so many are drawn, whatever they are like."""
+    most = _whole(body, "max_draws", max(defaults.max_draws or 0, best_of))
+    stop = body.get("stop_at_reward")
+    if stop is None:
+        stop = defaults.stop_at_reward
+    elif not _is_number(stop):
+        raise refused(f"stop_at_reward={stop!r} must be a number", "stop_at_reward")
+    if most < best_of:
+        raise refused(
+            f"max_draws={most} is less than best_of={best_of}, which are drawn at once", "max_draws"
+        )
+    if most > defaults.max_best_of:
+        raise refused(f"max_draws={most} is more than this server draws, {defaults.max_best_of}", "max_draws")
+    if most == best_of:
+        if body.get("stop_at_reward") is not None and body.get("max_draws") is None:
+            raise refused("stop_at_reward is read with max_draws; give both", "stop_at_reward")
+        return 0, None
+    if stop is None:
+        raise refused(f"max_draws={most} is read with stop_at_reward; give both", "max_draws")
+    if rule.name != "best_of_n":
+        raise refused(
+            f"rule={str(rule)!r} chooses among a fixed number of answers; give max_draws={best_of}, as "
+            "best_of is, with it",
+            "rule",
+        )
+    return most, float(stop)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
+
+
 def _check_temperature(forwarded: Mapping[str, Any], best_of: int) -> None:
     value = forwarded.get("temperature")
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or not math.isfinite(value):
+    if not _is_number(value) or value < 0:
         raise refused(f"temperature={value!r} must be a number of at least 0", "temperature")
     if value == 0 and best_of > 1:
         raise refused(
             f"temperature=0 gives best_of={best_of} equal answers, of which none is the best; raise it, or give "
-            "best_of=1",
+            "best_of=1 (and max_draws=1)",
             "temperature",
         )
 

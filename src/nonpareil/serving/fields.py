@@ -1,6 +1,6 @@
 """The fields of a request's body: which there are, and which of them an upstream is given."""
 
-OWN = frozenset({"best_of", "rule"})
+OWN = frozenset({"best_of", "rule", "max_draws", "stop_at_reward"})
 """Ours, beside the protocol's."""
 READ_HERE = OWN | {"model", "n", "seed", "stream", "stream_options", "messages", "prompt"}
 """What the server reads itself; an upstream is not given it as it came."""

@@ -70,7 +70,8 @@ def kind_of(request: DrawRequest, drawn: Drawn) -> tuple[Kind, PromptText, Tools
     Raises:
         NotStored: what was drawn is no plain draw from the policy, or the record has no place for it.
     """
-    if len(drawn.answers) != request.best_of:
+    # Also where it stopped in time: kept would be the groups whose first draws were good.
+    if request.in_rounds or len(drawn.answers) != request.best_of:
         raise NotStored("draws stopped early, so that their number follows from the rewards")
     if request.best_of < 2:
         raise NotStored("best_of is 1, and a group compares draws")

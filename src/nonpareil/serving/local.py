@@ -119,9 +119,8 @@ class LocalUpstream:
             if first:
                 self._ends[request.chat] = self._ends_of(prompt)
         # Every draw's random numbers follow from this id; those of the request's seed from nothing else.
-        prompt = Prompt(
-            f"{prompt.prompt_id}/{request.seed}", prompt.prompt, prompt.token_ids, {}, opening=prompt.opening
-        )
+        drawing = f"{prompt.prompt_id}/{request.seed}" + (f"/{request.first}" if request.first else "")
+        prompt = Prompt(drawing, prompt.prompt, prompt.token_ids, {}, opening=prompt.opening)
         self._check(prompt, sampling)
         return _Job(prompt, request.best_of, sampling, self._ends[request.chat], kwargs)
 

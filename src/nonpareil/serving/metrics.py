@@ -25,6 +25,7 @@ class Metrics:
         self.tokens = Counter("tokens", "Tokens: of prompts, of all drawn answers.", ["kind"], **made)
         self.nulls = Counter("rewards_null", "Answers without a reward.", **made)
         self.fallbacks = Counter("fallbacks", "Requests answered without any reward.", **made)
+        self.stops = Counter("stops", "Requests drawn in rounds, by what ended them.", ["why"], **made)
         self.upstream_requests = Counter(
             "upstream_requests", "Requests to the upstream, retries included.", **made
         )

@@ -23,6 +23,15 @@ class DrawRequest:
     """Of `time.monotonic()`: after it nobody waits for an answer."""
     model: str = ""
     """The upstream's name of the model."""
+    max_draws: int = 0
+    """Most answers, where they are drawn in rounds of `best_of` until one is good enough; else 0."""
+    first: int = 0
+    """Answers of earlier rounds. Those of this one are others, though the seed is the same."""
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether the number of draws depends on their rewards."""
+        return self.max_draws > self.best_of
 
 
 @dataclass(frozen=True)

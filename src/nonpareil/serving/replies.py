@@ -9,6 +9,8 @@ from typing import Any
 
 from nonpareil.serving.body import Asked
 from nonpareil.serving.records import Answer, Drawn, Scored
+from nonpareil.serving.rounds import Stop
+from nonpareil.terminal import printable
 
 OWNER = "nonpareil"
 """What the server calls itself in its list of models."""
@@ -25,6 +27,8 @@ class Reply:
     """Places among those drawn, best first."""
     fallback: str | None = None
     """What they were chosen by, where no answer has a reward."""
+    stop: Stop | None = None
+    """What ended the rounds, where they were drawn in rounds."""
 
     @property
     def answers(self) -> list[Answer]:
@@ -49,6 +53,16 @@ class Reply:
             **({"rewards": self.scored.by_name} if several else {}),
             **({"null_reasons": self.scored.failures} if failed else {}),
             **({"fallback": self.fallback} if self.fallback else {}),
+            **({} if self.stop is None else self._rounds(self.stop)),
+        }
+
+    def _rounds(self, stop: Stop) -> dict[str, Any]:
+        return {
+            "draws": len(self.drawn.answers),
+            "max_draws": self.asked.request.max_draws,
+            "stop_at_reward": self.asked.stop_at_reward,
+            "stopped": stop.why,
+            **({"stopped_by": printable(stop.words)} if stop.words else {}),
         }
 
     def whole(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nonpareil.serving.body import Asked, Defaults
@@ -11,6 +12,7 @@ from nonpareil.serving.metrics import Metrics
 from nonpareil.serving.problems import late, refused
 from nonpareil.serving.records import Drawn, GroupWriter, Scored, Upstream, UpstreamError
 from nonpareil.serving.replies import Reply
+from nonpareil.serving.rounds import Rounds
 from nonpareil.serving.scoring import Scorer
 
 
@@ -25,6 +27,20 @@ class Bounds:
     tokens_per_request: int | None
     """Tokens that a request may draw at most; None bounds nothing."""
     tokens_per_minute: int | None
+
+
+def _least(bounds: Bounds) -> int | None:
+    """Tokens that one request may draw."""
+    known = (bounds.tokens_per_request, bounds.tokens_per_minute)
+    return min((each for each in known if each is not None), default=None)
+
+
+def compared(names: Sequence[str]) -> str:
+    """Why rewards that compare answers with one another cannot say when to stop."""
+    return (
+        f"reward {', '.join(map(repr, names))} compares the answers of one round with one another, and no answer "
+        "with stop_at_reward; give no max_draws"
+    )
 
 
 class Service:
@@ -46,6 +62,7 @@ class Service:
         self.metrics = Metrics()
         self._gate = Gate(bounds.running, bounds.waiting)
         self._budget = TokenBudget(bounds.tokens_per_minute)
+        self._rounds = Rounds(upstream, scorer, self._budget, _least(bounds), self.metrics)
         self.answered = self.failed = 0
 
     @property
@@ -62,32 +79,27 @@ class Service:
         """
         request = asked.request
         self.scorer.check(request)
+        if asked.stop_at_reward is not None and (names := self.scorer.reward.names_within_groups):
+            raise refused(compared(names), "max_draws")
         most = request.best_of * asked.max_tokens
         self._check_size(asked, most)
         async with self._gate.entered():
             self._budget.take(most)
-            spent = most  # also of those who leave: what was drawn for them is not known
             self.metrics.running.set(self._gate.inside)
             try:
                 async with asyncio.timeout(request.deadline - time.monotonic()) as limit, self._gate.turn():
                     reply = await self._drawn_and_chosen(asked)
-                spent = reply.drawn.completion_tokens
             except TimeoutError as error:
                 if not limit.expired():
                     raise
                 raise late(self.defaults.seconds) from error
-            except UpstreamError:
-                spent = 0
-                raise
             finally:
-                self._budget.give_back(most - spent)
                 self.metrics.running.set(self._gate.inside - 1)
         self.answered += 1
         return reply
 
     def _check_size(self, asked: Asked, most: int) -> None:
-        bounds = (self._bounds.tokens_per_request, self._bounds.tokens_per_minute)
-        bound = min((each for each in bounds if each is not None), default=None)
+        bound = _least(self._bounds)
         if bound is not None and most > bound:
             raise refused(
                 f"best_of={asked.request.best_of} answers of max_tokens={asked.max_tokens} are {most} tokens, and "
@@ -96,29 +108,21 @@ class Service:
             )
 
     async def _drawn_and_chosen(self, asked: Asked) -> Reply:
-        request, begun = asked.request, time.monotonic()
-        drawn = await self.upstream.draw(request)
-        if len(drawn.answers) != request.best_of:
-            raise UpstreamError(
-                502,
-                "upstream_error",
-                f"the upstream gave {len(drawn.answers)} answers, and {request.best_of} were asked",
-            )
-        self.metrics.drew(drawn, time.monotonic() - begun)
-        begun = time.monotonic()
-        scored = await self.scorer.score(request, drawn)
-        self.metrics.scored(scored, time.monotonic() - begun)
+        found = await self._rounds.found(asked)
+        drawn, scored = found.drawn, found.scored
         try:
-            places, fallback = await chosen(asked.rule, request, drawn, scored, asked.n), None
+            places, fallback = await chosen(asked.rule, asked.request, drawn, scored, asked.n), None
             self.metrics.chose(scored, places[0])
-        except UpstreamError:
+        except UpstreamError as error:
             if self._fallback == "none" or any(reward is not None for reward in scored.rewards):
                 await self._keep(asked, drawn, scored, [])
+                if found.stop is not None and found.stop.words:
+                    error.message += f"; then a further round failed: {found.stop.words}"
                 raise
             places, fallback = list(range(asked.n)), self._fallback
             self.metrics.fallbacks.inc()
         await self._keep(asked, drawn, scored, places)
-        return Reply(asked, drawn, scored, places, fallback)
+        return Reply(asked, drawn, scored, places, fallback, found.stop)
 
     async def _keep(self, asked: Asked, drawn: Drawn, scored: Scored, places: list[int]) -> None:
         if self._writer is not None:

@@ -120,7 +120,9 @@ class HttpUpstream:
         """
         starts = range(0, request.best_of, self._at_once)
         counts = [min(self._at_once, request.best_of - start) for start in starts]
-        parts = await all_of(self._ask(request, n, start) for n, start in zip(counts, starts, strict=True))
+        parts = await all_of(
+            self._ask(request, n, request.first + start) for n, start in zip(counts, starts, strict=True)
+        )
         answers = [answer for part in parts for answer in part.answers]
         self._judge(answers, request)
         return Drawn(

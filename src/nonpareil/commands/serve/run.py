@@ -60,6 +60,7 @@ def _check(options: ServeOptions) -> str | None:
         raise ConfigError(
             f"best_of={options.best_of} is more than max_best_of={options.max_best_of}; raise that"
         )
+    _check_rounds(options)
     check_remote(options)
     if not specs_of(options) and options.judge_model is None:
         raise ConfigError(
@@ -70,6 +71,32 @@ def _check(options: ServeOptions) -> str | None:
     if options.groups is not None:
         check_output("groups", options.groups, inputs_of(options))
     return key_of(options.client_key_env, "client_key_env")
+
+
+def _check_rounds(options: ServeOptions) -> None:
+    most, stop = options.max_draws, options.stop_at_reward
+    if most is None and stop is None:
+        return
+    if most is None or stop is None:
+        given, missing = ("max_draws", "stop_at_reward") if stop is None else ("stop_at_reward", "max_draws")
+        raise ConfigError(
+            f"{given}={getattr(options, given)} is read with {missing}; give both, or remove {given}"
+        )
+    if not options.best_of < most <= options.max_best_of:
+        raise ConfigError(
+            f"max_draws={most} must be more than best_of={options.best_of}, a round of it, and at most "
+            f"max_best_of={options.max_best_of}"
+        )
+    if options.rule != "best_of_n":
+        raise ConfigError(
+            f"max_draws={most} draws until one answer is good enough, and rule={options.rule!r} chooses among a "
+            "fixed number; give rule=best_of_n, or remove max_draws"
+        )
+    if options.judge_model is not None:
+        raise ConfigError(
+            f"max_draws={most}: a judge compares the answers of one round with one another, and no answer with "
+            "stop_at_reward; remove max_draws"
+        )
 
 
 @contextmanager
@@ -128,7 +155,11 @@ def _announced(options: ServeOptions, reward: "CombinedReward", source: LocalSou
         if options.groups is None
         else f", kept in {options.groups} (a kill loses {options.groups_flush} at most)"
     )
-    return f"{source.name}, {options.rule} of {options.best_of} answers by {', '.join(reward.names)}{kept}"
+    most = (
+        "" if options.max_draws is None else f" (up to {options.max_draws}, until {options.stop_at_reward})"
+    )
+    names = ", ".join(reward.names)
+    return f"{source.name}, {options.rule} of {options.best_of}{most} answers by {names}{kept}"
 
 
 def _result(address: str, service: "Service", groups: "GroupFolder | None") -> dict[str, Any]:
@@ -150,4 +181,6 @@ def _defaults(options: ServeOptions, name: str, without: dict[bool, str]) -> "De
         max_tokens=options.max_completion_length,
         seconds=options.request_deadline,
         without=without,
+        max_draws=options.max_draws,
+        stop_at_reward=options.stop_at_reward,
     )
