@@ -10,6 +10,7 @@
 # 4. `nonpareil evaluate` measures it on prompts that nobody asked;
 # 5. both models are served, and a client asks the same prompts in three ways: one sample and best-of-8 of the base, one sample of the new policy.
 # OUT/table.md has quality, tokens and latency of the three. Whatever is there already is kept: run it again to go on.
+# Latencies have the reward's scoring in them, also those of one sample, which need not be scored in use.
 # SHORT=1 before it: few requests and two steps, to see that all of it runs here; its figures say nothing.
 set -euo pipefail
 out=${1:-nonpareil-circle}
@@ -52,7 +53,7 @@ groups=$out/groups/text-n8-t1-max40
 echo "== what best-of-N is worth on them"
 nonpareil curve --groups "$groups"
 
-policy=$out/distilled/model
+policy=$out/distilled
 if [ ! -f "$out/trained" ]; then
   echo "== what was served is distilled"
   resume=()
