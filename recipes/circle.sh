@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The circle: best-of-N is served, what was served is distilled, and one sample is served in its place. On the embedded demo, so nothing is
-# downloaded; ten minutes on two quiet cores. From the repository's root (extra `serve`):
+# downloaded; a quarter of an hour on two busy cores. From the repository's root (extra `serve`):
 #
 #   bash recipes/circle.sh [OUT]
 #
