@@ -11,10 +11,7 @@ import yaml
 from nonpareil.commands.compare.plan import plan_runs
 from nonpareil.commands.compare.spec import read_spec
 from nonpareil.methods import METHODS
-from nonpareil.options.distill import DistillOptions
-from nonpareil.options.evaluate import EvaluateOptions
-from nonpareil.options.sample import SampleOptions
-from nonpareil.training.config import DistillationConfig
+from tests.cli.test_settings import COMMANDS
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 SMALL = "--max_completion_length 6 --report_to none --disable_tqdm true"
@@ -91,9 +88,5 @@ def test_every_flag_of_the_tables_is_known():
         flag for row in README.splitlines() if row.startswith("|") for flag in re.findall(r"--(\w+)", row)
     }
     assert {"use_peft", "shard_weights", "use_vllm", "engine"} <= flags
-    known = {
-        field
-        for cls in (DistillOptions, DistillationConfig, SampleOptions, EvaluateOptions, *METHODS.values())
-        for field in cls.__dataclass_fields__
-    }
+    known = {field for cls in (*COMMANDS, *METHODS.values()) for field in cls.__dataclass_fields__}
     assert flags <= known

@@ -243,7 +243,6 @@ def test_an_adapter_that_leaves_embeddings_alone_has_no_vocabulary(tmp_path: Pat
         ({"bias": "all"}, "bias='all'"),
         ({"bias": "lora_only"}, "bias='lora_only'"),
         ({"trainable_token_indices": [7]}, "trainable_token_indices"),
-        ({"target_parameters": ["mlp.gate_proj.weight"]}, "target_parameters"),
         ({"layer_replication": [(0, 2)]}, "layer_replication"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
         ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),

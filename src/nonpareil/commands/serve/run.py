@@ -129,7 +129,7 @@ async def _serve(
     from nonpareil.serving.scoring import Scorer
     from nonpareil.serving.service import Bounds, Service
 
-    upstream = source.open()
+    upstream = source.started()
     bounds = Bounds(
         options.max_running,
         options.max_waiting,

@@ -67,7 +67,7 @@ class LocalSource:
         """What decides the policy, for stored groups."""
         return self._local.info()
 
-    def open(self) -> "LocalUpstream":
+    def started(self) -> "LocalUpstream":
         """Loads the weights."""
         from nonpareil.serving.local import LocalUpstream
 
@@ -129,7 +129,7 @@ class ServedSource:
         """What is known of its weights: the served model's name alone, where nobody here has them."""
         return self._weights or {"path": self.model}
 
-    def open(self) -> "HttpUpstream":
+    def started(self) -> "HttpUpstream":
         """Connects when it is first asked."""
         return self._upstream
 
