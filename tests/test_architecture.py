@@ -100,6 +100,22 @@ def test_the_trainers_own_settings_and_reading_groups_are_light(module):
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stdout + done.stderr
 
 
+def test_every_command_can_be_named_without_any_extra():
+    code = """
+import importlib, sys, tomllib
+extras = tomllib.load(open(sys.argv[1], "rb"))["project"]["optional-dependencies"]
+names = {word.split("[")[0].split(">")[0].replace("-", "_") for each in extras.values() for word in each}
+for name in (names | {"starlette"}) - {"nonpareil"}:
+    sys.modules[name] = None
+from nonpareil import api
+from nonpareil.cli.main import COMMANDS
+print(len([importlib.import_module(module).COMMAND for module, _ in COMMANDS.values()]))
+"""
+    done = python(code, str(ROOT / "pyproject.toml"))
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 14
+
+
 def test_the_trainer_imports_no_package_that_transformers_own_does_not():
     code = """
 import sys

@@ -4,12 +4,15 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from nonpareil.serving.body import Asked
 from nonpareil.serving.limits import TokenBudget
-from nonpareil.serving.metrics import Metrics
 from nonpareil.serving.records import Drawn, DrawRequest, Scored, Upstream, UpstreamError
 from nonpareil.serving.scoring import Scorer
+
+if TYPE_CHECKING:
+    from nonpareil.serving.metrics import Metrics
 
 KEPT = 0.02
 """Share of the time left that a further round leaves for choosing and writing the answer."""
@@ -48,7 +51,7 @@ class Rounds:
         scorer: Scorer,
         budget: TokenBudget,
         tokens_per_request: int | None,
-        metrics: Metrics,
+        metrics: "Metrics",
     ) -> None:
         """Of one server."""
         self._upstream, self._scorer, self._metrics = upstream, scorer, metrics
