@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoTokenizer,
@@ -163,6 +164,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize("recipe", PAPERS)
 def test_a_papers_recipe_runs_dry(recipe, tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)  # recipes name the reward functions beside them
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # one's reward asks for a model of the hub
     options, config, _ = parsed(recipe)
     stand_ins = {"model_name_or_path": tiny / "policy", "max_completion_length": 4}
     if options.reward_model_name_or_path:

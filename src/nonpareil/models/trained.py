@@ -8,6 +8,7 @@ from transformers.utils.hub import cached_file
 
 from nonpareil.errors import ModelError
 from nonpareil.files import write_json
+from nonpareil.models.hub import hub_or_cache
 
 SAMPLING_FILE = "sampling.json"
 
@@ -25,14 +26,15 @@ def trained_temperature(name_or_path: str, revision: str | None = None) -> float
     """
     path = Path(name_or_path).expanduser() / SAMPLING_FILE
     if not path.parent.is_dir():
-        found = cached_file(
-            name_or_path,
-            SAMPLING_FILE,
-            revision=revision,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        with hub_or_cache(name_or_path):
+            found = cached_file(
+                name_or_path,
+                SAMPLING_FILE,
+                revision=revision,
+                _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
         if found is None:
             return None
         path = Path(found)
