@@ -73,7 +73,11 @@ def test_nulls_that_arrow_adds_are_no_part_of_a_message(tmp_path):
     ("prompt", "template", "says"),
     [
         (talk(call()), READS.replace("tool_calls", "calls"), "writes none of the tool_calls"),
-        (talk(call()), CHAT_TEMPLATE + "{# tool_calls #}", "null content as the word None"),
+        (
+            talk(call()),
+            CHAT_TEMPLATE + "{# tool_calls #}",
+            "(?:null content as the word None|writes none of the tool_calls)",  # transformers 5.24 leaves nulls out
+        ),
         (
             talk(call(), content="a"),
             CHAT_TEMPLATE,
@@ -82,7 +86,7 @@ def test_nulls_that_arrow_adds_are_no_part_of_a_message(tmp_path):
         (
             talk(call()),
             "{% for m in messages %}{{ m.content + ' ' }}{{ m.tool_calls }}{% endfor %}",
-            "fails on roles .*; a message's content is null, and it may want ''",
+            "(?:fails on|refuses) roles .*; a message's content is null, and it may want ''",
         ),
         (
             talk(call(), content="a"),
