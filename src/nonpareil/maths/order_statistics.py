@@ -20,12 +20,7 @@ def best_of_n_curve(rewards: Float[Tensor, "b m"], max_n: int | None = None) -> 
         ConfigError: max_n outside 1 .. m.
         DataError: an infinite reward, whose mean is not a number to compare.
     """
-    num_samples = rewards.shape[1]
-    max_n = num_samples if max_n is None else max_n
-    if not 1 <= max_n <= num_samples:
-        raise ConfigError(
-            f"max_n = {max_n}: must lie in 1 .. {num_samples}, the samples drawn for each prompt"
-        )
+    max_n = _checked("max_n", max_n, rewards.shape[1])
     _refuse_infinite(rewards)
     ascending = rewards.double().sort(-1).values  # NaN last
     valid = rewards.isnan().logical_not().sum(-1)
@@ -54,12 +49,7 @@ def best_of_n_values(
         ConfigError: max_n outside 1 .. m.
         DataError: an infinity.
     """
-    num_samples = rewards.shape[1]
-    max_n = num_samples if max_n is None else max_n
-    if not 1 <= max_n <= num_samples:
-        raise ConfigError(
-            f"max_n = {max_n}: must lie in 1 .. {num_samples}, the samples drawn for each prompt"
-        )
+    max_n = _checked("max_n", max_n, rewards.shape[1])
     _refuse_infinite(rewards)
     _refuse_infinite(values)
     ascending, order = rewards.double().sort(-1)  # NaN last
@@ -90,9 +80,7 @@ def rank_weights(rewards: Float[Tensor, "b m"], n: int) -> Float[Tensor, "b m"]:
     Raises:
         ConfigError: n outside 1 .. m.
     """
-    num_samples = rewards.shape[1]
-    if not 1 <= n <= num_samples:
-        raise ConfigError(f"n = {n}: must lie in 1 .. {num_samples}, the samples drawn for each prompt")
+    _checked("n", n, rewards.shape[1])
     below, at_or_below, valid = count_among(rewards, rewards)
     # sum_{i<=k} C(i-1, n-1) = C(k, n), so a tie class of ranks below+1 .. at_or_below weighs a difference.
     log_subsets = _log_binomial(valid, n)
@@ -145,6 +133,15 @@ def _log_binomial(total: Shaped[Tensor, "..."], chosen: int | Shaped[Tensor, "..
     rest = (total - chosen).clamp(min=0)
     log_ways = torch.lgamma(total + 1) - torch.lgamma(chosen + 1) - torch.lgamma(rest + 1)
     return log_ways.masked_fill(total < chosen, -torch.inf)
+
+
+def _checked(name: str, n: int | None, num_samples: int) -> int:
+    """An n that the samples of a prompt allow; None is all of them."""
+    if n is None:
+        return num_samples
+    if not 1 <= n <= num_samples:
+        raise ConfigError(f"{name} = {n}: must lie in 1 .. {num_samples}, the samples drawn for each prompt")
+    return n
 
 
 def _refuse_infinite(rewards: Tensor) -> None:

@@ -23,7 +23,7 @@ def check_options(options: DistillOptions, config: "DistillationConfig") -> None
     """
     why = None if options.groups is None else why_not_named(options.groups)
     if why and not options.evaluate_after and config.eval_strategy == "no":
-        why = ""  # their stored scores may be all that the method takes (`stored_in_place`)
+        why = ""  # their stored scores may be all that the method takes (`loaded_or_stored`)
     require_all(options, prompts_from_groups=options.groups is not None, no_reward=why)
     if options.evaluate_after:
         refuse_judge(options, "distill evaluates the policy against its reference; give evaluate_after=false")

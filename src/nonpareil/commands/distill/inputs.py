@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nonpareil.commands.distill.checks import held_out_source, needs_held_out
 from nonpareil.commands.distill.credits import load_credits
 from nonpareil.commands.distill.folder import asked_place
-from nonpareil.commands.distill.manifest_defaults import NAMES
-from nonpareil.commands.distill.stored_rewards import loaded_or_stored, stored_in_place
+from nonpareil.commands.distill.stored_rewards import loaded_or_stored
 from nonpareil.commands.inputs import (
     check_reward,
     load_prompts,
@@ -156,8 +155,10 @@ def training_reward(
     prompts = () if stored else data.prompts
     reward = loaded_or_stored(
         lambda: load_reward(asked, policy.tokenizer, prompts, config.max_completion_length),
-        stored_in_place(options, config, method, asked),
-        named=any(getattr(asked, name) for name in NAMES),
+        options,
+        config,
+        method,
+        asked,
     )
     if stored:
         check_stored_rewards(options.groups or "", reward)

@@ -26,42 +26,23 @@ def scores_nothing(options: DistillOptions, config: "DistillationConfig", method
     return stored and not draws_here(method, config) and not makes_credits(options, config)
 
 
-def stored_in_place(
-    options: DistillOptions, config: "DistillationConfig", method: "Method", asked: RewardOptions
-) -> "CombinedReward | None":
-    """The groups' rewards as their manifest knows them, where their stored scores are all that is read.
-
-    None where a reward is to score, where another one was named, or where nothing is known of them. `asked`: all
-    that is said of rewards.
-
-    Raises:
-        ConfigError: no reward is named, and those of the groups cannot be named here, where one must score.
-    """
-    from nonpareil.rewards.stored import stored_rewards
-
-    manifest = None if options.groups is None else manifest_there(Path(options.groups))
-    if manifest is None:
-        return None
-    named = any(getattr(asked, name) for name in NAMES)
-    if not scores_nothing(options, config, method):
-        if not named and (why := why_not_named(str(options.groups))):
-            raise ConfigError(why)
-        return None
-    in_memory = any(isinstance(spec, InMemory) for spec in rewards_of(asked))
-    as_stored = not in_memory and asked_rewards(asked) == manifest.get("reward_options")
-    if "rewards" not in manifest or (named and not as_stored):
-        return None
-    return stored_rewards(manifest["rewards"], config.reward_weights)
-
-
 def loaded_or_stored(
-    load: Callable[[], "CombinedReward"], stored: "CombinedReward | None", *, named: bool
+    load: Callable[[], "CombinedReward"],
+    options: DistillOptions,
+    config: "DistillationConfig",
+    method: "Method",
+    asked: RewardOptions,
 ) -> "CombinedReward":
-    """The rewards that are named, to be held against the stored ones; those alone where they cannot be loaded.
+    """The rewards that are named, to be held against the stored ones; those of the groups' manifest where none is.
+
+    Where the stored scores are all that is read and the named rewards cannot be loaded, that is told and the
+    manifest's stand in. `asked`: all that is said of rewards.
 
     Raises:
-        NonpareilError: they cannot be loaded, and more than their stored scores is asked for.
+        NonpareilError: no reward is named, or one cannot be loaded, where one must score.
     """
+    named = any(getattr(asked, name) for name in NAMES)
+    stored = _stored_in_place(options, config, method, asked, named=named)
     if stored is not None and not named:
         return stored
     try:
@@ -71,3 +52,34 @@ def loaded_or_stored(
             raise
         tell(f"{reason_of(error)}; the stored scores are all that this training reads")
         return stored
+
+
+def _stored_in_place(
+    options: DistillOptions,
+    config: "DistillationConfig",
+    method: "Method",
+    asked: RewardOptions,
+    *,
+    named: bool,
+) -> "CombinedReward | None":
+    """The groups' rewards as their manifest knows them, where their stored scores are all that is read.
+
+    None where a reward is to score, where another one was named, or where nothing is known of them.
+
+    Raises:
+        ConfigError: no reward is named, and those of the groups cannot be named here, where one must score.
+    """
+    from nonpareil.rewards.stored import stored_rewards
+
+    manifest = None if options.groups is None else manifest_there(Path(options.groups))
+    if manifest is None:
+        return None
+    if not scores_nothing(options, config, method):
+        if not named and (why := why_not_named(str(options.groups))):
+            raise ConfigError(why)
+        return None
+    in_memory = any(isinstance(spec, InMemory) for spec in rewards_of(asked))
+    as_stored = not in_memory and asked_rewards(asked) == manifest.get("reward_options")
+    if "rewards" not in manifest or (named and not as_stored):
+        return None
+    return stored_rewards(manifest["rewards"], config.reward_weights)
