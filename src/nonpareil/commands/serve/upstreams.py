@@ -108,7 +108,7 @@ class ServedSource:
             api_key_env=options.api_key_env or DEFAULT_KEY,
             choices_per_request=options.choices_per_request,
             try_timeout=options.request_timeout,
-            for_groups=options.groups is not None,
+            for_groups=options.groups is not None or options.calibration is not None,
         )
         asyncio.run(self._upstream.check())
         if self._upstream.describe()["server"] == OWNER:
