@@ -73,10 +73,11 @@ def _check(options: ServeOptions) -> str | None:
         raise ConfigError(
             f"best_of={options.best_of} is more than max_best_of={options.max_best_of}; raise that"
         )
-    check_remote(options)
-    absent = {} if chooses else {CHOOSES: "none is named"}
-    refuse_unread(options, absent_rewards(options, None) | absent)
+    if not chooses:
+        refuse_unread(options, {CHOOSES: "none is named"})
     check_rounds(options)
+    check_remote(options)
+    refuse_unread(options, absent_rewards(options, None))
     checked_rule(options.rule, options.best_of)
     if options.groups is not None:
         check_output("groups", options.groups, inputs_of(options))

@@ -127,8 +127,13 @@ def _check_same(
 
     weights = dict(zip(reward.names, reward.weights, strict=True))
     scoring = manifest.get("scoring") or {}
-    there = {"rewards": scoring.get("rewards") or {}, "weights": scoring.get("aggregate") or {}}
-    here = {"rewards": reward_settings(reward), "weights": weights}
+    names = sorted(scoring.get("rewards") or {})
+    there = {
+        "names": names,
+        "rewards": scoring.get("rewards") or {},
+        "weights": scoring.get("aggregate") or {},
+    }
+    here = {"names": sorted(reward.names), "rewards": reward_settings(reward), "weights": weights}
     if (first := first_difference(there, here)) is not None:
         raise ConfigError(
             f"{where} was scored by other rewards: {first}; give groups that the served rewards scored"
