@@ -20,8 +20,8 @@ from nonpareil.rollouts.numbers import read_numbers
 from nonpareil.serving.calibration import Calibration
 from nonpareil.serving.stopping import Goal
 
-QUANTILES = (1 / 3, 0.6, 7 / 9)
-"""Those of best-of-2, -4 and -8: (N - 1) / (N + 1)."""
+QUANTILES = (1 / 3, 0.6, 7 / 9, 15 / 17)
+"""Those of best-of-2, -4, -8 and -16: (N - 1) / (N + 1)."""
 
 
 def replayed(

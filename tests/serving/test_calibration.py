@@ -1,13 +1,18 @@
 """The quantile of an answer among the policy's answers to its prompt, told by stored groups: worked by hand."""
 
+import importlib.util
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nonpareil.errors import ConfigError
 from nonpareil.serving.calibration import Calibration
+from nonpareil.serving.stopping import Goal
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def of_one_law(*values: float) -> Calibration:
@@ -79,3 +84,18 @@ def test_ranks_of_the_draws_so_far_cannot_tell_whether_the_best_is_good():
         by_order.setdefault(tuple(sorted(range(3), key=drawn.__getitem__)), []).append(max(drawn))
     assert len(by_order) == 6
     assert len({tuple(sorted(bests)) for bests in by_order.values()}) == 1
+
+
+def test_the_replay_of_stored_groups_draws_as_the_formula_says():
+    rewards = np.array(list(itertools.permutations((1, 2, 3, 4, 5))), dtype=float)
+    spec = importlib.util.spec_from_file_location("stop_early", ROOT / "benchmarks" / "stop_early.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    replayed = script.replayed
+    draws, wins, value = replayed(rewards, 1, 2, 2, lambda _: True)
+    assert draws == 2
+    assert value == pytest.approx(4, abs=0.15)  # the best of two of 1 .. 5, without replacement
+    assert wins == pytest.approx(2 / 3, abs=0.05)
+    calibration = Calibration(rewards)
+    draws, *_ = replayed(rewards, 1, 4, 1, lambda seen: Goal(0.6, calibration).reached(seen) > 0)
+    assert draws == pytest.approx(2, abs=0.2)  # until one of two out of five comes

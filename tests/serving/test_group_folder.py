@@ -302,6 +302,13 @@ def test_redaction_comes_before_anything_is_kept(tmp_path: Path, redact: Callabl
         assert why in reason
         assert "Ann" not in reason
         assert not list((tmp_path / why).glob("*/data/*"))
+    naming = redact("return {**group, 'prompt': [{**m, 'name': 'x'} for m in group['prompt']]}")
+    with begun(tmp_path / "named", redact=naming) as groups:  # that folder's shards have no column for names
+        put(groups, request(CHAT), drawn("a", "b", "c"))
+        put(groups, request([{**CHAT[0], "name": "Ann"}]), drawn("a", "b", "c"))
+        assert groups.not_stored == {"groups_redact gave messages names or calls that they had not": 1}
+        (folder,) = groups.folders()[-1:]
+    assert [group.prompt[0]["name"] for group in read_groups(folder)] == ["x"]
     with pytest.raises(ConfigError, match="groups_redact='nowhere:fn'"):
         load_redaction("nowhere:fn")
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nonpareil.options.engines import ChosenEngineOptions
-from nonpareil.options.rewards import RewardOptions
+from nonpareil.options.rewards import RewardOptions, specs_of
 from nonpareil.options.shared import LOADED_HERE, FileOptions, ModelOptions
 from nonpareil.settings import CheckedOptions, option
 from nonpareil.training.settings.template import TemplateSettings
@@ -158,6 +158,7 @@ class ServeOptions(
         "Answers that one request asks the upstream for: 1 for one that ignores n. Default: all of them.",
         at_least=1,
         of="engine=openai",
+        reader=CHOOSES,
     )
     request_timeout: float | None = option(
         None,
@@ -165,3 +166,8 @@ class ServeOptions(
         above=0,
         of="engine=openai",
     )
+
+    @property
+    def chooses(self) -> bool:
+        """Whether any reward is named to choose by; else one answer is served as it is drawn."""
+        return bool(specs_of(self)) or self.judge_model is not None

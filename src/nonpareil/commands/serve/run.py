@@ -13,7 +13,7 @@ from nonpareil.commands.serve.probes import unanswerable
 from nonpareil.commands.serve.stopping import check_rounds, stopping_of
 from nonpareil.commands.serve.upstreams import LocalSource, ServedSource, source_of
 from nonpareil.errors import ConfigError
-from nonpareil.options.rewards import asked_rewards, check_remote, specs_of
+from nonpareil.options.rewards import asked_rewards, check_remote
 from nonpareil.options.serve import CHOOSES, ServeOptions
 from nonpareil.options.unread import absent_rewards
 from nonpareil.serving.choosing import checked_rule
@@ -45,15 +45,11 @@ def run(options: ServeOptions) -> dict[str, Any]:
         if key is None and not options.host.startswith(_LOOPBACK):
             tell(f"whoever reaches {address_of(here)} may ask: no key is asked for (client_key_env)")
         source = source_of(options)
-        reward = load_reward(options, source.tokenizer) if _has_reward(options) else None
+        reward = load_reward(options, source.tokenizer) if options.chooses else None
         stopping = stopping_of(options, source, reward)
         without = unanswerable(source, reward, options.best_of)
-        defaults = _defaults(options, source.name, without, stopping, chooses=reward is not None)
+        defaults = _defaults(options, source.name, without, stopping)
         return asyncio.run(_serve(options, source, reward, defaults, groups, key, here))
-
-
-def _has_reward(options: ServeOptions) -> bool:
-    return bool(specs_of(options)) or options.judge_model is not None
 
 
 def _check(options: ServeOptions) -> str | None:
@@ -63,8 +59,7 @@ def _check(options: ServeOptions) -> str | None:
     missing = [name for name in _EXTRA if find_spec(name) is None]
     if missing:
         raise ConfigError(f'nonpareil serve needs {", ".join(missing)}: pip install "nonpareil[serve]"')
-    chooses = _has_reward(options)
-    if not chooses and options.best_of > 1:
+    if not options.chooses and options.best_of > 1:
         raise ConfigError(
             f"best_of={options.best_of} answers, and no reward to choose among them by: give "
             "reward_model_name_or_path, reward_funcs, reward_endpoints, judge_model, or several; or best_of=1"
@@ -73,7 +68,7 @@ def _check(options: ServeOptions) -> str | None:
         raise ConfigError(
             f"best_of={options.best_of} is more than max_best_of={options.max_best_of}; raise that"
         )
-    if not chooses:
+    if not options.chooses:
         refuse_unread(options, {CHOOSES: "none is named"})
     check_rounds(options)
     check_remote(options)
@@ -160,19 +155,17 @@ def _result(address: str, service: "Service", groups: "GroupFolder | None") -> d
     return {**result, **kept, "not_stored": dict(groups.not_stored)}
 
 
-def _defaults(
-    options: ServeOptions, name: str, without: dict[bool, str], stopping: "Stopping", *, chooses: bool
-) -> "Defaults":
+def _defaults(options: ServeOptions, name: str, without: dict[bool, str], stopping: "Stopping") -> "Defaults":
     from nonpareil.serving.body import Defaults
 
     return Defaults(
         model=name,
         best_of=options.best_of,
-        max_best_of=options.max_best_of if chooses else 1,
+        max_best_of=options.max_best_of if options.chooses else 1,
         rule=options.rule,
         max_tokens=options.max_completion_length,
         seconds=options.request_deadline,
         without=without,
         stopping=stopping,
-        chooses=chooses,
+        chooses=options.chooses,
     )
