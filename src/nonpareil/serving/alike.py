@@ -17,13 +17,12 @@ def check_alike(request: DrawRequest, calibration: Calibration) -> None:
     Raises:
         UpstreamError: 400, by the field's name.
     """
-    remedy = "ask for that, or give stop_at_reward"
+    other_ways = f"give stop_at_reward, or max_draws={request.best_of}, as best_of is"
+    remedy = f"ask for that, {other_ways}"
     try:
         asked = sampling_asked(given_fields(request), {})
     except NotStored as why:
-        raise refused(
-            f"{QUANTILE} is told by plain draws, and here {why}; give stop_at_reward", QUANTILE
-        ) from why
+        raise refused(f"{QUANTILE} is told by plain draws, and here {why}; {other_ways}", QUANTILE) from why
     for name, value in asked.items():
         there = calibration.sampling.get(name, _USUAL.get(name))
         if value != there:

@@ -71,6 +71,7 @@ def stopping_of(
     calibration = None
     if options.calibration is not None and reward is not None:
         calibration = calibration_of(options.calibration, options.max_completion_length, source, reward)
+        calibration.prepare(options.max_best_of)
     if options.stop_at_reward is not None:
         return Stopping(options.max_draws, Goal(options.stop_at_reward), calibration)
     if options.stop_at_quantile is None or calibration is None:
