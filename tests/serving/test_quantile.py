@@ -155,6 +155,7 @@ def test_a_request_says_its_own_quantile_and_is_told_those_of_its_answers(number
             ({"max_completion_tokens": 9}, "max_completion_tokens", "groups of max_completion_tokens=8"),
             ({"logit_bias": {"5": 1}}, "stop_at_quantile", "plain draws, and here logit_bias was asked for"),
             ({"stop": "x"}, "stop", "told by groups of stop="),
+            ({"stop": 5}, "stop_at_quantile", "plain draws, and here its stop is no text"),
         ]:
             error = ask(server, **fields)["error"]
             assert (error["code"], error["param"]) == (400, param), error

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nonpareil.answers import is_text
 from nonpareil.errors import DataError
 from nonpareil.files import jsonable
 from nonpareil.records import MESSAGE_KEYS, PromptText, SamplingParams, has_further
@@ -126,10 +127,12 @@ def sampling_asked(given: Mapping[str, Any], info: Mapping[str, Any]) -> dict[st
     sampling = info.get("sampling")
     if not isinstance(sampling, SamplingParams):
         limits = [given[name] for name in LIMITS if name in given]
-        stop = given.get("stop") or ()
+        stop = given.get("stop") or []
         numbers: dict[str, Any] = {name: given[name] for name in _NUMBERS if name in given}
         if not all(isinstance(value, int | float) for value in [*numbers.values(), *limits]):
             raise NotStored("its sampling is not all numbers")
+        if not isinstance(stop, str) and not (isinstance(stop, list) and all(map(is_text, stop))):
+            raise NotStored("its stop is no text and no list of texts")
         numbers |= {name: float(value) for name, value in numbers.items() if name != "top_k"}
         sampling = SamplingParams(
             max_completion_length=min(limits) if limits else info.get("max_tokens") or 0,
