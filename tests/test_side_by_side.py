@@ -1,4 +1,4 @@
-"""recipes/side_by_side.py: the runs of a comparison at once leave a folder that `nonpareil compare` goes on from."""
+"""recipes/side_by_side.py: runs of a comparison at once leave a folder that `nonpareil compare` goes on from."""
 
 import json
 import os
