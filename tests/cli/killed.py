@@ -1,8 +1,7 @@
 """A command, killed at its k-th file operation and taken up again; a process of its own forks each run.
 
 Reads lines of JSON from stdin, `{"argv": [...], "kill": k or null}`, and answers each with
-`{"status": ..., "operations": [...]}`. Forked, a run need not import torch first. The word behind the module's name
-says which command is imported for it.
+`{"status": ..., "operations": [...]}`. Forked, a run need not import torch first.
 """
 
 import gc
@@ -20,16 +19,6 @@ import torch
 from nonpareil.cli.main import main
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
-MODULES = {
-    "distill": (
-        "nonpareil.commands.distill.command",
-        "nonpareil.training",
-        "nonpareil.rollouts",
-        "peft",
-        "tensorboard",
-    ),
-    "search": ("nonpareil.commands.search", "nonpareil.rollouts.segments.kept"),
-}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -141,7 +130,15 @@ def serve() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for module in MODULES[sys.argv[1] if len(sys.argv) > 1 else "distill"]:
+    for module in (
+        "nonpareil.commands.distill.command",
+        "nonpareil.commands.search",
+        "nonpareil.training",
+        "nonpareil.rollouts",
+        "nonpareil.rollouts.segments.kept",
+        "peft",
+        "tensorboard",
+    ):
         importlib.import_module(module)
     gc.freeze()  # what is imported need not be looked through at each collection
     serve()

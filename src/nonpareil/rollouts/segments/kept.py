@@ -7,6 +7,7 @@ whole.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from nonpareil.records import Group, Prompt, SamplingParams
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.rollouts.columns import message_types
 from nonpareil.rollouts.filling import Filling
+from nonpareil.rollouts.folder import delete_rollouts
 from nonpareil.rollouts.manifest import SEARCH, differences, draw_settings, read_manifest, write_manifest
 from nonpareil.rollouts.progress import Progress
 from nonpareil.rollouts.scoring import reward_settings
@@ -60,13 +62,25 @@ def kept_folder(output: Path) -> Iterator[OutputFolder]:
                 f"{str(path)!r} is where answers are kept until output={str(output)!r} is whole, and holds "
                 "something else; move it away, or give another output"
             )
+        if folder.marked:
+            _sweep(output)
         folder.mark()
         yield folder
 
 
+def _sweep(output: Path) -> None:
+    """Delete what the stopped search had begun to write in the file's place; whoever holds the folder is alone."""
+    for leftover in output.parent.glob(f".{escape(output.name)}.*.tmp"):
+        if leftover.name.removeprefix(f".{output.name}.").removesuffix(".tmp").isdecimal():
+            leftover.unlink()
+
+
 def let_go(output: Path) -> None:
-    """Delete what was kept, once nobody needs it."""
-    delete_listed(kept_path(output), COMMAND)
+    """Delete what was kept, once nobody needs it; last what says that the file is written."""
+    path = kept_path(output)
+    with writing(path, COMMAND, option="output") as folder:
+        delete_rollouts(folder)
+    delete_listed(path, COMMAND)
 
 
 @dataclass
@@ -117,6 +131,7 @@ class KeptSearch(Filling):
         prompts, path = self.shards[index], self.paths[index]
         there = read_shard(path) if path.is_file() else []
         if len(there) == len(prompts) and any(reward_of(one) is not None for one in there):
+            self.progress.update(len(there), 0)
             return there, {}  # of a folder that grows: it only becomes one of the larger
         found = search(prompts, engine, self.reward, self.sampling, self.schedule, self.progress)
         return [answer_of(one) for one in found], {}
