@@ -4,10 +4,10 @@ They lie beside the file that is to be written, in a folder of its name and `.se
 whole.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from nonpareil.engines.base import Engine
 from nonpareil.engines.segments import SegmentingEngine
 from nonpareil.errors import ConfigError
 from nonpareil.folders import delete_listed, is_vacant, writing
-from nonpareil.markers import OutputFolder
+from nonpareil.markers import MARKER, OutputFolder
 from nonpareil.records import Group, Prompt, SamplingParams
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.rollouts.columns import message_types
@@ -70,9 +70,10 @@ def kept_folder(output: Path) -> Iterator[OutputFolder]:
 
 def _sweep(output: Path) -> None:
     """Delete what the stopped search had begun to write in the file's place; whoever holds the folder is alone."""
-    for leftover in output.parent.glob(f".{escape(output.name)}.*.tmp"):
-        if leftover.name.removeprefix(f".{output.name}.").removesuffix(".tmp").isdecimal():
-            leftover.unlink()
+    ours = re.compile(rf"\.{re.escape(output.name)}({re.escape(MARKER)})?\.\d+\.tmp")
+    for path in output.parent.iterdir():
+        if ours.fullmatch(path.name):
+            path.unlink()
 
 
 def let_go(output: Path) -> None:
