@@ -73,11 +73,7 @@ def run(options: SearchOptions) -> dict[str, Any]:
         )
         counts = _write(output, work)
     let_go(output)
-    if not counts.answers:
-        raise RewardError(
-            f"no completion of {counts.prompts} prompts has a reward, and nothing was written: "
-            f"{_reasons(counts.failures)}"
-        )
+    _refuse_nulls(counts)
     return {"output": str(output), "strategy": options.strategy, **counts.to_dict()}
 
 
@@ -93,6 +89,14 @@ def _write(output: Path, work: "KeptSearch") -> "SearchCounts":
         work.finished()
         write_rows(output, lambda: map(answer_row, work.answers()))
     return counts
+
+
+def _refuse_nulls(counts: "SearchCounts") -> None:
+    if not counts.answers:
+        raise RewardError(
+            f"no completion of {counts.prompts} prompts has a reward, and nothing was written: "
+            f"{_reasons(counts.failures)}"
+        )
 
 
 def schedule_of(options: SearchOptions) -> Any:

@@ -75,7 +75,7 @@ class SearchOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions,
 
     def described(self) -> dict[str, Any]:
         """By name, what decides which answers a search finds, beside models, prompts and sampling."""
-        read = {
+        read: dict[str, dict[str, Any]] = {
             "speculative_rejection": {"score_at": self.lengths, "rejection_rate": self.rejection_rate},
             "tree": {"score_at": self.lengths, "children": self.children},
             "blockwise": {"block_length": self.block_length},

@@ -114,7 +114,7 @@ class KeptSearch(Filling):
         """Say that all answers are there."""
         self.manifest = write_manifest(self.folder, {**self.manifest, "complete": True})
 
-    def check_same(self, stored: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:  # type: ignore[override]
+    def check_same(self, stored: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
         """Refuse to mix answers of different settings.
 
         Raises:
@@ -190,11 +190,26 @@ def kept_search(
     draw = draw_settings(prompts, sampling, 1, model_info)
     draw[SEARCH] = {**settings, "rewards": reward_settings(reward), "reward_weights": weights}
     types = COLUMNS | message_types(prompt.prompt for prompt in prompts)
-    common = (folder.path, prompts, types, sampling, 1, draw, shard_size, _OnePhase(progress))
-    own = {"reward": reward, "schedule": schedule, "output": output}
+
+    def taken_up(old: OutputFolder | None) -> KeptSearch:
+        return KeptSearch(
+            folder.path,
+            prompts,
+            types,
+            sampling,
+            num_generations=1,
+            settings=draw,
+            shard_size=shard_size,
+            progress=_OnePhase(progress),
+            old=old,
+            reward=reward,
+            schedule=schedule,
+            output=output,
+        )
+
     try:
-        return KeptSearch(*common, None, **own)
+        return taken_up(None)
     except ConfigError:
         if not overwrite:
             raise
-        return KeptSearch(*common, folder, **own)
+        return taken_up(folder)
