@@ -128,10 +128,11 @@ def _check(options: SearchOptions, output: Path) -> None:
     check_output("output", output, inputs_of(options))
     if output.suffix not in (".jsonl", ".parquet"):
         raise ConfigError(f"output={str(output)!r} must end in .jsonl or .parquet")
-    from nonpareil.rollouts.segments.kept import is_written  # with much behind it
+    if output.exists() and not options.overwrite:
+        from nonpareil.rollouts.segments.kept import is_written  # with much behind it
 
-    if output.exists() and not options.overwrite and not is_written(output):
-        raise ConfigError(f"output={str(output)!r} exists; give another path, or overwrite (--overwrite)")
+        if not is_written(output):
+            raise ConfigError(f"output={str(output)!r} exists; give another path, or overwrite (--overwrite)")
 
 
 def _reasons(failures: Mapping[str, int], most: int = 3) -> str:
