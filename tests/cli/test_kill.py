@@ -225,7 +225,6 @@ def test_what_was_kept_is_of_its_settings_and_no_groups(searches: Searches, file
     for changes, said in (
         ({"score_at": 3}, "score_at: [2, 4] there, [3] now"),
         ({"temperature": 0.5}, "sampling.temperature: 1.0 there, 0.5 now"),
-        ({"max_prompts": 4}, "prompts.count: 5 there, 4 now"),
         ({"reward_funcs": f"{reward}:few"}, "rewards.good.function: 'good' there, None now"),
     ):
         refused = searches(out, **changes)
