@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nonpareil.errors import ConfigError, DataError
+from nonpareil.evaluation.by_source import SourceCurve, curve_by_source, told_apart
 from nonpareil.evaluation.groups import group_size, lengths_of, rewards_of
 from nonpareil.evaluation.intervals import Bootstrap, rising
 from nonpareil.evaluation.worth import best_of_n_points, is_zero_one
@@ -20,7 +21,7 @@ from nonpareil.maths.bootstrap import Interval, Scale
 from nonpareil.maths.counts import count_among
 from nonpareil.maths.order_statistics import best_of_n_curve
 from nonpareil.maths.tie_classes import distinct_counts, without_ties
-from nonpareil.records import Group, GroupNumbers, refuse_repeated
+from nonpareil.records import SOURCE, Group, GroupNumbers, refuse_repeated
 
 ENOUGH_GAIN = 0.9
 _MOST = 0.9
@@ -67,6 +68,8 @@ class CurveReport:
     """Whether every reward is 0 or 1: a success rate."""
     rewards_tie: bool
     """Whether any two rewards of a prompt are equal."""
+    by_source: tuple[SourceCurve, ...] = ()
+    """Of a mixture each dataset apart, over the prompts that the points rest on; empty of other prompts."""
 
     def still_rising(self) -> bool:
         """Whether the last doubling of n brings more than 10% of the gain: then no n drawn is known to be enough.
@@ -181,8 +184,10 @@ def best_of_n_report(
     takes_part, zero_one = valid >= needed, is_zero_one(rewards, rewards)
     used = rewards[takes_part]
     reward_of_best = best_of_n_curve(rewards, reach)[takes_part]  # of all, so that an infinite one is refused
+    bootstrap = Bootstrap(seed)
+    wins = win_rate_against_one(used)[:, :reach]
     return CurveReport(
-        points=_points(used, reward_of_best, mean_length, Bootstrap(seed), "share" if zero_one else "real"),
+        points=_points(used, reward_of_best, wins, mean_length, bootstrap, "share" if zero_one else "real"),
         max_n=max_n or size,
         num_prompts=len(numbers),
         num_prompts_used=len(used),
@@ -193,7 +198,16 @@ def best_of_n_report(
         mean_length=mean_length,
         zero_one=zero_one,
         rewards_tie=not bool(without_ties(used).all()),
+        by_source=curve_by_source(
+            _sources_of_used(numbers, order, takes_part), reward_of_best, wins[:, -1], zero_one, bootstrap
+        ),
     )
+
+
+def _sources_of_used(numbers: GroupNumbers, order: Sequence[int], takes_part: Tensor) -> list[str] | None:
+    if not numbers.sources or (names := told_apart([numbers.sources[row] for row in order])) is None:
+        return None
+    return [name for name, used in zip(names, takes_part.tolist(), strict=True) if used]
 
 
 def _numbers_of(groups: Sequence[Group]) -> GroupNumbers:
@@ -206,6 +220,7 @@ def _numbers_of(groups: Sequence[Group]) -> GroupNumbers:
         rewards_of(ordered).numpy(),
         lengths_of(ordered).numpy(),
         np.array([_num_unique(group) for group in ordered]),
+        [group.columns.get(SOURCE) for group in ordered],
     )
 
 
@@ -227,12 +242,12 @@ def _num_unique(group: Group) -> int:
 def _points(
     rewards: Float[Tensor, "b m"],
     reward_of_best: Float[Tensor, "b max_n"],
+    wins: Float[Tensor, "b max_n"],
     mean_length: float,
     bootstrap: Bootstrap,
     scale: Scale,
 ) -> tuple[CurvePoint, ...]:
     reach = reward_of_best.shape[1]
-    wins = win_rate_against_one(rewards)[:, :reach]
     means = [bootstrap.mean(best, scale) for best in reward_of_best.T]
     return tuple(
         CurvePoint(

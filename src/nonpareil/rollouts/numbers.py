@@ -7,12 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nonpareil.records import Group, GroupNumbers, refuse_repeated
+from nonpareil.records import SOURCE, Group, GroupNumbers, refuse_repeated
 from nonpareil.rollouts.reading import read_available, read_shards
 from nonpareil.rollouts.store import read_columns
 from nonpareil.rollouts.vbon_lines import is_vbon
 
 _COLUMNS = ("prompt_id", "completion_token_ids", "rewards")
+_READ = (*_COLUMNS, SOURCE)
 _TEXTS = "completions"
 
 
@@ -37,10 +38,10 @@ def read_numbers(path: Path) -> tuple[GroupNumbers | list[Group], str]:
 
 
 def _read(path: Path) -> pa.Table:
-    table, completions = read_columns(path, _COLUMNS)
+    table, completions = read_columns(path, _READ)
     if _has_ids(table["completion_token_ids"], completions):
         return table
-    return read_columns(path, (*_COLUMNS, _TEXTS))[0]
+    return read_columns(path, (*_READ, _TEXTS))[0]
 
 
 def _has_ids(column: pa.ChunkedArray, completions: int) -> bool:
@@ -58,6 +59,7 @@ def _joined(shards: Sequence[GroupNumbers | None]) -> GroupNumbers | None:
     return GroupNumbers(
         [prompt_id for shard in known for prompt_id in shard.prompt_ids],
         *(np.concatenate([getattr(s, name) for s in known]) for name in ("rewards", "lengths", "num_unique")),
+        [name for shard in known for name in shard.sources] if all(shard.sources for shard in known) else [],
     )
 
 
@@ -88,6 +90,7 @@ def _numbers_of(table: pa.Table) -> GroupNumbers | None:
         np.where(np.isfinite(values), values, np.nan),
         np.where(unknown, np.nan, lengths),
         unique,
+        table[SOURCE].to_pylist() if SOURCE in table.column_names else [],
     )
 
 

@@ -30,7 +30,12 @@ def show(result: dict[str, Any]) -> None:
         )
         return
     if "evaluation" in result:
-        terminal.print(before_and_after(result["evaluation"]))
+        evaluation = result["evaluation"]
+        terminal.print(before_and_after(evaluation))
+        if evaluation.by_source:
+            from nonpareil.evaluation.by_source import metrics_table
+
+            terminal.print(metrics_table(evaluation.by_source, evaluation.comparison.zero_one))
         terminal.print(f"Report: {result['report']}", soft_wrap=True)
     terminal.print(f"Model:  {result['output_dir']}", soft_wrap=True)
     if "pushed" in result:
