@@ -73,8 +73,8 @@ class Mixture(InMemory):
         if self.value[0].fraction is None:
             raise ConfigError(
                 f"dataset_streaming=True with datasets needs their fractions, and datasets[0] ({self.labels[0]}) "
-                "has none: without them the shares are the datasets' sizes, which a stream does not know; give each a "
-                "fraction, or leave out dataset_streaming"
+                "has none: without them the shares are the datasets' sizes, which a stream does not know; give "
+                "each a fraction, or leave out dataset_streaming"
             )
 
     def __getnewargs__(self) -> tuple[Any]:  # type: ignore[override]
