@@ -117,12 +117,26 @@ def _ask(model: PreTrainedModel, compare: Callable[[], None]) -> None:
         raise
     except _Differs as found:
         raise ModelError(f"{name}: {found}") from None
+    except NotImplementedError as error:
+        raise lacking(model, error) from error
     except Exception as error:
         raise ModelError(
             f"{name}: drawing and scoring a few tokens, to check that both agree, ended in "
             f"{reason_of(error)}; use a decoder that takes transformers' cache of "
             "attention's keys and values"
         ) from error
+
+
+def lacking(model: PreTrainedModel, error: NotImplementedError) -> ModelError:
+    """A model whose attention, or another of its operations, is not made for what is asked of it."""
+    where = f" ({model.name_or_path!r})" if model.name_or_path else ""
+    used = getattr(model.config, "_attn_implementation", None)
+    other = "eager" if used != "eager" else "sdpa"
+    return ModelError(
+        f"{type(model).__name__}{where}: something that it needs is not there on this device, or in this dtype: "
+        f"{reason_of(error)}; give another attn_implementation (it has {used}; {other} is there for most models), "
+        "another dtype, or a newer torch"
+    )
 
 
 def _agrees_in_finer_dtype(model: PreTrainedModel, compare: Callable[[], None]) -> bool:
