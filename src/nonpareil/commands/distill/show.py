@@ -81,7 +81,8 @@ def plan_table(plan: Mapping[str, Any]) -> "Table":
             plan["memory_gib"], ("weights", "gradients", "optimizer", "anchor", "working_copy")
         ),
         "GiB in passes, estimated": _words(plan["memory_gib"], ("activations", "cache")),
-        "GiB in all, at most": f"{plan['memory_gib']['total']:g}",
+        "GiB in all, at most": f"{plan['memory_gib']['total']:g}, of {_word(plan['device_gib'])} that this "
+        "device has",
         **{
             f"reward {name}": _words(one) + ", of made-up completions" * ("scores" in one)
             for name, one in plan["rewards"].items()
