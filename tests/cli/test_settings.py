@@ -42,6 +42,7 @@ from nonpareil.options.shared import (
     HELD_OUT_SPLITS,
     HUB_DATASETS,
     OWN_PROMPTS,
+    STREAMS,
     TRAINING_SPLITS,
     WITH_SPLITS,
 )
@@ -233,6 +234,7 @@ def test_what_reads_a_setting_is_there():
     for _, setting in everything:
         owners.setdefault(setting.name, []).append(setting)
     readers = {ANY_MODEL, ENDPOINTS, FIRST_MODEL, HELD_OUT_SPLITS, HUB_DATASETS, LIMITED, LOADED_MODEL}
+    readers |= {STREAMS}
     readers |= {READS_ANSWERS, READS_SIMILARITY}
     readers |= {OWN_PROMPTS, TRAINING_SPLITS, WITH_SPLITS, MAKES_CREDITS, DRAWS_POOL}
     for _, setting in everything:

@@ -31,7 +31,7 @@ from nonpareil.engines.checks import check_prompts, check_sampling, check_token_
 from nonpareil.engines.decoding import TEXT, as_draws
 from nonpareil.engines.finite import check_draws
 from nonpareil.engines.guidance import GUIDED, Guide, Samples, whole_vocabulary
-from nonpareil.engines.load_check import check_drawing, check_scoring, draws_alike, lacking
+from nonpareil.engines.load_check import check_drawing, check_scoring, draws_alike, told_lacking
 from nonpareil.engines.packed_weights import Packing
 from nonpareil.engines.rows import Completion, Rows, left_pad
 from nonpareil.engines.sampling import sample_keys, sample_tokens
@@ -198,11 +198,8 @@ class TransformersEngine:
             routes = modes.enter_context(adapters)
             for units in batches(requests, self.max_tokens_per_batch, queries):
                 progress = BatchProgress(requests, units, on_progress) if on_progress is not None else None
-                try:
-                    with self.packing.of(requests, units, self.ways.first != COPIED):
-                        batch = self._draw_batch(requests, units, routes, progress)
-                except NotImplementedError as error:  # of a kernel, at lengths that no check has asked for
-                    raise lacking(self.model, error) from error
+                with told_lacking(self.model), self.packing.of(requests, units, self.ways.first != COPIED):
+                    batch = self._draw_batch(requests, units, routes, progress)
                 flat = iter(batch)
                 for unit in units:
                     for i in unit.samples:

@@ -5,14 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.evaluation.by_source import SourceCurve, curve_by_source, told_apart
-from nonpareil.evaluation.groups import group_size, lengths_of, rewards_of
+from nonpareil.evaluation.groups import numbers_of
 from nonpareil.evaluation.intervals import Bootstrap, rising
 from nonpareil.evaluation.worth import best_of_n_points, is_zero_one
 from nonpareil.files import jsonable
@@ -21,7 +20,7 @@ from nonpareil.maths.bootstrap import Interval, Scale
 from nonpareil.maths.counts import count_among
 from nonpareil.maths.order_statistics import best_of_n_curve
 from nonpareil.maths.tie_classes import distinct_counts, without_ties
-from nonpareil.records import SOURCE, Group, GroupNumbers, refuse_repeated
+from nonpareil.records import Group, GroupNumbers, refuse_repeated
 
 ENOUGH_GAIN = 0.9
 _MOST = 0.9
@@ -169,7 +168,7 @@ def best_of_n_report(
             did not fail.
         ConfigError: max_n outside 1..m.
     """
-    numbers = groups if isinstance(groups, GroupNumbers) else _numbers_of(groups)
+    numbers = groups if isinstance(groups, GroupNumbers) else numbers_of(groups)
     size = numbers.rewards.shape[1]
     refuse_repeated(numbers.prompt_ids, "groups")
     if max_n is not None and not 1 <= max_n <= size:
@@ -210,20 +209,6 @@ def _sources_of_used(numbers: GroupNumbers, order: Sequence[int], takes_part: Te
     return [name for name, used in zip(names, takes_part.tolist(), strict=True) if used]
 
 
-def _numbers_of(groups: Sequence[Group]) -> GroupNumbers:
-    if not groups:
-        raise DataError("There are no groups to make a curve of.")
-    group_size(groups)
-    ordered = sorted(groups, key=lambda group: group.prompt_id)
-    return GroupNumbers(
-        [group.prompt_id for group in ordered],
-        rewards_of(ordered).numpy(),
-        lengths_of(ordered).numpy(),
-        np.array([_num_unique(group) for group in ordered]),
-        [group.columns.get(SOURCE) for group in ordered],
-    )
-
-
 def reach_of(valid: Int[Tensor, " b"], max_n: int) -> tuple[int, int]:
     """The last n of the curve, and how many rewards a prompt needs to take part."""
     having = [int((valid >= n).sum()) for n in range(int(valid.max()) + 2)]
@@ -231,12 +216,6 @@ def reach_of(valid: Int[Tensor, " b"], max_n: int) -> tuple[int, int]:
     reach = max(enough, key=lambda n: (n * having[n], n))
     # One reward more gives the last n a win rate too; not for the price of many prompts.
     return reach, reach + 1 if having[reach + 1] >= _MOST * having[reach] else reach
-
-
-def _num_unique(group: Group) -> int:
-    ids = group.completion_token_ids
-    # A server or vBoN's lines give no ids; then texts, of which two token sequences can make one.
-    return len({tuple(one) for one in ids}) if all(ids) else len(set(group.completions))
 
 
 def _points(

@@ -56,10 +56,13 @@ def _joined(shards: Sequence[GroupNumbers | None]) -> GroupNumbers | None:
     known = [shard for shard in shards if shard is not None]
     if not known or len(known) < len(shards) or len({shard.rewards.shape[1] for shard in known}) > 1:
         return None
+    sources = [name for shard in known for name in shard.sources]
     return GroupNumbers(
         [prompt_id for shard in known for prompt_id in shard.prompt_ids],
-        *(np.concatenate([getattr(s, name) for s in known]) for name in ("rewards", "lengths", "num_unique")),
-        [name for shard in known for name in shard.sources] if all(shard.sources for shard in known) else [],
+        np.concatenate([shard.rewards for shard in known]),
+        np.concatenate([shard.lengths for shard in known]),
+        np.concatenate([shard.num_unique for shard in known]),
+        sources if len(sources) == sum(map(len, known)) else [],
     )
 
 

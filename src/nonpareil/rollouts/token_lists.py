@@ -14,20 +14,18 @@ _USUAL, _MOST = 2**18, 2**22
 
 def token_lists(column: pa.ChunkedArray) -> list[Any]:
     """What `to_pylist` gives of a column that has lists of ids a group; an id is one object wherever it stands."""
-    groups = column.combine_chunks()
-    inner = pc.list_flatten(groups) if _is_lists(groups) else None
-    ids = pc.list_flatten(inner) if inner is not None and _is_lists(inner) else None
-    if ids is None or not pa.types.is_integer(ids.type):
+    groups: Any = column.combine_chunks()
+    inner: Any = pc.list_flatten(groups) if _is_lists(groups) else groups
+    ids: Any = pc.list_flatten(inner) if _is_lists(inner) else inner
+    if ids is inner or inner is groups or not pa.types.is_integer(ids.type):
         return column.to_pylist()
-    numbers = np.zeros(1, np.int64) if len(ids) == 0 or ids.null_count else ids.to_numpy()
-    if (
-        groups.null_count
-        or inner.null_count
-        or ids.null_count
-        or not 0 <= numbers.min() <= numbers.max() < _MOST
-    ):
+    if groups.null_count or inner.null_count or ids.null_count:
         return column.to_pylist()
-    objects = _objects(max(_USUAL, 1 << int(numbers.max()).bit_length()))
+    numbers = ids.to_numpy()
+    least, most = (numbers.min(), int(numbers.max())) if len(numbers) else (0, 0)
+    if least < 0 or most >= _MOST:
+        return column.to_pylist()
+    objects = _objects(max(_USUAL, 1 << most.bit_length()))
     return _divided(_divided(objects[numbers].tolist(), inner), groups)
 
 
