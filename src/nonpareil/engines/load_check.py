@@ -143,8 +143,8 @@ def told_lacking(model: PreTrainedModel) -> Iterator[None]:
         other = "eager" if used != "eager" else "sdpa"
         raise ModelError(
             f"{type(model).__name__}{where}: something that it needs is not there on this device, or in this "
-            f"dtype: {reason_of(error)}; give another attn_implementation (it has {used}; {other} is there for most "
-            "models), another dtype, or a newer torch"
+            f"dtype: {reason_of(error)}; give another attn_implementation (it has {used}; {other} is there for "
+            "most models), another dtype, or a newer torch"
         ) from error
 
 
