@@ -42,6 +42,7 @@ from nonpareil.options.shared import (
     HELD_OUT_SPLITS,
     HUB_DATASETS,
     OWN_PROMPTS,
+    STREAMS,
     TRAINING_SPLITS,
     WITH_SPLITS,
 )
@@ -233,7 +234,12 @@ def test_what_reads_a_setting_is_there():
     for _, setting in everything:
         owners.setdefault(setting.name, []).append(setting)
     readers = {ANY_MODEL, ENDPOINTS, FIRST_MODEL, HELD_OUT_SPLITS, HUB_DATASETS, LIMITED, LOADED_MODEL}
+<<<<<<< HEAD
     readers |= {READS_ANSWERS, READS_SIMILARITY, CHOOSES}
+=======
+    readers |= {STREAMS}
+    readers |= {READS_ANSWERS, READS_SIMILARITY}
+>>>>>>> p-rest
     readers |= {OWN_PROMPTS, TRAINING_SPLITS, WITH_SPLITS, MAKES_CREDITS, DRAWS_POOL}
     for _, setting in everything:
         owner, _, wanted = (setting.limits.of or "").partition("=")

@@ -1,5 +1,6 @@
 """A method made by the caller, and a run that is taken up at its end."""
 
+import inspect
 import json
 import math
 import subprocess
@@ -26,10 +27,27 @@ from tests.training.conftest import make_trainer, stored_groups, weights
 
 
 def test_a_setting_of_a_method_is_set_where_the_object_is_made(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"output_dir": str(tmp_path), "n": 8}
-    for method in ("bond", BOND(n=2)):
-        with pytest.raises(TypeError, match="unexpected keyword argument 'n'"):
-            DistillationConfig(method=method, **settings)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"method": "bond", "n": 8}, "n=8 is a setting of method=bond, and given to it: method=BOND(n=8)"),
+        ({"method": BOND(n=2), "n": 8}, "n=8 is a setting of method=bond, and given to it: method=BOND(n=8)"),
+        ({"zzz": 1}, "zzz=1: there is no such setting; remove it"),
+        (
+            {"bound": "l1"},
+            "bound='l1' is a setting of vbon, and not read by method=jbond; remove it, or train by one that reads "
+            "it: method=VBON(bound='l1')",
+        ),
+        ({"learning_rat": 1}, "learning_rat=1: there is no such setting; did you mean learning_rate?"),
+        (
+            {"method": "bnd", "n": 8},
+            "method='bnd' is unknown; did you mean bond? Your own: path/to/file.py:Class",
+        ),
+    ]
+    for settings, says in cases:
+        with pytest.raises(ConfigError) as refused:
+            DistillationConfig(output_dir=str(tmp_path), **settings)
+        assert str(refused.value) == says
+    assert "n" not in inspect.signature(DistillationConfig).parameters
+    assert inspect.signature(DistillationConfig).parameters["method"].default == "jbond"
 
 
 def test_a_method_object_that_needs_groups_is_refused_without(tmp_path: Path) -> None:

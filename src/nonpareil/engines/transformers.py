@@ -28,7 +28,7 @@ from nonpareil.engines.decoding import TEXT, as_draws
 from nonpareil.engines.draw_memory import drawing_bounds
 from nonpareil.engines.finite import check_draws
 from nonpareil.engines.guidance import GUIDED, Guide, Samples, whole_vocabulary
-from nonpareil.engines.load_check import check_drawing, check_scoring, draws_alike
+from nonpareil.engines.load_check import check_drawing, check_scoring, draws_alike, told_lacking
 from nonpareil.engines.packed_weights import Packing
 from nonpareil.engines.rows import Completion, Rows, left_pad
 from nonpareil.engines.sampling import sample_keys, sample_tokens
@@ -160,6 +160,7 @@ class TransformersEngine:
 
         Raises:
             DataError, ConfigError: as `draw`; requests whose sampling differs in more than the seed.
+            ModelError: an operation of the model is not there on this device, or in this dtype.
         """
         return [
             [
@@ -195,7 +196,7 @@ class TransformersEngine:
             routes = modes.enter_context(adapters)
             for units in batches(requests, *drawing_bounds(self.model, self.max_tokens_per_batch, queries)):
                 progress = BatchProgress(requests, units, on_progress) if on_progress is not None else None
-                with self.packing.of(requests, units, self.ways.first != COPIED):
+                with told_lacking(self.model), self.packing.of(requests, units, self.ways.first != COPIED):
                     batch = self._draw_batch(requests, units, routes, progress)
                 flat = iter(batch)
                 for unit in units:

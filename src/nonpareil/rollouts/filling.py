@@ -19,7 +19,7 @@ from nonpareil.rewards.combine import CombinedReward
 from nonpareil.rollouts.cluster import ShardTask, ShardWorkers
 from nonpareil.rollouts.folder import delete_rollouts
 from nonpareil.rollouts.given import GivenEngine, GivenReward, made_engine, made_reward, release
-from nonpareil.rollouts.growing import grown, grown_shard, part_there
+from nonpareil.rollouts.growing import engine_of, grown, grown_shard, part_there
 from nonpareil.rollouts.manifest import (
     FORMAT,
     TOKEN_IDS,
@@ -165,7 +165,12 @@ class Filling:
             delete_rollouts(self.old)
             self.old = None
         if self.manifest:
+<<<<<<< HEAD
             self.check_same({"engine": self.manifest["draw"]["engine"]}, {"engine": description}, self.folder)
+=======
+            stored = engine_of(self.manifest["draw"], self.folder)
+            check_same({"engine": stored}, {"engine": description}, self.folder)
+>>>>>>> p-rest
             if self.grows:
                 write_rendered(self.folder, self.prompts)
                 self.manifest, self.grows = write_manifest(self.folder, self.manifest), False
