@@ -234,12 +234,7 @@ def test_what_reads_a_setting_is_there():
     for _, setting in everything:
         owners.setdefault(setting.name, []).append(setting)
     readers = {ANY_MODEL, ENDPOINTS, FIRST_MODEL, HELD_OUT_SPLITS, HUB_DATASETS, LIMITED, LOADED_MODEL}
-<<<<<<< HEAD
-    readers |= {READS_ANSWERS, READS_SIMILARITY, CHOOSES}
-=======
-    readers |= {STREAMS}
-    readers |= {READS_ANSWERS, READS_SIMILARITY}
->>>>>>> p-rest
+    readers |= {READS_ANSWERS, READS_SIMILARITY, CHOOSES, STREAMS}
     readers |= {OWN_PROMPTS, TRAINING_SPLITS, WITH_SPLITS, MAKES_CREDITS, DRAWS_POOL}
     for _, setting in everything:
         owner, _, wanted = (setting.limits.of or "").partition("=")

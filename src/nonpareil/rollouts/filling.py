@@ -165,12 +165,8 @@ class Filling:
             delete_rollouts(self.old)
             self.old = None
         if self.manifest:
-<<<<<<< HEAD
-            self.check_same({"engine": self.manifest["draw"]["engine"]}, {"engine": description}, self.folder)
-=======
             stored = engine_of(self.manifest["draw"], self.folder)
-            check_same({"engine": stored}, {"engine": description}, self.folder)
->>>>>>> p-rest
+            self.check_same({"engine": stored}, {"engine": description}, self.folder)
             if self.grows:
                 write_rendered(self.folder, self.prompts)
                 self.manifest, self.grows = write_manifest(self.folder, self.manifest), False
