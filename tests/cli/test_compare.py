@@ -1,6 +1,5 @@
 """`nonpareil compare` on tiny models: runs, budgets, resuming, failures, refusals."""
 
-import gc
 import json
 import os
 import signal
@@ -42,21 +41,10 @@ shutil.copytree(model, output + "/checkpoint-5")
 """
 
 
-@pytest.fixture(autouse=True)
-def cheap_collections():
-    """Models are let go with a whole garbage collection; what was imported before need not be looked through."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture
-def comparison(files, capsys, monkeypatch):
+def comparison(files, capsys):
     """Write a comparison of one copying command, changed as asked, and run it; status, JSON figures, stderr."""
     (files / "copy.py").write_text(COPY)
-    # Most of an evaluation's time on models this small; the pictures are tested in tests/evaluation.
-    monkeypatch.setattr("nonpareil.evaluation.plots.png", lambda figure: b"PNG")
-    monkeypatch.setattr("nonpareil.commands.compare.report.png", lambda figure: b"PNG")
     copy = ["{python}", str(files / "copy.py"), "{model}", "{output_dir}", "{seed}"]
 
     def compare(*flags, **changes):
