@@ -408,10 +408,13 @@ def test_a_missing_demo_says_what_to_do(tmp_path, monkeypatch):
 # --- Helpers
 
 
-def parsed(package_dir: Path) -> Iterator[tuple[Path, ast.Module]]:
+@functools.cache
+def parsed(package_dir: Path) -> list[tuple[Path, ast.Module]]:
     """Each source file's path within the package, and its syntax tree."""
-    for path in sorted(package_dir.rglob("*.py")):
-        yield path.relative_to(package_dir), ast.parse(path.read_text(encoding="utf-8"))
+    return [
+        (path.relative_to(package_dir), ast.parse(path.read_text(encoding="utf-8")))
+        for path in sorted(package_dir.rglob("*.py"))
+    ]
 
 
 def class_definition(cls: type) -> ast.ClassDef:
