@@ -489,34 +489,38 @@ def test_a_policy_replaced_behind_its_path_is_noticed(comparison, files):
     assert "copy/seed-0: model: 'sha256-2:" in error
 
 
-@pytest.mark.parametrize(
-    ("file", "old", "new", "told", "trained_anew"),
-    [
-        ("train.jsonl", "film", "dull film", "copy/seed-0: prompts.sha256: '", True),
-        ("rewards.py", '"good"', '"bad"', "copy/seed-0: reward.good.source: '", True),
-        ("copy.py", "json, ", "", "copy/seed-0: files.{files}/copy.py: '", True),
-        ("test.jsonl", "film", "dull film", "evaluation.json: prompts.sha256: '", False),
-        ("gold.py", "text.split()", "text", "evaluation.json: gold.words.source: '", False),
-    ],
-)
-def test_content_replaced_behind_a_path_is_noticed(
-    comparison, files, monkeypatch, file, old, new, told, trained_anew
-):
+REPLACED = [
+    ("train.jsonl", "film", "dull film", "copy/seed-0: prompts.sha256: '", True),
+    ("rewards.py", '"good"', '"bad"', "copy/seed-0: reward.good.source: '", True),
+    ("copy.py", "json, ", "", "copy/seed-0: files.{files}/copy.py: '", True),
+    ("test.jsonl", "film", "dull film", "evaluation.json: prompts.sha256: '", False),
+    ("gold.py", "text.split()", "text", "evaluation.json: gold.words.source: '", False),
+]
+
+
+def test_content_replaced_behind_a_path_is_noticed(comparison, files):
     gold = files / "gold.py"
     gold.write_text(
         "def words(completions, **_):\n    return [float(len(text.split())) for text in completions]\n"
     )
     settings = {"seeds": [0], "gold_reward": f"{gold}:words"}
     assert comparison(**settings)[0] == 0
-    text = (files / file).read_text()
-    assert old in text
-    (files / file).write_text(text.replace(old, new))
-    status, _, error = comparison(**settings)
-    assert status == 2
-    assert told.format(files=files) in error
-    status, _, error = comparison("--overwrite", **settings)
-    assert status == 0, error
-    assert ("trained already" not in error) == trained_anew
+    for (
+        file,
+        old,
+        new,
+        told,
+        trained_anew,
+    ) in REPLACED:  # one after the other, each beside the last one's models
+        text = (files / file).read_text()
+        assert old in text
+        (files / file).write_text(text.replace(old, new))
+        status, _, error = comparison(**settings)
+        assert status == 2, file
+        assert told.format(files=files) in error
+        status, _, error = comparison("--overwrite", **settings)
+        assert status == 0, error
+        assert ("trained already" not in error) == trained_anew, file
 
 
 def test_an_own_method_is_known_by_its_file(comparison, files):
