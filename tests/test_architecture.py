@@ -392,6 +392,18 @@ def test_ci_runs_the_readmes_commands():
     assert f"{install} && {tests}" in readme
 
 
+def test_the_tests_that_ci_names_exist():
+    """pytest ignores in silence what `--ignore` does not find."""
+    words = re.findall(r"\btests/[\w/.{},]*", (ROOT / ".ci" / "run").read_text())
+    named = []
+    for word in words:
+        before, _, rest = word.partition("{")
+        names, _, after = rest.partition("}")
+        named += [before + name + after for name in names.split(",")]
+    assert len(named) > 40
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
 # --- The embedded demo
 
 
