@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from nonpareil.serving.records import Drawn, Scored
 
@@ -11,11 +11,12 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Metrics:
-    """Counters of one server; names begin with `nonpareil_`."""
+    """Counters of one server, named `nonpareil_...`; `process_...` are its process's (CPU seconds, memory)."""
 
     def __init__(self) -> None:
         """All at zero."""
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         made: Any = {"registry": self.registry, "namespace": "nonpareil"}
         self.requests = Counter(
             "requests", "Requests answered, by endpoint and status.", ["endpoint", "status"], **made
