@@ -252,10 +252,7 @@ class Filling:
         scorer = None if reward is None else made_reward(reward)
         if missing:
             self._begin(workers)
-        settings: dict[str, Any] | None = None
-        unscored: list[int] = []
-        if scorer is not None:
-            settings, unscored = self._begin_scoring(scorer)
+        settings, unscored = (None, []) if scorer is None else self._begin_scoring(scorer)
         waiting = {*missing, *unscored}
         if not waiting:
             return 0, 0, Counter()
