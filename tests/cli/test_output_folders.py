@@ -21,13 +21,13 @@ QUICK = {"evaluate_after": "false", "max_steps": 2, "save_steps": 1}
 
 
 def snapshot(folder: Path) -> dict[str, bytes | str]:
-    """Every file's content and every link's target below a folder; our own lock and list aside."""
+    """Every file's content and link's target below a folder; our own lock and list aside, and Python's cache."""
     found: dict[str, bytes | str] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             found[name] = os.readlink(path)
-        elif path.is_file() and path.name not in (".lock", MARKER):
+        elif path.is_file() and path.name not in (".lock", MARKER) and path.suffix != ".pyc":
             found[name] = path.read_bytes()
     return found
 
