@@ -129,4 +129,8 @@ def test_a_curve_is_the_mean_of_its_sources_curves(sides):
         [g.prompt_id for g in groups], torch.tensor(rewards, dtype=torch.float64).numpy(), *shapes, NAMES
     )
     assert best_of_n_report(numbers, 4).by_source == curve.by_source
-    assert all(one.win_rate is None for one in best_of_n_report(groups).by_source), "as the curve's last"
+    whole = best_of_n_report(groups)  # of all draws, of which the last leaves none to compare with
+    assert whole.points[-1].win_rate is None
+    assert whole.source_headings()[2:] == ("pass@N, N = 1", "pass@N, N = 8", "win rate, N = 7")
+    mean, _ = mean_of([one.win_rate for one in whole.by_source])
+    assert mean == pytest.approx(whole.points[-2].win_rate.estimate, abs=1e-12)
