@@ -279,7 +279,7 @@ def main() -> None:
     device = device_of(bench.engine.model)
     figures = {
         "date": date.today().isoformat(),
-        **vars(args),
+        **{name: value for name, value in vars(args).items() if name != "json"},
         **{name: Path(getattr(args, name)).name for name in ("model", "prompts")},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
@@ -290,6 +290,7 @@ def main() -> None:
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump({**figures, "rows": rows, "partial_rewards": partial}, file, indent=1)
+            file.write("\n")
 
 
 if __name__ == "__main__":

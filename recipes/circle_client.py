@@ -4,13 +4,15 @@
         --ask best=http://127.0.0.1:8000/v1,8 [--ask other=URL,BEST_OF ...] [--clients 4] [--max_tokens 40]
 
 Each `--ask` is a way of serving: its name, the server's address, and best_of. `answers/NAME.jsonl` gets a line an
-answer. The ways take turns, a block of prompts each, so that a busy minute falls on all of them. Asked
-again, only what has no line yet is asked.
+answer; a request's random numbers are those of `--seed`, its way and its prompt's place. The ways take turns, a
+block of prompts each, so that a busy minute falls on all of them; what CPU seconds a server spent on a block is in
+`answers/NAME.cost.jsonl`. Asked again, only what has no line yet is asked.
 """
 
 import argparse
 import asyncio
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +21,8 @@ from typing import Any, TextIO
 
 import httpx
 import pandas as pd
+
+SEEDS_OF_A_RUN, SEEDS_OF_A_WAY = 10_000_000, 1_000_000
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -55,27 +59,43 @@ async def ask(http: httpx.AsyncClient, url: str, body: dict[str, Any]) -> dict[s
     }
 
 
-async def ask_block(args: argparse.Namespace, way: str, block: dict[int, str]) -> None:
-    """All prompts of a block, so many at once."""
-    name, _, where = way.partition("=")
+async def cpu_seconds(http: httpx.AsyncClient, url: str) -> float | None:
+    """What a server's process has spent since it began; None where its page does not say."""
+    page = (await http.get(f"{url}/../metrics")).text
+    found = re.search(r"^process_cpu_seconds_total (\S+)$", page, re.M)
+    return float(found[1]) if found else None
+
+
+async def ask_block(args: argparse.Namespace, index: int, block: dict[int, str]) -> None:
+    """All prompts of a block by one way, so many at once."""
+    name, _, where = args.ask[index].partition("=")
     url, _, best_of = where.rpartition(",")
     path = args.output_dir / f"{name}.jsonl"
     done = {line["place"] for line in read_lines(path)}
-    left = iter([place for place in block if place not in done])
+    asked = [place for place in block if place not in done]
+    if not asked:
+        return
+    left, first = iter(asked), args.seed * SEEDS_OF_A_RUN + index * SEEDS_OF_A_WAY
 
     async def client(http: httpx.AsyncClient, file: TextIO, places: Iterator[int]) -> None:
         for place in places:
             body = {
                 **{"prompt": block[place], "best_of": int(best_of), "max_tokens": args.max_tokens},
-                **{"temperature": 1.0, "seed": args.seed + place},
+                **{"temperature": 1.0, "seed": first + place},
             }
             file.write(json.dumps({"place": place, **await ask(http, url, body)}) + "\n")
             file.flush()
 
-    with opened(path) as file:
-        async with httpx.AsyncClient(timeout=600) as http, asyncio.TaskGroup() as clients:
-            for _ in range(args.clients):
-                clients.create_task(client(http, file, left))
+    async with httpx.AsyncClient(timeout=600) as http:
+        before = await cpu_seconds(http, url)
+        with opened(path) as file:
+            async with asyncio.TaskGroup() as clients:
+                for _ in range(args.clients):
+                    clients.create_task(client(http, file, left))
+        after = await cpu_seconds(http, url)
+    if before is not None and after is not None:
+        with opened(path.with_suffix(".cost.jsonl")) as file:
+            file.write(json.dumps({"answers": len(asked), "cpu_seconds": after - before}) + "\n")
 
 
 async def ask_all(args: argparse.Namespace) -> None:
@@ -83,8 +103,8 @@ async def ask_all(args: argparse.Namespace) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for first in range(0, len(prompts), args.block):
         block = {place: prompts[place] for place in range(first, min(first + args.block, len(prompts)))}
-        for way in args.ask:
-            await ask_block(args, way, block)
+        for index in range(len(args.ask)):
+            await ask_block(args, index, block)
 
 
 def main() -> None:

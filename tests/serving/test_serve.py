@@ -211,6 +211,7 @@ def test_pages_beside_the_answers(server):
     counted = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
     assert float(counted["nonpareil_answers_drawn_total"]) > 0
     assert float(counted["nonpareil_requests_running"]) == 0
+    assert float(counted["process_cpu_seconds_total"]) > 0
     assert float(counted['nonpareil_requests_total{endpoint="completions",status="400"}']) > 0
     assert httpx.get(f"{server.url}/docs").status_code == 404
 

@@ -147,14 +147,17 @@ def test_logs_and_files_hold_a_method_by_its_name_and_settings(tmp_path: Path) -
 def test_saved_arguments_are_read_without_the_users_file(tmp_path: Path) -> None:
     (tmp_path / "scaled.py").write_text(SCALED)
     scaled: Any = load_function(f"{tmp_path}/scaled.py:Scaled")
-    for method, shown in ((BOND(n=2), "BOND(n=2, num_gen"), (scaled(scale=0.5), "Scaled(scale=0.5, num_gen")):
+    methods = {"bond": BOND(n=2), "scaled": scaled(scale=0.5)}
+    for name, method in methods.items():
         trainer = make_trainer(tmp_path / "run", max_steps=1, method=method)
         trainer.train()
-        trainer.save_model(str(tmp_path / "saved"))
-        code = "import sys, torch; print(torch.load(sys.argv[1], weights_only=False).method)"
-        words = [sys.executable, "-c", code, str(tmp_path / "saved" / "training_args.bin")]
-        read = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-        assert read.startswith(shown), "the object itself, or what it was called and set to"
+        trainer.save_model(str(tmp_path / name))
+    code = "import sys, torch\nfor at in sys.argv[1:]: print(torch.load(at, weights_only=False).method)"
+    saved = [str(tmp_path / name / "training_args.bin") for name in methods]
+    words = [sys.executable, "-c", code, *saved]
+    read = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    for line, shown in zip(read, ("BOND(n=2, num_gen", "Scaled(scale=0.5, num_gen"), strict=True):
+        assert line.startswith(shown), "the object itself, or what it was called and set to"
 
 
 def test_what_a_draw_was_worth_stands_in_the_table_of_completions(tmp_path: Path) -> None:

@@ -164,9 +164,10 @@ def passing_memory(
     `max_tokens_per_batch` tokens, or all that a step has. With gradient checkpointing one layer is kept whole, and
     of the others what goes in.
     """
-    known: list[Any] = [
-        getattr(model, name, None) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads")
-    ]
+    from nonpareil.engines.draw_memory import tokens_on
+
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    known: list[Any] = [getattr(model, name, None) for name in names]
     if not all(isinstance(value, int) for value in known):
         return {"activations": None, "cache": None}
     layers, hidden, heads = known
@@ -178,11 +179,13 @@ def passing_memory(
     a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     fresh = method.policy_draws + method.anchor_draws
     tokens = min(config.max_tokens_per_batch, a_step * max(fresh, method.smallest_group) * each)
+    cached = 2 * keys * layers * size
     of_layer = 8 * hidden + 2 * keys + 4 * inner
     kept = hidden * layers + of_layer if config.gradient_checkpointing else of_layer * layers
     return {
         "activations": tokens * kept * size,
-        "cache": 2 * keys * layers * size * min(config.max_tokens_per_batch, a_step * fresh * each),
+        "cache": cached
+        * min(tokens_on(config.device, cached, config.max_tokens_per_batch), a_step * fresh * each),
     }
 
 
