@@ -10,9 +10,6 @@ if TYPE_CHECKING:
 MIN_WIDTH = 100
 
 
-MIN_WIDTH = 100
-
-
 def wide_console() -> PlainConsole:
     """For tables of which in a narrower terminal the cells would be cut to nothing."""
     return console(width=max(console().width, MIN_WIDTH))
