@@ -68,6 +68,8 @@ def test_the_overall_figures_are_the_means_over_prompts_of_the_sources(sides):
     assert algebra.reference_mean.low < algebra.reference_mean.estimate < algebra.reference_mean.high
     assert unscored.win_rate is unscored.policy_mean is unscored.reference_mean is None, "not 0"
     assert Evaluation.from_dict(json.loads(json.dumps(found.to_dict()))).by_source == found.by_source
+    earlier = {name: value for name, value in found.to_dict().items() if name != "by_source"}
+    assert Evaluation.from_dict(earlier).by_source == ()
 
 
 def test_the_order_of_groups_changes_nothing(sides):
