@@ -1,6 +1,5 @@
 """A mixture's datasets apart: the overall figures are their means, weighted by prompts."""
 
-import dataclasses
 import io
 import json
 import math
@@ -93,11 +92,7 @@ def test_the_report_and_the_terminal_have_the_table(sides, tmp_path):
     page = write_report(found, best_of_n_report(sides[1]), *sides, tmp_path, "A title", {}).read_text()
     assert page.count("<td>algebra</td>") == 2
     assert "<td>&lt;b&gt;poems&lt;/b&gt;</td>" in page
-    alone = write_report(
-        dataclasses.replace(found, by_source=()), best_of_n_report(sides[1]), *sides, tmp_path, "A title", {}
-    ).read_text()
     assert "By dataset_source" in page
-    assert "By dataset_source" not in alone
 
     text = io.StringIO()
     PlainConsole(file=text, width=160).print(metrics_table(found.by_source, zero_one=True))
