@@ -54,19 +54,22 @@ def circle_figure(figures: dict[str, Any]) -> Figure:
                 tokens, rate, yerr=bar, fmt="none", ecolor=colour, capsize=3, elinewidth=1.3, zorder=4
             )
             axes.plot(tokens, rate, marker, color=colour, markersize=9, zorder=5)
-        after = found["distilled"]
-        arrow = {"arrowstyle": "-|>", "color": DISTILLED, "linewidth": 1.6, "shrinkA": 8, "shrinkB": 9}
-        axes.annotate("", after[:2], found["base"][:2], arrowprops=arrow, zorder=3)
+        ends = (found["distilled"][0], found["distilled"][2]), (found["base"][0], found["base"][3])
+        arrow = {"arrowstyle": "-|>", "color": DISTILLED, "linewidth": 1.6, "shrinkA": 4, "shrinkB": 4}
+        axes.annotate("", *ends, arrowprops=arrow, zorder=3)  # between the bars
         for name, words, colour, offset, side in (
-            ("base", "one sample of the base", BASE, (13, -11), "left"),
-            ("best", "best of 8, served", BASE, (8, -42), "right"),
-            ("distilled", "one sample, distilled", DISTILLED, (-6, 14), "left"),
+            ("base", "one sample of the base", BASE, (13, -22), "left"),
+            ("best", "best of 8, served", BASE, (8, -58), "right"),
+            ("distilled", "one sample, distilled", DISTILLED, (-6, 8), "left"),
         ):
-            tokens, rate = found[name][:2]
+            tokens, rate, _, high = found[name]
+            height = high if name == "distilled" else rate  # above its bar, the others beside their points
             place: dict[str, Any] = {"textcoords": "offset points", "ha": side, "color": colour}
             cost = f"{tokens / one:.1f}".removesuffix(".0")
             words = f"{words}: {rate:.2f}\n{cost}x tokens"
-            axes.annotate(words, (tokens, rate), offset, va="bottom", fontsize=10, fontweight="bold", **place)
+            axes.annotate(
+                words, (tokens, height), offset, va="bottom", fontsize=10, fontweight="bold", **place
+            )
         axes.set(xlim=(0, 1.08 * many), ylim=(0.45, 0.95))
         axes.set(xlabel="tokens drawn for an answer", ylabel="win rate against the base")
         axes.set_title("Serve best-of-8, distil what was served, serve one sample", color=INK)

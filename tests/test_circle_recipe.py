@@ -18,6 +18,7 @@ from nonpareil.serving.upstream import HttpUpstream
 from tests.serving.running import MODEL, Echo, loopback, served
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+DOCS = RECIPES.parent / "docs"
 
 
 def last_digit(completions, **columns):
@@ -134,6 +135,28 @@ def test_one_seed_has_an_interval_over_prompts_and_several_their_spread(circle):
     runs[1]["served"] = 8
     with pytest.raises(SystemExit, match="other numbers of requests"):
         table.lines({"runs": runs})
+
+
+def test_a_bar_of_the_picture_is_the_interval_of_one_seed_and_the_range_of_several(circle):
+    _, _, picture = circle
+    runs = [run_of("seed-0", 0.5, 1.0, 90.0), run_of("seed-1", 0.75, 3.0, 90.0)]
+    assert picture.point(runs[:1], "best") == (320.0, 0.5, 0.4, 0.6)
+    assert picture.point(runs, "best") == (320.0, 0.625, 0.5, 0.75)
+
+
+def test_the_docs_table_and_picture_are_of_the_figures_beside_them(circle):
+    _, table, picture = circle
+    figures = json.loads((DOCS / "circle.json").read_text(encoding="utf-8"))
+    assert figures["runs"]
+    page = (DOCS / "serving.md").read_text(encoding="utf-8")
+    for line in table.lines(figures)[:5]:
+        assert line in page
+    figure = picture.circle_figure(figures)
+    drawn = "\n".join(text.get_text() for text in figure.axes[0].texts)
+    for name in table.WAYS:
+        rate = sum(run["ways"][name]["win_rate"] for run in figures["runs"]) / len(figures["runs"])
+        assert f": {rate:.2f}\n" in drawn
+    assert (DOCS / "circle.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
