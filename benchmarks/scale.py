@@ -77,10 +77,10 @@ def report(folder: Path, args: argparse.Namespace, groups: int) -> Callable[[], 
     import torch
 
     from nonpareil.evaluation import best_of_n_report, evaluate_groups
-    from nonpareil.rollouts import read_groups
+    from nonpareil.rollouts.reading import stored_groups
 
     def evaluate() -> None:
-        ours, theirs = (read_groups(folder / "groups") for _ in range(2))
+        ours, theirs = (list(stored_groups(folder / "groups", ("logprobs",))) for _ in range(2))
         divergence = torch.rand(groups, args.completions)
         evaluate_groups(ours, theirs, policy_kl=divergence, policy_log_ratio=divergence)
         best_of_n_report(theirs)

@@ -36,7 +36,16 @@ from nonpareil.training.method import method_of
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
-COMPARISONS = ["chat-advice", "chat-sums", "imdb-compare", "imdb-frontier", "imdb-long", "imdb-verifier"]
+COMPARISONS = [
+    "chat-advice",
+    "chat-advice-gpu",
+    "chat-sums",
+    "chat-sums-gpu",
+    "imdb-compare",
+    "imdb-frontier",
+    "imdb-long",
+    "imdb-verifier",
+]
 OTHER_PROGRAMS = {"imdb-dpo", *COMPARISONS}
 DISTILL = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in OTHER_PROGRAMS)
 PAPERS = ["bond-xsum", "jbond-gemma", "bonbon-hh", "bonbon-tldr", "vbon-tldr"]

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 
+import pytest
+
+from nonpareil.errors import ConfigError
 from nonpareil.setting_types import nearest, nearest_name
-from nonpareil.settings import CheckedOptions, differing, flat, option, values_of
+from nonpareil.settings import CheckedOptions, differing, flat, offered, option, settings_of, values_of
 
 
 def test_settings_that_differ_are_told_with_both_values():
@@ -41,3 +44,41 @@ def test_the_nearest_name_is_proposed_where_one_is_near():
     assert nearest("vbonn", ["vbon", "bond"], "--") == "; did you mean --vbon?"
     assert nearest("vbonn", ["vbon"], quoted=True) == "; did you mean 'vbon'?"
     assert (nearest_name("x", ["vbon"]), nearest("x", ["vbon"])) == (None, "")
+
+
+@dataclass
+class Circle:
+    one: int = option(1, "", of="two=3")
+    two: int = option(1, "", of="three")
+    three: int = option(1, "", of="one")
+    outside: int = option(1, "", of="one")
+
+
+@dataclass
+class OfItself:
+    alone: int = option(1, "", of="alone")
+
+
+def test_settings_that_belong_to_one_another_in_a_circle_are_refused_where_they_are_declared():
+    with pytest.raises(
+        ConfigError, match=r"Circle: the setting 'one' belongs to itself .one of two of three of one"
+    ):
+        settings_of(Circle)
+    with pytest.raises(ConfigError, match="'alone' belongs to itself"):
+        settings_of(OfItself)
+
+
+@dataclass
+class Refusing(CheckedOptions):
+    judge: str | None = option(None, "", refused="cannot be: no judges; remove it")
+    cache: str | None = option(None, "", of="judge")
+    size: int | None = option(None, "", of="cache")
+    other: int = option(1, "")
+
+
+def test_what_belongs_to_a_refused_setting_is_not_offered_and_refused_with_its_reason():
+    assert list(offered(Refusing)) == ["other"]
+    with pytest.raises(
+        ConfigError, match="cache='x' is not read: judge cannot be: no judges; remove it; remove cache"
+    ):
+        Refusing(cache="x")

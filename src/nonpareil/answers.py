@@ -1,6 +1,7 @@
 """A server's answer, read with care: so many bytes and no more, by a deadline, and JSON that says one thing."""
 
 import asyncio
+import functools
 import json
 import time
 import zlib
@@ -12,6 +13,8 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 MOST_BYTES = 16 * 2**20
@@ -67,6 +70,14 @@ def answer_bytes(tokens: int, ids: int = 0) -> int:
     64 completions of 4,096 tokens: 80 MiB, of which an honest answer takes the half.
     """
     return MOST_BYTES + BYTES_PER_TOKEN * tokens + BYTES_PER_ID * ids
+
+
+@functools.cache
+def certificates() -> "ssl.SSLContext":
+    """Whom https trusts, read once for all clients of a process: more work than many a request."""
+    import httpx
+
+    return httpx.create_ssl_context()
 
 
 async def fetch(

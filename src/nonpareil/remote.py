@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from nonpareil.answers import MOST_BYTES, Answer, UnusableAnswer, fetch, parse_json, shown
+from nonpareil.answers import MOST_BYTES, Answer, UnusableAnswer, certificates, fetch, parse_json, shown
 from nonpareil.errors import ConfigError, RemoteError
 from nonpareil.terminal import printable
 
@@ -82,7 +82,7 @@ class JsonClient:
         # Its own time-outs are of single reads: an answer that drips would never end. Ours is of the whole.
         # Nor is its limit of connections needed: requests wait at the semaphore, before their time begins.
         limits = httpx.Limits(max_connections=None)
-        self._http = httpx.AsyncClient(headers=headers, timeout=None, limits=limits)
+        self._http = httpx.AsyncClient(headers=headers, timeout=None, limits=limits, verify=certificates())
         self._turn = asyncio.Semaphore(self._max_concurrency)
         self._quiet_until = 0.0
         return self

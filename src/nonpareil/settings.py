@@ -92,7 +92,37 @@ def _settings_of(cls: Any) -> dict[str, Setting]:
             help = one.metadata.get("help", "")
             heading = one.metadata.get("heading") or _heading(cls, one.name)
             found[one.name] = Setting(one.name, hints[one.name], default, limits, help, heading)
+    for name in found:
+        _refuse_circle(cls, found, name)
     return found
+
+
+def _owner(settings: Mapping[str, Setting], name: str) -> str | None:
+    """The setting that one belongs to; None where it is none of these."""
+    owner = (settings[name].limits.of or "").partition("=")[0]
+    return owner if owner in settings else None
+
+
+def _refuse_circle(cls: Any, settings: Mapping[str, Setting], name: str) -> None:
+    way, owner = [name], _owner(settings, name)
+    while owner is not None and owner not in way:
+        way, owner = [*way, owner], _owner(settings, owner)
+    if owner == name:
+        raise ConfigError(
+            f"{cls.__name__}: the setting {name!r} belongs to itself ({' of '.join([*way, name])}), so that none "
+            "of them could be read; let one of them belong to no other (of)"
+        )
+
+
+def offered(cls: Any) -> dict[str, Setting]:
+    """The settings that may have another value than their default: not those of a setting that may not."""
+    settings = settings_of(cls)
+
+    def may(name: str) -> bool:
+        limits, owner = settings[name].limits, _owner(settings, name)
+        return limits.unread is None and limits.refused is None and (owner is None or may(owner))
+
+    return {name: one for name, one in settings.items() if may(name)}
 
 
 def _heading(cls: type, name: str) -> str:
@@ -144,6 +174,9 @@ def refuse_unread(options: Any, absent: Mapping[str, str] | None = None) -> None
             raise ConfigError(
                 f"{given} is read by {limits.reader} only, and {absent[limits.reader]}; remove it"
             )
+        owner = _owner(settings, name)
+        if owner is not None and (refused := settings[owner].limits.refused) is not None:
+            raise ConfigError(f"{given} is not read: {owner} {refused}; remove {name}")
         if limits.of is not None and (lacks := _lacks(options, settings, limits.of)):
             raise ConfigError(f"{given} is not read {lacks}, or remove {name}")
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib.figure
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -61,6 +62,21 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
+
+
+@pytest.fixture
+def rendered_pictures() -> None:
+    """For a test that is to have real PNG files."""
+
+
+@pytest.fixture(autouse=True)
+def cheap_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are composed and not rendered, a third of an evaluation's time on models this small.
+
+    `tests/evaluation` renders every one of them, and so do the tests here that take `rendered_pictures`.
+    """
+    if "rendered_pictures" not in request.fixturenames:
+        monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda _, file, **how: file.write(b"PNG"))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`nonpareil distill`, killed at its k-th file operation and taken up again; a process of its own forks each run.
+"""A command, killed at its k-th file operation and taken up again; a process of its own forks each run.
 
 Reads lines of JSON from stdin, `{"argv": [...], "kill": k or null}`, and answers each with
 `{"status": ..., "operations": [...]}`. Forked, a run need not import torch first.
@@ -132,8 +132,10 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for module in (
         "nonpareil.commands.distill.command",
+        "nonpareil.commands.search",
         "nonpareil.training",
         "nonpareil.rollouts",
+        "nonpareil.rollouts.segments.kept",
         "peft",
         "tensorboard",
     ):

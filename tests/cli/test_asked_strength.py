@@ -32,12 +32,6 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most of an evaluation's time on models this small; they are tested in tests/evaluation."""
-    monkeypatch.setattr("nonpareil.evaluation.plots.png", lambda figure: b"PNG")
-
-
 def last_json(output: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
     return found
@@ -52,9 +46,7 @@ def read(folder: Path) -> Any:
     return json.loads(folder.read_text())
 
 
-def test_the_policy_of_an_asked_win_rate_is_written_and_measured(
-    nonpareil: Command, files: Path, without_pictures: None
-) -> None:
+def test_the_policy_of_an_asked_win_rate_is_written_and_measured(nonpareil: Command, files: Path) -> None:
     out, place = files / "out", files / "out" / "at-win-rate-0.6"
     status, result, said = nonpareil("distill", "--json", **SETTINGS, at_win_rate=0.6, temperature=0.9)
     assert status == 0, said
@@ -218,9 +210,7 @@ def test_no_two_win_rates_have_the_same_folder() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["rloo", "bond", "vbon"])
-def test_it_is_written_for_every_method_and_made_anew(
-    method: str, nonpareil: Command, files: Path, without_pictures: None
-) -> None:
+def test_it_is_written_for_every_method_and_made_anew(method: str, nonpareil: Command, files: Path) -> None:
     settings = {**SETTINGS, "method": method, "at_n": 2}
     status, result, said = nonpareil("distill", "--json", **settings)
     assert status == 0, said
@@ -239,9 +229,7 @@ def test_it_is_written_for_every_method_and_made_anew(
 
 
 @pytest.mark.slow
-def test_it_is_written_after_a_training_on_credits(
-    nonpareil: Command, files: Path, without_pictures: None
-) -> None:
+def test_it_is_written_after_a_training_on_credits(nonpareil: Command, files: Path) -> None:
     prompts = [f"the film was {one} {other}" for one in WORDS[:6] for other in WORDS[4:9]]
     (files / "train.jsonl").write_text("".join(json.dumps({"prompt": each}) + "\n" for each in prompts))
     credits = {"num_generations_pool": 6, "likeliest": 4, "from_tail": 2, "credited_completions": 2}
@@ -256,7 +244,7 @@ def test_it_is_written_after_a_training_on_credits(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bf16", ["false", "true"])
-def test_an_adapter_s_is_merged(bf16: str, nonpareil: Command, files: Path, without_pictures: None) -> None:
+def test_an_adapter_s_is_merged(bf16: str, nonpareil: Command, files: Path) -> None:
     lora = {"use_peft": "true", "lora_target_modules": "all-linear", "learning_rate": 0.1}
     lora["unseen_reward"] = str(files / "rm")
     settings = {**SETTINGS, **lora, "bf16": bf16, "at_win_rate": 0.55, "max_steps": 12}
@@ -275,9 +263,7 @@ def test_an_adapter_s_is_merged(bf16: str, nonpareil: Command, files: Path, with
 
 
 @pytest.mark.slow
-def test_a_strength_without_rewards_ends_the_path_and_not_the_run(
-    nonpareil: Command, files: Path, without_pictures: None
-) -> None:
+def test_a_strength_without_rewards_ends_the_path_and_not_the_run(nonpareil: Command, files: Path) -> None:
     far = files / "out" / "evaluation" / "strength-1.5"
     (files / "rewards.py").write_text(
         "from pathlib import Path\n\n\n"
@@ -294,9 +280,7 @@ def test_a_strength_without_rewards_ends_the_path_and_not_the_run(
 
 
 @pytest.mark.slow
-def test_what_cannot_be_measured_is_not_left_there(
-    nonpareil: Command, files: Path, without_pictures: None
-) -> None:
+def test_what_cannot_be_measured_is_not_left_there(nonpareil: Command, files: Path) -> None:
     """The reward fails for good once the strength was found: its policy's completions are a text it never saw."""
     (files / "rewards.py").write_text(
         "from pathlib import Path\n\n\n"

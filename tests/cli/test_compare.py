@@ -1,6 +1,5 @@
 """`nonpareil compare` on tiny models: runs, budgets, resuming, failures, refusals."""
 
-import gc
 import json
 import os
 import signal
@@ -42,21 +41,10 @@ shutil.copytree(model, output + "/checkpoint-5")
 """
 
 
-@pytest.fixture(autouse=True)
-def cheap_collections():
-    """Models are let go with a whole garbage collection; what was imported before need not be looked through."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture
-def comparison(files, capsys, monkeypatch):
+def comparison(files, capsys):
     """Write a comparison of one copying command, changed as asked, and run it; status, JSON figures, stderr."""
     (files / "copy.py").write_text(COPY)
-    # Most of an evaluation's time on models this small; the pictures are tested in tests/evaluation.
-    monkeypatch.setattr("nonpareil.evaluation.plots.png", lambda figure: b"PNG")
-    monkeypatch.setattr("nonpareil.commands.compare.report.png", lambda figure: b"PNG")
     copy = ["{python}", str(files / "copy.py"), "{model}", "{output_dir}", "{seed}"]
 
     def compare(*flags, **changes):
@@ -501,34 +489,38 @@ def test_a_policy_replaced_behind_its_path_is_noticed(comparison, files):
     assert "copy/seed-0: model: 'sha256-2:" in error
 
 
-@pytest.mark.parametrize(
-    ("file", "old", "new", "told", "trained_anew"),
-    [
-        ("train.jsonl", "film", "dull film", "copy/seed-0: prompts.sha256: '", True),
-        ("rewards.py", '"good"', '"bad"', "copy/seed-0: reward.good.source: '", True),
-        ("copy.py", "json, ", "", "copy/seed-0: files.{files}/copy.py: '", True),
-        ("test.jsonl", "film", "dull film", "evaluation.json: prompts.sha256: '", False),
-        ("gold.py", "text.split()", "text", "evaluation.json: gold.words.source: '", False),
-    ],
-)
-def test_content_replaced_behind_a_path_is_noticed(
-    comparison, files, monkeypatch, file, old, new, told, trained_anew
-):
+REPLACED = [
+    ("train.jsonl", "film", "dull film", "copy/seed-0: prompts.sha256: '", True),
+    ("rewards.py", '"good"', '"bad"', "copy/seed-0: reward.good.source: '", True),
+    ("copy.py", "json, ", "", "copy/seed-0: files.{files}/copy.py: '", True),
+    ("test.jsonl", "film", "dull film", "evaluation.json: prompts.sha256: '", False),
+    ("gold.py", "text.split()", "text", "evaluation.json: gold.words.source: '", False),
+]
+
+
+def test_content_replaced_behind_a_path_is_noticed(comparison, files):
     gold = files / "gold.py"
     gold.write_text(
         "def words(completions, **_):\n    return [float(len(text.split())) for text in completions]\n"
     )
     settings = {"seeds": [0], "gold_reward": f"{gold}:words"}
     assert comparison(**settings)[0] == 0
-    text = (files / file).read_text()
-    assert old in text
-    (files / file).write_text(text.replace(old, new))
-    status, _, error = comparison(**settings)
-    assert status == 2
-    assert told.format(files=files) in error
-    status, _, error = comparison("--overwrite", **settings)
-    assert status == 0, error
-    assert ("trained already" not in error) == trained_anew
+    for (
+        file,
+        old,
+        new,
+        told,
+        trained_anew,
+    ) in REPLACED:  # one after the other, each beside the last one's models
+        text = (files / file).read_text()
+        assert old in text
+        (files / file).write_text(text.replace(old, new))
+        status, _, error = comparison(**settings)
+        assert status == 2, file
+        assert told.format(files=files) in error
+        status, _, error = comparison("--overwrite", **settings)
+        assert status == 0, error
+        assert ("trained already" not in error) == trained_anew, file
 
 
 def test_an_own_method_is_known_by_its_file(comparison, files):

@@ -10,14 +10,17 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
 
 from nonpareil.commands.distill import rehearsal
-from nonpareil.commands.distill.dry_run import passing_memory
+from nonpareil.commands.distill.dry_run import passing_memory, with_checkpointing
+from nonpareil.commands.distill.fits import memory_warning
 from nonpareil.commands.distill.foretold import hours, trained_completions
 from nonpareil.commands.distill.rehearsal import check_repository, hub_warnings, timed_draw
 from nonpareil.commands.policies.local import LocalPolicy
 from nonpareil.errors import ConfigError
 from nonpareil.methods import build
+from nonpareil.models.memory import memory_of
 from nonpareil.training import DistillationConfig
 from tests.tiny import make_model, make_tokenizer, prompts_of
 
@@ -71,6 +74,8 @@ def test_rewards_are_tried_and_the_speed_is_told(nonpareil, files, rewards) -> N
     assert hours["total"] > 0
     assert hours["total"] == pytest.approx(hours["drawing"] + hours["passes"], rel=0.02)
     assert plan["memory_gib"].keys() == {*plan["memory_bytes"], "activations", "cache"}
+    assert plan["device_gib"] == pytest.approx(memory_of(torch.device("cpu")) / 2**30, rel=0.01)
+    assert f"of {plan['device_gib']:.4g} that this device has" in " ".join(err.replace("│", " ").split())
     shown = " ".join(err.replace("│", " ").split())
     assert "Warning: reward 'fails' gave a made-up completion no score" in shown
     assert "hours, an estimate" in shown
@@ -177,3 +182,46 @@ def test_what_is_descended_and_how_dearly_is_in_the_hours(tmp_path: Path) -> Non
         passes.append(hours(config, method, 3600, 1.0, 1.0, (0.0, 1.0))["passes"])
     a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     assert passes == [3.0 * a_step, 4.0 * a_step, 2.0 * a_step]
+
+
+GIB = 2**30
+
+
+def test_what_does_not_fit_is_said_with_what_would() -> None:
+    def parts(held: float, activations: float | None, cache: float = 1) -> dict[str, int | None]:
+        size = None if activations is None else int(activations * GIB)
+        return {"weights": int(held * GIB), "total": 0, "activations": size, "cache": int(cache * GIB)}
+
+    plain, less = parts(10, 8), parts(10, 2)
+    assert memory_warning(plain, less, 19 * GIB) is None
+    assert memory_warning(plain, less, None) is None
+    assert memory_warning(parts(99, None), parts(99, None), GIB) is None, "nobody knows"
+    said = memory_warning(plain, less, 16 * GIB)
+    assert said == (
+        "memory: up to 19 GiB are needed, by an estimate, and this device has 16; with "
+        "gradient_checkpointing=true it is 13, in more time"
+    )
+    said = memory_warning(plain, less, 12 * GIB)
+    assert said
+    assert said.endswith(
+        "give gradient_checkpointing=true and a lower max_tokens_per_batch, which activations and cache follow"
+    )
+    said = memory_warning(less, less, 12 * GIB)
+    assert said
+    assert "give a lower max_tokens_per_batch" in said
+    assert "checkpointing" not in said
+    said = memory_warning(plain, less, 9 * GIB)
+    assert said
+    assert "10 are held throughout: give use_peft=true" in said
+
+
+def test_checkpointing_is_estimated_and_the_setting_left_as_it_is(tmp_path: Path) -> None:
+    config = DistillationConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    model, prompts = make_model().config, prompts_of([2, 3])
+    method = build("jbond", {})
+    usual, other = (
+        passing_memory(model, each, method, prompts)["activations"]
+        for each in (config, with_checkpointing(config))
+    )
+    assert other < usual
+    assert not config.gradient_checkpointing

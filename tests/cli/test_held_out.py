@@ -31,7 +31,7 @@ def test_every_command_parts_one_file_alike(nonpareil, files):
         ({"dataset_test_split": "validation"}, "dataset_test_split='validation' is not read"),
         ({"test_split_size": None}, "give eval_dataset_name or test_split_size"),
         ({"test_split_size": 400}, "of 12 different prompts holds out 400"),
-        ({"dataset_streaming": "true"}, "is read by hub datasets only"),
+        ({"dataset_streaming": "true"}, "is read by hub datasets and mixtures of them only"),
     ):
         status, _, err = nonpareil("distill", **{**run, **changes, "output_dir": files / "no"})
         assert (status, says in err) == (2, True), err

@@ -43,6 +43,11 @@ def is_refused(setting: Setting) -> bool:
     return setting.limits.unread is not None or setting.limits.refused is not None
 
 
+def belongs_to_refused(cls: type, setting: Setting) -> bool:
+    owner = settings_of(cls).get((setting.limits.of or "").partition("=")[0])
+    return owner is not None and is_refused(owner)
+
+
 def entries(text: str) -> dict[str, str]:
     """What is said of each flag or key, by its name; each is listed once."""
     found: dict[str, str] = {}
@@ -85,11 +90,13 @@ def test_help_loads_nothing_heavy(command):
 )
 def test_help_lists_each_setting_once_with_its_default(command, capsys):
     record = __import__(COMMANDS[command][0], fromlist=["COMMAND"]).COMMAND
-    settings = [one for cls in (record.listed or record.options)() for one in settings_of(cls).values()]
+    both = [(cls, one) for cls in (record.listed or record.options)() for one in settings_of(cls).values()]
+    settings = [one for _, one in both]
     listed = entries(help_of(capsys, command, "--help"))
-    for setting in settings:
-        assert (setting.name in listed) != is_refused(setting), setting.name
-        if not is_refused(setting):
+    for cls, setting in both:
+        refused = is_refused(setting) or belongs_to_refused(cls, setting)
+        assert (setting.name in listed) != refused, setting.name
+        if not refused:
             assert "Default: " in listed[setting.name], setting.name
             if isinstance(setting.default, int | float) and not isinstance(setting.default, bool):
                 assert f"Default: {setting.default:g}." in listed[setting.name]
@@ -145,6 +152,24 @@ def test_help_says_which_method_reads_what(capsys):
     assert "bound" not in own
 
 
+def test_help_of_a_method_lists_the_anchor_s_motion_where_it_may_move(capsys):
+    """As `anchor_motion` takes it; without a method the help is that of all."""
+    moving = {name for name, cls in METHODS.items() if cls.anchor_ema_rate is not None}
+    assert moving == {"jbond", "bond"}
+    for name in METHODS:
+        listed = entries(help_of(capsys, "distill", "--method", name, "--help"))
+        both = {"anchor_ema_rate", "anchor_refresh_steps"} & set(listed)
+        assert len(both) == (2 if name in moving else 0), name
+        assert "method" in listed
+    assert "anchor_ema_rate" in entries(help_of(capsys, "distill", "--help"))
+
+
+def test_no_help_lists_a_judge_where_policies_are_compared(capsys):
+    assert "judge_model" in entries(help_of(capsys, "sample", "--help"))
+    for command in ("evaluate", "compare"):
+        assert "judge_" not in help_of(capsys, command, "--help")
+
+
 def test_help_lists_the_settings_of_ones_own_method(capsys, tmp_path):
     (tmp_path / "tilt.py").write_text(OWN_METHOD)
     listed = entries(help_of(capsys, "distill", "--help", f"--method={tmp_path}/tilt.py:Tilt"))
@@ -159,6 +184,7 @@ def test_help_of_a_comparison_lists_the_keys_of_its_file(capsys):
     text = help_of(capsys, "compare", "--help")
     for cls in COMPARE.keys().values():
         for name in settings_of(cls):
-            assert re.search(rf"^  {name}\b", text, re.MULTILINE), name
+            is_there = re.search(rf"^  {name}\b", text, re.MULTILINE)
+            assert bool(is_there) != name.startswith("judge_"), name
     assert "Default: 128." in entries(text.partition("\nevaluation\n")[2])["checkpoint_prompts"]
     assert "engine=" not in text  # what its runs have none of

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from nonpareil.cli import main as entry
 from nonpareil.cli.machine import failure_of
@@ -103,6 +104,17 @@ def test_a_locale_without_letters(files):
             "File too large; raise the limit on a file's size (ulimit -f)",
         ),
         (MemoryError(), "this machine's memory is full; lower max_tokens_per_batch"),
+        (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity"
+            ),
+            "the device's memory is full (OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB); lower "
+            "max_tokens_per_batch, in a training also give gradient_checkpointing=true",
+        ),
+        (
+            RuntimeError("[enforce fail] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+            "the device's memory is full (RuntimeError: [enforce fail] err == 0. DefaultCPUAllocator: can't",
+        ),
     ],
 )
 def test_what_a_machine_lacks_is_one_line(error, says):

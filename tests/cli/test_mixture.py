@@ -60,7 +60,7 @@ def test_a_mixture_is_drawn_and_trained_on(nonpareil, files):
         ((), "datasets is a mixture, without a test split, and evaluation needs held-out prompts"),
         (
             ("--test_split_size", "4", "--dataset_streaming"),
-            "dataset_streaming=True is read by hub datasets only",
+            "dataset_streaming=True is read by hub datasets and mixtures of them only",
         ),
         (("--dataset_name", files / "train.jsonl"), "both name prompts; give one of them"),
     ):

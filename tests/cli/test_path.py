@@ -8,12 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+PNG = b"\x89PNG\r\n"
+
 
 def last_json(output: str) -> dict:
     return json.loads(output.strip().splitlines()[-1])
 
 
-def test_sample_curve_export(nonpareil, files):
+def test_sample_curve_export(nonpareil, files, rendered_pictures):
     status, out, _ = nonpareil("sample", "--json", output_dir=files / "groups")
     figures = last_json(out)
     assert status == 0
@@ -30,7 +32,7 @@ def test_sample_curve_export(nonpareil, files):
     assert status == 0
     assert len(rewards) == 4
     assert rewards == sorted(rewards)
-    assert (files / "groups" / "curve" / "curve.png").is_file()
+    assert (files / "groups" / "curve" / "curve.png").read_bytes().startswith(PNG)
     assert "best-of-N" in err
     assert "No win rate at N = 4: no further draw is left" in err
     assert err.count("Intervals over 12 prompts are rough") == 1
@@ -45,7 +47,7 @@ def test_sample_curve_export(nonpareil, files):
         assert set(pq.read_table(target).column_names) == columns
 
 
-def test_distill_leaves_a_plain_checkpoint_and_a_report(nonpareil, files):
+def test_distill_leaves_a_plain_checkpoint_and_a_report(nonpareil, files, rendered_pictures):
     status, out, err = nonpareil("distill", "--json", output_dir=files / "run")
     figures = last_json(out)
     run = files / "run"
@@ -62,6 +64,9 @@ def test_distill_leaves_a_plain_checkpoint_and_a_report(nonpareil, files):
     assert "arXiv:2407.14622" in card
     assert str(files) not in card
     assert (run / "evaluation" / "report.html").stat().st_size > 10_000
+    pictures = list((run / "evaluation").glob("*.png"))
+    assert len(pictures) == 4
+    assert all(picture.read_bytes().startswith(PNG) for picture in pictures)
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps[:3] == [1, 2, 3]
 

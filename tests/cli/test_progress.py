@@ -1,4 +1,4 @@
-"""What a user sees of a long command while it runs: in a log, and on a terminal. Real processes."""
+"""What a user sees of a long command while it runs: in a log, and on a terminal, which real processes have."""
 
 import fcntl
 import os
@@ -10,6 +10,8 @@ import termios
 from pathlib import Path
 
 import pytest
+
+from nonpareil.cli.main import main
 
 COMMAND = [sys.executable, "-m", "nonpareil"]
 DRAWING = (
@@ -28,11 +30,15 @@ TRAINING = (
 )
 
 
-def in_log(*words: str) -> list[str]:
+@pytest.fixture
+def in_log(capfd):
     """The lines that a command writes to a log."""
-    done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stderr.splitlines()
+
+    def run(*words: str) -> list[str]:
+        assert main([*words]) == 0
+        return capfd.readouterr().err.splitlines()
+
+    return run
 
 
 def on_terminal(*words: str) -> str:
@@ -56,7 +62,7 @@ def on_terminal(*words: str) -> str:
     return text
 
 
-def test_a_log_of_sample_says_what_is_done_and_what_is_left(tmp_path):
+def test_a_log_of_sample_says_what_is_done_and_what_is_left(tmp_path, in_log):
     out = str(tmp_path / "out")
     lines = in_log("sample", *DRAWING, "--output_dir", out)
     assert lines[0] == f"nonpareil: 6 prompts, 4 completions of each, into {out}"
@@ -70,7 +76,7 @@ def test_a_log_of_sample_says_what_is_done_and_what_is_left(tmp_path):
     )
 
 
-def test_a_log_of_distill_has_a_line_for_each_phase_of_its_first_step(tmp_path):
+def test_a_log_of_distill_has_a_line_for_each_phase_of_its_first_step(tmp_path, in_log):
     out = ("--output_dir", str(tmp_path / "out"), "--save_steps", "1")
     first = in_log("distill", *TRAINING, *out, "--max_steps", "2")
     phases = [line for line in first if re.match(r"nonpareil: step \d+: (draw|score|train)", line)]

@@ -118,7 +118,7 @@ def test_a_judge_is_refused_where_groups_are_compared(nonpareil, files):
         flags = judged(files, server)
         status, _, err = nonpareil("evaluate", **flags)
         assert status == 2
-        assert "judge_model='org/judge': evaluate compares the rewards of two policies" in err
+        assert "judge_model='org/judge' cannot be: evaluate compares the rewards of two policies" in err
         assert "docs/endpoints-rewards.md" in err
         status, _, err = nonpareil("distill", **flags)
         assert status == 2

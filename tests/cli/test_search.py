@@ -111,3 +111,28 @@ def test_rewards_that_are_all_null_write_nothing_and_files_are_not_overwritten(s
     status, _, err = search(overwrite="true")
     assert status == 2, err
     assert (files / "answers.jsonl").read_text() == "mine\n"
+
+
+DOWN = """
+from pathlib import Path
+
+def served(prompts, completions, **columns):
+    if not Path(__file__).with_name("down").exists():
+        return [float(len(text)) for text in completions]
+    return [] if prompts[0].endswith("film") else [None] * len(completions)
+"""
+
+
+def test_prompts_that_a_reward_out_of_order_left_without_an_answer_are_searched_again(search, files):
+    (files / "server.py").write_text(DOWN)
+    given = {"reward_funcs": f"{files}/server.py:served", "shard_size": 1}
+    assert search(**given, output=files / "whole.jsonl")[0] == 0
+    (files / "down").touch()
+    status, _, err = search(**given)
+    assert (status, "served" in err.splitlines()[-1]) == (1, True), err
+    assert len(list((files / "answers.jsonl.search" / "data").glob("*.parquet"))) == 2
+    (files / "down").unlink()
+    status, _, err = search(**given)
+    assert (status, "3 groups to search" in err) == (0, True), err
+    assert (files / "answers.jsonl").read_bytes() == (files / "whole.jsonl").read_bytes()
+    assert not (files / "answers.jsonl.search").exists()

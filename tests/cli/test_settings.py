@@ -36,12 +36,13 @@ from nonpareil.options.rewards import ANY_MODEL, ENDPOINTS, FIRST_MODEL, LIMITED
 from nonpareil.options.sample import SampleOptions
 from nonpareil.options.search import SearchOptions
 from nonpareil.options.selection import READS_ANSWERS, READS_SIMILARITY
-from nonpareil.options.serve import ServeOptions
+from nonpareil.options.serve import CHOOSES, ServeOptions
 from nonpareil.options.shared import (
     DRAWS_POOL,
     HELD_OUT_SPLITS,
     HUB_DATASETS,
     OWN_PROMPTS,
+    STREAMS,
     TRAINING_SPLITS,
     WITH_SPLITS,
 )
@@ -233,7 +234,7 @@ def test_what_reads_a_setting_is_there():
     for _, setting in everything:
         owners.setdefault(setting.name, []).append(setting)
     readers = {ANY_MODEL, ENDPOINTS, FIRST_MODEL, HELD_OUT_SPLITS, HUB_DATASETS, LIMITED, LOADED_MODEL}
-    readers |= {READS_ANSWERS, READS_SIMILARITY}
+    readers |= {READS_ANSWERS, READS_SIMILARITY, CHOOSES, STREAMS}
     readers |= {OWN_PROMPTS, TRAINING_SPLITS, WITH_SPLITS, MAKES_CREDITS, DRAWS_POOL}
     for _, setting in everything:
         owner, _, wanted = (setting.limits.of or "").partition("=")

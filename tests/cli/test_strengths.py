@@ -101,11 +101,7 @@ def test_what_cannot_be_is_refused(
     assert not (moved.parent / "stronger").exists()
 
 
-def test_a_path_is_measured_against_one_drawing_of_the_reference(
-    nonpareil: Command, moved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Most of an evaluation's time on models this small; the pictures are tested in tests/evaluation.
-    monkeypatch.setattr("nonpareil.evaluation.plots.png", lambda figure: b"PNG")
+def test_a_path_is_measured_against_one_drawing_of_the_reference(nonpareil: Command, moved: Path) -> None:
     settings = {**SMALL, "model_name_or_path": moved, "strengths": "2 1", "at_win_rates": "0.999"}
     status, result, said = nonpareil("evaluate", "--json", **settings)
     assert status == 0, said

@@ -1,5 +1,6 @@
 """A small OpenAI-compatible server over a tiny real model, with the habits and faults of real ones."""
 
+import functools
 import json
 import threading
 from collections.abc import Callable
@@ -10,6 +11,9 @@ from nonpareil.records import Prompt, SamplingParams
 from tests.tiny import make_engine, make_tokenizer
 
 MODEL = "tiny"
+
+_engine = functools.cache(make_engine)  # all servers here draw from one, in turn
+_turn = threading.Lock()
 
 
 class OpenAIServer:
@@ -45,7 +49,7 @@ class OpenAIServer:
         self.ids, self.logprobs, self.ignores_seed = ids, logprobs, ignores_seed
         self.repeats = repeats
         self.lists_models, self.spoil, self.refuse = lists_models, spoil, refuse
-        self.engine, self.tokenizer = make_engine(), make_tokenizer()
+        self.engine, self.tokenizer = _engine(), make_tokenizer()
         self.posts: list[tuple[str, dict[str, Any]]] = []
         self.keys: set[str | None] = set()
         self._lock = threading.Lock()
@@ -91,7 +95,7 @@ class OpenAIServer:
                     status = 400
                 if status is not None:
                     return self.answer(status, {"error": {"message": f"refused, {status}"}})
-                with server._lock:
+                with _turn:
                     answer = server.draw(self.path.endswith("chat/completions"), request)
                 server.spoil(number, request, answer)
                 self.answer(200, answer)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from nonpareil.engines import shared_layers, shared_prompts
 from nonpareil.engines import transformers as engine_module
@@ -319,8 +319,28 @@ def test_keys_that_nothing_attends_to_are_told(monkeypatch: pytest.MonkeyPatch) 
         layer.self_attn.config = copy.copy(layer.self_attn.config)  # looks there for its attention
     engine.ways.taken = [SHARED]
     monkeypatch.setattr(engine_module, "attention_configs", lambda model: [model.config])
-    with pytest.raises(NotImplementedError, match="in a way of its own"):
+    with pytest.raises(
+        ModelError, match=r"in a way of its own; give another attn_implementation .it has sdpa; eager"
+    ):
         engine.complete([DrawRequest(UNEVEN, 1, SAMPLING)])
+
+
+def test_a_kernel_that_is_not_there_for_longer_rows_is_told_with_its_remedy() -> None:
+    """As some are not on a device, or beyond a length: after the check of a few tokens, in the midst of a draw."""
+
+    def short(module: Any, query: Any, key: Any, *arguments: Any, **options: Any) -> Any:
+        if key.shape[-2] > 14:
+            raise NotImplementedError("no kernel for this many keys")
+        return AttentionInterface()["sdpa"](module, query, key, *arguments, **options)
+
+    AttentionInterface.register("short_rows", short)
+    AttentionMaskInterface.register("short_rows", AttentionMaskInterface()["sdpa"])
+    model = tiny_model("llama", attn_implementation="short_rows")
+    engine = TransformersEngine(model, make_tokenizer())
+    with pytest.raises(
+        ModelError, match=r"no kernel for this many keys; give another attn_implementation .it has short"
+    ):
+        engine.draw(UNEVEN, 2, replace(SAMPLING, max_completion_length=30))
 
 
 @pytest.mark.parametrize(

@@ -195,3 +195,19 @@ def test_what_was_asked_for_is_json_and_nothing_else():
     assert told["rules"]["rules"][0]["gold"]["estimate"] == pytest.approx(
         told["gold"]["points"][-1]["gold"]["estimate"]
     )
+
+
+def test_a_rule_that_takes_more_completions_than_are_scored_says_so():
+    rewards = drawn(40, 6, seed=5)
+    rewards[:, 4:] = NAN
+    with pytest.raises(
+        DataError, match=r"'best_of_n:n=5' takes 5 completions with a known reward.* more than 4; take 4"
+    ):
+        rule_values(parse_rules(["best_of_n", "best_of_n:n=5"]), Candidates(rewards), 1.0, Bootstrap())
+    rewards[:25, 4] = 0.0
+    found = rule_values(parse_rules(["best_of_n", "best_of_n:n=5"]), Candidates(rewards), 1.0, Bootstrap())
+    assert found.too_few == {"best_of_n:n=5": 15}
+    used, why = found.notes()
+    assert used.startswith("25 of 40 prompts take part, the same for every rule")
+    assert why == "best_of_n:n=5 leaves out 15 of them, which have fewer known rewards than it takes."
+    assert rule_values(parse_rules(["best_of_n:n=4"]), Candidates(rewards), 1.0, Bootstrap()).notes() == []

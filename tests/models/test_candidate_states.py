@@ -38,7 +38,8 @@ def alone(
         for position in range(candidates.shape[1]):
             for token in candidates[row, position].tolist():
                 ids = torch.tensor([[*prompt, *completion[:position], token]])
-                state = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
+                body = model.base_model if model.base_model is not model else model.model
+                state = body(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
                 rows.append(state if position < len(completion) else torch.zeros_like(state))
     return torch.stack(rows).unflatten(0, candidates.shape)
 
@@ -55,7 +56,7 @@ def compare(kind: str, **changes: int) -> bool:
     if not known(kind):
         pytest.skip("not in this version of transformers")
     model = tiny_model(kind, **changes)
-    if model.base_model is model:
+    if model.base_model is model and not isinstance(getattr(model, "model", None), PreTrainedModel):
         with pytest.raises(ModelError, match="no last hidden state"):
             states(model)
         return False
@@ -72,6 +73,18 @@ def compare(kind: str, **changes: int) -> bool:
 def test_a_shared_pass_gives_what_separate_passes_give(kind: str) -> None:
     windowed = "sliding_window" in parameters_of(kind)
     assert compare(kind, **(WIDE if windowed else {})) == (kind not in NEVER)
+
+
+def test_an_inner_model_of_another_name_than_its_class_gives_is_found() -> None:
+    """Llama 4's `base_model` is the model itself; its states are those before the head."""
+    model = tiny_model("llama4_text")
+    assert model.base_model is model
+    ids = torch.tensor([[1, 7, 8, 9, 10, 11, 12, 8, 9]])
+    last = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states[-1][0, -1]
+    sequences = TokenSequences([ids[0, :-2].tolist()], [[8, 9]])
+    found = score_candidates(model, sequences, torch.tensor([[[8, 5], [9, 5]]]), nn.Identity())
+    assert_same(found[0, 1, 0], last)
+    compare("llama4_text")
 
 
 @pytest.mark.slow
@@ -197,7 +210,7 @@ def test_candidates_of_other_completions_are_refused(rows: list[int], candidates
 
 
 def test_a_model_that_gives_no_states_is_refused() -> None:
-    model = make_model()
+    model = tiny_model("gpt2")
     model.base_model_prefix = "nothing"  # then the model itself is its own inner one
     with pytest.raises(ModelError, match="no last hidden state"):
         states(model)

@@ -1,5 +1,6 @@
 """A tiny real policy, its tokenizer, prompts and real reward functions."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,12 @@ def make_engine(tokenizer: PreTrainedTokenizerFast | None = None) -> Transformer
     return TransformersEngine(LlamaForCausalLM(config).eval(), tokenizer)
 
 
+@functools.cache
+def one_engine() -> TransformersEngine:
+    """That of every run which asks for no engine of its own: making one draws and scores to check it."""
+    return make_engine()
+
+
 def make_prompts(count: int = 8) -> list[Prompt]:
     texts = [f"the film was {WORDS[i % 5]}" for i in range(count)]
     rows = [{"prompt": text, "answer": i} for i, text in enumerate(texts)]
@@ -89,7 +96,7 @@ def roll(output_dir: Path, **changes: Any) -> RolloutResult:
     """`draw_and_score` on 8 prompts in 4 shards, 4 completions each."""
     settings: dict[str, Any] = {
         "prompts": make_prompts(),
-        "engine": make_engine,
+        "engine": one_engine,
         "reward": combined(),
         "sampling": SAMPLING,
         "num_generations": 4,

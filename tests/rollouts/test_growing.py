@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from nonpareil.records import Group
 from nonpareil.rollouts import read_groups, tokenize_prompts
 from nonpareil.rollouts.manifest import read_manifest, write_manifest
 from nonpareil.rollouts.reading import GROWN_FROM, read_available
+from nonpareil.rollouts.store import notes_of, read_table, with_notes, write_table
 from tests.rollouts.conftest import (
     CHAT_TEMPLATE,
     make_engine,
@@ -189,9 +191,8 @@ roll(Path(sys.argv[1]), prompts=make_prompts(8), num_generations=7)
 """
 
 
-@pytest.mark.parametrize(
-    "file", [pytest.param(1, marks=pytest.mark.slow), 3]
-)  # the manifest of the larger folder; its second shard
+@pytest.mark.slow  # one import of torch each; `test_kill.py` and the interruptions above hold the same writes
+@pytest.mark.parametrize("file", [1, 3])  # the manifest of the larger folder; its second shard
 def test_kill_9_while_it_grows_and_run_again(tmp_path: Path, at_once: list[Group], file: int) -> None:
     roll(tmp_path / "out", **SMALL)
     before = [group.completion_token_ids for group in read_groups(tmp_path / "out")]
@@ -234,6 +235,26 @@ def test_an_engine_without_keys_takes_more_prompts_and_no_more_completions(
         roll(tmp_path / "out", **{**SMALL, "num_generations": 4, "engine": never})
     more = {**SMALL, "prompts": make_prompts(8), "engine": described}
     assert roll(tmp_path / "out", **more).manifest["counts"]["prompts"] == 8
+
+
+def test_a_folder_that_does_not_say_what_drew_it_takes_nothing_more(tmp_path: Path) -> None:
+    """Scoring anew draws nothing, and goes on."""
+    whole = roll(tmp_path / "out", **SMALL)
+    draw = {key: value for key, value in whole.manifest["draw"].items() if key != "engine"}
+    manifest = {key: value for key, value in whole.manifest.items() if key != "sha256"} | {"draw": draw}
+    for path in shards(tmp_path / "out"):
+        table = read_table(path)
+        notes = notes_of(table.schema)
+        write_table(path, with_notes(table, replace(notes, draw=draw)))
+    write_manifest(tmp_path / "out", manifest)
+    for more in ({"num_generations": 4}, {"prompts": make_prompts(8)}):
+        with pytest.raises(
+            ConfigError, match=r"does not say which engine drew it .*; give another output_dir"
+        ):
+            roll(tmp_path / "out", **{**SMALL, **more, "engine": never})
+    shards(tmp_path / "out")[0].unlink()
+    with pytest.raises(ConfigError, match="does not say which engine drew it"):
+        roll(tmp_path / "out", **SMALL)
 
 
 def test_conversations_of_another_day_do_not_join_those_of_the_first(tmp_path: Path) -> None:

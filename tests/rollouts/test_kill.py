@@ -11,41 +11,57 @@ import pytest
 from tests.rollouts.conftest import roll
 
 ROOT = Path(__file__).resolve().parents[2]
-# The process kills itself so that the moment is exact: while the third file is being put in its place.
+# A copy of the process kills itself so that the moment is exact: while the third file is being put in its place.
 DIES = """
 import os, signal, sys
 from pathlib import Path
-from tests.rollouts.conftest import combined, roll
+from tests.rollouts.conftest import roll
 
-folder, rewards_first = Path(sys.argv[1]), sys.argv[2] == "score"
-if rewards_first:
-    roll(folder, reward=None)
-replace, shards = os.replace, 0
+def die(folder, phase):
+    if phase == "score":
+        roll(folder, reward=None)
+    replace, shards = os.replace, 0
 
-def dying(source, target):
-    global shards
-    shards += str(target).endswith(".parquet")
-    if shards == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
+    def dying(source, target):
+        nonlocal shards
+        shards += str(target).endswith(".parquet")
+        if shards == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
 
-os.replace = dying
-roll(folder)
+    os.replace = dying
+    roll(folder)
+
+for phase in ("draw", "score"):
+    child = os.fork()  # forked, it need not import torch again
+    if child == 0:
+        try:
+            die(Path(sys.argv[1]) / phase, phase)
+        finally:
+            os._exit(1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-@pytest.mark.parametrize("phase", ["draw", "score"])
-def test_kill_9_and_run_again(tmp_path, rollouts, phase):
-    folder = tmp_path / "killed"
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folders, `draw` and `score`, each of a run that was killed there."""
+    folder = tmp_path_factory.mktemp("killed")
     done = subprocess.run(
-        [sys.executable, "-c", DIES, str(folder), phase],
+        [sys.executable, "-c", DIES, str(folder)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))},
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert done.stdout.split() == [str(-signal.SIGKILL)] * 2, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("phase", ["draw", "score"])
+def test_kill_9_and_run_again(killed, rollouts, phase):
+    folder = killed / phase
     data = folder / "data"
     names = [f"shard-{i:05d}.parquet" for i in range(4 if phase == "score" else 2)]
     assert sorted(path.name for path in data.glob("*.parquet")) == names

@@ -3,15 +3,18 @@
 import json
 from collections import Counter
 from copy import deepcopy
+from pathlib import Path
 
 import datasets
 import pytest
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.in_memory import InMemory
-from nonpareil.records import prompt_identity
+from nonpareil.options.shared import STREAMS, PromptOptions
+from nonpareil.options.unread import absent_splits
+from nonpareil.records import SOURCE, prompt_identity
 from nonpareil.rollouts import load_prompts, read_groups, tokenize_prompts
-from nonpareil.rollouts.mixture import SOURCE, mixture_of
+from nonpareil.rollouts.mixture import mixture_of
 from tests.rollouts.conftest import make_tokenizer, roll
 
 
@@ -154,3 +157,58 @@ def test_a_mixture_is_copied_and_given_again_as_it_is(two):
     mixture = mixture_of([{"path": two[0], "fraction": 2}, {"path": two[1], "fraction": 1}])
     assert mixture == "mixture of a.jsonl (0.667), b.jsonl (0.333)"
     assert deepcopy(mixture).value == mixture.value == mixture_of(mixture.entries).value
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """As `two`, each a folder of which the last file is broken."""
+    for name, count in (("a", 30), ("b", 10)):
+        (tmp_path / name).mkdir()
+        rows = [{"prompt": f"{name}{i}", "answer": str(i)} for i in range(count)]
+        write(tmp_path / name / "train-0.jsonl", *rows)
+        (tmp_path / name / "train-1.jsonl").write_text("{ no json")
+    return [str(tmp_path / name) for name in ("a", "b")]
+
+
+def test_a_streamed_mixture_is_the_beginning_of_the_whole_and_reads_no_more(two, folders, capsys):
+    fractions = (0.7, 0.3)
+    whole, streamed = (
+        [{"path": path, "fraction": share} for path, share in zip(paths, fractions, strict=True)]
+        for paths in (two, folders)
+    )
+    for limit in (1, 2, 7, 20):
+        rows = load_prompts(streamed, streaming=True, limit=limit)
+        expected = load_prompts(whole, limit=limit)
+        assert texts(rows) == texts(expected)
+        assert [row.position for row in rows] == [row.position for row in expected]
+        assert [row[SOURCE] for row in rows] == [row[SOURCE].removesuffix(".jsonl") for row in expected]
+    assert "mixture of 20 prompts: a 14, b 6\n" in capsys.readouterr().err
+    with pytest.raises(DataError, match="could not be loaded"):
+        load_prompts(streamed, limit=20)
+    mixed = [streamed[0], whole[1]]
+    assert texts(load_prompts(mixed, streaming=True, limit=7)) == texts(load_prompts(whole, limit=7))
+    for folder in folders:
+        Path(folder, "train-1.jsonl").unlink()
+    ended = load_prompts(streamed, streaming=True, limit=100)
+    assert texts(ended) == texts(load_prompts(whole)), "both end where b has no more"
+    assert "b has no more" in capsys.readouterr().err
+
+
+def test_a_mixture_of_unknown_sizes_is_not_streamed(folders):
+    with pytest.raises(
+        ConfigError, match=r"datasets\[0\] \(a\) has none.*give each a fraction, or leave out"
+    ):
+        load_prompts(folders, streaming=True, limit=3)
+    with pytest.raises(ConfigError, match=r"datasets\[0\] \(a\) has none"):
+        PromptOptions(datasets=folders, dataset_streaming=True)
+    given = PromptOptions(
+        datasets=[{"path": path, "fraction": 1} for path in folders], dataset_streaming=True
+    )
+    assert STREAMS not in absent_splits({"splits": given.prompt_source})
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "rows"])
+def test_what_is_no_stream_in_a_mixture_refuses_streaming(two, name):
+    part = two[0] if name == "a.jsonl" else InMemory("rows", [{"prompt": "p"}])
+    mixed = PromptOptions(datasets=[{"path": part, "fraction": 1}]).prompt_source
+    assert STREAMS in absent_splits({"splits": mixed})

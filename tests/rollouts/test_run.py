@@ -219,3 +219,9 @@ def test_metadata_travels_with_each_shard(rollouts):
         assert notes["aggregate"] == {"length": 1.0}
         assert notes["rewards"]["length"]["kind"] == "function"
     assert read_groups(rollouts.output_dir / "data") == rollouts.groups()
+
+
+def test_groups_are_read_without_columns_that_nobody_needs(rollouts):
+    whole, some = rollouts.groups(), rollouts.groups(without=("logprobs",))
+    assert all(group.logprobs for group in whole)
+    assert [replace(group, logprobs=[]) for group in whole] == some

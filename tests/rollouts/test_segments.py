@@ -15,7 +15,7 @@ from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Group, Prompt, SamplingParams
 from nonpareil.rewards import CombinedReward, FunctionReward
 from nonpareil.rollouts import best
-from nonpareil.rollouts.segments.answers import SearchCounts, answer_rows
+from nonpareil.rollouts.segments.answers import SearchCounts, answer_of, answer_row
 from nonpareil.rollouts.segments.choice import best_places, tie_numbers
 from nonpareil.rollouts.segments.driver import search
 from nonpareil.rollouts.segments.schedule import (
@@ -198,8 +198,9 @@ def test_a_partial_null_never_goes_on_before_a_number_and_a_final_null_is_no_ans
     def nothing(completions, **columns):
         return [None] * len(completions)
 
-    blind = search(UNEVEN[:1], engine, combined(nothing), SAMPLING, best_of_n(2))
-    (row,) = answer_rows(blind, counts)
+    (blind,) = search(UNEVEN[:1], engine, combined(nothing), SAMPLING, best_of_n(2))
+    counts.add(answer_of(blind))
+    row = answer_row(answer_of(blind))
     assert (row["completion"], row["reward"], row["rewards"]) == (None, None, {"nothing": None})
     assert "nothing" in row["failed_rewards"]
     assert (counts.answers, counts.to_dict()["mean_reward"]) == (0, None)

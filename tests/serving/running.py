@@ -18,6 +18,7 @@ from nonpareil.serving.body import Defaults
 from nonpareil.serving.running import Server, address_of, bound
 from nonpareil.serving.scoring import Scorer
 from nonpareil.serving.service import Bounds, Service
+from nonpareil.serving.stopping import Goal, Stopping
 
 MODEL = "tiny"
 
@@ -39,7 +40,7 @@ class Served:
 @contextmanager
 def served(
     upstream: Any,
-    reward: Callable[..., list[float | None]],
+    reward: Callable[..., list[float | None]] | None,
     *,
     best_of: int = 4,
     max_tokens: int = 6,
@@ -47,12 +48,28 @@ def served(
     bounds: Bounds | None = None,
     key: str | None = None,
     keep_alive: float = 0.2,
+    stopping: Stopping | None = None,
     most: tuple[int, float] | None = None,
     **settings: Any,
 ) -> Iterator[Served]:
     bounds = bounds or Bounds(running=16, waiting=64, tokens_per_request=None, tokens_per_minute=None)
-    defaults = Defaults(MODEL, best_of, 64, "best_of_n", max_tokens, seconds, {}, *(most or ()))
-    service = Service(upstream, Scorer(load_rewards([reward])), defaults, bounds, **settings)
+    if most is not None:
+        stopping = Stopping(most[0], Goal(most[1]))
+    known = None if reward is None else load_rewards([reward])
+    defaults = Defaults(
+        *(
+            MODEL,
+            1 if known is None else best_of,
+            1 if known is None else 64,
+            "best_of_n",
+            max_tokens,
+            seconds,
+            {},
+        ),
+        stopping or Stopping(),
+        known is not None,
+    )
+    service = Service(upstream, Scorer(known), defaults, bounds, **settings)
     pages = Pages(service, key=key, most_bytes=20_000, keep_alive=keep_alive)
     server = Server(app_of(pages), pages, grace=5.0)
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -126,11 +125,31 @@ def test_requests_drawn_otherwise_have_folders_of_their_own(tmp_path: Path) -> N
     assert any(draw["sampling"].get("stop") == ["x"] for draw in manifests.values())
 
 
+def test_names_and_calls_of_messages_are_kept_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    calls = [
+        {"role": "user", "content": "hi", "name": "Ann"},
+        {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None},
+        {"role": "tool", "content": "7", "tool_call_id": "c1"},
+    ]
+    for _ in range(2):  # a second server goes on where the first one stopped
+        with begun(tmp_path / "g") as groups:
+            put(groups, request(calls), drawn("a", "bb", "c"))
+            put(groups, request([{**CHAT[0], "name": "me"}]), drawn("a", "b", "c"))
+            put(groups, request(CHAT), drawn("c", "cc", "ccc"))
+            assert not groups.not_stored
+    plain, more = sorted((path.name for path in (tmp_path / "g").iterdir() if path.is_dir()), key=len)
+    assert plain == "chat-n3-t1-max8"
+    assert more.startswith("chat-n3-t1-max8-")
+    kept = [{k: v for k, v in message.items() if k != "refusal"} for message in calls]
+    assert [group.prompt for group in rows(tmp_path / "g", more)] == [kept, [{**CHAT[0], "name": "me"}]] * 2
+    assert [group.prompt for group in rows(tmp_path / "g", plain)] == [CHAT] * 2
+
+
 @pytest.mark.parametrize(
     ("asked", "found", "why"),
     [
-        (request(), drawn("a", "b"), "draws stopped early"),
-        (replace(request(), max_draws=9), drawn("a", "b", "c"), "draws stopped early"),
+        (request(), drawn("a", "b"), "not drawn as often"),
         (request(best_of=1), drawn("a"), "best_of is 1"),
         (request(), drawn("a", "b", "c", reasons=["stop", "content_filter", "stop"]), "'content_filter'"),
         (
@@ -141,7 +160,7 @@ def test_requests_drawn_otherwise_have_folders_of_their_own(tmp_path: Path) -> N
         (request(logit_bias={"5": 1}), drawn("a", "b", "c"), "logit_bias was asked for"),
         (request(max_tokens=None), drawn("a", "b", "c"), "max_tokens was not given"),
         (request(temperature="warm"), drawn("a", "b", "c"), "not all numbers"),
-        (request([{**CHAT[0], "name": "me"}]), drawn("a", "b", "c"), "more than role and text"),
+        (request([{**CHAT[0], "weight": 1}]), drawn("a", "b", "c"), "what no group holds"),
         (
             request([*CHAT, {"role": "assistant", "content": "It"}]),
             drawn("a", "b", "c"),
@@ -283,6 +302,13 @@ def test_redaction_comes_before_anything_is_kept(tmp_path: Path, redact: Callabl
         assert why in reason
         assert "Ann" not in reason
         assert not list((tmp_path / why).glob("*/data/*"))
+    naming = redact("return {**group, 'prompt': [{**m, 'name': 'x'} for m in group['prompt']]}")
+    with begun(tmp_path / "named", redact=naming) as groups:  # that folder's shards have no column for names
+        put(groups, request(CHAT), drawn("a", "b", "c"))
+        put(groups, request([{**CHAT[0], "name": "Ann"}]), drawn("a", "b", "c"))
+        assert groups.not_stored == {"groups_redact gave messages names or calls that they had not": 1}
+        (folder,) = groups.folders()[-1:]
+    assert [group.prompt[0]["name"] for group in read_groups(folder)] == ["x"]
     with pytest.raises(ConfigError, match="groups_redact='nowhere:fn'"):
         load_redaction("nowhere:fn")
 

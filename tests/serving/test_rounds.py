@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse
 
 from nonpareil.models.endings import endings_of
 from nonpareil.rewards import load_rewards
+from nonpareil.rollouts import read_groups
 from nonpareil.serving.group_folder import GroupFolder
 from nonpareil.serving.local import LocalUpstream
 from nonpareil.serving.records import DrawRequest
@@ -234,19 +235,24 @@ def test_nulls_are_no_answers_and_what_a_later_round_drew_counts(upstream):
         assert found["usage"]["completion_tokens"] == 12
 
 
-def test_who_leaves_in_a_later_round_ends_it(upstream):
+def test_who_leaves_in_a_later_round_ends_it_and_leaves_the_first_one(upstream, tmp_path):
     app, source = upstream
     app.waits = {1: 9.0}
-    with served(source, number, most=(6, 100.0)) as server:
-        with pytest.raises(httpx.TimeoutException):
-            httpx.post(f"{server.url}/v1/completions", json={"prompt": "hi", "best_of": 2}, timeout=0.7)
-        until = time.monotonic() + 5
-        while (not app.left or server.service.inside) and time.monotonic() < until:
-            time.sleep(0.02)
-        assert (app.left, server.service.inside, len(app.bodies)) == (1, 0, 2)
+    with GroupFolder(tmp_path / "g", flush=1) as groups:
+        groups.begin(load_rewards([number]), {"path": MODEL}, ENGINE)
+        with served(source, number, most=(6, 100.0), max_tokens=8, writer=groups) as server:
+            body = {"prompt": "hi", "best_of": 2, "temperature": 1}
+            with pytest.raises(httpx.TimeoutException):
+                httpx.post(f"{server.url}/v1/completions", json=body, timeout=0.7)
+            until = time.monotonic() + 5
+            while (not app.left or server.service.inside) and time.monotonic() < until:
+                time.sleep(0.02)
+            assert (app.left, server.service.inside, len(app.bodies)) == (1, 0, 2)
+    (group,) = read_groups(tmp_path / "g" / "text-n2-t1-max8")
+    assert (len(group), group.columns["served_choice"]) == (2, [])
 
 
-def test_such_a_group_is_counted_and_not_stored_even_where_it_stopped_at_once(upstream, tmp_path):
+def test_the_first_round_is_kept_whatever_it_was_like(upstream, tmp_path):
     _, source = upstream
     with GroupFolder(tmp_path / "g", flush=1) as groups:
         groups.begin(load_rewards([number]), {"path": MODEL}, ENGINE)
@@ -254,16 +260,23 @@ def test_such_a_group_is_counted_and_not_stored_even_where_it_stopped_at_once(up
             fields = {"max_draws": 4, "temperature": 1.0}
             assert ask(server, 1, stop_at_reward=-1.0, **fields)["nonpareil"]["draws"] == 2
             assert ask(server, 1, stop_at_reward=100.0, **fields)["nonpareil"]["draws"] == 4
-            assert "draws" not in ask(server, 1, max_draws=2)["nonpareil"]
-        ((reason, count),) = groups.not_stored.items()
-        assert (count, groups.stored) == (2, 1)
-        assert "follows from the rewards" in reason
+            assert "draws" not in ask(server, 1, max_draws=2, temperature=1)["nonpareil"]
+            ask(server, 1, best_of=1)
+            page = httpx.get(f"{server.url}/metrics").text
+        assert (groups.stored, len(groups.not_stored)) == (3, 1)
+    assert "nonpareil_groups_total 3.0" in page
+    assert 'nonpareil_groups_not_stored_total{why="best_of is 1, and a group compares draws"} 1.0' in page
+    kept = read_groups(tmp_path / "g" / "text-n2-t1-max8")
+    assert [group.rewards for group in kept] == [[float(one) for one in all_draws(1, 2)]] * 3
+    assert [group.columns["served_rule"] for group in kept][1:] == [
+        *("best_of_n (max_draws=4, stop_at_reward=100)", "best_of_n")
+    ]
 
 
 @pytest.mark.parametrize(
     ("fields", "param", "says"),
     [
-        ({"max_draws": 4}, "max_draws", "give both"),
+        ({"max_draws": 4}, "max_draws", "give one of them"),
         ({"stop_at_reward": 1.0}, "stop_at_reward", "give both"),
         ({"max_draws": 1, "stop_at_reward": 1}, "max_draws", "less than best_of=2"),
         ({"max_draws": 65, "stop_at_reward": 1}, "max_draws", "more than this server draws, 64"),

@@ -1,5 +1,6 @@
 """A method made by the caller, and a run that is taken up at its end."""
 
+import inspect
 import json
 import math
 import subprocess
@@ -26,10 +27,27 @@ from tests.training.conftest import make_trainer, stored_groups, weights
 
 
 def test_a_setting_of_a_method_is_set_where_the_object_is_made(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"output_dir": str(tmp_path), "n": 8}
-    for method in ("bond", BOND(n=2)):
-        with pytest.raises(TypeError, match="unexpected keyword argument 'n'"):
-            DistillationConfig(method=method, **settings)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"method": "bond", "n": 8}, "n=8 is a setting of method=bond, and given to it: method=BOND(n=8)"),
+        ({"method": BOND(n=2), "n": 8}, "n=8 is a setting of method=bond, and given to it: method=BOND(n=8)"),
+        ({"zzz": 1}, "zzz=1: there is no such setting; remove it"),
+        (
+            {"bound": "l1"},
+            "bound='l1' is a setting of vbon, and not read by method=jbond; remove it, or train by one that reads "
+            "it: method=VBON(bound='l1')",
+        ),
+        ({"learning_rat": 1}, "learning_rat=1: there is no such setting; did you mean learning_rate?"),
+        (
+            {"method": "bnd", "n": 8},
+            "method='bnd' is unknown; did you mean bond? Your own: path/to/file.py:Class",
+        ),
+    ]
+    for settings, says in cases:
+        with pytest.raises(ConfigError) as refused:
+            DistillationConfig(output_dir=str(tmp_path), **settings)
+        assert str(refused.value) == says
+    assert "n" not in inspect.signature(DistillationConfig).parameters
+    assert inspect.signature(DistillationConfig).parameters["method"].default == "jbond"
 
 
 def test_a_method_object_that_needs_groups_is_refused_without(tmp_path: Path) -> None:
@@ -129,14 +147,17 @@ def test_logs_and_files_hold_a_method_by_its_name_and_settings(tmp_path: Path) -
 def test_saved_arguments_are_read_without_the_users_file(tmp_path: Path) -> None:
     (tmp_path / "scaled.py").write_text(SCALED)
     scaled: Any = load_function(f"{tmp_path}/scaled.py:Scaled")
-    for method, shown in ((BOND(n=2), "BOND(n=2, num_gen"), (scaled(scale=0.5), "Scaled(scale=0.5, num_gen")):
+    methods = {"bond": BOND(n=2), "scaled": scaled(scale=0.5)}
+    for name, method in methods.items():
         trainer = make_trainer(tmp_path / "run", max_steps=1, method=method)
         trainer.train()
-        trainer.save_model(str(tmp_path / "saved"))
-        code = "import sys, torch; print(torch.load(sys.argv[1], weights_only=False).method)"
-        words = [sys.executable, "-c", code, str(tmp_path / "saved" / "training_args.bin")]
-        read = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-        assert read.startswith(shown), "the object itself, or what it was called and set to"
+        trainer.save_model(str(tmp_path / name))
+    code = "import sys, torch\nfor at in sys.argv[1:]: print(torch.load(at, weights_only=False).method)"
+    saved = [str(tmp_path / name / "training_args.bin") for name in methods]
+    words = [sys.executable, "-c", code, *saved]
+    read = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    for line, shown in zip(read, ("BOND(n=2, num_gen", "Scaled(scale=0.5, num_gen"), strict=True):
+        assert line.startswith(shown), "the object itself, or what it was called and set to"
 
 
 def test_what_a_draw_was_worth_stands_in_the_table_of_completions(tmp_path: Path) -> None:

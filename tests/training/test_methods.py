@@ -76,7 +76,12 @@ def some_fail(completion_ids: list[list[int]], **columns: Any) -> list[float | N
 PAD_IS_END = {"pad": "</s>", "padding_side": "right"}
 CIRCUMSTANCES = pytest.mark.parametrize(
     ("max_tokens_per_batch", "padding", "reward"),
-    [(1, {}, some_fail), (40, {}, goodness), (40, PAD_IS_END, some_fail), (10**6, {}, goodness)],
+    [
+        (1, {}, some_fail),
+        pytest.param(40, {}, goodness, marks=pytest.mark.slow),  # each of it is in one of the others
+        (40, PAD_IS_END, some_fail),
+        (10**6, {}, goodness),
+    ],
 )
 
 

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable, Sequence
 from enum import Enum
 from typing import Any, Literal, get_args, get_origin
 
-from nonpareil.cli.method_help import VALUES, Row, method_section
+from nonpareil.cli.method_help import VALUES, Row, has_fixed_anchor, method_section
 from nonpareil.commands.command import Command
 from nonpareil.options.keywords import HEADINGS
-from nonpareil.settings import Setting, settings_of
+from nonpareil.settings import Setting, offered, settings_of
 
 HELP = ("-h", "--help", "--help-all")
 """Flags that ask for it."""
@@ -33,6 +33,8 @@ def help_text(name: str, command: Command, argv: Sequence[str]) -> str:
         command.description.strip(),
     ]
     for heading, settings in by_heading(classes).items():
+        if heading == "Method" and has_fixed_anchor(argv):
+            settings = [one for one in settings if not one.name.startswith("anchor_")]
         parts.append(_section(heading, [_row(setting, known) for setting in settings]))
         if heading == "Method":
             parts.append(_section(*method_section(argv)))
@@ -50,17 +52,10 @@ def help_text(name: str, command: Command, argv: Sequence[str]) -> str:
 def by_heading(classes: Iterable[type]) -> dict[str, list[Setting]]:
     """The settings that may be given, by the heading that they are listed under; one of two classes once."""
     found: dict[str, list[Setting]] = {heading: [] for heading in (*HEADINGS, INHERITED)}
-    once = {setting.name: setting for cls in classes for setting in listed(cls)}
+    once = {setting.name: setting for cls in classes for setting in offered(cls).values()}
     for setting in once.values():
         found[setting.heading or INHERITED].append(setting)
     return {heading: settings for heading, settings in found.items() if settings}
-
-
-def listed(cls: type) -> list[Setting]:
-    """The settings of a class that may have another value than their default."""
-    return [
-        one for one in settings_of(cls).values() if one.limits.unread is None and one.limits.refused is None
-    ]
 
 
 def _row(setting: Setting, known: Collection[str], dashes: str = "--") -> Row:

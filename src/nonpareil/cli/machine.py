@@ -85,6 +85,12 @@ def failure_of(error: Exception | MemoryError) -> str:
     """
     if isinstance(error, MemoryError):
         return "this machine's memory is full; lower max_tokens_per_batch, or take a smaller model"
+    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):  # torch's
+        reason = ". ".join(reason_of(error).split(". ")[:2])
+        return (
+            f"the device's memory is full ({reason}); lower max_tokens_per_batch, in a training also give "
+            "gradient_checkpointing=true (distill --dry_run true tells what is needed), or take a smaller model"
+        )
     if isinstance(error, UnicodeEncodeError) and sys.getfilesystemencoding() != "utf-8":
         text = f"{error.object!r:.200} has no form in this machine's encoding, {error.encoding}"
         return f"{text}; set PYTHONUTF8=1"

@@ -40,18 +40,41 @@ def method_section(argv: Sequence[str]) -> tuple[str, list[Row]]:
     return title, [_row(name, ours) for name in names]
 
 
+def has_fixed_anchor(argv: Sequence[str]) -> bool:
+    """Whether the method that flags name is one of ours whose anchor is the fixed reference, and may not move."""
+    tree = _parsed("nonpareil.methods")
+    cls = _classes(tree).get(_named(argv))
+    return cls is not None and not _moves(_parsed(_imported(tree)[cls]), cls)
+
+
+def _moves(tree: ast.Module, name: str) -> bool:
+    """Whether a class, or the nearest above it that says so, has a rate at which its anchor moves."""
+    cls = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    for node in cls.body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "anchor_ema_rate":
+            return node.value is not None and ast.unparse(node.value) != "None"
+    files = _imported(tree)
+    bases = [base.id for base in cls.bases if isinstance(base, ast.Name) and base.id in files]
+    return any(_moves(_parsed(files[base]), base) for base in bases)
+
+
 def settings_by_method() -> dict[str, list[MethodSetting]]:
     """The settings of our methods, by the methods' names."""
     tree = _parsed("nonpareil.methods")
+    files = _imported(tree)
+    return {name: _settings(_parsed(files[cls]), cls) for name, cls in _classes(tree).items()}
+
+
+def _classes(tree: ast.Module) -> dict[str, str]:
+    """The names of our methods' classes, by the methods' own."""
     classes = next(
         node.value
         for node in tree.body
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "METHODS"
     )
     assert isinstance(classes, ast.Dict)
-    files = _imported(tree)
     return {
-        ast.literal_eval(name): _settings(_parsed(files[cls.id]), cls.id)
+        ast.literal_eval(name): cls.id
         for name, cls in zip(classes.keys, classes.values, strict=True)
         if name is not None and isinstance(cls, ast.Name)
     }

@@ -45,12 +45,8 @@ def _rules(terminal: "Console", values: "RuleValues", reward: str, gold: str | N
             mean = None if one.gold is None else one.gold.estimate
             table.add_row(escape(one.rule), number(mean), bracket(one.gold))
         terminal.print(table)
-    if values.num_prompts_used < values.num_prompts:
-        terminal.print(
-            f"{values.num_prompts_used} of {values.num_prompts} prompts take part, the same for every rule; of the "
-            "others too few rewards, or no answers, are known.",
-            soft_wrap=True,
-        )
+    for note in values.notes():
+        terminal.print(note, soft_wrap=True, markup=False)
     terminal.print(
         "Win rates are against one further draw, with one draw less to choose from. KL <= is that of the choice to "
         "an even draw among the completions, nats, which the answers' own KL never exceeds (of best-of-N the first "

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.command import Command
 from nonpareil.commands.inputs import check_reward, load_prompts, load_reward, require_all
@@ -16,6 +16,10 @@ from nonpareil.options.shared import WITH_SPLITS
 from nonpareil.options.unread import absent_rewards, absent_splits
 from nonpareil.settings import refuse_unread
 from nonpareil.terminal import printable
+
+if TYPE_CHECKING:
+    from nonpareil.rollouts.segments.answers import SearchCounts
+    from nonpareil.rollouts.segments.kept import KeptSearch
 
 
 def run(options: SearchOptions) -> dict[str, Any]:
@@ -32,9 +36,8 @@ def run(options: SearchOptions) -> dict[str, Any]:
     from nonpareil.engines.checks import refuse_changed_draws
     from nonpareil.engines.segments import NO_STOP, SegmentingEngine
     from nonpareil.rollouts.progress import ProgressBar
-    from nonpareil.rollouts.row_files import write_rows
-    from nonpareil.rollouts.segments.answers import SearchCounts, answer_rows
-    from nonpareil.rollouts.segments.driver import check_room, refuse_comparing, search
+    from nonpareil.rollouts.segments.driver import check_room, refuse_comparing
+    from nonpareil.rollouts.segments.kept import kept_folder, kept_search, let_go
 
     policy, sampling = local_policy(options), options.sampling()
     policy.check_drawable()
@@ -45,21 +48,55 @@ def run(options: SearchOptions) -> dict[str, Any]:
     reward = load_reward(options, policy.tokenizer, prompts, options.max_completion_length)
     refuse_comparing(reward)
     check_reward(reward, prompts, options.max_completion_length, policy.tokenizer)
-    with writing_file(output, "search", option="output") as folder, ProgressBar() as progress:
-        if options.overwrite:
-            folder.refuse_foreign([output.name])
-        engine = SegmentingEngine(
-            policy.load(), policy.tokenizer, max_tokens_per_batch=options.max_tokens_per_batch
+    with (
+        kept_folder(output) as kept,
+        writing_file(output, "search", option="output") as folder,
+        ProgressBar() as progress,
+    ):
+        folder.refuse_foreign([output.name])
+        work = kept_search(
+            kept,
+            output,
+            prompts,
+            reward,
+            sampling,
+            schedule,
+            options.described(),
+            model_info=policy.info(),
+            shard_size=options.shard_size,
+            progress=progress,
+            overwrite=options.overwrite,
         )
-        counts = SearchCounts()
-        found = list(answer_rows(search(prompts, engine, reward, sampling, schedule, progress), counts))
-        if not counts.answers:
-            raise RewardError(
-                f"no completion of {counts.prompts} prompts has a reward, and nothing was written: "
-                f"{_reasons(counts.failures)}"
-            )
-        write_rows(output, lambda: found)
+        room = options.max_tokens_per_batch
+        work.draw_missing(
+            lambda: SegmentingEngine(policy.load(), policy.tokenizer, max_tokens_per_batch=room)
+        )
+        counts = _write(output, work)
+    let_go(output)
+    _refuse_nulls(counts)
     return {"output": str(output), "strategy": options.strategy, **counts.to_dict()}
+
+
+def _write(output: Path, work: "KeptSearch") -> "SearchCounts":
+    """Write the file, if there is an answer; from the kept ones, of which few are in memory at a time."""
+    from nonpareil.rollouts.row_files import write_rows
+    from nonpareil.rollouts.segments.answers import SearchCounts, answer_row
+
+    counts = SearchCounts()
+    for answer in work.answers():
+        counts.add(answer)
+    if counts.answers:
+        work.finished()
+        write_rows(output, lambda: map(answer_row, work.answers()))
+    return counts
+
+
+def _refuse_nulls(counts: "SearchCounts") -> None:
+    if not counts.answers:
+        raise RewardError(
+            f"no completion of {counts.prompts} prompts has a reward, and nothing was written: "
+            f"{_reasons(counts.failures)}"
+        )
 
 
 def schedule_of(options: SearchOptions) -> Any:
@@ -92,7 +129,10 @@ def _check(options: SearchOptions, output: Path) -> None:
     if output.suffix not in (".jsonl", ".parquet"):
         raise ConfigError(f"output={str(output)!r} must end in .jsonl or .parquet")
     if output.exists() and not options.overwrite:
-        raise ConfigError(f"output={str(output)!r} exists; give another path, or overwrite (--overwrite)")
+        from nonpareil.rollouts.segments.kept import is_written  # with much behind it
+
+        if not is_written(output):
+            raise ConfigError(f"output={str(output)!r} exists; give another path, or overwrite (--overwrite)")
 
 
 def _reasons(failures: Mapping[str, int], most: int = 3) -> str:

@@ -8,7 +8,8 @@ Log-probs that are NaN or infinite say nothing here: where a prompt is drawn fro
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -107,7 +108,7 @@ def _ask(model: PreTrainedModel, compare: Callable[[], None]) -> None:
     where = f" ({model.name_or_path!r})" if model.name_or_path else ""
     name = f"{type(model).__name__}{where} cannot be used here"
     try:
-        with torch.no_grad(), evaluation_mode(model):
+        with told_lacking(model), torch.no_grad(), evaluation_mode(model):
             try:
                 compare()
             except _Differs:
@@ -122,6 +123,28 @@ def _ask(model: PreTrainedModel, compare: Callable[[], None]) -> None:
             f"{name}: drawing and scoring a few tokens, to check that both agree, ended in "
             f"{reason_of(error)}; use a decoder that takes transformers' cache of "
             "attention's keys and values"
+        ) from error
+
+
+@contextmanager
+def told_lacking(model: PreTrainedModel) -> Iterator[None]:
+    """Passes of a model whose attention, or another operation, may not be made for what is asked of it.
+
+    As a kernel may be there for the few tokens of a check, and not for longer rows.
+
+    Raises:
+        ModelError: it is not, with what could be given in its place.
+    """
+    try:
+        yield
+    except NotImplementedError as error:
+        where = f" ({model.name_or_path!r})" if model.name_or_path else ""
+        used = getattr(model.config, "_attn_implementation", None)
+        other = "eager" if used != "eager" else "sdpa"
+        raise ModelError(
+            f"{type(model).__name__}{where}: something that it needs is not there on this device, or in this "
+            f"dtype: {reason_of(error)}; give another attn_implementation (it has {used}; {other} is there for "
+            "most models), another dtype, or a newer torch"
         ) from error
 
 

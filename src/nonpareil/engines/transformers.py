@@ -22,16 +22,13 @@ from nonpareil.engines.attention import attention_configs, quick_to_start, share
 from nonpareil.engines.base import PROMPT_CACHE
 from nonpareil.engines.batches import BatchProgress, DrawRequest, Unit, batches
 from nonpareil.engines.branches import BRANCHES, Branches, Forward, Prefilled, branches_for
-from nonpareil.engines.cache import (
-    arguments_taken,
-    cache_argument,
-    in_place_cache,
-)
+from nonpareil.engines.cache import arguments_taken, cache_argument, in_place_cache
 from nonpareil.engines.checks import check_prompts, check_sampling, check_token_ids, refuse_changed_draws
 from nonpareil.engines.decoding import TEXT, as_draws
+from nonpareil.engines.draw_memory import drawing_bounds
 from nonpareil.engines.finite import check_draws
 from nonpareil.engines.guidance import GUIDED, Guide, Samples, whole_vocabulary
-from nonpareil.engines.load_check import check_drawing, check_scoring, draws_alike
+from nonpareil.engines.load_check import check_drawing, check_scoring, draws_alike, told_lacking
 from nonpareil.engines.packed_weights import Packing
 from nonpareil.engines.rows import Completion, Rows, left_pad
 from nonpareil.engines.sampling import sample_keys, sample_tokens
@@ -60,7 +57,8 @@ class TransformersEngine:
         checked: bool = True,
         guide: Guide | None = None,
     ):
-        """`max_tokens_per_batch` bounds rows x (longest prompt + max_completion_length) of one batch.
+        """`max_tokens_per_batch` bounds rows x (longest prompt + max_completion_length) of one batch; on a GPU a
+        multiple of it does, up to which the keys fit into an eighth of its memory (`draw_memory`).
 
         `guide`: a value that tilts what is drawn; candidates of a step count to the tokens of a row.
 
@@ -162,6 +160,7 @@ class TransformersEngine:
 
         Raises:
             DataError, ConfigError: as `draw`; requests whose sampling differs in more than the seed.
+            ModelError: an operation of the model is not there on this device, or in this dtype.
         """
         return [
             [
@@ -195,9 +194,9 @@ class TransformersEngine:
             modes.enter_context(quick_to_start(device_of(self.model)))
             self.ways.ask(requests)
             routes = modes.enter_context(adapters)
-            for units in batches(requests, self.max_tokens_per_batch, queries):
+            for units in batches(requests, *drawing_bounds(self.model, self.max_tokens_per_batch, queries)):
                 progress = BatchProgress(requests, units, on_progress) if on_progress is not None else None
-                with self.packing.of(requests, units, self.ways.first != COPIED):
+                with told_lacking(self.model), self.packing.of(requests, units, self.ways.first != COPIED):
                     batch = self._draw_batch(requests, units, routes, progress)
                 flat = iter(batch)
                 for unit in units:

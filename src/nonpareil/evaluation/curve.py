@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from nonpareil.errors import ConfigError, DataError
-from nonpareil.evaluation.groups import group_size, lengths_of, rewards_of
+from nonpareil.evaluation.by_source import SourceCurve, curve_by_source, told_apart
+from nonpareil.evaluation.groups import numbers_of
 from nonpareil.evaluation.intervals import Bootstrap, rising
 from nonpareil.evaluation.worth import best_of_n_points, is_zero_one
 from nonpareil.files import jsonable
@@ -67,6 +67,8 @@ class CurveReport:
     """Whether every reward is 0 or 1: a success rate."""
     rewards_tie: bool
     """Whether any two rewards of a prompt are equal."""
+    by_source: tuple[SourceCurve, ...] = ()
+    """Of a mixture each dataset apart, over the prompts that the points rest on; empty of other prompts."""
 
     def still_rising(self) -> bool:
         """Whether the last doubling of n brings more than 10% of the gain: then no n drawn is known to be enough.
@@ -166,7 +168,7 @@ def best_of_n_report(
             did not fail.
         ConfigError: max_n outside 1..m.
     """
-    numbers = groups if isinstance(groups, GroupNumbers) else _numbers_of(groups)
+    numbers = groups if isinstance(groups, GroupNumbers) else numbers_of(groups)
     size = numbers.rewards.shape[1]
     refuse_repeated(numbers.prompt_ids, "groups")
     if max_n is not None and not 1 <= max_n <= size:
@@ -181,8 +183,10 @@ def best_of_n_report(
     takes_part, zero_one = valid >= needed, is_zero_one(rewards, rewards)
     used = rewards[takes_part]
     reward_of_best = best_of_n_curve(rewards, reach)[takes_part]  # of all, so that an infinite one is refused
+    bootstrap = Bootstrap(seed)
+    wins = win_rate_against_one(used)[:, :reach]
     return CurveReport(
-        points=_points(used, reward_of_best, mean_length, Bootstrap(seed), "share" if zero_one else "real"),
+        points=_points(used, reward_of_best, wins, mean_length, bootstrap, "share" if zero_one else "real"),
         max_n=max_n or size,
         num_prompts=len(numbers),
         num_prompts_used=len(used),
@@ -193,20 +197,16 @@ def best_of_n_report(
         mean_length=mean_length,
         zero_one=zero_one,
         rewards_tie=not bool(without_ties(used).all()),
+        by_source=curve_by_source(
+            _sources_of_used(numbers, order, takes_part), reward_of_best, wins[:, -1], zero_one, bootstrap
+        ),
     )
 
 
-def _numbers_of(groups: Sequence[Group]) -> GroupNumbers:
-    if not groups:
-        raise DataError("There are no groups to make a curve of.")
-    group_size(groups)
-    ordered = sorted(groups, key=lambda group: group.prompt_id)
-    return GroupNumbers(
-        [group.prompt_id for group in ordered],
-        rewards_of(ordered).numpy(),
-        lengths_of(ordered).numpy(),
-        np.array([_num_unique(group) for group in ordered]),
-    )
+def _sources_of_used(numbers: GroupNumbers, order: Sequence[int], takes_part: Tensor) -> list[str] | None:
+    if not numbers.sources or (names := told_apart([numbers.sources[row] for row in order])) is None:
+        return None
+    return [name for name, used in zip(names, takes_part.tolist(), strict=True) if used]
 
 
 def reach_of(valid: Int[Tensor, " b"], max_n: int) -> tuple[int, int]:
@@ -218,21 +218,15 @@ def reach_of(valid: Int[Tensor, " b"], max_n: int) -> tuple[int, int]:
     return reach, reach + 1 if having[reach + 1] >= _MOST * having[reach] else reach
 
 
-def _num_unique(group: Group) -> int:
-    ids = group.completion_token_ids
-    # A server or vBoN's lines give no ids; then texts, of which two token sequences can make one.
-    return len({tuple(one) for one in ids}) if all(ids) else len(set(group.completions))
-
-
 def _points(
     rewards: Float[Tensor, "b m"],
     reward_of_best: Float[Tensor, "b max_n"],
+    wins: Float[Tensor, "b max_n"],
     mean_length: float,
     bootstrap: Bootstrap,
     scale: Scale,
 ) -> tuple[CurvePoint, ...]:
     reach = reward_of_best.shape[1]
-    wins = win_rate_against_one(rewards)[:, :reach]
     means = [bootstrap.mean(best, scale) for best in reward_of_best.T]
     return tuple(
         CurvePoint(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nonpareil.evaluation.by_prompt import ByPrompt
+from nonpareil.evaluation.by_source import SourceMetrics
 from nonpareil.evaluation.worth import BestOfNPoint, PassAtN, PlanePoint
 from nonpareil.files import from_jsonable, jsonable
 from nonpareil.maths.bootstrap import Interval
@@ -130,6 +131,8 @@ class Evaluation:
     by_prompt: ByPrompt
     each_reward: tuple[OneOfSeveral, ...] = ()
     """The rewards apart, where there are several; in the order of their sum."""
+    by_source: tuple[SourceMetrics, ...] = ()
+    """Of a mixture each dataset apart, by name; empty of other prompts."""
     dtype: str | None = None
     """Of both models' weights, whatever they are stored in: for these the metrics hold."""
 

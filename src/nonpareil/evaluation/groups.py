@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nonpareil.errors import DataError
-from nonpareil.records import Group
+from nonpareil.records import SOURCE, Group, GroupNumbers
 
 
 @dataclass(frozen=True)
@@ -121,3 +122,28 @@ def distinct_ngrams(groups: Sequence[Group], size: int, num_completions: int) ->
         ]
         shares.append(len(set(grams)) / len(grams) if grams else float("nan"))
     return torch.tensor(shares, dtype=torch.float64)
+
+
+def numbers_of(groups: Sequence[Group]) -> GroupNumbers:
+    """What a best-of-N curve reads of groups, in the order of prompt ids.
+
+    Raises:
+        DataError: no groups, or ragged or unscored ones.
+    """
+    if not groups:
+        raise DataError("There are no groups to make a curve of.")
+    group_size(groups)
+    ordered = sorted(groups, key=lambda group: group.prompt_id)
+    return GroupNumbers(
+        [group.prompt_id for group in ordered],
+        rewards_of(ordered).numpy(),
+        lengths_of(ordered).numpy(),
+        np.array([_num_unique(group) for group in ordered]),
+        [group.columns.get(SOURCE) for group in ordered],
+    )
+
+
+def _num_unique(group: Group) -> int:
+    ids = group.completion_token_ids
+    # A server or vBoN's lines give no ids; then texts, of which two token sequences can make one.
+    return len({tuple(one) for one in ids}) if all(ids) else len(set(group.completions))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.evaluation.by_prompt import metrics_by_prompt
+from nonpareil.evaluation.by_source import metrics_by_source
 from nonpareil.evaluation.evaluation import (
     Completions,
     Evaluation,
@@ -76,9 +77,10 @@ def evaluate_groups(
         rows = matched.reference, matched.reference_rows
         on_reference = _rows_in_order("reference_log_ratio", reference_log_ratio, *rows)
     bootstrap, rewards = Bootstrap(seed), (rewards_of(matched.policy), rewards_of(matched.reference))
+    comparison = _compare(matched, None, bootstrap, n)
     return Evaluation(
         num_prompts=len(matched.policy),
-        comparison=_compare(matched, None, bootstrap, n),
+        comparison=comparison,
         kl=bootstrap.mean(kl.mean(1), "positive"),
         kl_estimator=KL_ESTIMATOR,
         log_ratio=bootstrap.mean(log_ratio.mean(1)),
@@ -91,6 +93,7 @@ def evaluate_groups(
         length_strata=_length_strata(matched, bootstrap),
         unseen=None if unseen_reward is None else _compare(matched, unseen_reward, bootstrap, n),
         by_prompt=metrics_by_prompt(matched, kl, unseen_reward),
+        by_source=metrics_by_source(matched, kl.mean(1), comparison.zero_one, bootstrap),
         each_reward=tuple(_apart(matched, name, bootstrap) for name in reward_names)
         if len(reward_names) > 1
         else (),

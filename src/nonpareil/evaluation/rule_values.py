@@ -1,7 +1,7 @@
 """What rules of selection are worth, off stored groups: exact sums over their laws, no drawing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
@@ -43,6 +43,21 @@ class RuleValues:
     num_prompts: int
     num_prompts_used: int
     """Those with as many known rewards as asked for, of which every rule chooses a completion."""
+    too_few: dict[str, int] = field(default_factory=dict)
+    """Of a rule that takes more completions than a prompt has known rewards: how many prompts it leaves out so."""
+
+    def notes(self) -> list[str]:
+        """What to know of the prompts that are left out, a sentence each."""
+        if self.num_prompts_used == self.num_prompts:
+            return []
+        said = [
+            f"{self.num_prompts_used} of {self.num_prompts} prompts take part, the same for every rule; of the "
+            "others too few rewards, or no answers, are known."
+        ]
+        return said + [
+            f"{rule} leaves out {count} of them, which have fewer known rewards than it takes."
+            for rule, count in self.too_few.items()
+        ]
 
 
 def rule_values(
@@ -77,7 +92,10 @@ def rule_values(
                 f"rules: {str(rule)!r} takes {rule.least} completions, and the groups have {size} each"
             )
     laws = [rule.law(candidates) for rule in rules]
-    used = (~candidates.rewards.isnan()).sum(1) >= least
+    known = (~candidates.rewards.isnan()).sum(1)
+    too_few = {str(rule): count for rule in rules if (count := int((known < rule.least).sum()))}
+    _refuse_too_large(rules, known)
+    used = known >= least
     for law in laws:
         used &= law.sum(1) > 0
     if not used.any():
@@ -91,7 +109,17 @@ def rule_values(
         _value(rule, law[used], kept, mean_length, bootstrap, None if gold is None else gold[used], scales)
         for rule, law in zip(rules, laws, strict=True)
     ]
-    return RuleValues(tuple(values), len(used), int(used.sum()))
+    return RuleValues(tuple(values), len(used), int(used.sum()), too_few)
+
+
+def _refuse_too_large(rules: Sequence[Rule], known: Tensor) -> None:
+    most = int(known.max())
+    for rule in rules:
+        if rule.least > most > 0:
+            raise DataError(
+                f"rules: {str(rule)!r} takes {rule.least} completions with a known reward, and no prompt has more "
+                f"than {most}; take {most} at most, or score the groups anew"
+            )
 
 
 def _value(

@@ -1,7 +1,7 @@
 """The methods: one file each; numbers only, no models."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from nonpareil.methods.rloo import RLOO
 from nonpareil.methods.sft_bon import SFTBoN
 from nonpareil.methods.value_distillation import ValueDistillation
 from nonpareil.methods.vbon import VBON
-from nonpareil.setting_types import nearest
+from nonpareil.setting_types import nearest, shown
 from nonpareil.settings import Setting, settings_of
 from nonpareil.user_code.load import is_function_path, load_function
 
@@ -110,6 +110,34 @@ def build(method: str | type[Method], settings: Mapping[str, Any], *, stored: bo
                 f"{name}={settings[name]!r} is not read by method={label} with {reason}; remove {name}"
             )
     return made
+
+
+def where_it_belongs(name: str, value: Any, method: Any, known: Iterable[str]) -> str:
+    """What to say of a training's setting that there is not: which methods have it, and how it is given to one.
+
+    Args:
+        name: of the setting.
+        value: what was given.
+        method: the training's, by name or as an object.
+        known: the settings that a training has.
+
+    Raises:
+        ConfigError: `method` names none.
+    """
+    named = method_class(method) if isinstance(method, str) else type(method)
+    having = [cls for cls in METHODS.values() if name in method_settings(cls)]
+    if issubclass(named, Method) and name in method_settings(named):
+        having = [named]
+    given = f"{name}={shown(value)}"
+    if not having:
+        return f"{given}: there is no such setting{nearest(name, known) or '; remove it'}"
+    one = f"method={having[0].__name__}({given})"
+    if having == [named]:
+        return f"{given} is a setting of method={name_of(named)}, and given to it: {one}"
+    return (
+        f"{given} is a setting of {', '.join(map(name_of, having))}, and not read by method={name_of(named)}; "
+        f"remove it, or train by one that reads it: {one}"
+    )
 
 
 def check_class(cls: Any, name: str) -> None:

@@ -189,7 +189,7 @@ def last_states(
     positions: Int[Tensor, "b s"] | None = None,
 ) -> Float[Tensor, "b s d"]:
     """Last hidden states; with a mask, of tokens at positions of their own, whose keys come last."""
-    body: Any = model.base_model  # the model itself where there is no inner one
+    body: Any = _body(model)
     arguments: dict[str, Any] = {"use_cache": cache is not None}
     if cache is not None:
         arguments[str(cache_name(type(body)))] = cache  # it takes one: `_takes_masks_and_positions`
@@ -203,6 +203,17 @@ def last_states(
             f"{type(body).__name__} gives no last hidden state; use a model with a decoder inside"
         )
     return output.last_hidden_state
+
+
+def _body(model: PreTrainedModel) -> nn.Module:
+    """The inner model that gives states, or the model itself where there is none.
+
+    Llama 4's, as some others', is `model` whatever name its class gives for it.
+    """
+    inner = getattr(model, "model", None)
+    if model.base_model is model and isinstance(inner, PreTrainedModel):
+        return inner
+    return model.base_model
 
 
 class _SequenceLayer(DynamicLayer):
@@ -236,6 +247,6 @@ def _shared_cache(config: PretrainedConfig, tokens: int) -> DynamicCache | None:
 
 
 def _takes_masks_and_positions(model: PreTrainedModel) -> bool:
-    body = type(model.base_model)
+    body = type(_body(model))
     named = {"attention_mask", "position_ids"} <= set(inspect.signature(body.forward).parameters)
     return named and cache_name(body) is not None

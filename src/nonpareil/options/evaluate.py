@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from nonpareil.models.model_init import REFERENCE_GGUF_HELP
 from nonpareil.options.guidance import GuidanceOptions
-from nonpareil.options.rewards import RewardOptions
+from nonpareil.options.rewards import RewardOptions, no_judge
 from nonpareil.options.shared import WITH_SPLITS, FileOptions, ModelOptions, PromptOptions, SamplingOptions
 from nonpareil.settings import DTYPES, option
 
@@ -20,6 +20,9 @@ class EvaluateOptions(
 
     HEADING: ClassVar = "Evaluation"
 
+    judge_model: str | None = option(
+        None, "Refused.", refused=no_judge("evaluate compares the rewards of two policies")
+    )
     reference_model_name_or_path: str | None = option(
         None, "What the policy was before.", names="input", heading="Policy"
     )

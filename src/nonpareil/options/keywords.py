@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nonpareil.settings import Setting, settings_of
+from nonpareil.settings import Setting, offered
 
 HEADINGS = (
     *(
@@ -59,10 +59,11 @@ def options_text(name: str, classes: Sequence[type]) -> str:
 
 def _listed(classes: Sequence[type]) -> list[Setting]:
     """The settings that may have another value than their default, each once, in the order of their headings."""
-    found = {name: one for cls in classes for name, one in settings_of(cls).items()}
+    found = {name: one for cls in classes for name, one in offered(cls).items()}
     order = [*HEADINGS, "", OTHERS]
-    named = [one for one in found.values() if one.limits.unread is None and one.limits.refused is None]
-    return sorted(named, key=lambda one: order.index(one.heading) if one.heading in order else len(order))
+    return sorted(
+        found.values(), key=lambda one: order.index(one.heading) if one.heading in order else len(order)
+    )
 
 
 def _lines(setting: Setting) -> list[str]:

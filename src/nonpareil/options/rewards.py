@@ -94,18 +94,13 @@ def check_remote(options: RemoteRewardOptions) -> None:
         checked_base_url(options.judge_base_url, "judge_base_url")
 
 
-def refuse_judge(options: RemoteRewardOptions, why: str) -> None:
-    """Refuse a judge where policies are compared by their rewards.
-
-    Raises:
-        ConfigError: with the reason and what to do.
-    """
-    if options.judge_model is not None:
-        raise ConfigError(
-            f"judge_model={options.judge_model!r}: {why}; a judge's score says how a completion stands in its own "
-            "group, so policy and reference, judged apart, would both have one half. Give a reward model, function "
-            "or endpoint there (docs/endpoints-rewards.md says how to judge two policies)"
-        )
+def no_judge(why: str) -> str:
+    """Why a judge is refused where policies are compared by their rewards, and what to do: `Limits.refused`."""
+    return (
+        f"cannot be: {why}; a judge's score says how a completion stands in its own group, so policy and "
+        "reference, judged apart, would both have one half. Give a reward model, function or endpoint there "
+        "(docs/endpoints-rewards.md says how to judge two policies)"
+    )
 
 
 def reward_labels(options: RemoteRewardOptions) -> list[str]:

@@ -1,7 +1,7 @@
 """The options of `nonpareil search`. Plain dataclasses, read without importing torch."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from nonpareil.options.rewards import RewardOptions
 from nonpareil.options.shared import WITH_SPLITS, FileOptions, ModelOptions, PromptOptions, SamplingOptions
@@ -65,8 +65,26 @@ class SearchOptions(ModelOptions, PromptOptions, RewardOptions, SamplingOptions,
     block_length: int = option(
         16, "Tokens of a block.", at_least=1, of="strategy=blockwise", heading="Search"
     )
+    shard_size: int = option(
+        16, "Prompts whose answers are kept at a time: what a kill can cost.", at_least=1
+    )
     output: str = option("nonpareil-answers.jsonl", "The .jsonl or .parquet file to write.", path=True)
-    overwrite: bool = option(False, "Replace the file that an earlier search wrote.")
+    overwrite: bool = option(
+        False, "Replace the file that an earlier search wrote, and what one that was stopped kept for it."
+    )
+
+    def described(self) -> dict[str, Any]:
+        """By name, what decides which answers a search finds, beside models, prompts and sampling."""
+        read: dict[str, dict[str, Any]] = {
+            "speculative_rejection": {"score_at": self.lengths, "rejection_rate": self.rejection_rate},
+            "tree": {"score_at": self.lengths, "children": self.children},
+            "blockwise": {"block_length": self.block_length},
+        }
+        return {
+            "strategy": self.strategy,
+            "num_generations": self.num_generations,
+            **read.get(self.strategy, {}),
+        }
 
     @property
     def lengths(self) -> list[int]:

@@ -4,10 +4,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nonpareil.options.engines import ChosenEngineOptions
-from nonpareil.options.rewards import RewardOptions
+from nonpareil.options.rewards import RewardOptions, specs_of
 from nonpareil.options.shared import LOADED_HERE, FileOptions, ModelOptions
 from nonpareil.settings import CheckedOptions, option
 from nonpareil.training.settings.template import TemplateSettings
+
+CHOOSES = "a reward that chooses among answers"
+"""A reader; `commands.serve.run` says when it is absent."""
 
 
 @dataclass
@@ -61,6 +64,7 @@ class ServedGroupsOptions(CheckedOptions):
         "Folder that every request's prompt, answers and rewards are kept in, for curve, export and "
         "distill --groups. Default: nothing is kept.",
         path=True,
+        reader=CHOOSES,
     )
     groups_flush: int = option(
         16,
@@ -109,21 +113,39 @@ class ServeOptions(
         replaces_demo=True,
         heading="Policy",
     )
-    best_of: int = option(8, "Answers drawn for a request that does not say.", at_least=1)
-    max_best_of: int = option(64, "Most answers that a request may have drawn.", at_least=1)
+    best_of: int = option(
+        8, "Answers drawn for a request that does not say. Without any reward it is 1.", at_least=1
+    )
+    max_best_of: int = option(64, "Most answers that a request may have drawn.", at_least=1, reader=CHOOSES)
     max_draws: int | None = option(
         None,
-        "Most answers, drawn in rounds of best_of until one has the reward stop_at_reward. Default: one round.",
+        "Most answers, drawn in rounds of best_of until one is good enough, by stop_at_reward or stop_at_quantile. "
+        "Default: one round.",
         at_least=1,
+        reader=CHOOSES,
     )
     stop_at_reward: float | None = option(
-        None, "Reward of an answer after which no further round is drawn, with max_draws."
+        None, "Reward of an answer after which no further round is drawn, with max_draws.", reader=CHOOSES
     )
-    rule: str = option("best_of_n", "How the answer is chosen where a request does not say.")
+    stop_at_quantile: float | None = option(
+        None,
+        "The same by an answer's quantile among all that the policy may give to its prompt, told by calibration.",
+        at_least=0,
+        below=1,
+        reader=CHOOSES,
+    )
+    calibration: str | None = option(
+        None,
+        "Folder of groups of this policy and these rewards, which tell quantiles.",
+        names="input",
+        reader=CHOOSES,
+    )
+    rule: str = option("best_of_n", "How the answer is chosen where a request does not say.", reader=CHOOSES)
     fallback: str = option(
         "none",
         "Where no answer of a request has a reward: none (an error says why), or first, the first that was drawn.",
         choices=("none", "first"),
+        reader=CHOOSES,
     )
     max_completion_length: int = option(
         512, "Most tokens of each answer to a request that gives no max_tokens.", at_least=1
@@ -136,6 +158,7 @@ class ServeOptions(
         "Answers that one request asks the upstream for: 1 for one that ignores n. Default: all of them.",
         at_least=1,
         of="engine=openai",
+        reader=CHOOSES,
     )
     request_timeout: float | None = option(
         None,
@@ -143,3 +166,8 @@ class ServeOptions(
         above=0,
         of="engine=openai",
     )
+
+    @property
+    def chooses(self) -> bool:
+        """Whether any reward is named to choose by; else one answer is served as it is drawn."""
+        return bool(specs_of(self)) or self.judge_model is not None

@@ -29,6 +29,7 @@ LOADED_BY_TRANSFORMERS = "engine=transformers|ray"
 OWN_PROMPTS = "runs that draw their own"
 DRAWS_POOL = "what draws stored groups before it trains"
 HUB_DATASETS = "hub datasets"
+STREAMS = "hub datasets and mixtures of them"
 WITH_SPLITS = "datasets with splits"
 TRAINING_SPLITS = "datasets with a training split"
 HELD_OUT_SPLITS = "datasets with a held-out split"
@@ -107,7 +108,7 @@ class PromptOptions(TemplateSettings, CheckedOptions):
     dataset_config: str | None = option(None, "Of a hub dataset that has several.", reader=HUB_DATASETS)
     prompt_column: str = option("prompt", "The column that holds the prompt.", reader=OWN_PROMPTS)
     dataset_streaming: bool = option(
-        False, "Read no more of a hub dataset than the first prompts that are asked for.", reader=HUB_DATASETS
+        False, "Read no more of a hub dataset than the first prompts that are asked for.", reader=STREAMS
     )
     test_split_size: float | None = option(
         None,
@@ -129,14 +130,16 @@ class PromptOptions(TemplateSettings, CheckedOptions):
                 f"dataset_name={self.dataset_name!r} and datasets={shown(self.datasets)} both name prompts; give "
                 "one of them"
             )
-        _ = self.prompt_source
+        source = self.prompt_source
+        if self.dataset_streaming and self.datasets is not None:
+            source.refuse_unknown_sizes()  # type: ignore[union-attr]
 
     @property
     def prompt_source(self) -> str | None:
         """What is read: a file, folder or dataset by its name, or a `Mixture`; None where nothing is named."""
         if self.datasets is None:
             return self.dataset_name
-        from nonpareil.rollouts.mixture import mixture_of  # with pyarrow behind it
+        from nonpareil.rollouts.mixture import mixture_of  # with much behind it
 
         return mixture_of(self.datasets)
 

@@ -5,7 +5,14 @@ from typing import Any
 
 from nonpareil.in_memory import InMemory
 from nonpareil.options.rewards import ANY_MODEL, FIRST_MODEL, LIMITED, LOADED_MODEL, specs_of
-from nonpareil.options.shared import DRAWS_POOL, HELD_OUT_SPLITS, HUB_DATASETS, OWN_PROMPTS, TRAINING_SPLITS
+from nonpareil.options.shared import (
+    DRAWS_POOL,
+    HELD_OUT_SPLITS,
+    HUB_DATASETS,
+    OWN_PROMPTS,
+    STREAMS,
+    TRAINING_SPLITS,
+)
 from nonpareil.settings import refuse_unread
 from nonpareil.values.settings import MAKES_CREDITS
 
@@ -22,7 +29,7 @@ def refuse_unread_of_distill(options: Any, config: Any, eval_source: str | None)
         sources[HELD_OUT_SPLITS] = eval_source
     absent |= absent_splits(sources)
     if options.groups is not None:
-        readers = [TRAINING_SPLITS, *([] if sources else [OWN_PROMPTS, HUB_DATASETS])]
+        readers = [TRAINING_SPLITS, *([] if sources else [OWN_PROMPTS, HUB_DATASETS, STREAMS])]
         absent |= dict.fromkeys(readers, "groups hold prompts already")
     for each in (options, config):
         refuse_unread(each, absent)
@@ -62,6 +69,8 @@ def absent_splits(sources: dict[str, str]) -> dict[str, str]:
     }
     if absent and len(absent) == len(sources):
         absent[HUB_DATASETS] = next(iter(absent.values()))
+        if not any(getattr(source, "can_stream", False) for source in sources.values()):
+            absent[STREAMS] = absent[HUB_DATASETS]
     return absent
 
 

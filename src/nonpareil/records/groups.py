@@ -231,6 +231,8 @@ class GroupNumbers:
     """Tokens of each completion [b, m], float64; NaN where its ids are not known."""
     num_unique: "np.ndarray"
     """Different completions of each group [b]: by token ids, or by text where those of one are not known."""
+    sources: "list[object]" = field(default_factory=list)
+    """What each prompt's column `dataset_source` holds; empty where the groups have no such column."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids)

@@ -19,7 +19,7 @@ from nonpareil.rewards.combine import CombinedReward
 from nonpareil.rollouts.cluster import ShardTask, ShardWorkers
 from nonpareil.rollouts.folder import delete_rollouts
 from nonpareil.rollouts.given import GivenEngine, GivenReward, made_engine, made_reward, release
-from nonpareil.rollouts.growing import grown, grown_shard, part_there
+from nonpareil.rollouts.growing import engine_of, grown, grown_shard, part_there
 from nonpareil.rollouts.manifest import (
     FORMAT,
     TOKEN_IDS,
@@ -61,6 +61,7 @@ class Filling:
     """How a user named the rewards."""
     moved: bool = False
     """Whether the prompts would be rendered otherwise now than they were when the folder was begun."""
+    check_same = staticmethod(check_same)
 
     def __post_init__(self) -> None:
         """Take up what an earlier run left.
@@ -78,7 +79,7 @@ class Filling:
         if stored is not None:
             there = part_there(stored["draw"], self.settings, self.prompts)
             self.moved = rendering_moved(stored["draw"], there)
-            check_same({k: v for k, v in stored["draw"].items() if k != "engine"}, there, self.folder)
+            self.check_same({k: v for k, v in stored["draw"].items() if k != "engine"}, there, self.folder)
             self.grows = there is not self.settings
             self.manifest = (
                 grown(stored, self.settings, self.folder, moved=self.moved) if self.grows else stored
@@ -164,7 +165,8 @@ class Filling:
             delete_rollouts(self.old)
             self.old = None
         if self.manifest:
-            check_same({"engine": self.manifest["draw"]["engine"]}, {"engine": description}, self.folder)
+            stored = engine_of(self.manifest["draw"], self.folder)
+            self.check_same({"engine": stored}, {"engine": description}, self.folder)
             if self.grows:
                 write_rendered(self.folder, self.prompts)
                 self.manifest, self.grows = write_manifest(self.folder, self.manifest), False
@@ -250,10 +252,7 @@ class Filling:
         scorer = None if reward is None else made_reward(reward)
         if missing:
             self._begin(workers)
-        settings: dict[str, Any] | None = None
-        unscored: list[int] = []
-        if scorer is not None:
-            settings, unscored = self._begin_scoring(scorer)
+        settings, unscored = (None, []) if scorer is None else self._begin_scoring(scorer)
         waiting = {*missing, *unscored}
         if not waiting:
             return 0, 0, Counter()

@@ -69,7 +69,7 @@ def grown(
         raise ConfigError(
             f"output_dir={str(folder)!r} is of an early version and cannot grow ({words}); {elsewhere}"
         )
-    engine = draw["engine"]["engine"]
+    engine = engine_of(draw, folder)["engine"]
     if "num_generations" in more and engine not in DRAWS_MORE:
         raise ConfigError(
             f"output_dir={str(folder)!r} would grow ({words}), and engine={engine} cannot draw the further "
@@ -90,6 +90,22 @@ def grown(
         "draw": {**asked, "prompts": prompts, "engine": draw["engine"]},
         GROWN_FROM: [*manifest.get(GROWN_FROM, ()), draw],
     }
+
+
+def engine_of(draw: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """What drew the groups of a folder to which more is to be added; `draw`: of its manifest.
+
+    Raises:
+        ConfigError: the manifest does not say, so that nobody knows whether more would be of the same distribution.
+    """
+    engine = draw.get("engine")
+    if not isinstance(engine, Mapping) or "engine" not in engine:
+        raise ConfigError(
+            f"output_dir={str(folder)!r} cannot be added to: its manifest does not say which engine drew it "
+            "(draw.engine is missing), so further draws might be of another distribution; give another output_dir, "
+            "or overwrite to draw all anew (--overwrite)"
+        )
+    return engine
 
 
 def is_part_of(draw: Mapping[str, Any], whole: Mapping[str, Any]) -> bool:

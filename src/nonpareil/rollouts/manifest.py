@@ -25,6 +25,8 @@ PACKAGES = ("nonpareil", "torch", "transformers", "tokenizers", "datasets", "pya
 TOKEN_IDS = "token_ids_sha256"
 JOINED_FROM = "joined_from"
 """Of a joined folder's `draw`: how its parts were drawn."""
+SEARCH = "search"
+"""Of the `draw` of a folder of answers that a search is finding: its schedule and rewards."""
 ENDS = "model.end_token_ids"
 _IN_WORDS = {
     ENDS: " (where a completion ends)",
@@ -62,13 +64,10 @@ def rendering_moved(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> bool
     return alike and "rendering" in new and old.get(TOKEN_IDS) != new.get(TOKEN_IDS)
 
 
-def check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to mix groups of different settings in one folder. Keys that either side lacks differ too.
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Every setting that differs, in words, with the stored and the asked value; so do keys that a side lacks.
 
     Where both know the model's fingerprint, its path is a label and may change.
-
-    Raises:
-        ConfigError: naming every setting that differs, with the stored and the asked value.
     """
     from nonpareil.models.first_fingerprint import (
         renewed,
@@ -86,13 +85,23 @@ def check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], folder: Path
     if ENDS not in old or ENDS not in new:  # of a version that did not keep them
         old.pop(ENDS, None)
         new.pop(ENDS, None)
-    lines = [
-        f"  {key}: {there!r} there, {now!r} now{_IN_WORDS.get(key, '')}"
+    return [
+        f"{key}: {there!r} there, {now!r} now{_IN_WORDS.get(key, '')}"
         for key, (there, now) in differing(old, new).items()
     ]
-    if lines:
+
+
+def check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to mix groups of different settings in one folder; see `differences`.
+
+    Raises:
+        ConfigError: naming every setting that differs, with the stored and the asked value.
+    """
+    if lines := differences(stored, asked):
         raise ConfigError(
-            f"output_dir={str(folder)!r} holds groups drawn with other settings:\n" + "\n".join(lines) + "\n"
+            f"output_dir={str(folder)!r} holds groups drawn with other settings:\n  "
+            + "\n  ".join(lines)
+            + "\n"
             "Give another output_dir, or overwrite to delete them and draw anew (--overwrite)."
         )
 

@@ -7,12 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nonpareil.records import Group, GroupNumbers, refuse_repeated
+from nonpareil.records import SOURCE, Group, GroupNumbers, refuse_repeated
 from nonpareil.rollouts.reading import read_available, read_shards
 from nonpareil.rollouts.store import read_columns
 from nonpareil.rollouts.vbon_lines import is_vbon
 
 _COLUMNS = ("prompt_id", "completion_token_ids", "rewards")
+_READ = (*_COLUMNS, SOURCE)
 _TEXTS = "completions"
 
 
@@ -37,10 +38,10 @@ def read_numbers(path: Path) -> tuple[GroupNumbers | list[Group], str]:
 
 
 def _read(path: Path) -> pa.Table:
-    table, completions = read_columns(path, _COLUMNS)
+    table, completions = read_columns(path, _READ)
     if _has_ids(table["completion_token_ids"], completions):
         return table
-    return read_columns(path, (*_COLUMNS, _TEXTS))[0]
+    return read_columns(path, (*_READ, _TEXTS))[0]
 
 
 def _has_ids(column: pa.ChunkedArray, completions: int) -> bool:
@@ -55,9 +56,13 @@ def _joined(shards: Sequence[GroupNumbers | None]) -> GroupNumbers | None:
     known = [shard for shard in shards if shard is not None]
     if not known or len(known) < len(shards) or len({shard.rewards.shape[1] for shard in known}) > 1:
         return None
+    sources = [name for shard in known for name in shard.sources]
     return GroupNumbers(
         [prompt_id for shard in known for prompt_id in shard.prompt_ids],
-        *(np.concatenate([getattr(s, name) for s in known]) for name in ("rewards", "lengths", "num_unique")),
+        np.concatenate([shard.rewards for shard in known]),
+        np.concatenate([shard.lengths for shard in known]),
+        np.concatenate([shard.num_unique for shard in known]),
+        sources if len(sources) == sum(map(len, known)) else [],
     )
 
 
@@ -88,6 +93,7 @@ def _numbers_of(table: pa.Table) -> GroupNumbers | None:
         np.where(np.isfinite(values), values, np.nan),
         np.where(unknown, np.nan, lengths),
         unique,
+        table[SOURCE].to_pylist() if SOURCE in table.column_names else [],
     )
 
 

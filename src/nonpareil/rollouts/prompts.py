@@ -14,7 +14,8 @@ from nonpareil.in_memory import InMemory
 from nonpareil.models.chat import check_messages_written, held_clock, template_failure, template_source
 from nonpareil.records import Message, Prompt, PromptText, prompt_id_of
 from nonpareil.rollouts.checked_rows import PromptRow, check_column, check_columns, checked_prompt
-from nonpareil.rollouts.mixture import mixture_of, rows_of
+from nonpareil.rollouts.mixing import rows_of
+from nonpareil.rollouts.mixture import mixture_of
 from nonpareil.rollouts.openings import Openings
 from nonpareil.rollouts.parts import part_of
 from nonpareil.rollouts.rendering import check_template_kwargs, rendering_of
@@ -84,7 +85,7 @@ def load_prompts(
     if streaming:
         _check_stream(limit, seed, test_split_size)
     if isinstance(source, InMemory):
-        rows = rows_of(source, prompt_column)
+        rows = rows_of(source, prompt_column, limit if streaming else None)
     else:
         rows = read_rows(str(source), split, dataset_config, prompt_column, limit if streaming else None)
     if not rows:

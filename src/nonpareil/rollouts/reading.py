@@ -11,7 +11,7 @@ import pyarrow as pa
 from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Group, refuse_repeated
 from nonpareil.rollouts.folder import MANIFEST
-from nonpareil.rollouts.manifest import read_manifest
+from nonpareil.rollouts.manifest import SEARCH, read_manifest
 from nonpareil.rollouts.served import is_served_folder, named_folders, summarized
 from nonpareil.rollouts.store import (
     DATA_FOLDER,
@@ -142,6 +142,11 @@ def _shards_of(path: Path) -> tuple[list[tuple[Path, ShardNotes]], str]:
     else:
         refuse_foreign(folder, num_shards(manifest))
         shards, lacking = _of_run(path, folder, manifest)
+    if any(SEARCH in one.notes.draw for _, one in shards):
+        raise DataError(
+            f"{path} holds answers that a stopped search keeps: they follow from scores and are no draws of the "
+            "policy. Run it again to finish it; draw groups by `nonpareil sample`"
+        )
     refuse_repeated(chain.from_iterable(one.prompt_ids for _, one in shards), str(path))
     return [(file, one.notes) for file, one in shards], lacking
 

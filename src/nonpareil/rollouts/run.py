@@ -15,7 +15,7 @@ from nonpareil.rollouts.folder import locked_folder
 from nonpareil.rollouts.given import GivenEngine, GivenReward
 from nonpareil.rollouts.manifest import draw_settings
 from nonpareil.rollouts.progress import Progress, Silent
-from nonpareil.rollouts.reading import read_groups
+from nonpareil.rollouts.reading import stored_groups
 from nonpareil.rollouts.resume import check_prompts
 from nonpareil.setting_types import check_value
 from nonpareil.settings import check_settings
@@ -33,9 +33,9 @@ class RolloutResult:
     reward_counts: dict[str, int]
     """What the rewards counted at it, wherever they are; see `Reward.counts`."""
 
-    def groups(self) -> list[Group]:
-        """All groups, in the order of the prompts, read from disk."""
-        return read_groups(self.output_dir)
+    def groups(self, without: Sequence[str] = ()) -> list[Group]:
+        """All groups, in the order of the prompts, read from disk; lists of columns `without` are empty."""
+        return list(stored_groups(self.output_dir, without))
 
 
 def draw_and_score(

@@ -29,6 +29,7 @@ from nonpareil.rollouts.columns import (
     stored_column,
     whole_prompt,
 )
+from nonpareil.rollouts.token_lists import token_lists
 from nonpareil.terminal import printable
 
 DATA_FOLDER = "data"
@@ -251,7 +252,10 @@ def to_groups(table: pa.Table) -> list[Group]:
     """The table's rows as groups; a list whose column was not read is empty."""
     names = table.column_names
     rewards = [name for name in names if name.startswith(REWARD_PREFIX)]
-    columns = {name: table[name].to_pylist() for name in names}
+    columns = {
+        name: token_lists(table[name]) if name == "completion_token_ids" else table[name].to_pylist()
+        for name in names
+    }
     own = (*OWN_NAMES, OPENING, FURTHER, *rewards)
     further = dict(from_stored(name, columns[name]) for name in names if name not in own)
     scores = {name.removeprefix(REWARD_PREFIX): columns[name] for name in rewards}

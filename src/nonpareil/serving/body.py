@@ -1,18 +1,18 @@
 """A request's body: read with care, each field taken, forwarded or refused by name."""
 
 import json
-import math
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nonpareil.answers import UnusableAnswer, is_text, parse_json
 from nonpareil.serving.choosing import rule_of
-from nonpareil.serving.fields import FORWARDED, OWN, READ_HERE, has_effect
+from nonpareil.serving.fields import FORWARDED, OWN, READ_HERE, has_effect, is_number, whole
 from nonpareil.serving.problems import refused
 from nonpareil.serving.records import DrawRequest, UpstreamError
+from nonpareil.serving.stopping import Goal, Stopping, rounds_of
 from nonpareil.setting_types import nearest
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ class Defaults:
     """From a request's arrival to its answer."""
     without: Mapping[bool, str]
     """For chats (True) and completions (False): why they cannot be answered, where that is so."""
-    max_draws: int | None = None
-    stop_at_reward: float | None = None
-    """See `Asked`; both or neither."""
+    stopping: Stopping = field(default_factory=Stopping)
+    chooses: bool = True
+    """Whether there is a reward to choose by; one answer is drawn where there is none."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Asked:
     include_usage: bool
     max_tokens: int
     """Of each answer."""
-    stop_at_reward: float | None = None
-    """Further rounds are drawn, up to `request.max_draws`, until n answers have such a reward; None draws one."""
+    goal: Goal | None = None
+    """Further rounds are drawn, up to `request.max_draws`, until n answers are good enough; None draws one."""
 
 
 def read_json(content: bytes) -> dict[str, Any]:
@@ -89,18 +89,19 @@ def asked_of(body: Mapping[str, Any], chat: bool, defaults: Defaults) -> Asked:
     if model is not None and model != defaults.model:
         known = f"this server has {defaults.model!r}"
         raise UpstreamError(404, "model_not_found", f"model={model!r} is not served; {known}", param="model")
-    n = _whole(body, "n", 1)
-    best_of = _whole(body, "best_of", max(defaults.best_of, n))
+    n = whole(body, "n", 1)
+    best_of = whole(body, "best_of", max(defaults.best_of, n))
     if best_of > defaults.max_best_of:
         field = "n" if body.get("best_of") is None and n > defaults.best_of else "best_of"
-        raise refused(f"{field}={best_of} is more than this server draws, {defaults.max_best_of}", field)
+        why = "" if defaults.chooses else ": it has no reward to choose among several by"
+        raise refused(f"{field}={best_of} is more than this server draws, {defaults.max_best_of}{why}", field)
     if n > best_of:
         raise refused(f"n={n} answers of best_of={best_of} that are drawn; lower n or raise best_of", "n")
     if body.get("echo"):
         raise refused("echo=true would have the reward read the prompt twice; leave it out", "echo")
     forwarded = {k: v for k, v in body.items() if k not in READ_HERE and v is not None}
     rule = _rule(body, defaults, best_of)
-    max_draws, stop_at_reward = _rounds(body, defaults, best_of, rule)
+    max_draws, goal = rounds_of(body, defaults.stopping, best_of, defaults.max_best_of, str(rule))
     _check_temperature(forwarded, max_draws or best_of)
     forwarded, max_tokens = _limited(forwarded, defaults.max_tokens)
     stream, include_usage = _streaming(body)
@@ -120,7 +121,7 @@ def asked_of(body: Mapping[str, Any], chat: bool, defaults: Defaults) -> Asked:
         stream=stream,
         include_usage=include_usage,
         max_tokens=max_tokens,
-        stop_at_reward=stop_at_reward,
+        goal=goal,
     )
 
 
@@ -137,15 +138,6 @@ def _check_names(body: Mapping[str, Any], chat: bool) -> None:
             )
         where = "/v1/chat/completions" if chat else "/v1/completions"
         raise refused(f"unknown field {name!r} of {where}{nearest(name, known, quoted=True)}", name)
-
-
-def _whole(body: Mapping[str, Any], name: str, default: int) -> int:
-    value = body.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise refused(f"{name}={value!r} must be a whole number of at least 1", name)
-    return value
 
 
 def _seed(body: Mapping[str, Any]) -> int:
@@ -166,49 +158,11 @@ def _rule(body: Mapping[str, Any], defaults: Defaults, best_of: int) -> "Rule":
     return rule_of(defaults.rule if value is None else value, best_of)
 
 
-def _rounds(
-    body: Mapping[str, Any], defaults: Defaults, best_of: int, rule: "Rule"
-) -> tuple[int, float | None]:
-    """Most draws, and the reward to stop at; 0 and None where so many are drawn, whatever they are like."""
-    most = _whole(body, "max_draws", max(defaults.max_draws or 0, best_of))
-    stop = body.get("stop_at_reward")
-    if stop is None:
-        stop = defaults.stop_at_reward
-    elif not _is_number(stop):
-        raise refused(f"stop_at_reward={stop!r} must be a number", "stop_at_reward")
-    if most < best_of:
-        raise refused(
-            f"max_draws={most} is less than best_of={best_of}, which are drawn at once", "max_draws"
-        )
-    if most > defaults.max_best_of:
-        raise refused(f"max_draws={most} is more than this server draws, {defaults.max_best_of}", "max_draws")
-    if most == best_of:
-        if body.get("stop_at_reward") is not None and body.get("max_draws") is None:
-            raise refused("stop_at_reward is read with max_draws; give both", "stop_at_reward")
-        return 0, None
-    if stop is None:
-        raise refused(f"max_draws={most} is read with stop_at_reward; give both", "max_draws")
-    if rule.name != "best_of_n":
-        raise refused(
-            f"rule={str(rule)!r} chooses among a fixed number of answers; give max_draws={best_of}, as "
-            "best_of is, with it",
-            "rule",
-        )
-    return most, float(stop)
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
-    except OverflowError:  # a whole number of hundreds of digits
-        return False
-
-
 def _check_temperature(forwarded: Mapping[str, Any], best_of: int) -> None:
     value = forwarded.get("temperature")
     if value is None:
         return
-    if not _is_number(value) or value < 0:
+    if not is_number(value) or value < 0:
         raise refused(f"temperature={value!r} must be a number of at least 0", "temperature")
     if value == 0 and best_of > 1:
         raise refused(
@@ -225,7 +179,7 @@ def _limited(forwarded: dict[str, Any], default: int) -> tuple[dict[str, Any], i
     ]
     if not given:
         return {**forwarded, "max_tokens": default}, default
-    limits = {_whole(forwarded, name, default) for name in given}
+    limits = {whole(forwarded, name, default) for name in given}
     if len(limits) > 1:
         raise refused("max_completion_tokens and max_tokens are one limit; give one of them", "max_tokens")
     return forwarded, limits.pop()

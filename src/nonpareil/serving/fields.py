@@ -1,6 +1,12 @@
-"""The fields of a request's body: which there are, and which of them an upstream is given."""
+"""The fields of a request's body: which there are, which of them an upstream is given, and numbers among them."""
 
-OWN = frozenset({"best_of", "rule", "max_draws", "stop_at_reward"})
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from nonpareil.serving.problems import refused
+
+OWN = frozenset({"best_of", "rule", "max_draws", "stop_at_reward", "stop_at_quantile"})
 """Ours, beside the protocol's."""
 READ_HERE = OWN | {"model", "n", "seed", "stream", "stream_options", "messages", "prompt"}
 """What the server reads itself; an upstream is not given it as it came."""
@@ -88,3 +94,25 @@ def has_effect(name: str, value: object) -> bool:
         return False
     neutral = WITHOUT_EFFECT.get(name, ())
     return not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral)
+
+
+def whole(body: Mapping[str, Any], name: str, default: int) -> int:
+    """A field that is a whole number of at least 1; the default where it is not given.
+
+    Raises:
+        UpstreamError: 400: another value.
+    """
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise refused(f"{name}={value!r} must be a whole number of at least 1", name)
+    return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number, and no boolean."""
+    try:
+        return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False

@@ -21,7 +21,7 @@ from typing import Any
 from nonpareil.errors import ConfigError, NonpareilError
 from nonpareil.files import jsonable
 from nonpareil.folders import is_vacant, writing
-from nonpareil.records import prompt_id_of
+from nonpareil.records import has_further, prompt_id_of
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.rollouts.folder import MANIFEST
 from nonpareil.rollouts.manifest import FORMAT, read_manifest, versions, write_manifest
@@ -32,7 +32,7 @@ from nonpareil.serving.group_record import group_of, null_reasons
 from nonpareil.serving.group_shards import SHARD_SIZE, Shards, now
 from nonpareil.serving.records import Drawn, DrawRequest, Scored
 from nonpareil.serving.redaction import Redact, redacted
-from nonpareil.settings import differing, flat
+from nonpareil.serving.sameness import first_difference
 
 OWNER = "serve"
 FLUSH = 16
@@ -131,17 +131,17 @@ class GroupFolder:
             manifest = read_manifest(path.parent)
             if manifest is not None and is_served_folder(manifest):
                 self._check_same(manifest)
-                tools = bool(manifest["draw"]["prompts"].get("rendering", {}).get("tools"))
-                self._kinds[path.parent.name] = Shards(path.parent, manifest, tools)
+                self._kinds[path.parent.name] = Shards(path.parent, manifest)
         self._expire()
         threading.Thread(target=self._tick, daemon=True, name="groups-clock").start()
 
     async def write(
         self, request: DrawRequest, drawn: Drawn, scored: Scored, chosen: Sequence[int], rule: str
-    ) -> None:
+    ) -> str | None:
         """Keep one group; see `serving.records.GroupWriter`."""
         adding = self._worker.submit(self._add, request, drawn, scored, list(chosen), rule)
-        await asyncio.shield(asyncio.wrap_future(adding))  # a client who leaves now takes nothing away
+        # A client who leaves now takes nothing away.
+        return await asyncio.shield(asyncio.wrap_future(adding))
 
     async def close(self) -> None:
         """Write out what is still held, and let go of the folder."""
@@ -167,7 +167,10 @@ class GroupFolder:
 
     # --- In the thread
 
-    def _add(self, request: DrawRequest, drawn: Drawn, scored: Scored, chosen: list[int], rule: str) -> None:
+    def _add(
+        self, request: DrawRequest, drawn: Drawn, scored: Scored, chosen: list[int], rule: str
+    ) -> str | None:
+        """Why it leaves no group; None where it does."""
         try:
             kind, prompt, tools = kind_of(request, drawn)
             group = group_of(prompt, drawn, scored)
@@ -175,18 +178,21 @@ class GroupFolder:
             group.columns |= {"served_choice": chosen, **({"tools": tools} if tools else {})}
             if self._redact is not None:
                 group = redacted(group, self._redact)
+                if not kind.further and not isinstance(group.prompt, str) and has_further(group.prompt):
+                    raise NotStored("groups_redact gave messages names or calls that they had not")
             shards = self._shards(kind)
             position = shards.next_position()
             group = replace(group, prompt_id=prompt_id_of(group.prompt, position, group.columns.get("tools")))
             shards.pending.append((group, null_reasons(scored)))
         except NotStored as why:
             self._not_stored(str(why))
-            return
+            return str(why)
         except (NonpareilError, OSError) as error:
             self._not_stored(f"{type(error).__name__}: {error}")
-            return
+            return type(error).__name__
         if self.unflushed >= self._flush:
             self._write_out()
+        return None
 
     def _shards(self, kind: Kind) -> Shards:
         if kind.name in self._kinds:
@@ -210,7 +216,7 @@ class GroupFolder:
                 **{"shard_size": SHARD_SIZE, "versions": versions(), **others},
             },
         )
-        self._kinds[kind.name] = Shards(folder, manifest, kind.tools)
+        self._kinds[kind.name] = Shards(folder, manifest)
         return self._kinds[kind.name]
 
     def _write_out(self) -> None:
@@ -235,16 +241,13 @@ class GroupFolder:
         ours = {"model": self._common["draw"]["model"], "engine": self._common["draw"]["engine"]}
         theirs = {name: manifest["draw"][name] for name in ours}
         there, here = (
-            flat({**draw, "rewards": scoring["rewards"], "weights": scoring["aggregate"]})
+            {**draw, "rewards": scoring["rewards"], "weights": scoring["aggregate"]}
             for draw, scoring in ((theirs, manifest["scoring"]), (ours, self._common["scoring"]))
         )
-        for name, (was, is_now) in differing(there, here).items():
-            label = name.endswith(".path") and there.get(f"{name[:-4]}fingerprint") is not None
-            if not label:
-                raise ConfigError(
-                    f"groups={str(self.path)!r} holds groups of another model or reward: {name} is {was!r} there "
-                    f"and {is_now!r} now; give another folder"
-                )
+        if (first := first_difference(there, here)) is not None:
+            raise ConfigError(
+                f"groups={str(self.path)!r} holds groups of another model or reward: {first}; give another folder"
+            )
 
     # --- Housekeeping
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nonpareil.answers import is_text
 from nonpareil.errors import DataError
 from nonpareil.files import jsonable
-from nonpareil.records import PromptText, SamplingParams
+from nonpareil.records import MESSAGE_KEYS, PromptText, SamplingParams, has_further
 from nonpareil.rollouts.checked_rows import checked_prompt
+from nonpareil.rollouts.columns import FURTHER
 from nonpareil.rollouts.tools import COLUMN as TOOLS
 from nonpareil.rollouts.tools import Tools, tools_of
 from nonpareil.serving.fields import has_effect
@@ -43,6 +45,8 @@ class Kind:
     """As manifests keep it, without the seed."""
     template_kwargs: dict[str, Any]
     tools: bool
+    further: bool = False
+    """Whether messages have names or calls, which take a column more."""
 
     @property
     def name(self) -> str:
@@ -51,9 +55,10 @@ class Kind:
         plain += f"-t{self.sampling['temperature']:g}-max{self.sampling['max_completion_length']}"
         named = ("temperature", "max_completion_length")
         others = {k: v for k, v in self.sampling.items() if k not in named and v != _USUAL.get(k)}
-        if not others and not self.template_kwargs and not self.tools:
+        if not others and not self.template_kwargs and not self.tools and not self.further:
             return plain
-        further = json.dumps([others, self.template_kwargs, self.tools], sort_keys=True)
+        asked = [others, self.template_kwargs, self.tools, *([FURTHER] if self.further else [])]
+        further = json.dumps(asked, sort_keys=True)
         return f"{plain}-{hashlib.sha256(further.encode()).hexdigest()[:6]}"
 
     @property
@@ -61,7 +66,8 @@ class Kind:
         """What its manifest says of prompts: how they were rendered, since nobody knows which will come."""
         if not self.chat:
             return {}
-        return {"rendering": {TEMPLATE: self.template_kwargs, **({"tools": True} if self.tools else {})}}
+        rendering = {TEMPLATE: self.template_kwargs, **({"tools": True} if self.tools else {})}
+        return {"rendering": rendering, **({FURTHER: True} if self.further else {})}
 
 
 def kind_of(request: DrawRequest, drawn: Drawn) -> tuple[Kind, PromptText, Tools | None]:
@@ -70,9 +76,9 @@ def kind_of(request: DrawRequest, drawn: Drawn) -> tuple[Kind, PromptText, Tools
     Raises:
         NotStored: what was drawn is no plain draw from the policy, or the record has no place for it.
     """
-    # Also where it stopped in time: kept would be the groups whose first draws were good.
-    if request.in_rounds or len(drawn.answers) != request.best_of:
-        raise NotStored("draws stopped early, so that their number follows from the rewards")
+    # Of draws in rounds the first round comes here: whatever came of it, so that it is no choice of the good ones.
+    if len(drawn.answers) != request.best_of:
+        raise NotStored("it was not drawn as often as it was asked for")
     if request.best_of < 2:
         raise NotStored("best_of is 1, and a group compares draws")
     ends = {answer.finish_reason for answer in drawn.answers} - {"stop", "length"}
@@ -80,13 +86,25 @@ def kind_of(request: DrawRequest, drawn: Drawn) -> tuple[Kind, PromptText, Tools
         raise NotStored(f"an answer ended with {min(ends)!r}, not with stop or length")
     if any(answer.message is not None and answer.message.get("tool_calls") for answer in drawn.answers):
         raise NotStored("an answer calls a tool, which is no text")
-    given = {name: value for name, value in request.forwarded.items() if value is not None}
-    _check_fields(given)
-    sampling = _sampling(given, drawn)
+    given = given_fields(request)
+    sampling = sampling_asked(given, drawn.info)
     tools = _tools(given)
     kwargs = drawn.info.get(TEMPLATE, given.get(TEMPLATE)) or {}
-    kind = Kind(request.chat, request.best_of, sampling, dict(kwargs), tools is not None)
-    return kind, _prompt(request), tools
+    prompt = _prompt(request)
+    further = not isinstance(prompt, str) and has_further(prompt)
+    kind = Kind(request.chat, request.best_of, sampling, dict(kwargs), tools is not None, further)
+    return kind, prompt, tools
+
+
+def given_fields(request: DrawRequest) -> dict[str, Any]:
+    """What the client said of the drawing.
+
+    Raises:
+        NotStored: it draws from another distribution than the policy's.
+    """
+    given = {name: value for name, value in request.forwarded.items() if value is not None}
+    _check_fields(given)
+    return given
 
 
 def _check_fields(given: Mapping[str, Any]) -> None:
@@ -100,18 +118,24 @@ def _check_fields(given: Mapping[str, Any]) -> None:
             raise NotStored(f"{name} was asked for, which draws from another distribution than the policy's")
 
 
-def _sampling(given: Mapping[str, Any], drawn: Drawn) -> dict[str, Any]:
-    """As manifests keep it; an engine of ours says it (`Drawn.info`), of a server it is what was asked for."""
-    sampling = drawn.info.get("sampling")
+def sampling_asked(given: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
+    """As manifests keep it; an engine of ours says it (`Drawn.info`), of a server it is what was asked for.
+
+    Raises:
+        NotStored: it is not known, or draws nothing but one answer.
+    """
+    sampling = info.get("sampling")
     if not isinstance(sampling, SamplingParams):
         limits = [given[name] for name in LIMITS if name in given]
-        stop = given.get("stop") or ()
+        stop = given.get("stop") or []
         numbers: dict[str, Any] = {name: given[name] for name in _NUMBERS if name in given}
         if not all(isinstance(value, int | float) for value in [*numbers.values(), *limits]):
             raise NotStored("its sampling is not all numbers")
+        if not isinstance(stop, str) and not (isinstance(stop, list) and all(map(is_text, stop))):
+            raise NotStored("its stop is no text and no list of texts")
         numbers |= {name: float(value) for name, value in numbers.items() if name != "top_k"}
         sampling = SamplingParams(
-            max_completion_length=min(limits) if limits else drawn.info.get("max_tokens") or 0,
+            max_completion_length=min(limits) if limits else info.get("max_tokens") or 0,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             **numbers,
         )
@@ -132,17 +156,15 @@ def _tools(given: Mapping[str, Any]) -> Tools | None:
 
 
 def _prompt(request: DrawRequest) -> PromptText:
-    """As a group keeps it."""
-    more = "a message has more than role and text (parts, names, tool calls), or there are no words"
+    """As a group keeps it: names and calls of messages as they came."""
     try:
         prompt = checked_prompt(request.prompt, "the request")
     except DataError as error:
-        raise NotStored(more) from error
-    # The shards' columns are fixed before anything is known of later requests, so they have no place for more.
-    if not isinstance(prompt, str) and any(
-        set(m) != {"role", "content"} or m["content"] is None for m in prompt
-    ):
-        raise NotStored(more)
+        keys = ", ".join(MESSAGE_KEYS)
+        raise NotStored(
+            f"a message has what no group holds (parts, other keys than role, content, {keys}), or there are no "
+            "words"
+        ) from error
     if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
         raise NotStored("the assistant spoke last, and servers differ in whether they continue it")
     return prompt

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from nonpareil.markers import OutputFolder
 from nonpareil.records import Group
+from nonpareil.rollouts.columns import FURTHER
 from nonpareil.rollouts.manifest import GroupCounts, write_manifest
 from nonpareil.rollouts.served import index_of, served_shards
 from nonpareil.rollouts.store import ShardNotes, read_columns, shard_path, to_table, with_notes, write_table
@@ -31,7 +32,6 @@ COLUMNS: dict[str, pa.DataType | None] = {
     "served_choice": pa.list_(pa.int32()),
 }
 """What rides along with a group: when (ISO 8601, UTC), its seed and rule, and which answers were returned."""
-TOOLS_COLUMN: dict[str, pa.DataType | None] = {"tools": None}
 
 
 def now() -> str:
@@ -45,7 +45,6 @@ class Shards:
 
     folder: Path
     manifest: dict[str, Any]
-    tools: bool = False
     pending: list[tuple[Group, list[tuple[str, str]]]] = field(default_factory=list)
     """Groups that are not on disk yet, each with the names and reasons of its null rewards."""
 
@@ -87,8 +86,7 @@ class Shards:
         for _, reasons in self.pending:
             for name, reason in reasons:
                 failures.setdefault(name, Counter())[reason] += 1
-        types = COLUMNS | (TOOLS_COLUMN if self.tools else {})
-        table = to_table(groups, types)
+        table = to_table(groups, self._types())
         if self._table is not None:
             table = pa.concat_tables(
                 [self._table, table.replace_schema_metadata(self._table.schema.metadata)]
@@ -142,6 +140,14 @@ class Shards:
         self.manifest = write_manifest(
             self.folder, {**content, "complete": complete, "counts": counts.to_dict()}
         )
+
+    def _types(self) -> dict[str, pa.DataType | None]:
+        """Of the columns beside a group's own; those of all its shards are the same."""
+        prompts = self.manifest["draw"]["prompts"]
+        tools: dict[str, pa.DataType | None] = (
+            {"tools": None} if prompts.get("rendering", {}).get("tools") else {}
+        )
+        return COLUMNS | tools | ({FURTHER: pa.list_(pa.string())} if prompts.get(FURTHER) else {})
 
     def _last_of(self, path: Path) -> str:
         if path not in self._newest:

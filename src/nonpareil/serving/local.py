@@ -211,6 +211,9 @@ def _plain(prompt: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
     if prompt[-1]["role"] == "assistant":
         raise refused("the last message is the assistant's; end with the user's turn", "messages")
     return [
-        {**message, "content": text_of_content(message.get("content"), f"messages[{place}]")}
+        # Beside calls alone there may be no content, which templates tell from an empty one.
+        message
+        if message.get("content") is None and message.get("tool_calls")
+        else {**message, "content": text_of_content(message.get("content"), f"messages[{place}]")}
         for place, message in enumerate(prompt)
     ]

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from nonpareil.serving.records import Drawn, Scored
 
+MOST_REASONS = 64
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -27,6 +28,9 @@ class Metrics:
         self.nulls = Counter("rewards_null", "Answers without a reward.", **made)
         self.fallbacks = Counter("fallbacks", "Requests answered without any reward.", **made)
         self.stops = Counter("stops", "Requests drawn in rounds, by what ended them.", ["why"], **made)
+        self.groups = Counter("groups", "Requests that left a group.", **made)
+        self.not_stored = Counter("groups_not_stored", "Requests that left none, by why.", ["why"], **made)
+        self._reasons: set[str] = set()
         self.upstream_requests = Counter(
             "upstream_requests", "Requests to the upstream, retries included.", **made
         )
@@ -67,6 +71,15 @@ class Metrics:
         best = scored.rewards[first]
         if best is not None and spread > 0:
             self.gain.observe((best - mean) / spread)
+
+    def kept(self, why_not: str | None) -> None:
+        """A group was kept, or why not. There are so many reasons at most: others' words may be in them."""
+        if why_not is None:
+            self.groups.inc()
+            return
+        if len(self._reasons) < MOST_REASONS:
+            self._reasons.add(why_not)
+        self.not_stored.labels(why_not if why_not in self._reasons else "another").inc()
 
     def text(self) -> bytes:
         """The page."""

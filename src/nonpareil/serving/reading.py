@@ -44,7 +44,8 @@ def text_of_content(content: Any, where: str) -> str:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
             raise refused(
-                f"{where} holds {kind!r:.80}; a reward chooses the answer, and reads text alone", "messages"
+                f"{where} holds {kind!r:.80}; whatever draws or scores in this process reads text alone",
+                "messages",
             )
         texts.append(part["text"])
     return "".join(texts)

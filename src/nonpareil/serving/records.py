@@ -28,11 +28,6 @@ class DrawRequest:
     first: int = 0
     """Answers of earlier rounds. Those of this one are others, though the seed is the same."""
 
-    @property
-    def in_rounds(self) -> bool:
-        """Whether the number of draws depends on their rewards."""
-        return self.max_draws > self.best_of
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -123,8 +118,9 @@ class GroupWriter(Protocol):
 
     async def write(
         self, request: DrawRequest, drawn: Drawn, scored: Scored, chosen: Sequence[int], rule: str
-    ) -> None:
-        """Keep one. `chosen`: the answers that were returned, best first; empty where none could be.
+    ) -> str | None:
+        """Keep one; returns why it is not kept, or None. `chosen`: those of its answers that were returned, best
+        first; empty where none could be.
 
         It never fails a request: what could not be stored is counted and told.
         """

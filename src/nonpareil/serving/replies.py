@@ -57,10 +57,13 @@ class Reply:
         }
 
     def _rounds(self, stop: Stop) -> dict[str, Any]:
+        goal = self.asked.goal
+        by_quantile = goal is not None and goal.calibration is not None
         return {
             "draws": len(self.drawn.answers),
             "max_draws": self.asked.request.max_draws,
-            "stop_at_reward": self.asked.stop_at_reward,
+            **({goal.field: goal.at} if goal else {}),
+            **({"quantiles": goal.standings(self.scored.rewards)} if goal and by_quantile else {}),
             "stopped": stop.why,
             **({"stopped_by": printable(stop.words)} if stop.words else {}),
         }

@@ -2,14 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nonpareil.serving.body import Asked
 from nonpareil.serving.limits import TokenBudget
 from nonpareil.serving.records import Drawn, DrawRequest, Scored, Upstream, UpstreamError
-from nonpareil.serving.scoring import Scorer
+from nonpareil.serving.scoring import Scorer, unscored
 
 if TYPE_CHECKING:
     from nonpareil.serving.metrics import Metrics
@@ -23,7 +22,8 @@ class Stop:
     """Why no further round was drawn."""
 
     why: str
-    """`reward`, an answer is good enough; `max_draws`; `deadline`; `tokens`; `error`, a further round failed."""
+    """`reward` or `quantile`, an answer is good enough; `max_draws`; `deadline`; `tokens`; `error`, a further round
+    failed."""
     words: str | None = None
     """What failed."""
 
@@ -57,17 +57,20 @@ class Rounds:
         self._upstream, self._scorer, self._metrics = upstream, scorer, metrics
         self._budget, self._tokens_per_request = budget, tokens_per_request
 
-    async def found(self, asked: Asked) -> Found:
-        """All rounds of a request; a failure of a later one ends them, and takes nothing from the earlier ones.
+    async def first(self, asked: Asked) -> Found:
+        """The first round of a request, and the only one where the number of draws is fixed.
 
         Raises:
-            UpstreamError: the first round failed.
+            UpstreamError: it failed.
         """
-        request = asked.request
-        drawn = await self._draw(request, asked.max_tokens)
-        scored = await self._score(request, drawn)
-        if asked.stop_at_reward is None:
-            return Found(drawn, scored)
+        drawn = await self._draw(asked.request, asked.max_tokens)
+        return Found(drawn, await self._score(asked.request, drawn))
+
+    async def further(self, asked: Asked, first: Found) -> Found:
+        """The rounds behind the first one; a failure ends them, and takes nothing from the earlier ones."""
+        if asked.goal is None:
+            return first
+        request, drawn, scored = asked.request, first.drawn, first.scored
         # A round that would end at the deadline would leave no time to answer.
         until = request.deadline - KEPT * max(0.0, request.deadline - time.monotonic())
         stop = self._ended(asked, drawn, scored)
@@ -83,11 +86,9 @@ class Rounds:
 
     def _ended(self, asked: Asked, drawn: Drawn, scored: Scored) -> Stop | None:
         """Whether that is enough; what the next round may draw is taken of the budget if not."""
-        request, threshold = asked.request, asked.stop_at_reward
-        assert threshold is not None
-        good = sum(reward is not None and reward >= threshold for reward in scored.rewards)
-        if good >= asked.n:
-            return Stop("reward")
+        request, goal = asked.request, asked.goal
+        if goal is not None and goal.reached(scored.rewards) >= asked.n:
+            return Stop(goal.why)
         if len(drawn.answers) >= request.max_draws:
             return Stop("max_draws")
         most = min(request.best_of, request.max_draws - len(drawn.answers)) * asked.max_tokens
@@ -119,7 +120,7 @@ class Rounds:
             return None, None, stop
         # They were drawn, and count; only nobody knows their rewards.
         reason = stop.words or "not scored by the deadline"
-        return drawn, _unscored(self._scorer.reward.names, len(drawn.answers), reason), stop
+        return drawn, unscored(self._scorer.names, len(drawn.answers), reason), stop
 
     async def _draw(self, request: DrawRequest, max_tokens: int) -> Drawn:
         most, begun = request.best_of * max_tokens, time.monotonic()
@@ -144,7 +145,8 @@ class Rounds:
     async def _score(self, request: DrawRequest, drawn: Drawn) -> Scored:
         begun = time.monotonic()
         scored = await self._scorer.score(request, drawn)
-        self._metrics.scored(scored, time.monotonic() - begun)
+        if self._scorer.reward is not None:
+            self._metrics.scored(scored, time.monotonic() - begun)
         return scored
 
 
@@ -166,9 +168,3 @@ def _both(scored: Scored, more: Scored) -> Scored:
         scored.failures + more.failures,
         {name: scored.failures_by_name[name] + more.failures_by_name[name] for name in names},
     )
-
-
-def _unscored(names: Sequence[str], count: int, reason: str) -> Scored:
-    failures: list[str | None] = [reason] * count
-    nulls: list[float | None] = [None] * count
-    return Scored(dict.fromkeys(names, nulls), nulls, failures, dict.fromkeys(names, failures))

@@ -10,14 +10,21 @@ from nonpareil.serving.problems import refused
 from nonpareil.serving.reading import answer_text, readable
 from nonpareil.serving.records import Drawn, DrawRequest, Scored, UpstreamError
 
+NO_REWARD = "the server has no reward"
+
 
 class Scorer:
-    """A reward that is asked by many requests at once."""
+    """A reward that is asked by many requests at once; None leaves every answer without one."""
 
-    def __init__(self, reward: CombinedReward) -> None:
+    def __init__(self, reward: CombinedReward | None) -> None:
         """Starts the thread that scores."""
         self.reward = reward
         self._joined: Joined[Group, Scored] = Joined(self._score, name="scoring")
+
+    @property
+    def names(self) -> list[str]:
+        """Of the rewards."""
+        return [] if self.reward is None else list(self.reward.names)
 
     def check(self, request: DrawRequest) -> None:
         """Refuse, before anything is drawn, what cannot be scored.
@@ -25,6 +32,8 @@ class Scorer:
         Raises:
             UpstreamError: 400.
         """
+        if self.reward is None:
+            return
         readable(request.prompt)
         try:
             self.reward.check_group_size(request.best_of)
@@ -37,6 +46,8 @@ class Scorer:
         Raises:
             UpstreamError: 400: a text that the reward cannot take; 502: a reward that cannot go on.
         """
+        if self.reward is None:
+            return unscored((), len(drawn.answers), NO_REWARD)
         try:
             return await self._joined.submit(group_of(readable(request.prompt), drawn))
         except DataError as error:
@@ -47,10 +58,12 @@ class Scorer:
     async def close(self) -> None:
         """Ends the thread, and lets the rewards go."""
         await self._joined.close()
-        self.reward.release()
+        if self.reward is not None:
+            self.reward.release()
 
     def _score(self, batch: Batch[Group, Scored]) -> list[Scored]:
         groups = batch.jobs
+        assert self.reward is not None  # or nobody asks
         each = self.reward.score_each(ScoreRequest.of(groups))
         found, start = [], 0
         for group in groups:
@@ -69,6 +82,13 @@ def _reasons(rewards: Sequence[float | None], failures: dict[str, list[str | Non
         here = [f"{name}: {words[place]}" for name, words in failures.items() if words[place]]
         found.append(None if reward is not None else "; ".join(here) or "the weighted sum is no number")
     return found
+
+
+def unscored(names: Sequence[str], count: int, reason: str) -> Scored:
+    """So many answers without rewards, and why."""
+    failures: list[str | None] = [reason] * count
+    nulls: list[float | None] = [None] * count
+    return Scored(dict.fromkeys(names, nulls), nulls, failures, dict.fromkeys(names, failures))
 
 
 def group_of(prompt: PromptText, drawn: Drawn) -> Group:

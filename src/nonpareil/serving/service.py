@@ -5,14 +5,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nonpareil.serving.alike import check_alike
 from nonpareil.serving.body import Asked, Defaults
 from nonpareil.serving.choosing import chosen
 from nonpareil.serving.limits import Gate, TokenBudget
 from nonpareil.serving.metrics import Metrics
 from nonpareil.serving.problems import late, refused
-from nonpareil.serving.records import Drawn, GroupWriter, Scored, Upstream, UpstreamError
+from nonpareil.serving.records import GroupWriter, Upstream, UpstreamError
 from nonpareil.serving.replies import Reply
-from nonpareil.serving.rounds import Rounds
+from nonpareil.serving.rounds import Found, Rounds
 from nonpareil.serving.scoring import Scorer
 
 
@@ -39,7 +40,7 @@ def compared(names: Sequence[str]) -> str:
     """Why rewards that compare answers with one another cannot say when to stop."""
     return (
         f"reward {', '.join(map(repr, names))} compares the answers of one round with one another, and no answer "
-        "with stop_at_reward; give no max_draws"
+        "with what it stops at; give no max_draws"
     )
 
 
@@ -79,8 +80,7 @@ class Service:
         """
         request = asked.request
         self.scorer.check(request)
-        if asked.stop_at_reward is not None and (names := self.scorer.reward.names_within_groups):
-            raise refused(compared(names), "max_draws")
+        self._check_goal(asked)
         most = request.best_of * asked.max_tokens
         self._check_size(asked, most)
         async with self._gate.entered():
@@ -107,26 +107,50 @@ class Service:
                 "max_tokens",
             )
 
+    def _check_goal(self, asked: Asked) -> None:
+        if asked.goal is None:
+            return
+        if self.scorer.reward is not None and (names := self.scorer.reward.names_within_groups):
+            raise refused(compared(names), "max_draws")
+        if asked.goal.calibration is not None:
+            check_alike(asked.request, asked.goal.calibration)
+
     async def _drawn_and_chosen(self, asked: Asked) -> Reply:
-        found = await self._rounds.found(asked)
-        drawn, scored = found.drawn, found.scored
+        first = await self._rounds.first(asked)
         try:
-            places, fallback = await chosen(asked.rule, asked.request, drawn, scored, asked.n), None
-            self.metrics.chose(scored, places[0])
+            found = await self._rounds.further(asked, first)
+        except asyncio.CancelledError:
+            # They wait since the first round was not good enough: without it the kept ones would be too good.
+            await self._keep(asked, first, [])
+            raise
+        if self.scorer.reward is None:
+            return Reply(asked, found.drawn, found.scored, [0])
+        try:
+            places, fallback = (
+                await chosen(asked.rule, asked.request, found.drawn, found.scored, asked.n),
+                None,
+            )
+            self.metrics.chose(found.scored, places[0])
         except UpstreamError as error:
-            if self._fallback == "none" or any(reward is not None for reward in scored.rewards):
-                await self._keep(asked, drawn, scored, [])
+            if self._fallback == "none" or any(reward is not None for reward in found.scored.rewards):
+                await self._keep(asked, first, [])
                 if found.stop is not None and found.stop.words:
                     error.message += f"; then a further round failed: {found.stop.words}"
                 raise
             places, fallback = list(range(asked.n)), self._fallback
             self.metrics.fallbacks.inc()
-        await self._keep(asked, drawn, scored, places)
-        return Reply(asked, drawn, scored, places, fallback, found.stop)
+        await self._keep(asked, first, places)
+        return Reply(asked, found.drawn, found.scored, places, fallback, found.stop)
 
-    async def _keep(self, asked: Asked, drawn: Drawn, scored: Scored, places: list[int]) -> None:
-        if self._writer is not None:
-            await self._writer.write(asked.request, drawn, scored, places, str(asked.rule))
+    async def _keep(self, asked: Asked, first: Found, places: list[int]) -> None:
+        """The first round alone: how many more were drawn follows from its rewards, and a group is plain draws."""
+        if self._writer is None:
+            return
+        request, rule = asked.request, str(asked.rule)
+        if asked.goal is not None:
+            rule += f" (max_draws={request.max_draws}, {asked.goal.field}={asked.goal.at:g})"
+        inside = [place for place in places if place < len(first.drawn.answers)]
+        self.metrics.kept(await self._writer.write(request, first.drawn, first.scored, inside, rule))
 
     async def close(self) -> None:
         """Let upstream and rewards go; what is to be kept of the groups is written."""

@@ -37,11 +37,11 @@ _LIMITS = ("max_tokens", "max_completion_tokens")
 class HttpUpstream:
     """An upstream behind HTTP.
 
-    What a client asks for is passed on as it is. Where groups are kept (`for_groups`), the request says besides
-    what he left out and a server would take from the model's own generation_config (temperature 1, the whole
-    vocabulary, no penalty), since otherwise nobody knew what was sampled; and ids and log-probs are asked for
-    where the server is known to give them (`IDS_FROM`). Log-probs are kept with the answer only where they are
-    the sampling policy's: at temperature 1, of the whole vocabulary.
+    What a client asks for is passed on as it is. Where groups are kept, or tell quantiles (`for_groups`), the
+    request says besides what he left out and a server would take from the model's own generation_config
+    (temperature 1, the whole vocabulary, no penalty), since otherwise nobody knew what was sampled; and ids and
+    log-probs are asked for where the server is known to give them (`IDS_FROM`). Log-probs are kept with the answer
+    only where they are the sampling policy's: at temperature 1, of the whole vocabulary.
 
     Args:
         base_url: of the server, `http://127.0.0.1:8000/v1`.

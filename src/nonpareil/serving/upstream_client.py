@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nonpareil.answers import MOST_BYTES, UnusableAnswer, fetch, parse_json
+from nonpareil.answers import MOST_BYTES, UnusableAnswer, certificates, fetch, parse_json
 from nonpareil.answers import Answer as Response
 from nonpareil.remote import DEFAULT_KEY, checked_base_url, key_of
 from nonpareil.serving.records import UpstreamError
@@ -202,7 +202,9 @@ class UpstreamClient:
                 headers["Authorization"] = f"Bearer {self._key}"
             # Time is ours to keep (`fetch`), of the whole answer; who waits for a turn is the server's to say.
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-            self._http = httpx.AsyncClient(headers=headers, timeout=None, limits=limits)
+            self._http = httpx.AsyncClient(
+                headers=headers, timeout=None, limits=limits, verify=certificates()
+            )
         return self._http
 
     def _words(self, answer: Response) -> tuple[str, str | None]:

@@ -3,19 +3,20 @@
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, ClassVar, Self
 
 import torch
 from transformers import TrainingArguments
 
 from nonpareil.errors import ConfigError
-from nonpareil.methods import plain_settings, spec_of
+from nonpareil.methods import plain_settings, spec_of, where_it_belongs
 from nonpareil.methods.base import Method
 from nonpareil.models.devices import best_device, fast_dtype
 from nonpareil.models.distributed import check_launch
 from nonpareil.models.zero import check_zero_settings, zero_requested
 from nonpareil.setting_types import Limits, check_value, shown
-from nonpareil.settings import check_settings, option
+from nonpareil.settings import check_settings, option, settings_of
 from nonpareil.training.adapter_checks import check_adapter
 from nonpareil.training.inherited import LIMITS
 from nonpareil.training.inherited_checks import check_accelerator, check_inherited, in_our_words
@@ -25,6 +26,23 @@ from nonpareil.training.settings.template import template_kwargs
 from nonpareil.training.settings.vllm import check_vllm
 
 
+def _naming_unknown(cls: type["DistillationConfig"]) -> type["DistillationConfig"]:
+    """The class, whose constructor says in place of Python's `TypeError` where a setting that it lacks belongs."""
+    own = cls.__init__
+
+    @wraps(own)
+    def construct(self: "DistillationConfig", *args: Any, **given: Any) -> None:
+        known = settings_of(cls)
+        for name, value in given.items():
+            if name not in known:
+                raise ConfigError(where_it_belongs(name, value, given.get("method", cls.method), known))
+        own(self, *args, **given)
+
+    cls.__init__ = construct  # type: ignore[method-assign]
+    return cls
+
+
+@_naming_unknown
 @dataclass
 class DistillationConfig(DistillationSettings, TrainingArguments):  # type: ignore[misc]  # bf16=None: see there
     """`transformers.TrainingArguments`, and what distilling best-of-N needs besides.

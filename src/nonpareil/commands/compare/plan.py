@@ -23,7 +23,14 @@ from nonpareil.files import jsonable
 from nonpareil.options.distill import DistillOptions
 from nonpareil.options.methods import read_method, reads_credits, settings_of_methods, typed_value
 from nonpareil.options.rewards import RewardOptions, without_addresses
-from nonpareil.options.shared import HUB_DATASETS, OWN_PROMPTS, TRAINING_SPLITS, ModelOptions, PromptOptions
+from nonpareil.options.shared import (
+    HUB_DATASETS,
+    OWN_PROMPTS,
+    STREAMS,
+    TRAINING_SPLITS,
+    ModelOptions,
+    PromptOptions,
+)
 from nonpareil.options.yaml import refuse_unknown, typed
 from nonpareil.settings import Setting, settings_of
 
@@ -44,7 +51,7 @@ SHARED = (
 UNREAD_WITH_GROUPS = tuple(
     name
     for name, setting in settings_of(DistillOptions).items()
-    if setting.limits.reader in (OWN_PROMPTS, TRAINING_SPLITS, HUB_DATASETS)
+    if setting.limits.reader in (OWN_PROMPTS, TRAINING_SPLITS, HUB_DATASETS, STREAMS)
 )
 """Those of them that a run does not read whose prompts are those of stored groups."""
 

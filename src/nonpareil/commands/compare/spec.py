@@ -10,7 +10,7 @@ from nonpareil.commands.evaluate.strengths import ascending
 from nonpareil.commands.inputs import require_all
 from nonpareil.errors import ConfigError
 from nonpareil.options.held_out import check_held_out, eval_split
-from nonpareil.options.rewards import RewardOptions, refuse_judge
+from nonpareil.options.rewards import RewardOptions, no_judge
 from nonpareil.options.shared import HELD_OUT_SPLITS, TRAINING_SPLITS, ModelOptions, PromptOptions, targets_of
 from nonpareil.options.unread import absent_rewards, absent_splits, is_one_split
 from nonpareil.options.yaml import load_yaml, mapping, refuse_unknown, typed
@@ -27,6 +27,7 @@ class CompareOptions(ModelOptions, PromptOptions, RewardOptions):
 
     HEADING: ClassVar = "Comparison"
 
+    judge_model: str | None = option(None, "Refused.", refused=no_judge("compare evaluates every policy"))
     dataset_train_split: str = option(
         "train", "Prompts to train on.", reader=TRAINING_SPLITS, heading="Prompts"
     )
@@ -230,7 +231,6 @@ def _check(spec: ComparisonSpec) -> None:
     sources = {TRAINING_SPLITS: options.prompt_source or "", HELD_OUT_SPLITS: spec.eval_source}
     check_held_out(options)
     refuse_unread(options, absent_rewards(options, options.gold_reward) | absent_splits(sources))
-    refuse_judge(options, "compare evaluates every policy")
     if not spec.methods:
         raise ConfigError("methods is missing or empty; name at least one, for example methods: {jbond: {}}")
     if (budget.completions is None) == (budget.seconds is None):

@@ -8,7 +8,7 @@ from nonpareil.errors import ConfigError
 from nonpareil.in_memory import InMemory
 from nonpareil.options.distill import DistillOptions
 from nonpareil.options.held_out import check_held_out
-from nonpareil.options.rewards import refuse_judge
+from nonpareil.options.rewards import no_judge
 from nonpareil.options.unread import is_one_split, refuse_unread_of_distill
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ def check_options(options: DistillOptions, config: "DistillationConfig") -> None
     if why and not options.evaluate_after and config.eval_strategy == "no":
         why = ""  # their stored scores may be all that the method takes (`loaded_or_stored`)
     require_all(options, prompts_from_groups=options.groups is not None, no_reward=why)
-    if options.evaluate_after:
-        refuse_judge(options, "distill evaluates the policy against its reference; give evaluate_after=false")
+    if options.evaluate_after and options.judge_model is not None:
+        why = "distill evaluates the policy against its reference; give evaluate_after=false"
+        raise ConfigError(f"judge_model={options.judge_model!r} {no_judge(why)}")
     if options.merge and not config.use_peft:
         raise ConfigError("merge=true without use_peft: there is no adapter to merge; remove it")
     _check_asked_strength(options)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonpareil.commands.distill.credits import makes_credits
 from nonpareil.commands.distill.evaluation import evaluation_options
+from nonpareil.commands.distill.fits import memory_warning
 from nonpareil.commands.distill.inputs import (
     check_evaluable,
     held_out_prompts,
@@ -69,7 +70,7 @@ def dry_run(options: DistillOptions, config: "DistillationConfig", method: "Meth
     tried, warnings = try_rewards(
         reward, data.prompts, config, policy.tokenizer, steps=steps, evaluated=evaluation is not None
     )
-    plan |= {"rewards": tried, "warnings": [*warnings, *hub_warnings(config)]}
+    plan |= {"rewards": tried, "warnings": [*plan["warnings"], *warnings, *hub_warnings(config)]}
     why = unmeasured(config, method, stored=stored, makes_groups=makes_groups)
     speed = {"not_measured": why} if why else timed_draw(policy, config, method, data.prompts, steps)
     return {**plan, "speed": speed}
@@ -80,15 +81,22 @@ def _plan(
 ) -> dict[str, Any]:
     """What would be trained on what, and the memory it needs; raises as `memory_estimate`."""
     from nonpareil.methods import plain_settings, spec_of
+    from nonpareil.models.memory import memory_of
 
+    estimate, device = memory_estimate(policy, config, method), memory_of(config.device)
+    needed, checkpointed = (
+        estimate["memory_bytes"] | passing_memory(policy.config, each, method, prompts)
+        for each in (config, with_checkpointing(config))
+    )
+    warning = memory_warning(needed, checkpointed, device)
     return {
         "dry_run": True,
         "method": spec_of(type(method)),
         "settings": plain_settings(method),
-        **(estimate := memory_estimate(policy, config, method)),
-        "memory_gib": in_gib(
-            estimate["memory_bytes"] | passing_memory(policy.config, config, method, prompts)
-        ),
+        **estimate,
+        "memory_gib": in_gib(needed),
+        "device_gib": None if device is None else float(f"{device / 2**30:.3g}"),
+        "warnings": [] if warning is None else [warning],
         "prompts": len(prompts),
         "columns": sorted({name for prompt in prompts for name in prompt.columns}),
         "completions_a_step": (method.policy_draws + method.anchor_draws)
@@ -96,6 +104,13 @@ def _plan(
         * config.gradient_accumulation_steps,
         "output_dir": str(config.output_dir),
     }
+
+
+def with_checkpointing(config: "DistillationConfig") -> "DistillationConfig":
+    """The same training with gradient checkpointing."""
+    changed = copy.copy(config)
+    changed.gradient_checkpointing = True
+    return changed
 
 
 def memory_estimate(policy: "LocalPolicy", config: "DistillationConfig", method: "Method") -> dict[str, Any]:
@@ -149,9 +164,10 @@ def passing_memory(
     `max_tokens_per_batch` tokens, or all that a step has. With gradient checkpointing one layer is kept whole, and
     of the others what goes in.
     """
-    known: list[Any] = [
-        getattr(model, name, None) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads")
-    ]
+    from nonpareil.engines.draw_memory import tokens_on
+
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    known: list[Any] = [getattr(model, name, None) for name in names]
     if not all(isinstance(value, int) for value in known):
         return {"activations": None, "cache": None}
     layers, hidden, heads = known
@@ -163,11 +179,13 @@ def passing_memory(
     a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     fresh = method.policy_draws + method.anchor_draws
     tokens = min(config.max_tokens_per_batch, a_step * max(fresh, method.smallest_group) * each)
+    cached = 2 * keys * layers * size
     of_layer = 8 * hidden + 2 * keys + 4 * inner
     kept = hidden * layers + of_layer if config.gradient_checkpointing else of_layer * layers
     return {
         "activations": tokens * kept * size,
-        "cache": 2 * keys * layers * size * min(config.max_tokens_per_batch, a_step * fresh * each),
+        "cache": cached
+        * min(tokens_on(config.device, cached, config.max_tokens_per_batch), a_step * fresh * each),
     }
 
 

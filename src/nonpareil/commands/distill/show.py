@@ -30,7 +30,12 @@ def show(result: dict[str, Any]) -> None:
         )
         return
     if "evaluation" in result:
-        terminal.print(before_and_after(result["evaluation"]))
+        evaluation = result["evaluation"]
+        terminal.print(before_and_after(evaluation))
+        if evaluation.by_source:
+            from nonpareil.evaluation.by_source import metrics_table
+
+            terminal.print(metrics_table(evaluation.by_source, evaluation.comparison.zero_one))
         terminal.print(f"Report: {result['report']}", soft_wrap=True)
     terminal.print(f"Model:  {result['output_dir']}", soft_wrap=True)
     if "pushed" in result:
@@ -76,7 +81,8 @@ def plan_table(plan: Mapping[str, Any]) -> "Table":
             plan["memory_gib"], ("weights", "gradients", "optimizer", "anchor", "working_copy")
         ),
         "GiB in passes, estimated": _words(plan["memory_gib"], ("activations", "cache")),
-        "GiB in all, at most": f"{plan['memory_gib']['total']:g}",
+        "GiB in all, at most": f"{plan['memory_gib']['total']:g}, of {_word(plan['device_gib'])} that this "
+        "device has",
         **{
             f"reward {name}": _words(one) + ", of made-up completions" * ("scores" in one)
             for name, one in plan["rewards"].items()

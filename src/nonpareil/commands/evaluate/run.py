@@ -24,7 +24,6 @@ from nonpareil.constant_rewards import RewardSpread
 from nonpareil.errors import ConfigError
 from nonpareil.folders import is_vacant
 from nonpareil.options.evaluate import EvaluateOptions
-from nonpareil.options.rewards import refuse_judge
 from nonpareil.options.shared import WITH_SPLITS, targets_of
 from nonpareil.options.unread import absent_rewards, absent_splits
 from nonpareil.records import Group, Prompt
@@ -198,7 +197,6 @@ def _context(study: Study, policy: "LocalPolicy") -> dict[str, Any]:
 def _check(options: EvaluateOptions) -> EvaluateOptions:
     """What can be refused before anything is read; the options, strengths and win rates in order."""
     require_all(options)
-    refuse_judge(options, "evaluate compares the rewards of two policies")
     if options.reference_model_name_or_path is None:
         raise ConfigError(
             "reference_model_name_or_path is missing; name the model that the policy was before it was trained"

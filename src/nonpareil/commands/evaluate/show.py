@@ -12,6 +12,7 @@ MIN_WIDTH = 100
 
 def show(result: dict[str, Any]) -> None:
     """The summary table (of a path its tables), the headline and where the report lies, on stderr."""
+    from nonpareil.evaluation.by_source import metrics_table
     from nonpareil.evaluation.summary import headline, summary_table
 
     terminal = console()
@@ -19,8 +20,11 @@ def show(result: dict[str, Any]) -> None:
         _show_path(result["path"])
         terminal.print(f"Report: {result['report']}", soft_wrap=True)
         return
-    terminal.print(summary_table(result["evaluation"]))
-    terminal.print(headline(result["evaluation"]), style="bold")
+    evaluation = result["evaluation"]
+    terminal.print(summary_table(evaluation))
+    if evaluation.by_source:
+        terminal.print(metrics_table(evaluation.by_source, evaluation.comparison.zero_one))
+    terminal.print(headline(evaluation), style="bold")
     terminal.print(f"Report: {result['report']}", soft_wrap=True)
 
 

@@ -62,10 +62,14 @@ def scored_groups(
 ) -> list[Group]:
     """One side's groups, drawn and then scored by each of the rewards, the last of which gives `Group.rewards`.
 
+    Without the log-probs that they were drawn with, half of what they take in memory: no metric reads those, and
+    the models are compared in passes of their own.
+
     Raises:
         NonpareilError: as `rollouts.draw_and_score`.
     """
     from nonpareil.engines.decoding import TEXT
+    from nonpareil.rollouts.growing import engine_of
     from nonpareil.rollouts.manifest import check_same
     from nonpareil.rollouts.progress import ProgressBar
     from nonpareil.rollouts.run import draw_and_score
@@ -84,8 +88,8 @@ def scored_groups(
                 overwrite=side.overwrite and position == 0,
             )
     # Of an earlier version, and whole, it would be scored and compared though its texts are other ones.
-    stored = result.manifest["draw"]["engine"]
+    stored = engine_of(result.manifest["draw"], side.folder)
     check_same({"engine": stored}, {"engine": {**stored, **TEXT}}, side.folder)
     for reward in rewards:
         reward.release()  # in memory while it scores, never beside the models that draw or are compared
-    return result.groups()
+    return result.groups(without=("logprobs",))

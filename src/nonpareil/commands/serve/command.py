@@ -10,12 +10,16 @@ from nonpareil.options.demo import demo_defaults, uses_demo
 from nonpareil.options.serve import ServeOptions
 from nonpareil.settings import settings_of
 
+REWARDS = ("reward_model_name_or_path", "reward_funcs", "reward_endpoints", "judge_model")
+"""Options each of which names rewards: without any, one answer is served as it is drawn."""
+
 
 def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     if uses_demo(ServeOptions, given):
         known = settings_of(ServeOptions)
         return {name: value for name, value in demo_defaults("test").items() if name in known}
-    return {"engine": "openai"} if given.get("base_url") is not None else {}
+    engine = {"engine": "openai"} if given.get("base_url") is not None else {}
+    return engine if any(given.get(name) for name in REWARDS) else {**engine, "best_of": 1}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -32,7 +36,8 @@ def show(result: dict[str, Any]) -> None:
 
 
 COMMAND = Command(
-    description=f"{serve.__doc__}\nWithout an upstream, a policy and a reward: the embedded demo.",
+    description=f"{serve.__doc__}\nWithout an upstream, a policy and a reward: the embedded demo.\n"
+    "Without a reward alone: one answer a request, as it is drawn.",
     example=(
         "nonpareil serve --base_url http://127.0.0.1:8001/v1 \\\n"
         "      --reward_model_name_or_path ./my-reward-model --best_of 8"

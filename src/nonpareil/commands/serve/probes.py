@@ -17,18 +17,21 @@ _KINDS = {False: "/v1/completions", True: "/v1/chat/completions"}
 
 
 def unanswerable(
-    source: "LocalSource | ServedSource", reward: "CombinedReward", best_of: int
+    source: "LocalSource | ServedSource", reward: "CombinedReward | None", best_of: int
 ) -> dict[bool, str]:
     """By whether it is a chat: why requests of this kind cannot be answered; empty where all can.
 
     Raises:
         NonpareilError: none can be; or the reward cannot score at all.
     """
-    reward.check_group_size(best_of)
+    if reward is not None:
+        reward.check_group_size(best_of)
     failed: dict[bool, NonpareilError] = {}
     for chat, trial in TRIALS.items():
         try:
             prompt = _prompt(source, trial)
+            if reward is None:
+                continue
             reward.check_prompts([prompt], 1, source.tokenizer)
             if not reward.compares_within_groups:  # a judge's verdicts cost
                 _score(reward, prompt, _KINDS[chat])

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from nonpareil.commands.inputs import load_reward
 from nonpareil.commands.places import check_output, inputs_of
 from nonpareil.commands.serve.probes import unanswerable
+from nonpareil.commands.serve.stopping import check_rounds, stopping_of
 from nonpareil.commands.serve.upstreams import LocalSource, ServedSource, source_of
 from nonpareil.errors import ConfigError
-from nonpareil.options.rewards import asked_rewards, check_remote, specs_of
-from nonpareil.options.serve import ServeOptions
+from nonpareil.options.rewards import asked_rewards, check_remote
+from nonpareil.options.serve import CHOOSES, ServeOptions
 from nonpareil.options.unread import absent_rewards
 from nonpareil.serving.choosing import checked_rule
 from nonpareil.settings import refuse_unread
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from nonpareil.serving.body import Defaults
     from nonpareil.serving.group_folder import GroupFolder
     from nonpareil.serving.service import Service
+    from nonpareil.serving.stopping import Stopping
 
 _EXTRA = ("fastapi", "uvicorn", "prometheus_client")
 _LOOPBACK = ("127.", "::1", "localhost")
@@ -43,9 +45,10 @@ def run(options: ServeOptions) -> dict[str, Any]:
         if key is None and not options.host.startswith(_LOOPBACK):
             tell(f"whoever reaches {address_of(here)} may ask: no key is asked for (client_key_env)")
         source = source_of(options)
-        reward = load_reward(options, source.tokenizer)
+        reward = load_reward(options, source.tokenizer) if options.chooses else None
+        stopping = stopping_of(options, source, reward)
         without = unanswerable(source, reward, options.best_of)
-        defaults = _defaults(options, source.name, without)
+        defaults = _defaults(options, source.name, without, stopping)
         return asyncio.run(_serve(options, source, reward, defaults, groups, key, here))
 
 
@@ -56,47 +59,24 @@ def _check(options: ServeOptions) -> str | None:
     missing = [name for name in _EXTRA if find_spec(name) is None]
     if missing:
         raise ConfigError(f'nonpareil serve needs {", ".join(missing)}: pip install "nonpareil[serve]"')
+    if not options.chooses and options.best_of > 1:
+        raise ConfigError(
+            f"best_of={options.best_of} answers, and no reward to choose among them by: give "
+            "reward_model_name_or_path, reward_funcs, reward_endpoints, judge_model, or several; or best_of=1"
+        )
     if options.best_of > options.max_best_of:
         raise ConfigError(
             f"best_of={options.best_of} is more than max_best_of={options.max_best_of}; raise that"
         )
-    _check_rounds(options)
+    if not options.chooses:
+        refuse_unread(options, {CHOOSES: "none is named"})
+    check_rounds(options)
     check_remote(options)
-    if not specs_of(options) and options.judge_model is None:
-        raise ConfigError(
-            "no reward: give reward_model_name_or_path, reward_funcs, reward_endpoints, judge_model, or several"
-        )
     refuse_unread(options, absent_rewards(options, None))
     checked_rule(options.rule, options.best_of)
     if options.groups is not None:
         check_output("groups", options.groups, inputs_of(options))
     return key_of(options.client_key_env, "client_key_env")
-
-
-def _check_rounds(options: ServeOptions) -> None:
-    most, stop = options.max_draws, options.stop_at_reward
-    if most is None and stop is None:
-        return
-    if most is None or stop is None:
-        given, missing = ("max_draws", "stop_at_reward") if stop is None else ("stop_at_reward", "max_draws")
-        raise ConfigError(
-            f"{given}={getattr(options, given)} is read with {missing}; give both, or remove {given}"
-        )
-    if not options.best_of < most <= options.max_best_of:
-        raise ConfigError(
-            f"max_draws={most} must be more than best_of={options.best_of}, a round of it, and at most "
-            f"max_best_of={options.max_best_of}"
-        )
-    if options.rule != "best_of_n":
-        raise ConfigError(
-            f"max_draws={most} draws until one answer is good enough, and rule={options.rule!r} chooses among a "
-            "fixed number; give rule=best_of_n, or remove max_draws"
-        )
-    if options.judge_model is not None:
-        raise ConfigError(
-            f"max_draws={most}: a judge compares the answers of one round with one another, and no answer with "
-            "stop_at_reward; remove max_draws"
-        )
 
 
 @contextmanager
@@ -118,7 +98,7 @@ def _groups(options: ServeOptions) -> "Iterator[GroupFolder | None]":
 async def _serve(
     options: ServeOptions,
     source: LocalSource | ServedSource,
-    reward: "CombinedReward",
+    reward: "CombinedReward | None",
     defaults: "Defaults",
     groups: "GroupFolder | None",
     key: str | None,
@@ -136,7 +116,7 @@ async def _serve(
         options.max_tokens_per_request,
         options.max_tokens_per_minute,
     )
-    if groups is not None:
+    if groups is not None and reward is not None:
         groups.begin(reward, source.info(), upstream.describe(), asked_rewards(options))
     service = Service(upstream, Scorer(reward), defaults, bounds, fallback=options.fallback, writer=groups)
     pages = Pages(service, key=key, most_bytes=options.max_body_bytes)
@@ -149,15 +129,20 @@ async def _serve(
     return _result(address, service, groups)
 
 
-def _announced(options: ServeOptions, reward: "CombinedReward", source: LocalSource | ServedSource) -> str:
+def _announced(
+    options: ServeOptions, reward: "CombinedReward | None", source: LocalSource | ServedSource
+) -> str:
+    if reward is None:
+        return f"{source.name}, one answer a request, as it is drawn (no reward is named to choose by)"
     kept = (
         ""
         if options.groups is None
         else f", kept in {options.groups} (a kill loses {options.groups_flush} at most)"
     )
-    most = (
-        "" if options.max_draws is None else f" (up to {options.max_draws}, until {options.stop_at_reward})"
+    goal = (
+        f"quantile {options.stop_at_quantile}" if options.stop_at_reward is None else options.stop_at_reward
     )
+    most = "" if options.max_draws is None else f" (up to {options.max_draws}, until {goal})"
     names = ", ".join(reward.names)
     return f"{source.name}, {options.rule} of {options.best_of}{most} answers by {names}{kept}"
 
@@ -170,17 +155,17 @@ def _result(address: str, service: "Service", groups: "GroupFolder | None") -> d
     return {**result, **kept, "not_stored": dict(groups.not_stored)}
 
 
-def _defaults(options: ServeOptions, name: str, without: dict[bool, str]) -> "Defaults":
+def _defaults(options: ServeOptions, name: str, without: dict[bool, str], stopping: "Stopping") -> "Defaults":
     from nonpareil.serving.body import Defaults
 
     return Defaults(
         model=name,
         best_of=options.best_of,
-        max_best_of=options.max_best_of,
+        max_best_of=options.max_best_of if options.chooses else 1,
         rule=options.rule,
         max_tokens=options.max_completion_length,
         seconds=options.request_deadline,
         without=without,
-        max_draws=options.max_draws,
-        stop_at_reward=options.stop_at_reward,
+        stopping=stopping,
+        chooses=options.chooses,
     )

@@ -106,9 +106,10 @@ class ServedSource:
             options.base_url,
             model=options.model_name_or_path,
             api_key_env=options.api_key_env or DEFAULT_KEY,
-            choices_per_request=options.choices_per_request,
+            # One answer a request needs no server that honours n.
+            choices_per_request=options.choices_per_request if options.chooses else 1,
             try_timeout=options.request_timeout,
-            for_groups=options.groups is not None,
+            for_groups=options.groups is not None or options.calibration is not None,
         )
         asyncio.run(self._upstream.check())
         if self._upstream.describe()["server"] == OWNER:

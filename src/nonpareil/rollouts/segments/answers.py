@@ -1,12 +1,54 @@
-"""What a search found, as rows of a file: an answer a prompt, in the fields of TRL's prompt and completion."""
+"""What a search found, kept as groups of one: the answer and its cost, and from them rows in TRL's fields."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from nonpareil.records import Message
+import pyarrow as pa
+
+from nonpareil.records import Group, Message
 from nonpareil.rollouts.segments.driver import Found
+
+COLUMNS: dict[str, pa.DataType | None] = {
+    "partial_rewards": pa.list_(pa.float64()),
+    "num_candidates": pa.int64(),
+    "tokens_drawn": pa.int64(),
+    "tokens_scored": pa.int64(),
+    "failures": None,
+}
+"""Of an answer, what a group does not have anyway, with its type on disk (None: as JSON)."""
+
+
+def answer_of(found: Found) -> Group:
+    """The answer alone; of a prompt without one any candidate, whose rewards are null.
+
+    The dataset's columns stay with the dataset, by `prompt_id`.
+    """
+    whole, at = found.candidates, found.best or 0
+    return Group(
+        prompt_id=whole.prompt_id,
+        prompt=whole.prompt,
+        prompt_token_ids=whole.prompt_token_ids,
+        completions=[whole.completions[at]],
+        completion_token_ids=[whole.completion_token_ids[at]],
+        finish_reasons=[whole.finish_reasons[at]],
+        logprobs=[whole.logprobs[at]],
+        rewards_by_name={name: [values[at]] for name, values in whole.rewards_by_name.items()},
+        rewards=[(whole.rewards or [None])[at]],
+        columns={
+            "partial_rewards": found.partial_rewards[at],
+            "num_candidates": len(whole),
+            "tokens_drawn": found.tokens_drawn,
+            "tokens_scored": found.tokens_scored,
+            "failures": found.failures,
+        },
+        opening=whole.opening,
+    )
+
+
+def reward_of(answer: Group) -> float | None:
+    """None where the prompt has no answer."""
+    return (answer.rewards or [None])[0]
 
 
 @dataclass
@@ -24,16 +66,16 @@ class SearchCounts:
     tokens_scored: int = 0
     failures: Counter[str] = field(default_factory=Counter)
 
-    def add(self, found: Found) -> None:
+    def add(self, answer: Group) -> None:
         """Count one prompt."""
         self.prompts += 1
-        self.tokens_drawn += found.tokens_drawn
-        self.tokens_scored += found.tokens_scored
-        self.failures.update(found.failures)
-        if found.best is not None and found.candidates.rewards is not None:
+        self.tokens_drawn += answer.columns["tokens_drawn"]
+        self.tokens_scored += answer.columns["tokens_scored"]
+        self.failures.update(answer.columns["failures"])
+        if (reward := reward_of(answer)) is not None:
             self.answers += 1
-            self.cut += found.candidates.finish_reasons[found.best] == "length"
-            self.reward += found.candidates.rewards[found.best] or 0.0
+            self.cut += answer.finish_reasons[0] == "length"
+            self.reward += reward
 
     def to_dict(self) -> dict[str, Any]:
         """The mean reward is None where there is no answer."""
@@ -48,33 +90,25 @@ class SearchCounts:
         }
 
 
-def answer_rows(found: Iterable[Found], counts: SearchCounts) -> Iterator[dict[str, Any]]:
-    """A row a prompt, counted as it is given; of a prompt without an answer, what is not known is null."""
-    for one in found:
-        counts.add(one)
-        yield answer_row(one)
-
-
-def answer_row(found: Found) -> dict[str, Any]:
-    """One answer with its rewards and its cost; dataset columns stay with the dataset, by `prompt_id`."""
-    group, place = found.candidates, found.best
-    known = place is not None
-    at = place or 0
-    text = group.completions[at]
+def answer_row(answer: Group) -> dict[str, Any]:
+    """One answer with its rewards and its cost; of a prompt without an answer, what is not known is null."""
+    cost, reward = answer.columns, reward_of(answer)
+    known = reward is not None
+    text = answer.completions[0]
     completion: str | list[Message] = (
-        text if isinstance(group.prompt, str) else [{"role": "assistant", "content": text}]
+        text if isinstance(answer.prompt, str) else [{"role": "assistant", "content": text}]
     )
     return {
-        "prompt_id": group.prompt_id,
-        "prompt": group.prompt,
+        "prompt_id": answer.prompt_id,
+        "prompt": answer.prompt,
         "completion": completion if known else None,
-        "reward": (group.rewards or [None])[at] if known else None,
-        "rewards": {name: values[at] if known else None for name, values in group.rewards_by_name.items()},
-        "partial_rewards": found.partial_rewards[at] if known else None,
-        "finish_reason": group.finish_reasons[at] if known else None,
-        "completion_token_ids": group.completion_token_ids[at] if known else None,
-        "num_candidates": len(group),
-        "tokens_drawn": found.tokens_drawn,
-        "tokens_scored": found.tokens_scored,
-        "failed_rewards": None if known else "; ".join(found.failures),
+        "reward": reward,
+        "rewards": {name: values[0] if known else None for name, values in answer.rewards_by_name.items()},
+        "partial_rewards": cost["partial_rewards"] if known else None,
+        "finish_reason": answer.finish_reasons[0] if known else None,
+        "completion_token_ids": answer.completion_token_ids[0] if known else None,
+        "num_candidates": cost["num_candidates"],
+        "tokens_drawn": cost["tokens_drawn"],
+        "tokens_scored": cost["tokens_scored"],
+        "failed_rewards": None if known else "; ".join(cost["failures"]),
     }

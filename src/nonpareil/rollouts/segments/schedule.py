@@ -5,8 +5,7 @@ A schedule is numbers alone: how much memory there is, or how a batch is put tog
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from nonpareil.errors import ConfigError
 from nonpareil.setting_types import check_value
@@ -72,13 +71,6 @@ class Schedule:
                 f"score_at={self.layers[-1].length} is not below max_completion_length={max_completion_length}: "
                 "whole completions are scored anyway; lower it, or draw longer completions"
             )
-
-    def describe(self) -> dict[str, Any]:
-        """For a file's notes."""
-        return {
-            "num_generations": self.num_generations,
-            "layers": [{k: v for k, v in asdict(layer).items() if v is not None} for layer in self.layers],
-        }
 
 
 def best_of_n(n: int) -> Schedule:
