@@ -23,7 +23,7 @@ from nonpareil.errors import ConfigError, DataError, RewardError
 from nonpareil.files import write_bytes
 from nonpareil.folders import writing
 from nonpareil.methods import BOND
-from nonpareil.settings import settings_of
+from nonpareil.settings import offered
 from tests.cli.conftest import files  # noqa: F401  (a fixture)
 from tests.local_hub import local_hub
 
@@ -77,13 +77,12 @@ def test_every_command_is_a_function_that_tells_its_options():
         assert function.__module__ == "nonpareil.api"
         command = importlib.import_module(module).COMMAND
         known = inspect.signature(function).parameters
-        told = [one for cls in (command.listed or command.options)() for one in settings_of(cls).values()]
+        told = [one for cls in (command.listed or command.options)() for one in offered(cls).values()]
         assert told
         for setting in told:
-            if setting.limits.unread is None and setting.limits.refused is None:
-                assert known[setting.name].kind is inspect.Parameter.KEYWORD_ONLY
-                assert known[setting.name].default == setting.default
-                assert f"    {setting.name} (default " in function.__doc__
+            assert known[setting.name].kind is inspect.Parameter.KEYWORD_ONLY
+            assert known[setting.name].default == setting.default
+            assert f"    {setting.name} (default " in function.__doc__
         assert "Returns:" in function.__doc__
         assert function.__name__ in dir(nonpareil)
 

@@ -209,7 +209,7 @@ def test_reasons_and_verdicts_of_servers(hostile, capfd):
     assert_tame((hostile / f"out {NAME}" / "manifest.json").read_text())
 
 
-@pytest.mark.parametrize("command", ["curve", "sample"])
+@pytest.mark.parametrize("command", [pytest.param("curve", marks=pytest.mark.slow), "sample"])
 def test_a_terminal_is_not_moved(hostile, command):
     """rich draws otherwise on a terminal: a process of its own, on a pseudo-terminal."""
     groups = hostile / "out [/b]"  # a folder within a folder

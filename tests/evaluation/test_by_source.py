@@ -1,6 +1,5 @@
 """A mixture's datasets apart: the overall figures are their means, weighted by prompts."""
 
-import dataclasses
 import io
 import json
 import math
@@ -68,6 +67,8 @@ def test_the_overall_figures_are_the_means_over_prompts_of_the_sources(sides):
     assert algebra.reference_mean.low < algebra.reference_mean.estimate < algebra.reference_mean.high
     assert unscored.win_rate is unscored.policy_mean is unscored.reference_mean is None, "not 0"
     assert Evaluation.from_dict(json.loads(json.dumps(found.to_dict()))).by_source == found.by_source
+    earlier = {name: value for name, value in found.to_dict().items() if name != "by_source"}
+    assert Evaluation.from_dict(earlier).by_source == ()
 
 
 def test_the_order_of_groups_changes_nothing(sides):
@@ -91,11 +92,7 @@ def test_the_report_and_the_terminal_have_the_table(sides, tmp_path):
     page = write_report(found, best_of_n_report(sides[1]), *sides, tmp_path, "A title", {}).read_text()
     assert page.count("<td>algebra</td>") == 2
     assert "<td>&lt;b&gt;poems&lt;/b&gt;</td>" in page
-    alone = write_report(
-        dataclasses.replace(found, by_source=()), best_of_n_report(sides[1]), *sides, tmp_path, "A title", {}
-    ).read_text()
     assert "By dataset_source" in page
-    assert "By dataset_source" not in alone
 
     text = io.StringIO()
     PlainConsole(file=text, width=160).print(metrics_table(found.by_source, zero_one=True))
@@ -129,4 +126,8 @@ def test_a_curve_is_the_mean_of_its_sources_curves(sides):
         [g.prompt_id for g in groups], torch.tensor(rewards, dtype=torch.float64).numpy(), *shapes, NAMES
     )
     assert best_of_n_report(numbers, 4).by_source == curve.by_source
-    assert all(one.win_rate is None for one in best_of_n_report(groups).by_source), "as the curve's last"
+    whole = best_of_n_report(groups)  # of all draws, of which the last leaves none to compare with
+    assert whole.points[-1].win_rate is None
+    assert whole.source_headings()[2:] == ("pass@N, N = 1", "pass@N, N = 8", "win rate, N = 7")
+    mean, _ = mean_of([one.win_rate for one in whole.by_source])
+    assert mean == pytest.approx(whole.points[-2].win_rate.estimate, abs=1e-12)

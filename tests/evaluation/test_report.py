@@ -70,6 +70,7 @@ def test_html_is_one_file_and_escapes_completions(written):
     assert "Win rate" in page.text
     assert "sampling.temperature" in page.text
     assert "prompts are rough" not in page.text, "thirty are enough"
+    assert "dataset_source" not in page.text, "of a mixture alone"
 
 
 def test_a_report_of_few_prompts_says_so(written, tmp_path):

@@ -76,15 +76,13 @@ def test_a_shared_pass_gives_what_separate_passes_give(kind: str) -> None:
 
 
 def test_an_inner_model_of_another_name_than_its_class_gives_is_found() -> None:
-    """Llama 4's `base_model` is the model itself; its states are those before the head."""
-    model = tiny_model("llama4_text")
+    """As Llama 4's, whose `base_model` is the model itself."""
+    model = make_model()
+    expected = states(model)
+    model.base_model_prefix = "language_model"
     assert model.base_model is model
-    ids = torch.tensor([[1, 7, 8, 9, 10, 11, 12, 8, 9]])
-    last = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states[-1][0, -1]
-    sequences = TokenSequences([ids[0, :-2].tolist()], [[8, 9]])
-    found = score_candidates(model, sequences, torch.tensor([[[8, 5], [9, 5]]]), nn.Identity())
-    assert_same(found[0, 1, 0], last)
-    compare("llama4_text")
+    assert shares_sequences(model, SEQUENCES, CANDIDATES)
+    assert_same(states(model), expected)
 
 
 @pytest.mark.slow

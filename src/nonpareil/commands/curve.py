@@ -96,7 +96,7 @@ def show(result: dict[str, Any]) -> None:
     """The tables, and what to make of them; on stderr."""
     from rich.table import Table
 
-    from nonpareil.evaluation.by_source import curve_cells, curve_headings, source_table
+    from nonpareil.evaluation.by_source import curve_cells, source_table
     from nonpareil.evaluation.intervals import few_prompts
     from nonpareil.evaluation.numbers import bracket, number
 
@@ -118,8 +118,7 @@ def show(result: dict[str, Any]) -> None:
     terminal = console()
     terminal.print(table)
     if curve.by_source:
-        headings = curve_headings(curve.reward_name, curve.points[-1].n)
-        terminal.print(source_table(headings, curve_cells(curve.by_source), "curve.json"))
+        terminal.print(source_table(curve.source_headings(), curve_cells(curve.by_source), "curve.json"))
     for line in (curve.recommendation(), *curve.notes(), few_prompts(curve.num_prompts_used)):
         if line:
             terminal.print(line, soft_wrap=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from nonpareil.console import styled
@@ -49,7 +50,7 @@ class SourceCurve:
     last: Interval
     """Expected reward of the best of the curve's last N."""
     win_rate: Interval | None
-    """At that N against one further draw; None where the curve has none there."""
+    """Against one further draw, at the last N where the curve has one; None where it has none at all."""
 
 
 def sources_of(groups: Sequence[Group]) -> list[str] | None:
@@ -97,22 +98,22 @@ def metrics_by_source(
 def curve_by_source(
     names: Sequence[str] | None,
     reward_of_best: Float[Tensor, "b n"],
-    win_rate: Float[Tensor, " b"],
+    win_rate: Float[Tensor, "b n"],
     zero_one: bool,
     bootstrap: Bootstrap,
 ) -> tuple[SourceCurve, ...]:
     """Of the prompts that a curve rests on, by the source's name; empty without `names`, their sources in order.
 
-    `reward_of_best` has a column for each N; `win_rate` is that of the last N, NaN where the curve has none.
+    Both tensors have a column for each N; of win rates one with a NaN is none.
     """
-    scale = _scale(zero_one)
+    scale, wins = _scale(zero_one), [column for column in win_rate.T if not column.isnan().any()]
     return tuple(
         SourceCurve(
             source=name,
             num_prompts=int(rows.sum()),
             first=bootstrap.mean(reward_of_best[rows, 0], scale),
             last=bootstrap.mean(reward_of_best[rows, -1], scale),
-            win_rate=None if win_rate.isnan().any() else bootstrap.mean(win_rate[rows], "share"),
+            win_rate=bootstrap.mean(wins[-1][rows], "share") if wins else None,
         )
         for name, rows in _rows_of(told_apart(names or []) or [])
     )
@@ -138,9 +139,10 @@ def source_cells(sources: Sequence[SourceMetrics]) -> list[tuple[str, ...]]:
     return [(one.source, str(one.num_prompts), *map(_with_bracket, _intervals(one))) for one in sources]
 
 
-def curve_headings(reward_name: str, last: int) -> tuple[str, ...]:
-    """Over the columns of `curve_cells`."""
-    return "dataset_source", "prompts", f"{reward_name}, N = 1", f"N = {last}", f"win rate, N = {last}"
+def curve_headings(reward_name: str, last: int, last_win: int | None) -> tuple[str, ...]:
+    """Over the columns of `curve_cells`; `last_win`: the last N with a win rate."""
+    at = "" if last_win is None else f", N = {last_win}"
+    return "dataset_source", "prompts", f"{reward_name}, N = 1", f"{reward_name}, N = {last}", f"win rate{at}"
 
 
 def curve_cells(sources: Sequence[SourceCurve]) -> list[tuple[str, ...]]:
@@ -162,17 +164,24 @@ def source_table(headings: Sequence[str], cells: Sequence[Sequence[str]], where:
     `where` is the file in which all of them are.
     """
     table = Table(title="By dataset_source", title_justify="left", caption_justify="left")
-    for place, name in enumerate(headings):
-        table.add_column(name, justify="right" if place else "left")
+    table.add_column(headings[0], overflow="fold")
+    for name in headings[1:]:
+        table.add_column(name, justify="right")
     shown = sorted(cells, key=lambda row: -int(row[1]))[:MOST_IN_TERMINAL]
     for row in cells:
         if row in shown:
-            table.add_row(*(styled(cell, "") for cell in row))
+            source, *numbers = row
+            table.add_row(styled(source, ""), *(_lines(cell) for cell in numbers))
     said = [f"The {len(shown)} largest of {len(cells)}; {where} has all."] if len(shown) < len(cells) else []
     if any(int(row[1]) < FEWEST_PROMPTS for row in shown):
         said.append(f"Intervals over fewer than {FEWEST_PROMPTS} prompts are rough.")
     table.caption = " ".join(said)
     return table
+
+
+def _lines(cell: str) -> Text:
+    """The estimate, and under it the interval: side by side, several would not fit into a terminal."""
+    return Text(cell.replace(" [", "\n["), no_wrap=True, justify="right")
 
 
 def _intervals(one: SourceMetrics) -> tuple[Interval | None, ...]:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nonpareil.errors import ConfigError, DataError
-from nonpareil.evaluation.by_source import SourceCurve, curve_by_source, told_apart
+from nonpareil.evaluation.by_source import SourceCurve, curve_by_source, curve_headings, told_apart
 from nonpareil.evaluation.groups import numbers_of
 from nonpareil.evaluation.intervals import Bootstrap, rising
 from nonpareil.evaluation.worth import best_of_n_points, is_zero_one
@@ -118,6 +118,11 @@ class CurveReport:
         """What the rewards of the points are called."""
         return "pass@N" if self.zero_one else "reward"
 
+    def source_headings(self) -> tuple[str, ...]:
+        """Over the columns of the sources' table."""
+        with_win = [point.n for point in self.points if point.win_rate is not None]
+        return curve_headings(self.reward_name, self.points[-1].n, with_win[-1] if with_win else None)
+
     def notes(self) -> tuple[str, ...]:
         """What a reader of the points has to know, a sentence each."""
         last, said = self.points[-1], []
@@ -198,7 +203,7 @@ def best_of_n_report(
         zero_one=zero_one,
         rewards_tie=not bool(without_ties(used).all()),
         by_source=curve_by_source(
-            _sources_of_used(numbers, order, takes_part), reward_of_best, wins[:, -1], zero_one, bootstrap
+            _sources_of_used(numbers, order, takes_part), reward_of_best, wins, zero_one, bootstrap
         ),
     )
 

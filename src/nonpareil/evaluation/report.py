@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nonpareil.evaluation import plots
-from nonpareil.evaluation.by_source import curve_cells, curve_headings, source_cells, source_headings
+from nonpareil.evaluation.by_source import curve_cells, source_cells, source_headings
 from nonpareil.evaluation.curve import CurveReport
 from nonpareil.evaluation.evaluation import Evaluation
 from nonpareil.evaluation.groups import lengths_of, match_groups, rewards_of
@@ -67,7 +67,7 @@ def write_report(
         curve=curve,
         sections=_sections(evaluation),
         sources=(source_headings(evaluation.comparison.zero_one), source_cells(evaluation.by_source)),
-        curve_sources=(curve_headings(curve.reward_name, curve.points[-1].n), curve_cells(curve.by_source)),
+        curve_sources=(curve.source_headings(), curve_cells(curve.by_source)),
         pictures={name: base64.b64encode(data).decode() for name, data in pictures.items()},
         samples=sample_pairs(policy_groups, reference_groups, seed),
         context=context_rows(jsonable(dict(context))),

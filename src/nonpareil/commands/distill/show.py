@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from nonpareil.commands.evaluate.show import wide_console
 from nonpareil.console import console
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def show(result: dict[str, Any]) -> None:
         if evaluation.by_source:
             from nonpareil.evaluation.by_source import metrics_table
 
-            terminal.print(metrics_table(evaluation.by_source, evaluation.comparison.zero_one))
+            table = metrics_table(evaluation.by_source, evaluation.comparison.zero_one)
+            wide_console().print(table)
         terminal.print(f"Report: {result['report']}", soft_wrap=True)
     terminal.print(f"Model:  {result['output_dir']}", soft_wrap=True)
     if "pushed" in result:

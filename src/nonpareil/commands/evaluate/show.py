@@ -2,12 +2,17 @@
 
 from typing import TYPE_CHECKING, Any
 
-from nonpareil.console import console
+from nonpareil.console import PlainConsole, console
 
 if TYPE_CHECKING:
     from nonpareil.evaluation.strength_path import StrengthPath
 
 MIN_WIDTH = 100
+
+
+def wide_console() -> PlainConsole:
+    """For tables of which in a narrower terminal the cells would be cut to nothing."""
+    return console(width=max(console().width, MIN_WIDTH))
 
 
 def show(result: dict[str, Any]) -> None:
@@ -23,7 +28,8 @@ def show(result: dict[str, Any]) -> None:
     evaluation = result["evaluation"]
     terminal.print(summary_table(evaluation))
     if evaluation.by_source:
-        terminal.print(metrics_table(evaluation.by_source, evaluation.comparison.zero_one))
+        table = metrics_table(evaluation.by_source, evaluation.comparison.zero_one)
+        wide_console().print(table)
     terminal.print(headline(evaluation), style="bold")
     terminal.print(f"Report: {result['report']}", soft_wrap=True)
 
@@ -31,8 +37,7 @@ def show(result: dict[str, Any]) -> None:
 def _show_path(path: "StrengthPath") -> None:
     from nonpareil.evaluation.path_tables import terminal_tables
 
-    terminal = console()
-    terminal.width = max(terminal.width, MIN_WIDTH)  # narrower, cells would be cut to nothing
+    terminal = wide_console()
     for table in terminal_tables(path):
         terminal.print(table)
     terminal.print(path.headline(), style="bold")
