@@ -205,6 +205,10 @@ def test_a_chat_reads_texts_and_nothing_else(server):
 
 
 def test_pages_beside_the_answers(server):
+    create = server.client().completions.create
+    create(model=MODEL, prompt=PROMPT)
+    with pytest.raises(openai.BadRequestError):
+        create(model=MODEL, prompt=PROMPT, n=0)
     assert [model.id for model in server.client().models.list()] == [MODEL]
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
     page = httpx.get(f"{server.url}/metrics").text
