@@ -29,6 +29,10 @@ DONE = Path("evaluation", "final", "report.json")
 LISTED = ".nonpareil.json"
 
 
+def log_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-run.log")
+
+
 class Comparison:
     """One comparison's file, and its folder."""
 
@@ -44,9 +48,9 @@ class Comparison:
         chosen = {name: self.spec["methods"][name] for name in methods}
         changed = {**self.spec, "output_dir": str(folder), "seeds": seeds, "methods": chosen}
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder.with_name(f"{folder.name}.yaml")
+        file = folder.with_name(f"{folder.name}-run.yaml")  # not the user's own, which may lie here
         file.write_text(yaml.safe_dump(changed, sort_keys=False))
-        with folder.with_name(f"{folder.name}.log").open("ab") as log:
+        with log_of(folder).open("ab") as log:
             return subprocess.Popen(
                 [*COMPARE, "--config", str(file), *only],
                 stdin=subprocess.DEVNULL,
@@ -104,7 +108,7 @@ def at_once(comparisons: list[Comparison], jobs: int, ends: float) -> None:
     ]
     for each, process in firsts:
         if process.wait():
-            raise SystemExit(f"the first run of {each.root} failed; see {each.root}.log")
+            raise SystemExit(f"the first run of {each.root} failed; see {log_of(each.root)}")
     places = range(max(len(each.runs) for each in comparisons))
     runs = [(each, *each.runs[place]) for place in places for each in comparisons if place < len(each.runs)]
     waiting = [(each, name, seed) for each, name, seed in runs if not each.is_done(name, seed)]
@@ -125,7 +129,7 @@ def at_once(comparisons: list[Comparison], jobs: int, ends: float) -> None:
             working.remove(run)
             process, each, name, seed, folder = run
             each.take_back(name, seed, folder)
-            ended = "done" if each.is_done(name, seed) else f"not done, see {folder}.log"
+            ended = "done" if each.is_done(name, seed) else f"not done, see {log_of(folder)}"
             print(f"{each.root.name} {name} seed {seed}: {ended}", flush=True)
 
 

@@ -11,6 +11,6 @@ mkdir -p "$out"
 [ -f "$model/config.json" ] || python "$here/prepare.py" --output_dir "$model"
 [ -f "$out/prompts/sums-test.jsonl" ] || python "$here/prompts.py" --output_dir "$out/prompts"
 for task in sums advice; do
-  sed -e "s#models/smollm2#$model#g" -e "s#nonpareil-chat-gpu#$out#g" "$here/../chat-$task-gpu.yaml" > "$out/$task-all.yaml"
+  sed -e "s#models/smollm2#$model#g" -e "s#nonpareil-chat-gpu#$out#g" "$here/../chat-$task-gpu.yaml" > "$out/$task.yaml"
 done
-python "$here/../side_by_side.py" "$out/sums-all.yaml" "$out/advice-all.yaml" "${@:3}"
+python "$here/../side_by_side.py" "$out/sums.yaml" "$out/advice.yaml" "${@:3}"

