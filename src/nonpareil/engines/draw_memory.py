@@ -52,12 +52,11 @@ def cache_bytes(config: Any, size: int) -> int | None:
 
     A decoder of the usual kind is meant.
     """
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    names = ("num_hidden_layers", "hidden_size", "num_attention_heads")
-    known: list[Any] = [getattr(config, name, None) for name in names]
-    if not all(isinstance(value, int) for value in known):
+    try:
+        config = config.get_text_config()
+        layers, heads = config.num_hidden_layers, config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        heads = getattr(config, "num_key_value_heads", None) or heads
+        return int(2 * layers * heads * width * size)
+    except Exception:  # noqa: BLE001 - missing, or another number in each layer, which some configs refuse to tell
         return None
-    layers, hidden, heads = known
-    head = getattr(config, "head_dim", None) or hidden // heads
-    keys = getattr(config, "num_key_value_heads", None) or heads
-    return 2 * layers * keys * head * size if isinstance(keys, int) else None

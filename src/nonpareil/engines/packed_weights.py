@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from nonpareil.engines.batches import DrawRequest, Unit
 from nonpareil.engines.branches import BRANCHES, branches_for
 from nonpareil.engines.cache import in_place_cache, is_in_place
+from nonpareil.engines.draw_memory import cache_bytes
 from nonpareil.models.devices import device_of
 
 FEWEST_STEPS = 24
@@ -52,7 +53,9 @@ class Packing:
         shared = shared and is_in_place(in_place_cache(self.model.config, max(lengths) + steps))
         branches = branches_for(counts, BRANCHES if shared else 1)
         saved = sum((n - -(-n // branches)) * length for n, length in zip(counts, lengths, strict=True))
-        room = self.spare_bytes + saved * _cache_bytes(self.model) // 2
+        room = (
+            self.spare_bytes + saved * (cache_bytes(self.model.config, self.model.dtype.itemsize) or 0) // 2
+        )
         with packed_weights(self.model, sum(counts), room):
             yield
 
@@ -149,15 +152,3 @@ def _equal(ours: Tensor, expected: Tensor) -> bool:
     if expected.dtype != torch.float32:
         return torch.equal(ours, expected)
     return bool((ours - expected).abs().max() <= 1e-5 * expected.abs().max())
-
-
-def _cache_bytes(model: PreTrainedModel) -> int:
-    """Of the keys and values of one token; 0 where the model's configuration does not tell."""
-    config = model.config.get_text_config()
-    try:
-        layers, heads, hidden = config.num_hidden_layers, config.num_attention_heads, config.hidden_size
-        width = getattr(config, "head_dim", None) or hidden // heads
-        heads = getattr(config, "num_key_value_heads", None) or heads
-        return int(2 * layers * heads * width * model.dtype.itemsize)
-    except Exception:  # noqa: BLE001 - missing, or another number in each layer, which some configurations refuse to tell
-        return 0

@@ -46,7 +46,7 @@ def memory_of(device: "torch.device") -> int | None:
     except (AttributeError, OSError, ValueError):  # another system
         return None
     try:
-        return min(machine, int(_CGROUP.read_text()))
+        return min(machine, int(_CGROUP.read_text(encoding="ascii")))
     except (OSError, ValueError):  # no such limit: `max`
         return machine
 
