@@ -80,8 +80,11 @@ def run_figures(run: Path) -> dict[str, Any]:
             "low": found["comparison"]["win_rate"]["low"],
             "high": found["comparison"]["win_rate"]["high"],
             "kl": found["kl"]["estimate"],
-            "kl_efficiency": found["kl_efficiency"]["estimate"],
-            "worth": found["equivalent_n"]["estimate"],
+            **{
+                name: found[key]
+                and found[key]["estimate"]  # neither is told of a policy that is not shown to win
+                for name, key in (("kl_efficiency", "kl_efficiency"), ("worth", "equivalent_n"))
+            },
         },
         "ways": {
             name: way_figures(
