@@ -15,6 +15,8 @@ def report_context(
     """Models, prompts, rewards and sampling, without addresses, and the versions at work."""
     from importlib.metadata import version
 
+    from nonpareil import __version__
+
     named = without_addresses(type(options), vars(options))
     return {
         "policy": policy.info(),
@@ -32,5 +34,6 @@ def report_context(
             "policy": options.num_generations,
             "reference": options.num_reference_samples,
         },
-        "versions": {name: version(name) for name in ("nonpareil", "torch", "transformers")},
+        # A checkout on PYTHONPATH has no metadata.
+        "versions": {"nonpareil": __version__, **{name: version(name) for name in ("torch", "transformers")}},
     }
