@@ -67,6 +67,8 @@ class Comparison:
     def copied(self, name: str, seed: int) -> Path:
         """A folder of its own for one run, with the pool and the reference's groups."""
         folder = self.root.with_name(f"{self.root.name}-{name}-{seed}")
+        if folder.exists() and not (folder / LISTED).is_file():  # it is deleted once its run is done
+            raise SystemExit(f"{folder} is there, and is no comparison's; move it away")
         if not folder.exists():
             shutil.copytree(self.root, folder, ignore=shutil.ignore_patterns("runs", "comparison.*"))
         return folder

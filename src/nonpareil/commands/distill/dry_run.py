@@ -164,23 +164,20 @@ def passing_memory(
     `max_tokens_per_batch` tokens, or all that a step has. With gradient checkpointing one layer is kept whole, and
     of the others what goes in.
     """
-    from nonpareil.engines.draw_memory import tokens_on
+    from nonpareil.engines.draw_memory import cache_bytes, tokens_on
 
-    names = ("num_hidden_layers", "hidden_size", "num_attention_heads")
-    known: list[Any] = [getattr(model, name, None) for name in names]
-    if not all(isinstance(value, int) for value in known):
-        return {"activations": None, "cache": None}
-    layers, hidden, heads = known
-    head = getattr(model, "head_dim", None) or hidden // heads
-    keys = (getattr(model, "num_key_value_heads", None) or heads) * head
-    inner = getattr(model, "intermediate_size", None) or getattr(model, "n_inner", None) or 4 * hidden
     size = BYTES["bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"]
+    cached = cache_bytes(model, size)
+    if cached is None:
+        return {"activations": None, "cache": None}
+    model = model.get_text_config()
+    layers, hidden = model.num_hidden_layers, model.hidden_size
+    inner = getattr(model, "intermediate_size", None) or getattr(model, "n_inner", None) or 4 * hidden
     each = config.max_completion_length + max(len(prompt.token_ids) for prompt in prompts)
     a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     fresh = method.policy_draws + method.anchor_draws
     tokens = min(config.max_tokens_per_batch, a_step * max(fresh, method.smallest_group) * each)
-    cached = 2 * keys * layers * size
-    of_layer = 8 * hidden + 2 * keys + 4 * inner
+    of_layer = 8 * hidden + cached // (layers * size) + 4 * inner
     kept = hidden * layers + of_layer if config.gradient_checkpointing else of_layer * layers
     return {
         "activations": tokens * kept * size,
