@@ -9,14 +9,17 @@ is moved back. Seconds of a run are then those beside the others.
 
 Seed by seed, all methods of a seed first. After `--minutes` no run is begun and those at work are stopped. The
 reports (folder reports/) are of what is finished: comparison.md of the methods that have most seeds, and
-comparison-K-seeds.md beside it where more methods have their first K.
+comparison-K-seeds.md beside it where more methods have their first K. Ctrl-C and SIGTERM stop what is at work: a
+training saves a checkpoint, and the same command goes on from there. The exit status is 1 where a run is missing.
 """
 
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,6 +40,7 @@ class Comparison:
     """One comparison's file, and its folder."""
 
     def __init__(self, file: Path):
+        self.started: list[subprocess.Popen] = []
         self.spec: dict[str, Any] = yaml.safe_load(file.read_text())
         self.root = Path(self.spec["output_dir"])
         stored = [name for name, settings in self.spec["methods"].items() if settings.get("stored")]
@@ -51,12 +55,21 @@ class Comparison:
         file = folder.with_name(f"{folder.name}-run.yaml")  # not the user's own, which may lie here
         file.write_text(yaml.safe_dump(changed, sort_keys=False))
         with log_of(folder).open("ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [*COMPARE, "--config", str(file), *only],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is handed on by main(), once
             )
+        self.started.append(process)
+        return process
+
+    def stop(self) -> None:
+        """Ask every process at work to end."""
+        for process in self.started:
+            if process.poll() is None:
+                process.terminate()
 
     def place(self, name: str, seed: int) -> Path:
         return Path("runs", name, f"seed-{seed}")
@@ -70,7 +83,10 @@ class Comparison:
         if folder.exists() and not (folder / LISTED).is_file():  # it is deleted once its run is done
             raise SystemExit(f"{folder} is there, and is no comparison's; move it away")
         if not folder.exists():
-            shutil.copytree(self.root, folder, ignore=shutil.ignore_patterns("runs", "comparison.*"))
+            with tempfile.TemporaryDirectory(dir=folder.parent) as place:  # renamed whole, or not there
+                part, ignored = Path(place, "copy"), shutil.ignore_patterns("runs", "reports", "comparison.*")
+                shutil.copytree(self.root, part, ignore=ignored)
+                part.rename(folder)
         return folder
 
     def take_back(self, name: str, seed: int, folder: Path) -> None:
@@ -85,9 +101,20 @@ class Comparison:
         (self.root / LISTED).write_text(json.dumps(mine, indent=1))
         shutil.rmtree(folder)
 
+    def first_run(self) -> None:
+        """The first run of all, in the comparison's own folder: it draws what the others read."""
+        name, seed = self.runs[0]
+        if self.is_done(name, seed):
+            return
+        print(f"{self.root.name} {name} seed {seed}: begun, see {log_of(self.root)}", flush=True)
+        if self.begin(self.root, [name], [seed]).wait():
+            raise SystemExit(f"the first run of {self.root} failed; see {log_of(self.root)}")
+        print(f"{self.root.name} {name} seed {seed}: done", flush=True)
+
     def report(self) -> None:
         """Of the methods that have all seeds, and of those that have fewer."""
-        seeds, before = self.spec["seeds"], []
+        seeds: list[int] = self.spec["seeds"]
+        before: list[str] = []
         (self.root / "reports").mkdir(exist_ok=True)
         for count in range(len(seeds), 0, -1):
             methods = [
@@ -105,12 +132,8 @@ class Comparison:
 
 def at_once(comparisons: list[Comparison], jobs: int, ends: float) -> None:
     """Every run that is missing, at most `jobs` at a time, until the clock says `ends`."""
-    firsts = [
-        (each, each.begin(each.root, [name], [seed])) for each in comparisons for name, seed in each.runs[:1]
-    ]
-    for each, process in firsts:
-        if process.wait():
-            raise SystemExit(f"the first run of {each.root} failed; see {log_of(each.root)}")
+    with ThreadPoolExecutor(jobs) as threads:
+        list(threads.map(Comparison.first_run, comparisons))
     places = range(max(len(each.runs) for each in comparisons))
     runs = [(each, *each.runs[place]) for place in places for each in comparisons if place < len(each.runs)]
     waiting = [(each, name, seed) for each, name, seed in runs if not each.is_done(name, seed)]
@@ -126,6 +149,7 @@ def at_once(comparisons: list[Comparison], jobs: int, ends: float) -> None:
             folder = each.copied(name, seed)
             process = each.begin(folder, list(each.spec["methods"]), [seed], "--only", name)
             working.append((process, each, name, seed, folder))
+            print(f"{each.root.name} {name} seed {seed}: begun, see {log_of(folder)}", flush=True)
         time.sleep(0.2)
         for run in [run for run in working if run[0].poll() is not None]:
             working.remove(run)
@@ -145,9 +169,30 @@ def main() -> None:
     args = parser.parse_args()
     ends = time.monotonic() + 60 * args.minutes
     comparisons = [Comparison(file) for file in args.comparisons]
-    at_once(comparisons, args.jobs, ends)
-    with ThreadPoolExecutor() as threads:
-        list(threads.map(Comparison.report, comparisons))
+
+    def stop(*_: object) -> None:
+        for each in comparisons:
+            each.stop()
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        at_once(comparisons, args.jobs, ends)
+        with ThreadPoolExecutor(args.jobs) as threads:
+            list(threads.map(Comparison.report, comparisons))
+    except KeyboardInterrupt:
+        for process in [process for each in comparisons for process in each.started]:
+            process.wait()
+        sys.exit("stopped; the same command goes on from what is saved")
+    missing = [
+        f"{each.root.name} {name} seed {seed}"
+        for each in comparisons
+        for name, seed in each.runs
+        if not each.is_done(name, seed)
+    ]
+    if missing:
+        sys.exit(f"not done: {', '.join(missing)}; the same command does them")
 
 
 if __name__ == "__main__":
