@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from nonpareil.training.config import DistillationConfig
 
 
+SHARED = 0.2
+"""Of held-out prompts that are training prompts too: the share from which that is told. Short ones repeat by
+themselves, 12% of the demo's."""
+
+
 class TrainingData(NamedTuple):
     """What is trained on."""
 
@@ -116,7 +121,7 @@ def held_out_prompts(
 ) -> list[Prompt] | None:
     """The prompts to evaluate on, in training or after it; None where there is neither.
 
-    Tells how many of them are `training` prompts too.
+    Tells where many of them are `training` prompts too.
 
     Raises:
         NonpareilError: as `load_prompts`.
@@ -142,7 +147,7 @@ def _tell_shared(training: Sequence[Prompt], held_out: Sequence[Prompt], *, stor
 
     known = {json.dumps(prompt.prompt, sort_keys=True) for prompt in training}
     shared = sum(json.dumps(prompt.prompt, sort_keys=True) in known for prompt in held_out)
-    if shared and process_index() == 0:
+    if shared >= SHARED * len(held_out) and process_index() == 0:
         way = "draw the groups with the same test_split_size" if stored else "test_split_size holds some out"
         tell(
             f"{shared} of {len(held_out)} held-out prompts are training prompts too, so that the policy is "
