@@ -79,11 +79,11 @@ def cache_bytes(config: Any, size: int) -> int | None:
     """Bytes of a token's keys and values in all layers, `size` bytes a number; None where the config does not say.
 
     A decoder of the usual kind is meant; keys that are made of latents (DeepSeek's) lie there in the one form or
-    the other, as transformers has it.
+    the other, as transformers has it, and some layers' may be wider than others' (Gemma 4's).
     """
     try:
         config = config.get_text_config()
-        if getattr(config, "kv_lora_rank", None):
+        if any(getattr(config, name, None) for name in ("kv_lora_rank", "global_head_dim")):
             return None
         layers, heads = config.num_hidden_layers, config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
