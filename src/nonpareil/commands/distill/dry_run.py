@@ -54,7 +54,7 @@ def dry_run(options: DistillOptions, config: "DistillationConfig", method: "Meth
     reward = training_reward(options, config, method, policy, data)
     check_group_rewards(reward, method, config, stored=stored)
     check_aggregation(reward, method, config, data.groups or ())
-    held_out = held_out_prompts(options, config, policy) or []
+    held_out = held_out_prompts(options, config, policy, data.prompts) or []
     if evaluation is not None:
         check_evaluable(evaluation, reward, held_out, policy)
     if method.policy_draws + method.anchor_draws > 0:
