@@ -46,10 +46,14 @@ def tests_of(row: Row, named: str | None, *, each: bool) -> "Tests":
     return Tests(asserts=asserts, start=start, setup=setup, each=each)
 
 
-def canonical_of(row: Row) -> str:
-    """The row's own solution; "" where it has none."""
+def canonical_of(row: Row, tests: "Tests") -> str:
+    """The row's own solution; "" where it has none, or only what continues a prompt that is a conversation here."""
+    from nonpareil.user_code.sandbox.completions import is_solution
+
     value = row.columns.get("canonical_solution")
-    return value if isinstance(value, str) else ""
+    if not isinstance(value, str) or not is_solution(value, tuple(tests.names), tests.start):
+        return ""
+    return value
 
 
 def _start_of(row: Row) -> str:
