@@ -111,7 +111,13 @@ def test_the_prompt_of_a_base_model_is_continued(reward: PythonTests) -> None:
 def test_lists_of_tests_and_shares(reward: PythonTests) -> None:
     shares = PythonTests(score_by="fraction", timeout=20)
     right = "def largest(xs):\n    return max(xs)"
-    for columns in ({"tests": ASSERTS}, {"test_list": ASSERTS}, {"tests": json.dumps(ASSERTS)}):
+    of_candidate = [text.replace("largest", "candidate") for text in ASSERTS]
+    for columns in (
+        {"tests": ASSERTS},
+        {"test_list": ASSERTS},
+        {"tests": json.dumps(ASSERTS)},
+        {"test": of_candidate, "entry_point": "largest"},
+    ):
         request = request_of(fenced(right), fenced(HALF), fenced("x = 1"), **columns)
         assert reward.score(request).values == [1.0, 0.0, 0.0]
         assert shares.score(request).values == [1.0, 0.5, 0.0]

@@ -125,7 +125,7 @@ class FunctionReward(Reward):
         """Settings that change the scores: a hash of the function's source where there is one, and `made_with`."""
         target = unwrapped(self._function)
         try:
-            written = target if inspect.isroutine(target) else type(target)
+            written = target if inspect.isroutine(target) or inspect.isclass(target) else type(target)
             source = hashlib.sha256(inspect.getsource(written).encode()).hexdigest()[:16]
         except (OSError, TypeError):
             source = None

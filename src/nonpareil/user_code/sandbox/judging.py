@@ -42,7 +42,8 @@ class Tests:
     asserts: list[str] = field(default_factory=list)
     program: str = ""
     entry_point: str = ""
-    """An expression over what the solution defines: a function's name, or `Solution().method`."""
+    """An expression over what the solution defines: a function's name, or `Solution().method`. In `asserts` it is
+    called `candidate`."""
     start: str = ""
     """Code that the model was given to continue; its imports and helpers are there for solution and tests."""
     setup: list[str] = field(default_factory=list)
@@ -116,6 +117,9 @@ class _Run:
             raise BrokenTests(f"they do not parse: {_in_words(error)}") from error
         self._bind(wanted)
         run_statements(head, self.space)
+        if tests.asserts and tests.entry_point:
+            with contextlib.suppress(Exception):  # what a solution lacks, the tests will miss
+                self.space["candidate"] = eval(tests.entry_point, self.space)
         try:
             for code in setup:
                 exec(code, self.space)
