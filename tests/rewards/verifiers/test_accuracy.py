@@ -93,6 +93,8 @@ def test_numbers_that_stand_apart_are_not_added(accuracy):
     assert judged(accuracy, "1, 5", r"\boxed{1 5}", r"\boxed{1 6}") == [1, 0]
     assert judged(accuracy, "12345", r"\boxed{12 345}", r"\boxed{12~345}", r"\boxed{357}") == [1, 1, 0]
     assert judged(accuracy, "1.5", r"\boxed{1\ 1/2}", r"\boxed{1 \frac{1}{2}}", r"\boxed{2 1/2}") == [1, 1, 0]
+    assert judged(accuracy, "5.5", r"\boxed{5 1/2 \text{ feet}}", r"\boxed{5 1/20}") == [1, 0]
+    assert judged(accuracy, "5 1/2 feet", r"\boxed{5.5}", r"\boxed{3}") == [1, 0]
     assert judged(accuracy, r"In 1999 5 had \boxed{3}", r"\boxed{3}") == [1]
     for gold in ("1 2 3", "12 345", r"3\ 4"):
         assert judged(accuracy, gold, r"\boxed{6}", r"\boxed{357}", r"\boxed{7}") == [None] * 3, gold

@@ -19,7 +19,7 @@ _EXPONENT = re.compile(r"(?P<digits>[-+]?[0-9.]+)[eE](?P<power>[-+]?[0-9]+)")
 _FORMULA = re.compile(r"(?<!\\)\$+([^$]+)(?<!\\)\$+|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _THIN_SPACE = re.compile(r"(?<=[0-9])\\[,!;: ](?=[0-9]{3}(?![0-9]))")
 _SPACE = r"(?:\s|~|\\[,!;: ])"
-_MIXED = re.compile(rf"\\boxed\{{\s*([-+]?[0-9]+){_SPACE}+([0-9]+)/([0-9]+)\s*\}}")
+_MIXED = re.compile(rf"\\boxed\{{\s*([-+]?[0-9]+){_SPACE}+([0-9]+)/([0-9]+)(?![0-9./])")
 _BOX = re.compile(r"\\boxed\{[^{}]*\}|(?<![\\$])\$[^$\n{}]*\$")
 _THOUSANDS = re.compile(rf"(?<=[0-9]){_SPACE}(?=[0-9]{{3}}(?![0-9]))")
 _APART = re.compile(rf"(?<=[0-9]){_SPACE}+(?=[0-9])")
@@ -131,7 +131,7 @@ class Accuracy(LimitedVerifier):
 
 def _without_thin_spaces(text: str) -> str:
     """With `12\\,345` as one number, and `1 1/2` as one and a half; math-verify adds numbers that stand apart."""
-    return _MIXED.sub(r"\\boxed{\1\\frac{\2}{\3}}", _THIN_SPACE.sub("", text))
+    return _MIXED.sub(r"\\boxed{\1\\frac{\2}{\3}", _THIN_SPACE.sub("", text))
 
 
 def _may_be_answer(value: Any) -> bool:
