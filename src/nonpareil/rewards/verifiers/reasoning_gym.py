@@ -27,6 +27,7 @@ class ReasoningGym(LimitedVerifier):
     name = "reasoning_gym"
     packages: ClassVar[tuple[str, ...]] = ("reasoning-gym",)
     extra: ClassVar[str] = "gym"
+    revision: ClassVar[int] = 2
 
     entry_column: str = option("entry", "The column of the problem as JSON, made by reasoning_gym_rows.")
     read: str = option(

@@ -19,6 +19,7 @@ class Similarity(LimitedVerifier):
 
     name = "similarity"
     packages: ClassVar[tuple[str, ...]] = ("sacrebleu",)
+    revision: ClassVar[int] = 2
 
     reference_column: str = option("reference", "The column of the reference, a text or a list of texts.")
     char_order: int = option(6, "The longest run of characters that is compared.", at_least=1, at_most=20)
