@@ -422,6 +422,8 @@ def test_a_number_beyond_all_floats_is_shown_as_it_was_written(tmp_path):
         (["--num_return_sequences", "1"], "did you mean --num_generations?"),
         (["--epochs", "1"], "did you mean --num_train_epochs?"),
         (["--lerning_rate", "1"], "did you mean --learning_rate?"),
+        (["--dtype", "bfloat16"], "did you mean --bf16?"),
+        (["--torch_dtype", "bfloat16"], "did you mean --bf16?"),
         (["--seed"], "--seed.*expected one argument"),
         (["--lr_scheduler_kwargs", "{x"], "^lr_scheduler_kwargs='{x' must be a JSON object"),
         (["--reward_funcs", ""], "reward_funcs=.* must be a list of text; one of them is empty"),
