@@ -140,12 +140,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [head, ["---"] * len(head)]
     for row in rows:
         parts = row["foretold_mib"]
-        held = parts["total"] - parts["activations"] - parts["cache"]
+        passing = [parts[name] for name in ("activations", "logits", "cache")]
+        held = parts["total"] - sum(passing)
         lines.append(
             [
                 row["case"],
                 f"{row['parameters'] / 1e6:.0f}M",
-                f"{held} + {parts['activations']} + {parts['cache']}",
+                f"{held} + {' + '.join(map(str, passing))}",
                 str(row["measured_mib"]),
                 f"{row['memory']:.2f}",
                 f"{row['foretold_seconds']:.2f}",

@@ -2,7 +2,8 @@
 
 import pytest
 
-from nonpareil.constant_rewards import RewardSpread
+from nonpareil.constant_rewards import RewardSpread, tell_constant
+from nonpareil.rewards.verifiers.names import VERIFIERS
 
 
 @pytest.mark.parametrize(
@@ -37,3 +38,11 @@ def test_accuracy_that_ties_says_how_plain_answers_are_read(capsys):
     spread.add("accuracy", [[0.0, 0.0]])
     spread.tell(["accuracy"], "a folder of plain answers")
     assert "accuracy:read=any" in capsys.readouterr().err
+
+
+def test_no_verifier_that_ties_is_taken_for_a_function_of_the_users(capsys):
+    for name in VERIFIERS:
+        tell_constant(name, 4, "a folder of verdicts")
+        said = capsys.readouterr().err
+        assert f". {name} " in said, name
+        assert "len(completion)" not in said, name

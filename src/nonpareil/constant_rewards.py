@@ -56,7 +56,15 @@ OF_FUNCTIONS = (
     "In a chat a completion is a list of one message, so len(completion) is always 1 and "
     'completion[-1]["content"] is the text'
 )
-OF_VERIFIERS = {"accuracy": r"accuracy reads LaTeX alone (\boxed{2}, $2$) unless it is accuracy:read=any"}
+OF_VERIFIERS = {
+    "accuracy": r"accuracy reads LaTeX alone (\boxed{2}, $2$) unless it is accuracy:read=any",
+    "format": "format is 1 only where an answer has all tags of its style, which the prompts must ask for",
+    "instructions": "instructions is 1 only where all are followed, unless it is instructions:score_by=fraction",
+    "length": "length with at_most is 0 for all answers that are short enough",
+    "python_tests": "python_tests is 1 only where all tests hold, unless it is python_tests:score_by=fraction",
+    "reasoning_gym": "reasoning_gym reads the last <answer>...</answer> unless it is reasoning_gym:read=last_line",
+    "similarity": "similarity is 0 where an answer has no characters of its reference",
+}
 _told: set[tuple[str, str]] = set()
 
 

@@ -15,6 +15,18 @@ from nonpareil import folders
 from nonpareil.errors import DataError
 
 
+def one_dataset(path: str | Path) -> str | None:
+    """What holds a dataset without splits, in words: a file, or a folder of `datasets.Dataset.save_to_disk`.
+
+    None of any other place or name.
+    """
+    place = Path(path).expanduser()
+    if place.is_file():
+        return "one file"
+    saved = all((place / name).is_file() for name in ("state.json", "dataset_info.json"))
+    return "one saved dataset" if saved else None
+
+
 def jsonable(value: Any, *, keep_infinities: bool = False) -> Any:
     """Dataclasses, named tuples, lists and mappings as plain JSON values; NaN and infinities become None.
 

@@ -1,5 +1,6 @@
 """`distill --dry_run`: rewards are tried, the hub's token is asked about, memory and hours are told."""
 
+import copy
 import http.server
 import json
 import threading
@@ -20,6 +21,7 @@ from nonpareil.commands.distill.rehearsal import check_repository, hub_warnings,
 from nonpareil.commands.policies.local import LocalPolicy
 from nonpareil.errors import ConfigError
 from nonpareil.methods import build
+from nonpareil.models.logprobs import CHUNK_ELEMENTS
 from nonpareil.models.memory import memory_of
 from nonpareil.training import DistillationConfig
 from tests.tiny import make_model, make_tokenizer, prompts_of
@@ -73,7 +75,7 @@ def test_rewards_are_tried_and_the_speed_is_told(nonpareil, files, rewards) -> N
     hours = plan["speed"]["estimated_hours"]
     assert hours["total"] > 0
     assert hours["total"] == pytest.approx(hours["drawing"] + hours["passes"], rel=0.02)
-    assert plan["memory_gib"].keys() == {*plan["memory_bytes"], "activations", "cache"}
+    assert plan["memory_gib"].keys() == {*plan["memory_bytes"], "activations", "logits", "cache"}
     assert plan["device_gib"] == pytest.approx(memory_of(torch.device("cpu")) / 2**30, rel=0.01)
     assert f"of {plan['device_gib']:.4g} that this device has" in " ".join(err.replace("│", " ").split())
     shown = " ".join(err.replace("│", " ").split())
@@ -167,7 +169,13 @@ def test_a_timed_draw_counts_what_a_step_draws(tmp_path: Path) -> None:
     assert memory["cache"] == 2 * 16 * 2 * 4 * (16 * 15)
     config.gradient_checkpointing = True
     assert 0 < passing_memory(policy.config, config, method, prompts)["activations"] < memory["activations"]
-    assert passing_memory(object(), config, method, prompts) == {"activations": None, "cache": None}
+    unknown = {"activations": None, "logits": None, "cache": None}
+    assert passing_memory(object(), config, method, prompts) == unknown
+    vocabulary = make_model().config.vocab_size
+    assert memory["logits"] == 4 * 4 * 4 * (4 * 15) * vocabulary, "of all that a step has"
+    large = copy.deepcopy(policy.config)
+    large.vocab_size = 10**6
+    assert passing_memory(large, config, method, prompts)["logits"] == 4 * 4 * CHUNK_ELEMENTS, "of a chunk"
 
 
 def test_what_is_descended_and_how_dearly_is_in_the_hours(tmp_path: Path) -> None:
@@ -190,7 +198,8 @@ GIB = 2**30
 def test_what_does_not_fit_is_said_with_what_would() -> None:
     def parts(held: float, activations: float | None, cache: float = 1) -> dict[str, int | None]:
         size = None if activations is None else int(activations * GIB)
-        return {"weights": int(held * GIB), "total": 0, "activations": size, "cache": int(cache * GIB)}
+        passing = {"activations": size, "logits": 0, "cache": int(cache * GIB)}
+        return {"weights": int(held * GIB), "total": 0, **passing}
 
     plain, less = parts(10, 8), parts(10, 2)
     assert memory_warning(plain, less, 19 * GIB) is None

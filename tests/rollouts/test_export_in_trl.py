@@ -16,6 +16,11 @@ from tests.tiny import make_model, make_tokenizer
 trl = pytest.importorskip("trl", reason="the peer whose formats are exported, not a dependency")
 
 CHAT = [{"role": "system", "content": "a"}, {"role": "user", "content": "the film was"}]
+THEIRS: dict[str, Any] = {
+    **{"chosen": "theirs", "rejected": "theirs", "text": "theirs"},
+    "messages": [*CHAT, {"role": "assistant", "content": "theirs"}],
+}
+"""Columns that a dataset of prompts may have, and that TRL reads where it finds them."""
 PROMPTS: dict[str, Any] = {
     "string": "the film was",
     "conversation": CHAT,
@@ -33,7 +38,7 @@ def trainer_of(format: str) -> tuple[Any, Any]:
 @pytest.mark.parametrize("format", FORMATS)
 def test_trl_trains_on_the_file(tmp_path: Path, format: str, kind: str) -> None:
     groups = [
-        group_of([0.0, 1.0], [" bad", " very good"], prompt=PROMPTS[kind], prompt_id=f"p-{i}", answer=i)
+        group_of([0.0, 1.0], [" bad", " very good"], prompt=PROMPTS[kind], prompt_id=f"p-{i}", **THEIRS)
         for i in range(4)
     ]
     path = export(groups, tmp_path / "a.jsonl", format).path  # type: ignore[arg-type]
@@ -55,7 +60,11 @@ def test_trl_trains_on_the_file(tmp_path: Path, format: str, kind: str) -> None:
     trainer.train()
     assert trainer.state.global_step == 1
     assert not torch.equal(model.lm_head.weight, before)
-    text = " ".join(tokenizer.decode(ids) for ids in _ids(next(iter(trainer.get_train_dataloader()))))
+    batch = _ids(next(iter(trainer.get_train_dataloader())))
+    text = " ".join(tokenizer.decode(ids) for ids in batch)
+    assert "theirs" not in text
+    if kind == "string":
+        assert any(tokenizer.eos_token_id in ids for ids in batch)
     assert "film was very good" in " ".join(text.split()) or kind == "conversation"
     assert "very good" in text
     assert ("bad" in text) == (format != "sft")

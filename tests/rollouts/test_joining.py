@@ -70,6 +70,33 @@ def test_draws_of_other_seeds_stand_in_one_group(folders, tmp_path):
     assert (draw["seed"], draw["num_generations"]) == ([3, 9], 4)
 
 
+def test_a_joined_folder_joins_further_and_no_draw_counts_twice(folders, tmp_path):
+    join([folders["first"], folders["reseeded"]], tmp_path / "two")
+    third = drawn(tmp_path / "third", prompts=make_prompts(3), sampling=replace(SAMPLING, seed=10))
+    report = join([tmp_path / "two", third], tmp_path / "three")
+    assert (report.manifest["draw"]["seed"], report.manifest["draw"]["num_generations"]) == ([3, 9, 10], 6)
+    two, one = read_groups(tmp_path / "two"), read_groups(third)
+    assert [g.completions for g in read_groups(tmp_path / "three")] == [
+        a.completions + b.completions for a, b in zip(two, one, strict=True)
+    ]
+    for twice in (folders["first"], folders["reseeded"], tmp_path / "two"):
+        with pytest.raises(DataError, match="two of one seed are the same draws"):
+            join([tmp_path / "three", twice], tmp_path / "out")
+
+
+def test_draws_of_prompts_that_were_read_otherwise_are_no_draws_of_one_prompt(folders, tmp_path):
+    prompts = make_prompts(3)
+    tomorrow = [replace(prompt, token_ids=[1, 6, *prompt.token_ids[1:]]) for prompt in prompts]
+    mended = [replace(prompt, columns={"answer": 7}) for prompt in prompts]
+    for name, changed, said in (
+        ("tomorrow", tomorrow, "the policy read them otherwise"),
+        ("mended", mended, "other values in the dataset's further columns"),
+    ):
+        other = drawn(tmp_path / name, prompts=changed, sampling=OTHER_SEED)
+        with pytest.raises(DataError, match=f"hold the same prompts, .*{said}"):
+            join([folders["first"], other], tmp_path / "out")
+
+
 def test_what_would_count_twice_or_is_not_alike_is_refused(folders, tmp_path):
     first, most, reseeded = folders["first"], folders["most"], folders["reseeded"]
     warm = drawn(tmp_path / "warm", prompts=make_prompts(3), sampling=replace(SAMPLING, temperature=2.0))

@@ -83,6 +83,8 @@ def test_datasets_are_read_as_load_dataset_and_trl_read_them(two, tmp_path):
         "saved": 3,
         "rows": 2,
     }
+    with pytest.raises(ConfigError, match=r"split='test' is not read: '.*saved' is one saved dataset"):
+        load_prompts([{"path": str(tmp_path / "saved"), "split": "test"}])
     answers = {row["prompt"]: row["answer"] for row in rows}
     assert (answers["a1"], answers["b0"], answers["m1"]) == ("1", None, None)
     assert all(set(row) == {"prompt", "answer", SOURCE} for row in rows)

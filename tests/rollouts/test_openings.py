@@ -59,6 +59,19 @@ def test_an_answer_that_is_continued_begins_with_its_own_words():
     assert [prompt.opening for prompt in prompts] == ["<think>Well", "<think>\n", None]
 
 
+def test_an_earlier_answer_is_no_opening_where_a_template_begins_answers_otherwise_than_it_writes_them():
+    """As gpt-oss's, whose answers have a channel that the policy is to choose."""
+    tokenizer = make_tokenizer(chat=True)
+    tokenizer.chat_template = PLAIN.replace("{{ m.role }}\n", "{{ m.role }}<|channel|>final<|message|>")
+    talk = [{"role": "user", "content": "why"}, {"role": "assistant", "content": "<think>Well"}]
+    question = {"role": "user", "content": "so"}
+    openings = Openings(tokenizer, {})
+    assert openings.of([question]) is openings.of([*talk, question]) is None
+    assert openings.of(talk) == "<think>Well"
+    tokenizer.chat_template = PLAIN
+    assert Openings(tokenizer, {}).of([*talk, question]) == ""
+
+
 def group_of(prompt, opening: str | None) -> Group:
     return Group(
         "a", prompt, [1], ["x", "y"], [[1], [2]], ["stop", "stop"], [[-1.0], [-1.0]], opening=opening

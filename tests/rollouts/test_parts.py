@@ -42,6 +42,12 @@ def test_a_part_is_held_out_and_nothing_of_it_is_trained_on(file, size, count):
     assert ids <= {prompt.prompt_id for prompt in tokenize_prompts(load_prompts(file), make_tokenizer())}
 
 
+@pytest.mark.parametrize("size", ["0.1", float("nan"), float("inf"), -0.5, True])
+def test_a_part_that_is_no_number_above_zero_is_refused_by_name(file, size):
+    with pytest.raises(ConfigError, match="test_split_size="):
+        load_prompts(file, test_split_size=size)
+
+
 def test_what_is_no_part_is_refused(file):
     with pytest.raises(ConfigError, match=r"test_split_size=2.5 must be a share below 1, or a whole number"):
         load_prompts(file, test_split_size=2.5)

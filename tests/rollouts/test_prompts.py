@@ -213,6 +213,29 @@ def test_an_assistant_turn_at_the_end_is_continued():
     assert prompt.token_ids == [1, 4, 7, 8, 5, 16]
 
 
+@pytest.mark.parametrize(
+    ("content", "kept"), [("{{ m['content'] }}", "very "), ("{{ m['content'] | trim }}", "very")]
+)
+def test_words_to_be_continued_are_kept_as_the_template_writes_them(content, kept):
+    """Llama's and Gemma's templates trim: the policy goes on from no space, and says the next one itself."""
+    tokenizer = make_tokenizer(chat=True)
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> " + content + "{{ eos_token }}{% endfor %}"
+    )
+    prefilled = [*CHAT, {"role": "assistant", "content": "very "}]
+    [prompt] = tokenize_prompts([{"prompt": prefilled}], tokenizer)
+    assert prompt.prompt == [*CHAT, {"role": "assistant", "content": kept}]
+    assert prompt.prompt_id == prompt_id_of(prefilled, 0)
+    assert prompt.token_ids == [1, 4, 7, 8, 2, 5, 16]
+
+
+@pytest.mark.parametrize("content", ["", " \n"])
+def test_an_empty_turn_of_the_assistant_at_the_end_is_refused(content):
+    prefilled = [*CHAT, {"role": "assistant", "content": content}]
+    with pytest.raises(DataError, match=r"row 0 .*: the prompt ends with an empty message of the assistant"):
+        tokenize_prompts([{"prompt": prefilled}], make_tokenizer(chat=True))
+
+
 def test_a_template_that_writes_the_beginning_twice_gives_one():
     tokenizer = make_tokenizer(chat=True)
     tokenizer.chat_template = "{{ bos_token }} {{ bos_token }}{{ messages[0]['content'] }}"

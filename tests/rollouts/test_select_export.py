@@ -233,6 +233,23 @@ def test_a_dataset_column_named_like_a_field_keeps_apart(tmp_path):
     }
 
 
+def test_what_trl_would_read_in_place_of_a_field_keeps_apart(tmp_path):
+    """As of the columns that HuggingFaceH4/ultrafeedback_binarized and its like bring along."""
+    theirs = {"chosen": "x", "rejected": "y", "messages": CHAT, "text": "z", "input_ids": [1], "answer": 4}
+    group = group_of([1.0, 3.0], ["a", "b"], **theirs)
+    taken = {
+        "preference": {"messages"},
+        "sft": {*theirs} - {"answer"},
+        "unpaired": {"messages", "chosen", "rejected"},
+    }
+    for format, names in taken.items():
+        names |= {"chosen", "rejected"}
+        row = rows_of(export([group], tmp_path / f"{format}.jsonl", format).path)[0]
+        further = {f"columns/{name}" if name in names else name: value for name, value in theirs.items()}
+        assert {name: row[name] for name in further} == further
+        assert list(row) == [*[*EXPECTED[format][0]][:-1], *further]
+
+
 BAD_EXPORTS = {
     "format": ({"format": "dpo"}, "format='dpo' must be one of preference, sft, unpaired"),
     "suffix": ({"path": "a.csv"}, "must end in .jsonl or .parquet"),

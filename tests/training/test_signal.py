@@ -93,7 +93,7 @@ class Later:
     __name__ = "later"
 
     def __init__(self, *telling: int):
-        self.telling, self.step = telling, -1
+        self.telling, self.step = {*telling}, -1  # a set is no setting that a resume compares
 
     def __call__(self, completion_ids: list[list[int]], **columns: Any) -> list[float]:
         self.step += 1

@@ -15,6 +15,7 @@ judged = pytest.mark.skipif(bool(missing_cuts()), reason=f"cannot be cut off her
 
 ASSERTS = ["assert f(1) == 2", "assert abs(f(5) - 6) < 1e-6"]
 CHECK = "def check(candidate):\n    assert candidate(1) == 2\n    assert abs(candidate(5) - 6) < 1e-6\n"
+PYTEST = "import pytest\n@pytest.mark.skipif(False, reason='')\ndef test_f():\n    assert f(1) == 2"
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,10 @@ def test_tests_that_say_nothing_are_broken_and_no_solution_is_judged_by_them(san
         "assert nothing": SomeTests(program="def check(candidate):\n    pass", entry_point="f"),
         "neither check": SomeTests(program="x = 1", entry_point="f"),
         "entry_point is empty": SomeTests(program=CHECK),
+        "are in functions, and nothing calls them": SomeTests(
+            program=f"{PYTEST}\nif __name__ == '__main__':\n    test_f()", each=True
+        ),
+        "test 1 defines functions, and nothing calls": SomeTests(asserts=[PYTEST]),
         "setup fails: ModuleNotFoundError": SomeTests(asserts=ASSERTS, setup=["import no_such_module"]),
         "cannot be run here: ModuleNotFoundError": SomeTests(
             program=f"import no_such_module\n{CHECK}", entry_point="f"

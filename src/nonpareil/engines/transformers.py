@@ -194,7 +194,8 @@ class TransformersEngine:
             modes.enter_context(quick_to_start(device_of(self.model)))
             self.ways.ask(requests)
             routes = modes.enter_context(adapters)
-            for units in batches(requests, *drawing_bounds(self.model, self.max_tokens_per_batch, queries)):
+            bounds = drawing_bounds(self.model, self.max_tokens_per_batch, queries, requests)
+            for units in batches(requests, *bounds):
                 progress = BatchProgress(requests, units, on_progress) if on_progress is not None else None
                 with told_lacking(self.model), self.packing.of(requests, units, self.ways.first != COPIED):
                     batch = self._draw_batch(requests, units, routes, progress)

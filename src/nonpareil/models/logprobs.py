@@ -257,10 +257,14 @@ def _logits_are_the_heads(model: PreTrainedModel, head: nn.Module) -> bool:
     return same_states and torch.equal(seen[0][1].float(), logits.float())
 
 
+def chunk_elements(device: torch.device) -> int:
+    """Logits that may be held at once on a device."""
+    return CHUNK_ELEMENTS * (1 if device.type == "cpu" else ACCELERATOR_CHUNKS)
+
+
 def chunks(states: Float[Tensor, "t d"], vocab_size: int) -> Iterator[slice]:
     """Slices of the states whose logits may be held at once."""
-    elements = CHUNK_ELEMENTS * (1 if states.device.type == "cpu" else ACCELERATOR_CHUNKS)
-    size = max(1, elements // vocab_size)
+    size = max(1, chunk_elements(states.device) // vocab_size)
     return (slice(start, start + size) for start in range(0, len(states), size))
 
 

@@ -1,8 +1,8 @@
 """What would read an option is absent: said of the rewards and prompts that were named, so that it is refused."""
 
-from pathlib import Path
 from typing import Any
 
+from nonpareil.files import one_dataset
 from nonpareil.in_memory import InMemory
 from nonpareil.options.rewards import ANY_MODEL, FIRST_MODEL, LIMITED, LOADED_MODEL, specs_of
 from nonpareil.options.shared import (
@@ -61,9 +61,12 @@ def absent_rewards(options: Any, second: str | None) -> dict[str, str]:
 
 
 def absent_splits(sources: dict[str, str]) -> dict[str, str]:
-    """Readers of splits and configurations that are absent: a file has none; `sources` by reader of splits."""
+    """Readers of splits and configurations that are absent: a file or saved dataset has none.
+
+    `sources`: by reader of splits.
+    """
     absent = {
-        reader: f"{source!r} has no splits" if isinstance(source, InMemory) else f"{source!r} is one file"
+        reader: f"{source!r} {'has no splits' if isinstance(source, InMemory) else f'is {one_dataset(source)}'}"
         for reader, source in sources.items()
         if is_one_split(source)
     }
@@ -75,5 +78,5 @@ def absent_splits(sources: dict[str, str]) -> dict[str, str]:
 
 
 def is_one_split(source: str) -> bool:
-    """Whether prompts come without splits: of one file, or in memory."""
-    return isinstance(source, InMemory) or Path(source).expanduser().is_file()
+    """Whether prompts come without splits: of one file or saved dataset, or in memory."""
+    return isinstance(source, InMemory) or one_dataset(source) is not None

@@ -47,6 +47,11 @@ def checked_prompt(prompt: Any, where: str) -> PromptText:
             f"{where}: the prompt ends with the assistant's tool_calls or name, and a completion goes on from "
             "words alone; end it with the tool's answer, or before the call"
         )
+    if messages[-1]["role"] == "assistant" and not content_of(messages[-1]).strip():
+        raise DataError(
+            f"{where}: the prompt ends with an empty message of the assistant, from which nothing goes on; take "
+            "that message out"
+        )
     return messages
 
 

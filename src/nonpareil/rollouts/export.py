@@ -21,6 +21,17 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "unpaired": ("prompt", "completion", "label", "score"),
 }
 """Scores are the rewards, under the names that UltraFeedback's binarised datasets have for TRL."""
+_TOLD_BY = ("chosen", "rejected", "completion", "messages")
+TAKEN: dict[str, tuple[str, ...]] = {
+    "preference": _TOLD_BY,
+    "sft": (
+        *_TOLD_BY,
+        *("conversations", "text", "input_ids", "labels", "completion_mask", "assistant_masks"),
+    ),
+    "unpaired": _TOLD_BY,
+}
+"""Columns that TRL reads where it finds them: by any of `_TOLD_BY` it tells conversations from text, a row with a
+pair it makes two of, and the end token it puts behind `text` in place of `completion`."""
 UNREAD = ("prompt_token_ids", "completion_token_ids", "logprobs")
 """Columns of groups that no format has."""
 
@@ -83,7 +94,8 @@ def export(
 
     `preference` has prompt, chosen, rejected; `sft` prompt, completion; `unpaired` prompt, completion, label,
     True for the best and False for the worst; each with the rewards as scores. Conversations stay lists of
-    messages. Dataset columns ride along; one that has the name of a field is called `columns/<name>`.
+    messages. Dataset columns ride along; one that has the name of a field, or that TRL would train on in its place
+    (`TAKEN`), is called `columns/<name>`.
 
     A group without a winner gives no row of any format: where all known rewards are equal, the best of an all-wrong
     group is a wrong answer. `min_reward` says what is right whatever the others are: of a group that ties at or
@@ -115,6 +127,7 @@ def export(
     if path.suffix == ".parquet" and iter(groups) is groups:  # they can be gone through once
         groups = list(groups)
     count = written = 0
+    taken = (*FIELDS[format], *TAKEN[format])
     skipped: Counter[str] = Counter()
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -129,7 +142,7 @@ def export(
                 continue
             written += len(made)
             for row in made:
-                yield {name: row[name] for name in FIELDS[format]} | _further(group, FIELDS[format])
+                yield {name: row[name] for name in FIELDS[format]} | _further(group, taken)
         if not written:
             reasons = "; ".join(f"{number} {reason}" for reason, number in skipped.items())
             raise DataError(
@@ -236,5 +249,5 @@ def _turns(prompt: PromptText, completion: str) -> tuple[PromptText, str | list[
     return prompt, [answer]
 
 
-def _further(group: Group, fields: tuple[str, ...]) -> dict[str, Any]:
-    return {ESCAPE + name if name in fields else name: value for name, value in group.columns.items()}
+def _further(group: Group, taken: tuple[str, ...]) -> dict[str, Any]:
+    return {ESCAPE + name if name in taken else name: value for name, value in group.columns.items()}

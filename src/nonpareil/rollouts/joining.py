@@ -49,10 +49,19 @@ class _Part:
     path: Path
     manifest: dict[str, Any]
     ids: list[str]
+    read: str
+    """A hash of the prompts' token ids."""
+    columns: str
+    """A hash of the dataset's further columns."""
 
     @property
     def draw(self) -> dict[str, Any]:
         return self.manifest["draw"]
+
+    @property
+    def seeds(self) -> list[Any]:
+        """Of a folder that was joined itself, those of its parts."""
+        return _flat(self.draw["seed"])
 
     def groups(self) -> Iterator[Group]:
         return iter(stored_groups(self.path))
@@ -82,7 +91,9 @@ def join(
     parts = [_part(Path(folder)) for folder in folders]
     for other in parts[1:]:
         _check_alike(parts[0], other)
-    further = all(part.ids == parts[0].ids for part in parts) and len({p.draw["seed"] for p in parts}) > 1
+    further = all(part.ids == parts[0].ids for part in parts) and any(
+        part.seeds != parts[0].seeds for part in parts
+    )
     copies = 0 if further else _copies(parts)
     _check_further(parts) if further else _check_sizes(parts)
     there = [
@@ -107,8 +118,17 @@ def _part(folder: Path) -> _Part:
         raise DataError(
             f"groups={str(folder)!r} has no manifest.json; give folders written by `nonpareil sample`"
         )
-    heavy = ("prompt_token_ids", "completions", "completion_token_ids", "finish_reasons", "logprobs")
-    return _Part(folder, manifest, [group.prompt_id for group in stored_groups(folder, without=heavy)])
+    heavy = ("completions", "completion_token_ids", "finish_reasons", "logprobs")
+    ids, read, columns = [], hashlib.sha256(), hashlib.sha256()
+    for group in stored_groups(folder, without=heavy):
+        ids.append(group.prompt_id)
+        read.update(json.dumps(group.prompt_token_ids).encode())
+        columns.update(json.dumps(group.columns, sort_keys=True, default=str).encode())
+    return _Part(folder, manifest, ids, read.hexdigest(), columns.hexdigest())
+
+
+def _flat(seed: Any) -> list[Any]:
+    return [each for one in seed for each in _flat(one)] if isinstance(seed, list) else [seed]
 
 
 def _check_alike(one: _Part, other: _Part) -> None:
@@ -131,13 +151,26 @@ def _check_alike(one: _Part, other: _Part) -> None:
 
 
 def _check_further(parts: Sequence[_Part]) -> None:
-    """Draws of the same prompts: each seed once, and no reward that compares the completions of a group."""
-    seeds = [json.dumps(part.draw["seed"]) for part in parts]
+    """Draws of the same prompts, read alike: each seed once, and no reward that compares a group's completions."""
+    seeds = [seed for part in parts for seed in part.seeds]
     if len(set(seeds)) < len(seeds):
         raise DataError(
-            f"groups of the same prompts with the seeds {', '.join(seeds)}: two of one seed are the same draws, "
-            "and would count twice; leave one out"
+            f"groups of the same prompts with the seeds {', '.join(map(str, seeds))}: two of one seed are the same "
+            "draws, and would count twice; leave one out"
         )
+    for other in parts[1:]:
+        pair = f"{str(parts[0].path)!r} and {str(other.path)!r} hold the same prompts"
+        if other.read != parts[0].read:
+            raise DataError(
+                f"{pair}, and the policy read them otherwise (other token ids: a chat template may write the "
+                "date), so that their completions are of different prompts; draw both with one rendering "
+                "(chat_template_kwargs), or more into one folder (a larger num_generations)"
+            )
+        if other.columns != parts[0].columns:
+            raise DataError(
+                f"{pair}, with other values in the dataset's further columns, which rewards may have read; draw "
+                "and score both from one dataset"
+            )
     rewards = (parts[0].manifest.get("rewards") or {}).get("rewards", ())
     if judged := [each["name"] for each in rewards if "judge" in str(each.get("kind"))]:
         raise ConfigError(
@@ -243,13 +276,13 @@ def _write(
 def _draw(parts: Sequence[_Part], ids: Sequence[str], *, further: bool) -> dict[str, Any]:
     """How the whole was drawn: as the parts, whose seeds, sizes and prompts stand apart."""
     draw = parts[0].draw
-    seeds = list(dict.fromkeys(json.dumps(part.draw["seed"]) for part in parts))
+    seeds = list(dict.fromkeys(seed for part in parts for seed in part.seeds))
     prompts = {"count": len(ids), "sha256": hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]}
     if "rendering" in draw["prompts"]:
         prompts["rendering"] = draw["prompts"]["rendering"]
     return {
         **draw,
-        "seed": json.loads(seeds[0]) if len(seeds) == 1 else [json.loads(seed) for seed in seeds],
+        "seed": seeds[0] if len(seeds) == 1 else seeds,
         "num_generations": sum(p.draw["num_generations"] for p in parts)
         if further
         else draw["num_generations"],

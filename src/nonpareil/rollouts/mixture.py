@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nonpareil.errors import ConfigError
+from nonpareil.files import one_dataset
 from nonpareil.in_memory import InMemory
 from nonpareil.setting_types import nearest, shown
 from nonpareil.settings import CheckedOptions, option, read_settings, settings_of
@@ -134,15 +135,17 @@ def _source(given: Any, where: str) -> DatasetSource:
     for name in ("name", "split", "data_dir", "data_files"):
         if getattr(made, name) != known[name].default:
             kept = (
-                "the rows are in memory" if isinstance(made.path, InMemory) else f"{made.path!r} is one file"
+                "the rows are in memory"
+                if isinstance(made.path, InMemory)
+                else f"{made.path!r} is {one_dataset(str(made.path))}"
             )
             raise ConfigError(f"{where}.{name}={shown(getattr(made, name))} is not read: {kept}; remove it")
     return made
 
 
 def _is_whole(path: str | None) -> bool:
-    """Whether rows are of one file or in memory: without splits, and all read at once."""
-    return isinstance(path, InMemory) or Path(path or "").expanduser().is_file()
+    """Whether rows are of one file or saved dataset, or in memory: without splits, and all read at once."""
+    return isinstance(path, InMemory) or one_dataset(path or "") is not None
 
 
 def _place(source: DatasetSource) -> str:

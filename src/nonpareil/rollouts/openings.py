@@ -6,9 +6,22 @@ A completion begins behind it, so a rule about the whole answer (`format`) must 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nonpareil.records import Message
+from nonpareil.records import Message, PromptText
 
 _USER, _ANSWER, _THOUGHTS = "nonpareilquestion", "nonpareilanswer", "<think>"
+
+
+def as_continued(messages: PromptText, opening: str | None) -> PromptText:
+    """The prompt whose completion goes on from its last words, as the policy read them: templates may trim these.
+
+    `opening`: its own. Joined to words with a space that was cut, a completion would say what nobody drew.
+    """
+    if opening is None or isinstance(messages, str) or messages[-1]["role"] != "assistant":
+        return messages
+    words = messages[-1]["content"]
+    if opening.endswith(words) or not opening.endswith(words.strip()):
+        return messages
+    return [*messages[:-1], {**messages[-1], "content": words.rstrip()}]
 
 
 class Openings:
@@ -29,9 +42,17 @@ class Openings:
         if text is None or not self._header.strip():
             return None
         _, header, rest = text.rpartition(self._header.strip())
-        if not header:
+        if not header or (not continues and self._is_earlier_turns(messages)):
             return None
         return rest.removeprefix(self._header[len(self._header.rstrip()) :])
+
+    def _is_earlier_turns(self, messages: Sequence[Message]) -> bool:
+        """Whether the last header is an earlier answer's: some templates begin one otherwise than they write it."""
+        if all(message["role"] != "assistant" for message in messages):
+            return False
+        probed = [*messages[:-1], {**messages[-1], "content": _USER}]
+        text = self._rendered(probed, add_generation_prompt=True)
+        return text is None or _USER in text.rpartition(self._header.strip())[2]
 
     def _found_header(self) -> str:
         """What the template writes between a question and its answer; "" where that cannot be seen.

@@ -16,7 +16,7 @@ from nonpareil.records import Message, Prompt, PromptText, prompt_id_of
 from nonpareil.rollouts.checked_rows import PromptRow, check_column, check_columns, checked_prompt
 from nonpareil.rollouts.mixing import rows_of
 from nonpareil.rollouts.mixture import mixture_of
-from nonpareil.rollouts.openings import Openings
+from nonpareil.rollouts.openings import Openings, as_continued
 from nonpareil.rollouts.parts import part_of
 from nonpareil.rollouts.rendering import check_template_kwargs, rendering_of
 from nonpareil.rollouts.sources import read_rows
@@ -82,6 +82,7 @@ def load_prompts(
     check_value("dataset_config", dataset_config, str | None)
     check_value("limit", limit, int | None, at_least=1, why="or None for all prompts")
     check_value("seed", seed, int | None)
+    check_value("test_split_size", test_split_size, float | None, above=0)
     if streaming:
         _check_stream(limit, seed, test_split_size)
     if isinstance(source, InMemory):
@@ -185,7 +186,8 @@ def tokenize_prompts(
             how = None if isinstance(prompt, str) else rendering
             prompt_id = prompt_id_of(prompt, position, tools[place])
             opening = None if openings is None or isinstance(prompt, str) else openings.of(prompt)
-            tokenized.append(Prompt(prompt_id, prompt, ids, columns, how, opening))
+            written = as_continued(prompt, opening)
+            tokenized.append(Prompt(prompt_id, written, ids, columns, how, opening))
     _tell_prefilled(
         sum(not isinstance(p, str) and p[-1]["role"] == "assistant" for p in prompts), len(prompts)
     )

@@ -379,3 +379,55 @@ def test_the_first_traceback_goes_to_a_log_and_its_last_frame_to_the_screen(
     assert f"{tmp_path}/grader.py:5 in inner" in told
     assert str(tmp_path / "out" / "reward-errors.log") in told
     assert "\x1b" not in told
+
+
+class Overlong:
+    """As TRL makes its rewards with lengths: `get_soft_overlong_punishment(max_completion_len, ...)`."""
+
+    def __init__(self, limit: int, told: bool = False) -> None:
+        self.limit, self.told, self.calls = limit, told, 0
+
+    def __call__(self, completions: list[str], **kwargs: Any) -> list[float]:
+        self.calls += 1
+        return [-float(len(one) > self.limit) for one in completions]
+
+    def method(self, completions: list[str]) -> list[float]:
+        return self(completions)
+
+
+def scaled(by: float, calls: int = 0) -> Any:
+    def decorated(function: Any) -> Any:
+        @functools.wraps(function)
+        def reward(completions: list[str]) -> list[float]:
+            nonlocal calls
+            calls += 1
+            return [by * value for value in function(completions)]
+
+        return reward
+
+    return decorated
+
+
+def longer(completions: list[str], than: int = 1) -> list[float]:
+    return [float(len(one) > than) for one in completions]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda limit: functools.partial(longer, than=limit),
+        lambda limit: scaled(limit)(longer),
+        lambda limit: functools.partial(scaled(limit)(longer)),
+        lambda limit: Overlong(limit),
+        lambda limit: Overlong(limit).method,
+    ],
+)
+def test_scores_of_a_function_that_was_made_otherwise_are_not_its_own(made: Any) -> None:
+    first = FunctionReward(made(3))
+    assert first.score(DATA).values != FunctionReward(made(0)).score(DATA).values
+    assert first.describe() != FunctionReward(made(0)).describe()
+    assert first.describe() == FunctionReward(made(3)).describe()  # though it has scored
+
+
+def test_what_a_plain_function_says_of_itself_is_what_it_was() -> None:
+    assert set(FunctionReward(lengths).describe()) == {"name", "kind", "function", "source", "timeout"}

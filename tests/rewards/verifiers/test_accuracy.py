@@ -4,7 +4,8 @@ import pytest
 
 pytest.importorskip("math_verify")
 
-from nonpareil.records import ScoreRequest
+from nonpareil.errors import DataError
+from nonpareil.records import Prompt, ScoreRequest
 from nonpareil.rewards.verifiers.accuracy import Accuracy
 
 
@@ -53,6 +54,14 @@ def test_a_row_without_mathematics_is_null_for_all(accuracy):
     assert scores.failures[1] == scores.failures[2] == "the column 'answer' holds no answer"
 
 
+@pytest.mark.parametrize("answer", [["2"], {"value": 2}, True])
+def test_answers_that_no_row_could_be_judged_by_are_refused_before_anything_is_drawn(answer):
+    prompts = [Prompt("a", "p", [1], {"answer": answer}), Prompt("b", "p", [1], {"answer": None})]
+    with pytest.raises(DataError, match=r"'answer' has no number and no text in any row, but .*; give each"):
+        Accuracy().check_prompts(prompts, 8, None)
+    Accuracy().check_prompts([*prompts, Prompt("c", "p", [1], {"answer": 2})], 8, None)
+
+
 def test_the_rows_answer_is_read_however_it_is_written(accuracy):
     for gold in ("$7$", "$$7$$", r"\(7\)", "The sum is $7$ apples.", "7."):
         assert judged(accuracy, gold, r"\boxed{7}", r"\boxed{8}") == [1, 0], gold
@@ -67,6 +76,35 @@ def test_what_would_make_every_other_way_to_write_it_wrong_is_null(accuracy):
     assert judged(accuracy, "10 dollars", r"\boxed{10}") == [None]
     assert judged(accuracy, "10^-3", r"\boxed{10^{-3}}") == [None]
     assert judged(accuracy, r"\text{even}", r"\boxed{\text{even}}", r"\boxed{\text{odd}}") == [1, 0]
+
+
+def test_of_a_solution_the_box_is_the_answer_whatever_formula_stands_before_it(accuracy):
+    for gold in (
+        r"We have $2+2=4$, so the answer is \boxed{4}.",
+        r"Of $x=2$ follows $\boxed{4}$.",
+        r"In triangle $abc$ and $3$: \[ \boxed{4} \]",
+    ):
+        assert judged(accuracy, gold, r"\boxed{4}", r"\boxed{2}", r"\boxed{3}") == [1, 0, 0], gold
+
+
+def test_numbers_that_stand_apart_are_not_added(accuracy):
+    """math-verify reads 1 5 as a mixed number without its fraction, which is 6."""
+    assert judged(accuracy, "6", r"\boxed{1 5}", r"\boxed{1\ 5}", r"The answer is $1~5$.") == [0] * 3
+    assert judged(accuracy, "1, 5", r"\boxed{1 5}", r"\boxed{1 6}") == [1, 0]
+    assert judged(accuracy, "12345", r"\boxed{12 345}", r"\boxed{12~345}", r"\boxed{357}") == [1, 1, 0]
+    assert judged(accuracy, "1.5", r"\boxed{1\ 1/2}", r"\boxed{1 \frac{1}{2}}", r"\boxed{2 1/2}") == [1, 1, 0]
+    assert judged(accuracy, "5.5", r"\boxed{5 1/2 \text{ feet}}", r"\boxed{5 1/20}") == [1, 0]
+    assert judged(accuracy, "5 1/2 feet", r"\boxed{5.5}", r"\boxed{3}") == [1, 0]
+    assert judged(accuracy, r"In 1999 5 had \boxed{3}", r"\boxed{3}") == [1]
+    for gold in ("1 2 3", "12 345", r"3\ 4"):
+        assert judged(accuracy, gold, r"\boxed{6}", r"\boxed{357}", r"\boxed{7}") == [None] * 3, gold
+    assert judged(accuracy, "7", r"\boxed{3(4)}") == [1]  # known of math-verify, and left so
+
+
+def test_of_units_that_make_other_ways_to_write_it_wrong_no_answer_is_judged(accuracy):
+    assert judged(accuracy, "5 cm", r"\boxed{5}", r"\boxed{5\text{ cm}}") == [1, 1]
+    for gold in ("12 cm^2", "12 km/h"):
+        assert judged(accuracy, gold, r"\boxed{12}", r"\boxed{12\text{ cm}^2}") == [None, None], gold
 
 
 def test_several_boxes_are_no_guesses(accuracy):

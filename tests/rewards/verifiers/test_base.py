@@ -42,6 +42,13 @@ def test_what_one_completion_does_costs_no_other_its_reward(obedient, tmp_path):
     assert "MemoryError" in (tmp_path / "reward-errors.log").read_text()
 
 
+def test_a_process_that_was_killed_between_two_calls_costs_no_completion_its_reward(obedient):
+    assert obedient.score(request_of("1")).values == [1.0]
+    obedient._process._process.kill()
+    obedient._process._process.wait()
+    assert obedient.score(request_of("2")).values == [2.0]
+
+
 def test_a_script_needs_no_main_guard_and_leaves_no_process(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

@@ -84,6 +84,12 @@ def test_the_answer_is_what_stands_behind_the_last_thought():
     assert answer("d", "So it is ") == "d"
 
 
+def test_what_the_prompt_began_of_an_answer_is_a_part_of_it():
+    prompt = [*CHAT, {"role": "assistant", "content": r"So \boxed{"}]
+    for opening in (r"So \boxed{", None):
+        assert final_answer(Row(prompt, "4}", [], {}, opening)) == r"So \boxed{4}"
+
+
 def lengths(verifier: Length, *pairs: tuple[int, str | None]) -> list:
     ids = [[1] * count for count, _ in pairs]
     reasons = [reason for _, reason in pairs]

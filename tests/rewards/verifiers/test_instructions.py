@@ -32,6 +32,7 @@ ROWS: list[tuple[str, Any, Any, float | None]] = [
     ("ALL of IT IS", [CAPITALS], [{"capital_frequency": 3, "capital_relation": "at least"}], 1),
     ("Das ist ein schöner Tag und wir gehen jetzt.", [LANGUAGE], [{"language": "de"}], 1),
     ("12 34 !!", [LANGUAGE], [{"language": "de"}], None),  # would count as German
+    ("This is an English sentence.\n12 34 !!", [LANGUAGE], [{"language": "de"}], 0),  # read whole alone
     ("x", [], [], None),
     ("x", ["keywords:existence"], [{"keywords": None}], None),  # the checker would draw some
     ("<<A song>>", *TITLE, 1),

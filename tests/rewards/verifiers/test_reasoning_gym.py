@@ -44,6 +44,15 @@ def test_rows_are_a_dataset_and_the_same_for_a_seed():
     assert json.loads(text["entry"])["config"] == {"min_terms": 2}
 
 
+def test_rows_of_another_seed_are_other_problems_to_evaluate_on():
+    """A generator's problem i is drawn by seed + i: seeds 0 and 1 would share 99 problems of 100."""
+    mixture = {"chain_sum": {"min_terms": 5, "min_digits": 3}, "products": {"min_digits": 4, "max_digits": 5}}
+    made = [reasoning_gym_rows(mixture, 100, seed=seed) for seed in (0, 1, 2, 42, -1)]
+    asked = [{row["prompt"][-1]["content"] for row in rows} for rows in made]
+    assert [len(questions) for questions in asked] == [100] * 5
+    assert len(set.union(*asked)) == 500
+
+
 def test_right_wrong_and_in_part():
     row = reasoning_gym_rows("chain_sum", 1, seed=1)[0]
     right = f"<think>\n5</think> So <answer> {row['answer']} </answer>"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from nonpareil.commands.distill.manifest_defaults import why_not_named
 from nonpareil.commands.inputs import require_all
 from nonpareil.errors import ConfigError
+from nonpareil.files import one_dataset
 from nonpareil.in_memory import InMemory
 from nonpareil.options.distill import DistillOptions
 from nonpareil.options.held_out import check_held_out
@@ -69,7 +70,7 @@ def held_out_source(options: DistillOptions) -> str:
         )
     one_part = options.eval_dataset_name is None and options.test_split_size is None
     if one_part and options.evaluate_after and is_one_split(train):
-        kept = "in memory" if isinstance(train, InMemory) else "one file"
+        kept = "in memory" if isinstance(train, InMemory) else one_dataset(train)
         named = f"dataset_name={train!r} is {kept}" if options.datasets is None else "datasets is a mixture"
         raise ConfigError(
             f"{named}, without a test split, and evaluation needs held-out prompts; "

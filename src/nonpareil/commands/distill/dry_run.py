@@ -56,7 +56,7 @@ def dry_run(options: DistillOptions, config: "DistillationConfig", method: "Meth
     check_group_rewards(reward, method, config, stored=stored)
     check_aggregation(reward, method, config, data.groups or ())
     check_best_metric(config, reward)
-    held_out = held_out_prompts(options, config, policy) or []
+    held_out = held_out_prompts(options, config, policy, data.prompts) or []
     if evaluation is not None:
         check_evaluable(evaluation, reward, held_out, policy)
     if method.policy_draws + method.anchor_draws > 0:
@@ -162,16 +162,20 @@ def passing_memory(
 ) -> dict[str, int | None]:
     """Bytes that come and go in a step, an estimate: of a pass what it keeps to go back, of drawing its key cache.
 
+    Logits are formed in chunks of a fixed size; going back through one takes four float32 tensors of them, whatever
+    the model's dtype (4.1 on a CPU; `benchmarks/dry_run.py`).
+
     `model` is the policy's config; None where that does not say. A decoder of the usual kind is meant; a pass has
-    `max_tokens_per_batch` tokens, or all that a step has. With gradient checkpointing one layer is kept whole, and
-    of the others what goes in.
+    `max_tokens_per_batch` tokens, or all that a step has, with keys and values for each head, as completions that
+    share a row have them. With gradient checkpointing one layer is kept whole, and of the others what goes in.
     """
     from nonpareil.engines.draw_memory import cache_bytes, tokens_on
+    from nonpareil.models.logprobs import chunk_elements
 
     size = BYTES["bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"]
     cached = cache_bytes(model, size)
     if cached is None:
-        return {"activations": None, "cache": None}
+        return {"activations": None, "logits": None, "cache": None}
     model = model.get_text_config()
     layers, hidden = model.num_hidden_layers, model.hidden_size
     inner = getattr(model, "intermediate_size", None) or getattr(model, "n_inner", None) or 4 * hidden
@@ -179,10 +183,14 @@ def passing_memory(
     a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     fresh = method.policy_draws + method.anchor_draws
     tokens = min(config.max_tokens_per_batch, a_step * max(fresh, method.smallest_group) * each)
-    of_layer = 8 * hidden + cached // (layers * size) + 4 * inner
+    heads = model.num_attention_heads
+    keys = 2 * heads * (getattr(model, "head_dim", None) or hidden // heads)
+    in_float32 = 2 * hidden if size < BYTES["float32"] else 0  # what both norms of a layer read
+    of_layer = 8 * hidden + in_float32 + keys + 4 * inner
     kept = hidden * layers + of_layer if config.gradient_checkpointing else of_layer * layers
     return {
         "activations": tokens * kept * size,
+        "logits": 4 * BYTES["float32"] * min(chunk_elements(config.device), tokens * model.vocab_size),
         "cache": cached
         * min(tokens_on(config.device, cached, config.max_tokens_per_batch), a_step * fresh * each),
     }

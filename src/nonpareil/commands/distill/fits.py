@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-_PASSING = ("activations", "cache")
+_PASSING = ("activations", "logits", "cache")
 """What comes and goes in a step."""
 
 

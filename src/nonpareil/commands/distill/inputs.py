@@ -1,5 +1,7 @@
 """What a distillation reads: the policy, prompts or stored groups to train on, held-out prompts, the rewards."""
 
+import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from nonpareil.commands.distill.checks import held_out_source, needs_held_out
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
     from nonpareil.methods.base import Method
     from nonpareil.rewards.combine import CombinedReward
     from nonpareil.training.config import DistillationConfig
+
+
+SHARED = 0.2
+"""Of held-out prompts that are training prompts too: the share from which that is told. Short ones repeat by
+themselves, 12% of the demo's."""
 
 
 class TrainingData(NamedTuple):
@@ -107,16 +114,21 @@ def training_data(
 
 
 def held_out_prompts(
-    options: DistillOptions, config: "DistillationConfig", policy: "LocalPolicy"
+    options: DistillOptions,
+    config: "DistillationConfig",
+    policy: "LocalPolicy",
+    training: Sequence[Prompt],
 ) -> list[Prompt] | None:
     """The prompts to evaluate on, in training or after it; None where there is neither.
+
+    Tells where many of them are `training` prompts too.
 
     Raises:
         NonpareilError: as `load_prompts`.
     """
     if not needs_held_out(options, config):
         return None
-    return load_prompts(
+    held_out = load_prompts(
         options,
         policy,
         config.sampling(config.seed),
@@ -125,6 +137,22 @@ def held_out_prompts(
         limit=options.max_eval_prompts,
         held_out=True,
     )
+    _tell_shared(training, held_out, stored=options.groups is not None)
+    return held_out
+
+
+def _tell_shared(training: Sequence[Prompt], held_out: Sequence[Prompt], *, stored: bool) -> None:
+    """Once, in the first process: of these the evaluation says what was learnt by heart, and not more."""
+    from nonpareil.models.distributed import process_index
+
+    known = {json.dumps(prompt.prompt, sort_keys=True) for prompt in training}
+    shared = sum(json.dumps(prompt.prompt, sort_keys=True) in known for prompt in held_out)
+    if shared >= SHARED * len(held_out) and process_index() == 0:
+        way = "draw the groups with the same test_split_size" if stored else "test_split_size holds some out"
+        tell(
+            f"{shared} of {len(held_out)} held-out prompts are training prompts too, so that the policy is "
+            f"measured on what it is trained on; give others ({way})"
+        )
 
 
 def reward_options(options: DistillOptions, config: "DistillationConfig") -> RewardOptions:

@@ -182,7 +182,7 @@ def _trainer(
     reward = training_reward(options, config, method, policy, data)
     check_group_rewards(reward, method, config, stored=stored)
     check_aggregation(reward, method, config, data.groups or ())
-    held_out = held_out_prompts(options, config, policy)
+    held_out = held_out_prompts(options, config, policy, data.prompts)
     if evaluation is not None:
         check_evaluable(evaluation, reward, held_out or [], policy)
     check_scorable(reward, method, config, data.prompts, held_out or [], policy.tokenizer)

@@ -82,7 +82,7 @@ def plan_table(plan: Mapping[str, Any]) -> "Table":
         "GiB held": _words(
             plan["memory_gib"], ("weights", "gradients", "optimizer", "anchor", "working_copy")
         ),
-        "GiB in passes, estimated": _words(plan["memory_gib"], ("activations", "cache")),
+        "GiB in passes, estimated": _words(plan["memory_gib"], ("activations", "logits", "cache")),
         "GiB in all, at most": f"{plan['memory_gib']['total']:g}, of {_word(plan['device_gib'])} that this "
         "device has",
         **{

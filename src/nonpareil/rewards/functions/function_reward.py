@@ -12,6 +12,7 @@ from nonpareil.records import Logged, Prompt, ScoreRequest, Scores
 from nonpareil.rewards.base import REMEDY, Reward
 from nonpareil.rewards.functions.calling import call, call_async, run_on_kept_loop
 from nonpareil.rewards.functions.error_log import ErrorLog
+from nonpareil.rewards.functions.made_with import made_with
 from nonpareil.rewards.functions.trl_signature import (
     accepted_arguments,
     reads_state,
@@ -71,6 +72,7 @@ class FunctionReward(Reward):
         in_process = timeout is None or self.is_async
         self._worker = None if in_process else Worker(self._function, self.name)
         self._errors = ErrorLog(self.name)
+        self._made_with = made_with(self._function)  # now: an object may change as it scores
 
     def score(self, request: ScoreRequest) -> Scores:
         """What the function returns for each completion; None with its reason where it failed.
@@ -119,10 +121,11 @@ class FunctionReward(Reward):
         self._errors.keep_in(folder)
 
     def describe(self) -> dict[str, Any]:
-        """Settings that change the scores, with a hash of the function's source where there is one."""
+        """Settings that change the scores: a hash of the function's source where there is one, and `made_with`."""
         target = unwrapped(self._function)
         try:
-            source = hashlib.sha256(inspect.getsource(target).encode()).hexdigest()[:16]
+            written = target if inspect.isroutine(target) or inspect.isclass(target) else type(target)
+            source = hashlib.sha256(inspect.getsource(written).encode()).hexdigest()[:16]
         except (OSError, TypeError):
             source = None
         return {
@@ -131,6 +134,7 @@ class FunctionReward(Reward):
             "function": getattr(target, "__qualname__", type(target).__qualname__),
             "source": source,
             "timeout": self._timeout,
+            **({"made_with": self._made_with} if self._made_with else {}),
             **({"reads_trainer_state": True} if self.reads_trainer_state else {}),
         }
 

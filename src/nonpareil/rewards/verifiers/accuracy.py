@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from nonpareil.errors import DataError
+from nonpareil.records import Prompt
 from nonpareil.rewards.verifiers.base import CannotTell, Row, is_empty
 from nonpareil.rewards.verifiers.final_answer import final_answer
 from nonpareil.rewards.verifiers.limited import LimitedVerifier
@@ -12,11 +14,15 @@ from nonpareil.settings import option
 from nonpareil.terminal import printable
 
 READS = ("latex", "any")
-_WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
+_WORDS = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{3,}|(?:[ckm]m|kg)(?![A-Za-z]))")  # a unit alone is dropped
 _EXPONENT = re.compile(r"(?P<digits>[-+]?[0-9.]+)[eE](?P<power>[-+]?[0-9]+)")
 _FORMULA = re.compile(r"(?<!\\)\$+([^$]+)(?<!\\)\$+|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _THIN_SPACE = re.compile(r"(?<=[0-9])\\[,!;: ](?=[0-9]{3}(?![0-9]))")
-_MIXED = re.compile(r"\\boxed\{\s*([-+]?[0-9]+)\s+([0-9]+)/([0-9]+)\s*\}")
+_SPACE = r"(?:\s|~|\\[,!;: ])"
+_MIXED = re.compile(rf"\\boxed\{{\s*([-+]?[0-9]+){_SPACE}+([0-9]+)/([0-9]+)(?![0-9./])")
+_BOX = re.compile(r"\\boxed\{[^{}]*\}|(?<![\\$])\$[^$\n{}]*\$")
+_THOUSANDS = re.compile(rf"(?<=[0-9]){_SPACE}(?=[0-9]{{3}}(?![0-9]))")
+_APART = re.compile(rf"(?<=[0-9]){_SPACE}+(?=[0-9])")
 
 
 @dataclass(eq=False)
@@ -29,6 +35,7 @@ class Accuracy(LimitedVerifier):
 
     name = "accuracy"
     packages: ClassVar[tuple[str, ...]] = ("math-verify", "latex2sympy2-extended", "sympy")
+    revision: ClassVar[int] = 2
 
     answer_column: str = option("answer", "The column of the right answer: a number, plain or LaTeX.")
     read: str = option(
@@ -58,10 +65,25 @@ class Accuracy(LimitedVerifier):
             return 0.0
         return float(self._library.verify(gold, answer, timeout_seconds=None, raise_on_error=True))
 
+    def check_prompts(self, prompts: Sequence[Prompt], max_completion_length: int, tokenizer: Any) -> None:
+        """Refuse prompts of which none has an answer that can be one.
+
+        Raises:
+            ConfigError, DataError: as `Verifier.check_prompts`, or naming what stands in the column.
+        """
+        super().check_prompts(prompts, max_completion_length, tokenizer)
+        column = self.answer_column
+        values = [value for prompt in prompts if not is_empty(value := prompt.columns.get(column))]
+        if values and not any(map(_may_be_answer, values)):
+            raise DataError(
+                f"reward {self.name!r}: the column {column!r} has no number and no text in any row, but "
+                f"{printable(repr(values[0]))[:60]}; give each row's answer as one text"
+            )
+
     def _parse(self, text: str) -> list[Any]:
         # Its time limits are signals; this process has one from outside.
         mode = "any_match" if self.read == "any" else "first_match"
-        text = _MIXED.sub(r"\\boxed{\1\\frac{\2}{\3}}", _THIN_SPACE.sub("", text))  # it would add the numbers
+        text = _BOX.sub(lambda box: _APART.sub(",", _THOUSANDS.sub("", box[0])), _without_thin_spaces(text))
         return self._library.parse(
             text, self._configs, extraction_mode=mode, parsing_timeout=None, raise_on_error=True
         )
@@ -85,21 +107,35 @@ class Accuracy(LimitedVerifier):
             CannotTell: it is empty, or nothing that can be compared: of what it cannot parse, the library keeps the
                 text, which no other way to write the same would equal.
         """
-        if is_empty(value) or isinstance(value, bool) or not isinstance(value, str | int | float):
+        if is_empty(value) or not _may_be_answer(value):
             raise CannotTell(f"the column {self.answer_column!r} holds no answer")
         text = (
             str(value).rpartition("####")[2].strip().removesuffix(".")
         )  # GSM8K has its reasoning before that
         if number := _EXPONENT.fullmatch(text):
             text = rf"{number['digits']} \times 10^{{{number['power']}}}"
-        formulas = _FORMULA.findall(text)
-        if len(formulas) == 1:
+        formulas, start = _FORMULA.findall(text), text.find(r"\boxed")
+        if start >= 0:  # a solution: whatever it says before
+            text = text[start:]
+        elif len(formulas) == 1:
             text = next(filter(None, formulas[0]))
-        delimited = r"\boxed" in text or len(formulas) > 1
-        gold = self._parse(text if delimited else rf"\boxed{{{text}}}")
+        delimited = start >= 0 or len(formulas) > 1
+        boxed = text if delimited else rf"\boxed{{{text}}}"
+        boxes = _BOX.findall(_without_thin_spaces(boxed))
+        unclear = any(map(_APART.search, boxes))  # a list, or one number
+        gold = [] if unclear else self._parse(boxed)
         if not gold or isinstance(gold[0], str) or _is_text(text, gold):
             raise CannotTell(f"the answer {printable(text)[:60]!r} is no mathematics that math-verify reads")
         return gold
+
+
+def _without_thin_spaces(text: str) -> str:
+    """With `12\\,345` as one number, and `1 1/2` as one and a half; math-verify adds numbers that stand apart."""
+    return _MIXED.sub(r"\\boxed{\1\\frac{\2}{\3}", _THIN_SPACE.sub("", text))
+
+
+def _may_be_answer(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def _is_text(text: str, gold: Sequence[Any]) -> bool:

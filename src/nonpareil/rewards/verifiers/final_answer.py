@@ -1,5 +1,6 @@
 """Which part of a completion is its answer: what stands behind the thoughts, where there are some."""
 
+from nonpareil.records import PromptText, content_of
 from nonpareil.rewards.verifiers.base import Row
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -14,9 +15,17 @@ def opening_of(row: Row) -> str | None:
 
 
 def final_answer(row: Row) -> str:
-    """What follows the last `</think>`; the whole completion without thoughts, "" where they have no end."""
+    r"""What follows the last `</think>`; the whole answer without thoughts, "" where they have no end.
+
+    The words of the assistant that a prompt ends with are a part of it: `\boxed{`, or the fence of a program.
+    """
     whole = (opening_of(row) or "") + row.completion
     _, closed, answer = whole.rpartition(CLOSE)
     if closed:
         return answer
-    return "" if OPEN in whole else row.completion
+    return "" if OPEN in whole else _begun(row.prompt) + row.completion
+
+
+def _begun(prompt: PromptText) -> str:
+    continues = not isinstance(prompt, str) and prompt and prompt[-1]["role"] == "assistant"
+    return content_of(prompt[-1]) if continues else ""  # type: ignore[arg-type]

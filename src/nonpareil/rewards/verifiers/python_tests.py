@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from nonpareil.errors import ConfigError
+from nonpareil.errors import ConfigError, DataError
 from nonpareil.records import Prompt
 from nonpareil.rewards.verifiers.base import CannotTell, Row, Verdict, Verifier
 from nonpareil.rewards.verifiers.final_answer import final_answer
@@ -25,10 +25,12 @@ class PythonTests(Verifier):
     """1 where the answer's program passes all tests of its row, 0 where it does not, has no program or never ends.
 
     Only what follows the last `</think>` is read. Null where the row has no tests, where they are broken (they do
-    not parse, assert nothing, lack a module, or fail the row's `canonical_solution`), and where the sandbox fails.
+    not parse, assert nothing, are pytest's functions, lack a module, or fail the row's `canonical_solution`), and
+    where the sandbox fails.
     """
 
     name: ClassVar[str] = "python_tests"  # type: ignore[misc]
+    revision: ClassVar[int] = 2
 
     score_by: str = option(
         "all",
@@ -75,7 +77,7 @@ class PythonTests(Verifier):
                 verdicts[place] = None, str(unknown)
         self._try_canonical([(rows[place], of_row) for place, of_row in tests.items()])
         for place, of_row in list(tests.items()):
-            if broken := self._canonical.get(_key(of_row, canonical_of(rows[place]))):
+            if broken := self._canonical.get(_key(of_row, canonical_of(rows[place], of_row))):
                 verdicts[place] = None, broken
                 del tests[place]
         found = self._started().judge([(final_answer(rows[place]), one) for place, one in tests.items()])
@@ -88,7 +90,7 @@ class PythonTests(Verifier):
 
         Raises:
             ConfigError: naming the columns, or what the kernel lacks.
-            DataError: the named column is empty in every row.
+            DataError: the named column is empty in every row, or no row has tests that can be read.
             RewardError: the sandbox does not start, or runs no program.
         """
         super().check_prompts(prompts, max_completion_length, tokenizer)
@@ -98,6 +100,8 @@ class PythonTests(Verifier):
                 f"reward {self.name!r} reads the column test with entry_point, tests, or test_list, and the "
                 f"prompts have none of them (they have: {has}); add one, or name it ({self.name}:tests_column=...)"
             )
+        if prompts and all(unread := [self._unread(prompt) for prompt in prompts]):
+            raise DataError(f"reward {self.name!r} can judge no row: {unread[0]}")
         if (ran := self._started().run("print(6 * 7)")).stdout != "42\n":
             raise ConfigError(
                 f"reward {self.name!r}: the sandbox runs no program here: {ran.stderr[-200:]!r}"
@@ -130,6 +134,14 @@ class PythonTests(Verifier):
             )
         return self._sandbox
 
+    def _unread(self, prompt: Prompt) -> str:
+        """Why a row's tests cannot be read; "" where they can."""
+        try:
+            tests_of(Row(prompt.prompt, "", [], prompt.columns, None), self.tests_column, each=False)
+        except CannotTell as unknown:
+            return str(unknown)
+        return ""
+
     def _valued(self, found: "Found") -> Verdict:
         if found.failure is not None:
             return None, found.failure
@@ -140,7 +152,7 @@ class PythonTests(Verifier):
         new = {
             _key(tests, canonical): (canonical, tests)
             for row, tests in pairs
-            if (canonical := canonical_of(row)) and _key(tests, canonical) not in self._canonical
+            if (canonical := canonical_of(row, tests)) and _key(tests, canonical) not in self._canonical
         }
         for key, found in zip(new, self._started().judge(list(new.values())), strict=True):
             reason = found.failure or f"the tests fail the row's canonical_solution: {found.reason}"

@@ -36,20 +36,26 @@ def tests_of(row: Row, named: str | None, *, each: bool) -> "Tests":
         value = _from_json(value)
     setup = [*_texts(columns.get("test_imports")), *_texts(columns.get("test_setup_code"))]
     start = _start_of(row)
+    entry_point = columns.get("entry_point")
+    entry = entry_point.strip() if isinstance(entry_point, str) else ""
     if isinstance(value, str):
-        entry_point = columns.get("entry_point")
-        entry = entry_point.strip() if isinstance(entry_point, str) else ""
         return Tests(program=value, entry_point=entry, start=start, setup=setup, each=each)
     if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
         raise CannotTell(f"the column {column!r} holds no text and no list of texts")
     asserts = [text for text in value if text.strip()]
-    return Tests(asserts=asserts, start=start, setup=setup, each=each)
+    if not any("candidate" in text for text in asserts):  # they name what they call
+        entry = ""
+    return Tests(asserts=asserts, entry_point=entry, start=start, setup=setup, each=each)
 
 
-def canonical_of(row: Row) -> str:
-    """The row's own solution; "" where it has none."""
+def canonical_of(row: Row, tests: "Tests") -> str:
+    """The row's own solution; "" where it has none, or only what continues a prompt that is a conversation here."""
+    from nonpareil.user_code.sandbox.completions import is_solution
+
     value = row.columns.get("canonical_solution")
-    return value if isinstance(value, str) else ""
+    if not isinstance(value, str) or not is_solution(value, tuple(tests.names), tests.start):
+        return ""
+    return value
 
 
 def _start_of(row: Row) -> str:

@@ -106,8 +106,10 @@ class JudgingProcess:
         return f"its process died (exit code {self._process.returncode})"
 
     def _running(self) -> Connection:
-        if self._connection is not None:
-            return self._connection
+        if self._connection is not None and self._process is not None:
+            if self._process.poll() is None:
+                return self._connection
+            self.stop()  # it was killed while it had nothing to do: no completion's fault
         ours, theirs = multiprocessing.Pipe()
         with theirs:
             self._process = subprocess.Popen(

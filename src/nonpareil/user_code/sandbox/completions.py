@@ -3,6 +3,7 @@
 import ast
 import builtins
 import contextlib
+import functools
 import re
 import symtable
 import textwrap
@@ -51,6 +52,12 @@ def program_of(answer: str, names: Sequence[str], start: str) -> list[str]:
         return [head, *texts]
     found = _CODE_BEGINS.search(answer)
     return [head, parsing_prefix(answer[found.start() :])] if found else []
+
+
+@functools.lru_cache(maxsize=1024)  # asked for each answer to a row
+def is_solution(text: str, names: tuple[str, ...], start: str) -> bool:
+    """Whether a text has code that defines one of the names, by itself or as what continues `start`."""
+    return any(_defines(one, names) for one in program_of(text, names, start))
 
 
 def head_of(start: str, names: Sequence[str]) -> str:

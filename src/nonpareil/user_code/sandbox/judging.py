@@ -42,7 +42,8 @@ class Tests:
     asserts: list[str] = field(default_factory=list)
     program: str = ""
     entry_point: str = ""
-    """An expression over what the solution defines: a function's name, or `Solution().method`."""
+    """An expression over what the solution defines: a function's name, or `Solution().method`. In `asserts` it is
+    called `candidate`."""
     start: str = ""
     """Code that the model was given to continue; its imports and helpers are there for solution and tests."""
     setup: list[str] = field(default_factory=list)
@@ -116,6 +117,9 @@ class _Run:
             raise BrokenTests(f"they do not parse: {_in_words(error)}") from error
         self._bind(wanted)
         run_statements(head, self.space)
+        if tests.asserts and tests.entry_point:
+            with contextlib.suppress(Exception):  # what a solution lacks, the tests will miss
+                self.space["candidate"] = eval(tests.entry_point, self.space)
         try:
             for code in setup:
                 exec(code, self.space)
@@ -128,8 +132,11 @@ class _Run:
 
     def _counted(self, trees: list[ast.Module]) -> list[types.CodeType]:
         if self.tests.asserts:
-            if silent := [at for at, tree in enumerate(trees, 1) if not _may_fail(tree)]:
-                raise BrokenTests(f"test {silent[0]} asserts nothing")
+            for at, tree in enumerate(trees, 1):
+                if not _may_fail(tree):
+                    raise BrokenTests(f"test {at} asserts nothing")
+                if not _does_something(tree):
+                    raise BrokenTests(f"test {at} defines functions, and nothing calls them")
             self.total = len(trees)
             return [compile(tree, "<tests>", "exec", dont_inherit=True) for tree in trees]
         counter = _CountedAsserts()
@@ -140,6 +147,8 @@ class _Run:
             raise BrokenTests("they assert nothing")
         if self._has_check(tree) and not self.tests.entry_point:
             raise BrokenTests("they define check(candidate), and entry_point is empty")
+        if not self._has_check(tree) and not _does_something(tree):
+            raise BrokenTests("their assertions are in functions, and nothing calls them")
         self.total, self._is_counted = max(1, counter.total), counter.total > 0
         return [compile(tree, "<tests>", "exec", dont_inherit=True)]
 
@@ -246,6 +255,19 @@ def _may_fail(tree: ast.AST) -> bool:
     """Whether it asserts something, or calls what may: a bare comparison would hold for every solution."""
     kinds = [type(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)]
     return ast.Call in kinds or any(isinstance(node, ast.Assert | ast.Raise) for node in ast.walk(tree))
+
+
+def _does_something(tree: ast.Module) -> bool:
+    """Whether it asserts or calls something as it is run, not only in functions (pytest's) or as a program."""
+    todo: list[ast.AST] = [*tree.body]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Assert | ast.Raise | ast.Call):
+            return True
+        is_main = isinstance(node, ast.If) and "__name__" in _names_in(node.test)
+        if not is_main and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            todo += ast.iter_child_nodes(node)
+    return False
 
 
 def _refuse_missing(error: BaseException) -> None:
