@@ -92,7 +92,7 @@ def test_a_model_in_memory_and_its_tokenizer_are_given_as_to_trl(llama_rm: str) 
     loaded = AutoModelForSequenceClassification.from_pretrained(llama_rm, dtype=torch.float32)
     assert load_rewards(loaded).score(DATA) == by_path
     assert load_rewards(make_llama(), tokenizers=make_tokenizer()).score(DATA).values == by_path.values
-    loaded.config.name_or_path = "nowhere/at-all"
+    loaded.config.name_or_path = f"{llama_rm}-that-is-gone"
     with pytest.raises(
         ModelError, match=r"reward_processing_classes=.*none could be read where the model came from"
     ):
