@@ -265,6 +265,26 @@ def test_a_card_that_was_taken_over_is_kept_and_a_failure_is_told(here):
 # --- The hub
 
 
+def test_a_trainer_pushes_by_the_words_of_trls_scripts(here, monkeypatch):
+    trainer = trainer_of("policy", max_steps=1)
+    trainer.train()
+    for given, says in (
+        ({"blocking": False}, "is waited for"),
+        ({"tasks": "x"}, "the model card takes license"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            trainer.push_to_hub(**given)
+    assert not Path("trained/README.md").exists()
+    with local_hub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        trainer.push_to_hub(
+            "End of training", blocking=True, token="hf_none", dataset_name="some-org/prompts"
+        )
+    (pushed,) = hub.commits
+    assert ModelCard(pushed.files["README.md"].decode()).data.datasets == ["some-org/prompts"]
+
+
 def test_the_hub_gets_the_finished_folder_with_its_card_and_checkpoints_without(here, monkeypatch, capfd):
     with local_hub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
+from transformers import HfArgumentParser
 
 import nonpareil
 from nonpareil.cli.parsing import parse
@@ -101,7 +102,7 @@ def wrong_types(setting: Setting) -> list[Any]:
         found += [10**30, 10**5000]
     if setting.is_list:
         found += [[object()], [[1]]]
-    if NoneType not in kinds:
+    if NoneType not in kinds and None not in setting.limits.also:
         found.append(None)
     return [value for value in found if value != setting.default]
 
@@ -422,6 +423,8 @@ def test_a_number_beyond_all_floats_is_shown_as_it_was_written(tmp_path):
         (["--num_return_sequences", "1"], "did you mean --num_generations?"),
         (["--epochs", "1"], "did you mean --num_train_epochs?"),
         (["--lerning_rate", "1"], "did you mean --learning_rate?"),
+        (["--dtype", "bfloat16"], "did you mean --bf16?"),
+        (["--torch_dtype", "bfloat16"], "did you mean --bf16?"),
         (["--seed"], "--seed.*expected one argument"),
         (["--lr_scheduler_kwargs", "{x"], "^lr_scheduler_kwargs='{x' must be a JSON object"),
         (["--reward_funcs", ""], "reward_funcs=.* must be a list of text; one of them is empty"),
@@ -509,6 +512,19 @@ def test_what_goes_together_is_taken(tmp_path):
     ):
         config = DistillationConfig(output_dir=str(tmp_path), use_cpu=True, **settings)
         assert config.greater_is_better in (None, True)
+
+
+@pytest.mark.parametrize("of_trl", [False, True])
+def test_the_parsers_of_transformers_and_trl_make_what_python_makes(of_trl, tmp_path):
+    """Which give some defaults of transformers' own in another form: None for "", False for "no"."""
+    flags = ["--output_dir", str(tmp_path), "--method", "rloo", "--use_peft", "--lora_r", "4", "--use_cpu"]
+    if of_trl:
+        parser = pytest.importorskip("trl").TrlParser((DistillationConfig,))
+        (config,) = parser.parse_args_and_config(flags)
+    else:
+        (config,) = HfArgumentParser((DistillationConfig,)).parse_args_into_dataclasses(flags)
+    usual = DistillationConfig(str(tmp_path), method="rloo", use_peft=True, lora_r=4, use_cpu=True)
+    assert config.to_dict() == usual.to_dict()
 
 
 FUNCTION, MODEL = "rewards.py:good", "some-org/some-model"

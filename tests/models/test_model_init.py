@@ -65,6 +65,8 @@ def test_arguments_reach_the_model_and_its_fingerprint(folder: str) -> None:
     ("given", "named"),
     [
         ('{"torch_dtype": "bfloat16"}', "torch_dtype is not taken; give dtype"),
+        ({"dtype": torch.bfloat16}, "dtype is not taken; give dtype"),
+        ({"revision": "main"}, "to DistillationTrainer a model object"),
         ({"device_map": "auto"}, "device_map"),
         ({"gguf_file": "x"}, "give gguf_file by itself"),
         ({"use_cache": False}, "use_cache"),
@@ -82,6 +84,7 @@ def test_what_contradicts_us_is_refused_with_what_to_give(given: Any, named: str
 def test_attention_may_stand_among_the_arguments_as_in_trl() -> None:
     options = EvaluateOptions(model_init_kwargs={"attn_implementation": "eager"})
     assert model_init(options) == ModelInit("eager")
+    assert model_init(EvaluateOptions(model_init_kwargs={"attn_implementation": None})) == PLAIN
     with pytest.raises(ConfigError, match="give it once"):
         model_init(
             EvaluateOptions(model_init_kwargs={"attn_implementation": "eager"}, attn_implementation="sdpa")

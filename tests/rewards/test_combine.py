@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
 
 from nonpareil.errors import ConfigError, ModelError, RewardError
 from nonpareil.records import Scores
@@ -82,6 +84,19 @@ def test_no_rewards_and_missing_scores() -> None:
         CombinedReward([])
     with pytest.raises(ConfigError, match="no scores of lengths; there are: other"):
         CombinedReward([FunctionReward(lengths)]).aggregate({"other": [1.0]})
+
+
+def test_a_model_in_memory_and_its_tokenizer_are_given_as_to_trl(llama_rm: str) -> None:
+    """One tokenizer for one reward needs no list, and a model that was loaded knows where its own lies."""
+    by_path = load_rewards(llama_rm, dtype="float32", device="cpu").score(DATA)
+    loaded = AutoModelForSequenceClassification.from_pretrained(llama_rm, dtype=torch.float32)
+    assert load_rewards(loaded).score(DATA) == by_path
+    assert load_rewards(make_llama(), tokenizers=make_tokenizer()).score(DATA).values == by_path.values
+    loaded.config.name_or_path = f"{llama_rm}-that-is-gone"
+    with pytest.raises(
+        ModelError, match=r"reward_processing_classes=.*none could be read where the model came from"
+    ):
+        load_rewards(loaded)
 
 
 def test_load_rewards_takes_every_kind_of_spec(llama_rm: str, tmp_path: Path) -> None:

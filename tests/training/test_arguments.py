@@ -12,6 +12,7 @@ from nonpareil.records import Prompt
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.trainer import DistillationTrainer
 from tests.tiny import make_model, make_tokenizer
+from tests.training.conftest import make_trainer
 
 PROMPTS = [Prompt("a", "good film", [1, 10, 8], {})]
 STREAM = datasets.Dataset.from_list([{"prompt": "good film"}]).to_iterable_dataset()
@@ -68,6 +69,7 @@ def on_meta() -> Any:
         ({"optimizers": (3, None)}, ConfigError, r"optimizers\[0\] is a int"),
         ({"optimizers": (None, 3)}, ConfigError, r"optimizers\[1\] is a int"),
         ({"processing_class": "x"}, ConfigError, r"processing_class is a str"),
+        ({"quantization_config": object()}, ConfigError, r"quantization_config .*give load_in_4bit=True"),
         ({"model": 3}, ModelError, r"model is a int"),
         ({"model": "meta"}, ModelError, r"is on the meta device; load it with from_pretrained"),
     ],
@@ -89,3 +91,41 @@ def test_each_argument_of_another_kind_is_refused(
         given = {"model": on_meta()}
     with pytest.raises(error, match=says):
         DistillationTrainer(reward_funcs=reward, **{**usual, **given})
+
+
+@pytest.mark.parametrize("held_out", [None, [], datasets.Dataset.from_list([])])
+@pytest.mark.parametrize("asked", [{"eval_strategy": "epoch"}, {"eval_on_start": True}], ids=str)
+def test_evaluation_in_training_without_prompts_is_refused_before_a_model_is_read(
+    tmp_path: Any, asked: dict[str, Any], held_out: Any
+) -> None:
+    args = DistillationConfig(str(tmp_path), report_to="none", use_cpu=True, max_completion_length=4, **asked)
+    with pytest.raises(
+        ConfigError, match=rf"eval_dataset is empty, and {next(iter(asked))}=.* evaluates on it"
+    ):
+        DistillationTrainer("nowhere", reward, args, PROMPTS, held_out, processing_class=make_tokenizer())
+
+
+def test_a_best_model_may_go_by_one_of_several_rewards(tmp_path: Any) -> None:
+    def other(completions: list[str], **columns: Any) -> list[float]:
+        return [float(len(text)) for text in completions]
+
+    def given(metric: str, *rewards: Any) -> dict[str, Any]:
+        looks = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+        looks |= {"load_best_model_at_end": True, "metric_for_best_model": metric, "max_steps": 2}
+        return {
+            "reward": list(rewards),
+            "eval_dataset": PROMPTS,
+            "prompts": [*PROMPTS, Prompt("b", "b", [1, 7], {})],
+            **looks,
+        }
+
+    with pytest.raises(
+        ConfigError, match=r"'rewards/others/mean' must be one of .*, rewards/other/mean: the trainer"
+    ):
+        make_trainer(tmp_path, **given("rewards/others/mean", reward, other))
+    with pytest.raises(ConfigError, match=r"must be one of reward, completions/mean_length: the trainer"):
+        make_trainer(tmp_path, **given("rewards/other/mean", other))
+    trainer = make_trainer(tmp_path, **given("eval_rewards/other/mean", reward, other))
+    trainer.train()
+    seen = [line["eval_rewards/other/mean"] for line in trainer.state.log_history if "eval_reward" in line]
+    assert trainer.state.best_metric == max(seen)

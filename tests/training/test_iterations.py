@@ -115,6 +115,15 @@ def test_four_steps_are_two_and_resume_and_two_bit_for_bit(
     assert any(not torch.equal(starts[0][name], starts[1][name]) for name in starts[0])
 
 
+def test_a_second_training_of_one_trainer_draws_anew(tmp_path: Path) -> None:
+    """And not from what the first one drew at a step of the same number."""
+    trainer = make_trainer(tmp_path, **{**TWICE, "max_steps": 2})
+    trainer.train()
+    assert trainer.spent.completions_drawn == 2 * 4
+    trainer.train()
+    assert trainer.spent.completions_drawn == 2 * 2 * 4
+
+
 def test_ctrl_c_between_two_steps_on_the_same_draws_waits_for_the_second(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     settings = {**TWICE, **STEPS, "save_steps": 4}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
@@ -287,3 +287,59 @@ def test_an_adapters_start_follows_from_the_seed_alone(tmp_path: Path) -> None:
 
     assert torch.equal(start(1, seed=7), start(2, seed=7))
     assert not torch.equal(start(1, seed=7), start(1, seed=8))
+
+
+# --- A PEFT model of the user's own
+
+
+def own(seed: int = 7, **changes: Any) -> Any:
+    base, config = ending_model(), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
+    torch.manual_seed(seed)  # as the trainer does for its own
+    return get_peft_model(base, config, **changes)
+
+
+def learnt() -> Any:
+    adapted = own()
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            weight.data += 0.3
+    return adapted
+
+
+def test_a_fresh_one_is_trained_and_saved_as_by_a_peft_config(tmp_path: Path) -> None:
+    given, made = tmp_path / "given", tmp_path / "made"
+    of_config = {"peft_config": LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")}
+    for method in ("rloo", "jbond"):
+        ours, theirs = (
+            make_trainer(folder / method, method=method, max_steps=2, **changes)
+            for folder, changes in ((given, {"model": own()}), (made, of_config))
+        )
+        for trainer in (ours, theirs):
+            trainer.train()
+            trainer.save_model()
+        assert_same(weights(ours.model), weights(theirs.model))
+    files = [
+        {path.relative_to(f) for path in f.rglob("*safetensors")} for f in (given / "jbond", made / "jbond")
+    ]
+    assert files[0] == files[1] == {Path("adapter_model.safetensors")}
+
+
+def test_one_that_has_learnt_is_compared_with_itself_or_refused(tmp_path: Path) -> None:
+    """A reference that never moves is the base without any adapter: best-of-N of another model than is trained."""
+    trainer = make_trainer(tmp_path, model=learnt())  # J-BOND's anchor begins as the policy
+    batch = trainer.step_sampler.draw(PROMPTS, step=0)
+    torch.testing.assert_close(batch.draws.log_ratio, torch.zeros(len(PROMPTS), 1), atol=1e-5, rtol=0)
+    for method in ("bond", "rloo"):
+        with pytest.raises(ConfigError, match="whose adapter has been trained, and the reference"):
+            make_trainer(tmp_path, model=learnt(), method=method)
+
+
+def test_one_that_could_not_be_trained_is_refused(tmp_path: Path) -> None:
+    config = LoraConfig(r=4, target_modules="all-linear")
+    for changes, says in (
+        ({"model": own(adapter_name="mine")}, "the adapter 'mine'; what is trained is called 'default'"),
+        ({"model": own().requires_grad_(False)}, "with nothing to train: load it with .*is_trainable=True"),
+        ({"model": own(), "peft_config": config}, "which has an adapter: merge that first"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            make_trainer(tmp_path, **changes)

@@ -32,6 +32,11 @@ def test_a_setting_of_a_method_is_set_where_the_object_is_made(tmp_path: Path) -
         ({"method": BOND(n=2), "n": 8}, "n=8 is a setting of method=bond, and given to it: method=BOND(n=8)"),
         ({"zzz": 1}, "zzz=1: there is no such setting; remove it"),
         (
+            {"beta": 0.1},
+            "beta=0.1 of TRL is kl_coef here: kl_coef=0.1 is a setting of method=jbond, and given to it: "
+            "method=JBOND(kl_coef=0.1)",
+        ),
+        (
             {"bound": "l1"},
             "bound='l1' is a setting of vbon, and not read by method=jbond; remove it, or train by one that reads "
             "it: method=VBON(bound='l1')",

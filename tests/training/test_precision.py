@@ -109,3 +109,26 @@ def test_adapters_keep_no_second_copy_of_their_inputs(tmp_path: Path) -> None:
         assert torch.equal(mine, theirs)
     assert sizes[1] < 0.9 * sizes[0]
     assert all(getattr(m, "cast_input_dtype_enabled", True) for m in policy.modules()), "put back"
+
+
+def test_weights_in_half_precision_lose_small_steps_which_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As transformers reads most models by itself; an adapter on such a base is in float32, and loses none."""
+    moved = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        trainer = make_trainer(
+            tmp_path / str(dtype), model=cast_weights(make_model(), dtype), learning_rate=3e-6, max_steps=1
+        )
+        before = [p.detach().clone() for p in trainer.model.parameters()]
+        trainer.train()
+        pairs = zip(before, trainer.model.parameters(), strict=True)
+        moved[dtype] = torch.cat([(was != now).flatten() for was, now in pairs]).double().mean().item()
+    assert moved[torch.bfloat16] < 0.1 < 0.9 < moved[torch.float32]
+    make_trainer(tmp_path / "lora", model=cast_weights(make_model(), torch.bfloat16), **LORA)
+    said = capsys.readouterr().err
+    assert (
+        said.count("in bfloat16, where most steps of learning_rate=3e-06 round to none: read the model with")
+        == 1
+    )
+    assert said.count("round to none") == 1

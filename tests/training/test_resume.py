@@ -225,3 +225,17 @@ def test_a_log_line_cut_short_by_a_kill_is_dropped(tmp_path: Path) -> None:
         file.write('{"step": 3, "loss": 1.0}\n{"step": 4, "los')
     make_trainer(parts, **STEPS).train(resume_from_checkpoint=True)
     assert metrics(parts) == metrics(whole)
+
+
+def test_without_an_argument_a_run_is_taken_up_as_the_settings_say(tmp_path: Path) -> None:
+    class Begins(TrainerCallback):
+        steps: list[int] = []  # noqa: RUF012
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.steps.append(state.global_step)
+
+    make_trainer(tmp_path, callbacks=[StopAfter(2)], **STEPS).train()
+    asked: dict[str, Any] = {**STEPS, "resume_from_checkpoint": True}
+    make_trainer(tmp_path, callbacks=[Begins()], **asked).train()
+    make_trainer(tmp_path, callbacks=[Begins()], **asked).train(resume_from_checkpoint=False)
+    assert Begins.steps == [2, 0]

@@ -205,6 +205,34 @@ def test_a_step_in_which_every_reward_fails_is_an_error_with_the_reason(tmp_path
     assert calls == [12] + [1] * 8, "one call, and 8 completions alone; none to word the error"
 
 
+def only_for(*names: str) -> Any:
+    """A reward of some prompts, None for the others: how TRL's scripts mix tasks."""
+
+    def some(prompts: list[str], completion_ids: list[list[int]], **columns: Any) -> list[float | None]:
+        pairs = zip(prompts, goodness(completion_ids), strict=True)
+        return [value if prompt in names else None for prompt, value in pairs]
+
+    return some
+
+
+def test_prompts_that_are_lost_to_a_reward_of_none_are_told_with_what_to_return(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [str(prompt.prompt) for prompt in PROMPTS]
+    make_trainer(
+        tmp_path, reward=[goodness, only_for(*texts[2:])], per_device_train_batch_size=6, max_steps=2
+    ).train()
+    said = capsys.readouterr().err
+    assert said.count("reward 'some' gave no completion of 2 of 6 prompts a number, and others did") == 1
+    assert "let it return 0 for all of its completions, not None" in said
+    tasks = [only_for(*texts[:3]), only_for(*texts[3:])]
+    with pytest.raises(
+        RewardError,
+        match=r"no completion of step 1 has all of its rewards \(some, some_2\).*returned None.*return 0",
+    ):
+        make_trainer(tmp_path, reward=tasks).train()
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "llama_grouped_heads", "bloom_without_window"])
 def test_without_dropout_training_mode_is_evaluation_mode(kind: str) -> None:
     rates = {

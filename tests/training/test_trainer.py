@@ -207,6 +207,10 @@ def test_a_model_can_be_given_by_its_path(tmp_path: Path) -> None:
     [
         ({"top_p": 0.9}, r"top_p=0\.9 draws from a part of the vocabulary, .*Remove top_p; use temperature"),
         ({"top_k": 5}, r"top_k=5 draws from a part"),
+        (
+            {"repetition_penalty": 1.1},
+            r"repetition_penalty=1\.1 makes each next token depend on those before",
+        ),
         ({"min_p": 0.1}, r"min_p=0\.1 draws from a part"),
         ({"anchor_ema_rate": 0.0}, r"anchor_ema_rate=0\.0 must lie in \(0, 1\]"),
         ({"anchor_ema_rate": 1.5}, r"anchor_ema_rate=1\.5 must lie in \(0, 1\]"),

@@ -227,3 +227,24 @@ def test_a_reward_that_lacks_a_column_is_refused_before_a_weight_is_read(tmp_pat
     (broken / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ConfigError, match="missing a required argument: 'answer'"):
         DistillationTrainer(str(broken), says_answer, config(tmp_path), [{"prompt": "the film"}])
+
+
+def test_a_transform_of_a_dataset_makes_its_prompts(tmp_path):
+    """As the loader of TRL's trainer reads rows; the columns that are stored are another prompt's."""
+
+    def said_twice(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {"prompt": [f"{text} and {text}" for text in batch["prompt"]], "answer": batch["answer"]}
+
+    rows = datasets.Dataset.from_list(ROWS[:4]).with_transform(said_twice)
+    trainer = DistillationTrainer(
+        ending_model(),
+        says_answer,
+        config(tmp_path),
+        rows,
+        eval_dataset=rows,
+        processing_class=make_tokenizer(),
+        quantization_config=None,
+    )
+    for prompts in (trainer.train_dataset, trainer.eval_dataset):
+        assert [prompt.prompt for prompt in prompts] == [row["prompt"] for row in rows]
+        assert [prompt.columns for prompt in prompts] == [{"answer": row["answer"]} for row in ROWS[:4]]

@@ -112,6 +112,10 @@ def build(method: str | type[Method], settings: Mapping[str, Any], *, stored: bo
     return made
 
 
+_TRLS_NAMES = {"beta": "kl_coef"}
+"""What a TRL's script calls a setting of methods."""
+
+
 def where_it_belongs(name: str, value: Any, method: Any, known: Iterable[str]) -> str:
     """What to say of a training's setting that there is not: which methods have it, and how it is given to one.
 
@@ -124,6 +128,9 @@ def where_it_belongs(name: str, value: Any, method: Any, known: Iterable[str]) -
     Raises:
         ConfigError: `method` names none.
     """
+    if name in _TRLS_NAMES:
+        ours = _TRLS_NAMES[name]
+        return f"{name}={shown(value)} of TRL is {ours} here: {where_it_belongs(ours, value, method, known)}"
     named = method_class(method) if isinstance(method, str) else type(method)
     having = [cls for cls in METHODS.values() if name in method_settings(cls)]
     if issubclass(named, Method) and name in method_settings(named):

@@ -23,7 +23,7 @@ from nonpareil.models.adapter_config import (
     check_target_parameters,
 )
 from nonpareil.models.anchors import Anchor
-from nonpareil.models.saved_modules import in_float32
+from nonpareil.models.saved_modules import in_float32, saved_modules
 from nonpareil.text_files import parse_json, read_text
 
 if TYPE_CHECKING:
@@ -57,6 +57,11 @@ def add_policy_adapter(model: PreTrainedModel, config: "LoraConfig") -> "PeftMod
     """
     from peft import get_peft_model
 
+    if is_adapted(model):
+        raise ConfigError(
+            f"peft_config (or use_peft) with a {type(model).__name__}, which has an adapter: merge that first "
+            "(model.merge_and_unload()), or leave peft_config out"
+        )
     check_lora_config(config)
     check_target_parameters(model, config)
     config = copy.deepcopy(config)
@@ -69,7 +74,63 @@ def add_policy_adapter(model: PreTrainedModel, config: "LoraConfig") -> "PeftMod
             f"lora_target_modules={config.target_modules!r}{other} cannot be used: {error}; name parts of the "
             "model's linear layers, or give all-linear"
         ) from error
-    if hasattr(model.get_output_embeddings(), "lora_A"):
+    return _as_policy(adapted)
+
+
+def take_policy_adapter(adapted: Any, *, fixed: bool) -> "PeftModel":
+    """A PEFT model that a user made, as `add_policy_adapter` makes one: its adapter is trained.
+
+    `fixed`: what it is compared with is the base alone.
+
+    Raises:
+        ConfigError: an adapter of another name or kind, one that is frozen, or one that is not the base any more
+            where it is compared with that.
+    """
+    given = f"model is a {type(adapted).__name__}"
+    if POLICY not in adapted.peft_config:
+        names = ", ".join(map(repr, adapted.peft_config))
+        raise ConfigError(
+            f"{given} with the adapter {names}; what is trained is called {POLICY!r}, PEFT's own name"
+        )
+    check_lora_config(adapted.peft_config[POLICY])
+    if not any(weight.requires_grad for weight in adapted.parameters()):
+        raise ConfigError(
+            f"{given} with nothing to train: load it with PeftModel.from_pretrained(is_trainable=True)"
+        )
+    if fixed and _has_learnt(adapted):
+        raise ConfigError(
+            f"{given} whose adapter has been trained, and the reference of this method, which never moves, would "
+            "be the base without it: best-of-N of another model. Merge the adapter (model.merge_and_unload()) and "
+            "give a peft_config for a new one"
+        )
+    return _as_policy(adapted)
+
+
+def _has_learnt(adapted: nn.Module) -> bool:
+    """Whether the policy's adapter changes its base: its second factors begin as zeros."""
+    ups = [
+        weight
+        for name, weight in adapted.named_parameters()
+        if re.search(rf"\.lora_(embedding_)?B\.{POLICY}(\.|$)", name)
+    ]
+    copies = [
+        (weight, dict(wrapper.original_module.named_parameters())[name])
+        for wrapper in saved_modules(adapted).values()
+        for name, weight in wrapper.modules_to_save[POLICY].named_parameters()
+    ]
+    return any(bool(weight.any()) for weight in ups) or any(
+        not torch.equal(mine.float(), before.float()) for mine, before in copies
+    )
+
+
+def _as_policy(adapted: Any) -> "PeftModel":
+    """Checked, its adapter in float32, and saved alone.
+
+    Raises:
+        ConfigError: as `add_policy_adapter`.
+    """
+    config: Any = adapted.peft_config[POLICY]
+    if hasattr(adapted.get_base_model().get_output_embeddings(), "lora_A"):
         raise ConfigError(
             f"lora_target_modules={config.target_modules!r} adapts the output head, which is applied to chunks of "
             "tokens, not rows; leave it out"
@@ -79,7 +140,7 @@ def add_policy_adapter(model: PreTrainedModel, config: "LoraConfig") -> "PeftMod
     check_saved_modules(adapted, config.modules_to_save or [])
     in_float32(adapted, POLICY)
     # Only the policy is saved as an adapter; the anchor lies beside the optimizer state.
-    adapted.save_pretrained = _saving_policy_only(adapted)  # type: ignore[method-assign]
+    adapted.save_pretrained = _saving_policy_only(adapted)
     return adapted
 
 

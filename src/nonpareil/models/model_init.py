@@ -45,7 +45,7 @@ OURS = {
         ("device_map", "device", "max_memory", "tp_plan", "tp_size", "device_mesh"),
         "the model is put where it runs best; shard_weights splits it",
     ),
-    "revision": "give model_revision",
+    "revision": "give model_revision to a command; to DistillationTrainer a model object, or a folder, of it",
     "trust_remote_code": "give trust_remote_code by itself",
     "gguf_file": "give gguf_file by itself",
     **dict.fromkeys(
@@ -184,15 +184,15 @@ def model_init(options: Any, *, gguf_file: str | None = None) -> ModelInit:
     kwargs, attention = parsed_kwargs(options.model_init_kwargs), options.attn_implementation
     if "attn_implementation" in kwargs:  # as TRL's scripts have it
         given = kwargs.pop("attn_implementation")
-        if given not in ATTENTIONS:
+        if given not in (None, *ATTENTIONS):
             raise ConfigError(
                 f"model_init_kwargs: attn_implementation={given!r} must be among {', '.join(ATTENTIONS)}"
             )
-        if attention not in (None, given):
+        if given is not None and attention not in (None, given):
             raise ConfigError(
                 f"attn_implementation={attention!r}, and {given!r} in model_init_kwargs; give it once"
             )
-        attention = given
+        attention = attention or given
     return ModelInit(attention, kwargs, gguf_file, bits)
 
 
@@ -204,6 +204,9 @@ def parsed_kwargs(given: Any) -> dict[str, Any]:
     """
     if given is None:
         return {}
+    _refuse_ours(
+        given if isinstance(given, Mapping) else ()
+    )  # some of their values, a torch.dtype, are no JSON
     try:
         value = json.loads(given) if isinstance(given, str) else json.loads(json.dumps(given))
     except (ValueError, TypeError) as error:
@@ -212,10 +215,14 @@ def parsed_kwargs(given: Any) -> dict[str, Any]:
         ) from error
     if not isinstance(value, dict):
         raise ConfigError(f"model_init_kwargs={given!r} must be a JSON object")
-    for name in value:
+    _refuse_ours(value)
+    return value
+
+
+def _refuse_ours(names: Iterable[str]) -> None:
+    for name in names:
         if name in OURS:
             raise ConfigError(f"model_init_kwargs: {name} is not taken; {OURS[name]}")
-    return value
 
 
 def check_known(unused: Iterable[str], known: Mapping[str, Any], name: str) -> None:

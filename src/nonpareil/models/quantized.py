@@ -35,6 +35,20 @@ def check_installed(name: str) -> None:
         raise ConfigError(f'{name} needs bitsandbytes: pip install "nonpareil[bitsandbytes]"')
 
 
+def refuse_quantization_config(given: Any) -> None:
+    """Refuse TRL's argument of that name, unless it asks for nothing.
+
+    Raises:
+        ConfigError: naming the settings instead.
+    """
+    if given is not None:
+        raise ConfigError(
+            f"quantization_config (a {type(given).__name__}) is not read; give load_in_4bit=True (with "
+            "bnb_4bit_quant_type, use_bnb_nested_quant, bnb_4bit_quant_storage) or load_in_8bit=True to "
+            "DistillationConfig"
+        )
+
+
 def quantization_config(quantization: Mapping[str, Any], dtype: Any) -> Any:
     """transformers' BitsAndBytesConfig; products of 4 bits are in `dtype`.
 

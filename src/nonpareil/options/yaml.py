@@ -52,6 +52,7 @@ OTHER_NAMES = {
     "out": "output_dir",
     "limit": "max_prompts",
     "torch_dtype": "dtype",
+    "dtype": "bf16",
     "revision": "model_revision",
     "lora_rank": "lora_r",
     "lora_modules": "lora_target_modules",
@@ -87,6 +88,8 @@ def meant(word: str, known: Iterable[str], prefix: str = "") -> str:
     """`; did you mean ...?` of an unknown name: what others call ours, else the nearest of ours."""
     names = list(known)
     ours = OTHER_NAMES.get(word.replace("-", "_"))
+    if ours not in names:  # a training has no dtype, but says what it computes in
+        ours = OTHER_NAMES.get(str(ours))
     return f"; did you mean {prefix}{ours}?" if ours in names else nearest(word, names, prefix)
 
 

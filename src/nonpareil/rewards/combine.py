@@ -11,6 +11,7 @@ from nonpareil.errors import ConfigError, RewardError
 from nonpareil.records import MOST_REWARD, Prompt, ScoreRequest, Scores
 from nonpareil.remote import run_coroutine
 from nonpareil.rewards.base import REMEDY, Reward
+from nonpareil.rewards.functions.calling import run_on_kept_loop
 from nonpareil.rewards.functions.function_reward import FunctionReward
 from nonpareil.rewards.skipped_tokens import without_tokens
 from nonpareil.rewards.standardized import standardized_sum
@@ -213,7 +214,7 @@ def _score_together(rewards: Mapping[str, Reward], request: ScoreRequest) -> dic
             raise _left(names, error) from error
     try:
         with contained():
-            return dict(zip(rewards, run_coroutine(gathered()), strict=True))
+            return dict(zip(rewards, run_on_kept_loop(gathered()), strict=True))
     except CallFailed as failure:
         cause = failure.__cause__
         if isinstance(cause, Exception):  # of an endpoint or a judge, as it would be without functions

@@ -34,7 +34,7 @@ _LIGHT = ("function", "verifier")
 def load_rewards(
     specs: RewardSpec | Sequence[RewardSpec],
     *,
-    tokenizers: Sequence[Any] | None = None,
+    tokenizers: Any = None,
     weights: Sequence[float] | None = None,
     timeout: float | None = None,
     api_key_env: str | None = None,
@@ -52,7 +52,7 @@ def load_rewards(
 
     Args:
         specs: one, or a list that mixes kinds.
-        tokenizers: one per spec (None for functions and for models that bring their own).
+        tokenizers: one, or a list with one per spec (None for functions and for models that bring their own).
         weights: one per reward; 1 each by default.
         timeout: seconds a function may take per call, an endpoint per request, and a verifier per completion.
         api_key_env: the environment variable whose value is sent to endpoints as a bearer token.
@@ -68,7 +68,9 @@ def load_rewards(
         ModelError: a model that is no reward model.
     """
     listed = list(specs) if isinstance(specs, Sequence) and not isinstance(specs, str) else [specs]
-    own_tokenizers = list(tokenizers) if tokenizers is not None else [None] * len(listed)
+    own_tokenizers = [None] * len(listed)
+    if tokenizers is not None:  # TRL takes one alone
+        own_tokenizers = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers]
     if len(own_tokenizers) != len(listed):
         raise ConfigError(
             f"{len(own_tokenizers)} reward tokenizers for {len(listed)} rewards; give one each, or None"

@@ -18,6 +18,7 @@ from nonpareil.records import Prompt, refuse_repeated
 from nonpareil.rewards.combine import CombinedReward
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.given import check_datasets
+from nonpareil.training.inherited_checks import MEASURED
 
 
 def check_arguments(
@@ -50,6 +51,7 @@ def check_arguments(
             f"processing_class is a {type(processing_class).__name__}; give the policy's tokenizer"
         )
     check_datasets(train_dataset, eval_dataset, groups)
+    _check_held_out(args, eval_dataset)
     if credits is not None and not isinstance(credits, Mapping):
         raise DataError(
             f"credits is a {type(credits).__name__}; give credits as read_credits(folder) reads them "
@@ -90,6 +92,32 @@ def check_scorable(
     if config.eval_strategy != "no":
         reward.check_prompts(eval_prompts, config.max_completion_length, tokenizer)
     reward.log_errors_to(Path(str(config.output_dir)))
+
+
+def check_best_metric(config: DistillationConfig, reward: CombinedReward) -> None:
+    """Refuse a best model by the mean of a reward that evaluation in training does not measure apart.
+
+    Raises:
+        ConfigError: naming those that it measures.
+    """
+    metric = (config.metric_for_best_model or "").removeprefix("eval_")
+    apart = [f"rewards/{name}/mean" for name in reward.names] if len(reward.names) > 1 else []
+    if metric.startswith("rewards/") and metric not in apart:
+        raise ConfigError(
+            f"metric_for_best_model={config.metric_for_best_model!r} must be one of "
+            f"{', '.join((*MEASURED, *apart))}: the trainer's evaluation measures no other"
+        )
+
+
+def _check_held_out(args: DistillationConfig, eval_dataset: Any) -> None:
+    """Refuse evaluations in training without prompts, which would fail at the first of them."""
+    when = getattr(args.eval_strategy, "value", args.eval_strategy)
+    asked = "eval_on_start=true" if when == "no" and args.eval_on_start else f"eval_strategy={when}"
+    empty = eval_dataset is None or (hasattr(eval_dataset, "__len__") and not len(eval_dataset))
+    if empty and asked != "eval_strategy=no":
+        raise ConfigError(
+            f"eval_dataset is empty, and {asked} evaluates on it; give held-out prompts, or remove {asked}"
+        )
 
 
 def _check_model(model: Any) -> None:

@@ -66,6 +66,8 @@ class DistillationConfig(DistillationSettings, TrainingArguments):  # type: igno
     def __post_init__(self) -> None:
         """Refuse what cannot work, resolve `bf16`, then let transformers do the same."""
         self._check_method()
+        if self.include_num_input_tokens_seen is False:  # "no", as HfArgumentParser and TRL's give it
+            self.include_num_input_tokens_seen = "no"
         check_settings(self)
         self.chat_template_kwargs = template_kwargs(self.chat_template_kwargs) or None
         device = torch.device("cpu") if self.use_cpu else best_device()

@@ -168,7 +168,8 @@ def given_prompts(
 def _rows_of(name: str, data: Any, args: DistillationConfig, method: Method | None) -> list[dict[str, Any]]:
     """Of a dataset all; of a stream, which may have no end, as many as the steps need."""
     if not _is_dataset(data, "IterableDataset"):
-        return data.to_list()
+        # `to_list` gives what is stored, and not what a transform (`with_transform`) makes of it.
+        return [dict(row) for row in data] if data.format["type"] == "custom" else data.to_list()
     if method is None:
         raise DataError(
             f"{name} is a stream (IterableDataset), and each evaluation takes all prompts; give the first ones: "

@@ -32,7 +32,10 @@ RANGES = {
     "ddp_timeout": _COUNT,
     "local_rank": Limits(at_least=-1),
     "accelerator_config": Limits(also=(AcceleratorConfig,)),
-    "debug": Limits(choices=("underflow_overflow", "tpu_metrics_debug")),
+    "debug": Limits(
+        choices=("underflow_overflow", "tpu_metrics_debug"),
+        also=(None,),  # as HfArgumentParser and TRL's parser give its default
+    ),
     "log_level": _LEVELS,
     "log_level_replica": _LEVELS,
     "ddp_backend": Limits(choices=("nccl", "gloo", "mpi", "xccl", "hccl", "cncl", "mccl")),

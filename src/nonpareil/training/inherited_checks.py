@@ -141,10 +141,12 @@ def _check_best_model(config: TrainingArguments) -> None:
         )
     if follower is None:
         return
-    if (metric or "").removeprefix("eval_") not in MEASURED:
+    name = (metric or "").removeprefix("eval_")
+    of_one = name.startswith("rewards/") and name.endswith("/mean")  # which the trainer knows
+    if name not in MEASURED and not of_one:
         raise ConfigError(
-            f"metric_for_best_model={metric!r} with {follower} must be one of {', '.join(MEASURED)}: "
-            "the trainer's evaluation measures no other"
+            f"metric_for_best_model={metric!r} with {follower} must be one of {', '.join(MEASURED)}, or of several "
+            "rewards rewards/NAME/mean: the trainer's evaluation measures no other"
         )
     if _word(config.eval_strategy) == "no":
         raise ConfigError(f"{follower} follows metric_for_best_model, and eval_strategy=no never measures it")

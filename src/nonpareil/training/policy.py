@@ -3,20 +3,30 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
 from transformers import PreTrainedModel, set_seed
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from nonpareil.engines.load_check import check_scoring
 from nonpareil.methods.base import Method
-from nonpareil.models.adapters import AdapterAnchor, add_policy_adapter, is_adapted, plain_model
+from nonpareil.models.adapters import (
+    AdapterAnchor,
+    add_policy_adapter,
+    is_adapted,
+    plain_model,
+    take_policy_adapter,
+)
 from nonpareil.models.anchors import Anchor
-from nonpareil.models.distributed import make_equal
+from nonpareil.models.devices import dtype_name
+from nonpareil.models.distributed import make_equal, process_index
 from nonpareil.models.empty import empty_policy
 from nonpareil.models.loading import disable_dropout, freeze, load_policy, load_tokenizer
 from nonpareil.models.output_bias import check_foldable, untie_head
 from nonpareil.models.quantized import is_quantized
 from nonpareil.models.sharding import is_empty
 from nonpareil.models.zero import zero_requested
+from nonpareil.terminal import tell
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.method import anchor_motion
 from nonpareil.training.tilted_start import INSTEAD, starts_tilted
@@ -52,7 +62,7 @@ def prepare_policy(
     One that is still to be read in shards is put on its devices, and asked, once it is (`ShardingTrainer.shard`).
 
     Raises:
-        ConfigError: as `freeze`.
+        ConfigError: as `freeze`, or an adapter of the model's own that cannot be trained.
         ModelError: as `check_scoring`, or a model that cannot begin tilted.
     """
     disable_dropout(model)
@@ -60,13 +70,29 @@ def prepare_policy(
         name = model.name_or_path or type(model).__name__
         check_foldable(name, model.config, INSTEAD)
         untie_head(name, model, INSTEAD)
+    if lora is None and is_adapted(model):
+        fixed = method.needs_anchor and not any(anchor_motion(args, method))
+        take_policy_adapter(model, fixed=fixed)
     freeze(model, args.frozen_parameters or [])
     set_seed(args.seed)  # an adapter begins at random
     policy: Any = model if lora is None else add_policy_adapter(model, lora)
+    _tell_of_half_precision(policy, args)
     if not is_empty(policy):
         make_equal(policy if is_quantized(model) else policy.to(args.device))
         check_scoring(plain_model(policy), trained=True)
     return policy
+
+
+def _tell_of_half_precision(policy: nn.Module, args: DistillationConfig) -> None:
+    """Say once that steps of this size are lost in the weights, as transformers reads most models."""
+    short = (torch.bfloat16, torch.float16)
+    kinds = {weight.dtype for weight in policy.parameters() if weight.requires_grad and weight.dtype in short}
+    if kinds and process_index() == 0:
+        tell(
+            f"the weights that are trained are in {dtype_name(kinds.pop())}, where most steps of learning_rate="
+            f"{args.learning_rate:g} round to none: read the model with dtype=torch.float32 (bf16=true computes in "
+            "bfloat16 all the same), give it by its path, or train an adapter (peft_config)"
+        )
 
 
 def make_anchor(policy: Any, args: DistillationConfig, method: Method) -> Anchor | None:

@@ -18,11 +18,12 @@ from nonpareil.credits import CreditsByPrompt
 from nonpareil.errors import ConfigError
 from nonpareil.models.adapters import is_adapted, plain_model
 from nonpareil.models.loading import stated_limits
+from nonpareil.models.quantized import refuse_quantization_config
 from nonpareil.models.saving import prepare_saving
 from nonpareil.records import Group, Prompt
 from nonpareil.training.actors.choose import make_actors
 from nonpareil.training.adapter_checks import check_adapter
-from nonpareil.training.arguments import check_arguments, check_fit, check_scorable
+from nonpareil.training.arguments import check_arguments, check_best_metric, check_fit, check_scorable
 from nonpareil.training.callbacks import AnchorCallback, CompactProgress, MetricsFile, StopCleanly
 from nonpareil.training.checkpoints.identity import model_identity, run_identity
 from nonpareil.training.checkpoints.output_folder import ListingTrainer
@@ -66,6 +67,7 @@ class DistillationTrainer(ListingTrainer):
     of model paths, functions and reward objects. A model object should be in float32: bfloat16 weights lose small
     updates. `groups`: stored, drawn from this policy as it is now at the same temperature, or the path of their
     folder; the training prompts are theirs. `credits`: of their completions, for a method that reads them.
+    `quantization_config`: None, as TRL's scripts pass it; `args` say what a base is read in (`load_in_4bit`).
 
     Its bases, from the top: `ListingTrainer` (a folder of its own), `CardedTrainer` (model card and hub),
     `CheckpointingTrainer` (exact resume), `ShardingTrainer` (weights in shards). A step: see `training.step`.
@@ -92,8 +94,10 @@ class DistillationTrainer(ListingTrainer):
         peft_config: "LoraConfig | None" = None,
         groups: Sequence[Group] | str | Path | None = None,
         credits: CreditsByPrompt | None = None,
+        quantization_config: None = None,
     ):
         args = default_config(model) if args is None else args
+        refuse_quantization_config(quantization_config)
         check_arguments(
             model,
             args,
@@ -123,6 +127,7 @@ class DistillationTrainer(ListingTrainer):
         self.reward = given_reward(*asked, args, folder, scores=needs_draws)
         check_group_rewards(self.reward, self.method, args, stored=stored)
         check_aggregation(self.reward, self.method, args, groups or ())
+        check_best_metric(args, self.reward)
         check_scorable(self.reward, self.method, args, train_dataset, eval_dataset or (), processing_class)
         given, weights = model, None  # the folder to read them from, shard by shard
         if isinstance(model, str):
@@ -178,7 +183,7 @@ class DistillationTrainer(ListingTrainer):
             self.step_sampler.start()  # copies a whole model, and asks whether it can be drawn from
         if args.shard_weights:
             self.shard(policy, weights)
-        self._last_draw: tuple[int, StepBatch] | None = None
+        self._last_draw: tuple[Any, int, StepBatch] | None = None
         self._metrics: dict[str, list[float]] = defaultdict(list)
         """Of the steps since the last log."""
 
@@ -221,15 +226,15 @@ class DistillationTrainer(ListingTrainer):
 
     def _draw(self, prompts: list[Prompt]) -> StepBatch:
         """This step's draws; those of the step before where one batch of draws serves several steps."""
-        turn = self.state.global_step // self.repeats
-        if self._last_draw is not None and self._last_draw[0] == turn:
-            return self._last_draw[1]
+        training, turn = self.state, self.state.global_step // self.repeats
+        if self._last_draw is not None and self._last_draw[0] is training and self._last_draw[1] == turn:
+            return self._last_draw[2]  # of this very call of `train`, which has a state of its own
         batch = self.step_sampler.draw(prompts, self.state.global_step)
         fresh = self.method.policy_draws + self.method.anchor_draws
         tokens = sum(batch.tokens(row, range(fresh)) for row in range(len(batch.groups)))
         self.spent.add_draws(fresh * len(prompts), tokens)
         self.state.num_input_tokens_seen += tokens
-        self._last_draw = (turn, batch) if self.repeats > 1 else None
+        self._last_draw = (training, turn, batch) if self.repeats > 1 else None
         return batch
 
     def _record(self, descended: Descended, seconds: float) -> None:

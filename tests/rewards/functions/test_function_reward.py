@@ -2,6 +2,8 @@
 
 import asyncio
 import functools
+import socketserver
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 
 from nonpareil.errors import ConfigError, RewardError
 from nonpareil.records import Group, Prompt, ScoreRequest
-from nonpareil.rewards import FunctionReward, load_function
+from nonpareil.rewards import CombinedReward, FunctionReward, load_function
 from tests.rewards.conftest import request_of
 
 DATA = request_of(("p1", "a"), ("p1", "bb"), ("p2", "ccc"), answer=["x", "x", "y"], level=[1, 1, 2])
@@ -121,6 +123,64 @@ def test_async_inside_a_running_loop_as_in_a_notebook() -> None:
         return FunctionReward(one).score(DATA).values
 
     assert asyncio.run(cell()) == [1, 1, 1]
+
+
+class Echo(socketserver.StreamRequestHandler):
+    """Says each line again, on a connection that stays open."""
+
+    def handle(self) -> None:
+        for line in self.rfile:
+            self.wfile.write(line)
+
+
+def test_what_an_async_function_has_once_for_all_calls_serves_every_call() -> None:
+    """A semaphore and a connection, as a judge's script has them: both belong to the loop that used them first."""
+
+    def judge() -> Any:
+        gate = asyncio.Semaphore(1)
+        connection: list[Any] = []
+
+        async def reward(completions: list[str]) -> list[float]:
+            if not connection:
+                connection.extend(await asyncio.open_connection(*server.server_address[:2]))
+            reader, writer = connection
+
+            async def one(text: str) -> float:
+                async with gate:
+                    writer.write(f"{text}\n".encode())
+                    return float(len((await reader.readline()).strip()))
+
+            return await asyncio.gather(*map(one, completions))
+
+        return reward
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Echo) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        both = judge()
+        reward = FunctionReward(both)
+        beside = CombinedReward([reward, FunctionReward(both, name="again")])
+        assert [reward.score(DATA).values for _ in range(3)] == [[1, 2, 3]] * 3
+        assert beside.score_each(DATA)["again"].values == [1, 2, 3]
+
+        in_notebook = FunctionReward(judge())
+
+        async def cell() -> list[float | None]:
+            return in_notebook.score(DATA).values
+
+        assert [asyncio.run(cell()) for _ in range(2)] == [[1, 2, 3]] * 2
+        server.shutdown()
+
+
+def test_tasks_that_an_async_function_leaves_behind_end_with_the_call() -> None:
+    left: list[Any] = []
+
+    async def reward(completions: list[str]) -> list[float]:
+        left.append(asyncio.create_task(asyncio.sleep(3600)))
+        return lengths(completions)
+
+    assert FunctionReward(reward).score(DATA).values == [1, 2, 3]
+    assert left[0].cancelled()
 
 
 @pytest.mark.parametrize(

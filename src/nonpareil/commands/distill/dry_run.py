@@ -43,6 +43,7 @@ def dry_run(options: DistillOptions, config: "DistillationConfig", method: "Meth
     Raises:
         NonpareilError: as a training, before it trains.
     """
+    from nonpareil.training.arguments import check_best_metric
     from nonpareil.training.method import check_aggregation, check_group_rewards
     from nonpareil.training.prompt_order import planned_steps
 
@@ -54,6 +55,7 @@ def dry_run(options: DistillOptions, config: "DistillationConfig", method: "Meth
     reward = training_reward(options, config, method, policy, data)
     check_group_rewards(reward, method, config, stored=stored)
     check_aggregation(reward, method, config, data.groups or ())
+    check_best_metric(config, reward)
     held_out = held_out_prompts(options, config, policy, data.prompts) or []
     if evaluation is not None:
         check_evaluable(evaluation, reward, held_out, policy)

@@ -6,12 +6,14 @@ import inspect
 import itertools
 import random
 import sys
+import threading
+import weakref
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 from nonpareil.records import ScoreRequest, Scores
-from nonpareil.remote import run_coroutine
 from nonpareil.rewards.functions.training_log import FunctionLog
 from nonpareil.rewards.functions.trl_signature import accepted_arguments, read_values
 from nonpareil.user_code.contained import CallFailed, contained, failure_of
@@ -35,7 +37,7 @@ def call(
         returned = function(**arguments)
         if inspect.isawaitable(returned):  # a decorated `async def` that does not look like one
             try:
-                returned = run_coroutine(_awaited(returned))
+                returned = run_on_kept_loop(_awaited(returned))
             except BaseException as error:
                 if interruption() is not None:
                     raise
@@ -62,6 +64,54 @@ async def call_async(
                 raise CallFailed(f"timed out after {timeout:g} s", costly=True) from error
             raise
         return _with_log(read_values(returned, len(request), name), log)
+
+
+class _Loops:
+    """Of a thread: the loop that runs users' coroutines, and a thread that does while this one runs a loop."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.beside = ThreadPoolExecutor(1)  # which starts no thread before it is needed
+        weakref.finalize(self, self.loop.close)  # with its thread, or at the end
+
+
+class _OfThread(threading.local):
+    loops: _Loops | None = None
+
+
+_of_thread = _OfThread()
+
+
+def run_on_kept_loop(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """As `remote.run_coroutine`, on the loop of the call before: TRL's trainer, too, has one for all calls.
+
+    A client with open connections, a lock or a semaphore belongs to the loop that first used it, and a script has
+    them once, for all calls. Tasks that a call leaves behind are cancelled.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _run(coroutine)
+    return _loops().beside.submit(_run, coroutine).result()
+
+
+def _loops() -> _Loops:
+    if _of_thread.loops is None:
+        _of_thread.loops = _Loops()
+    return _of_thread.loops
+
+
+def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    loop = _loops().loop
+    try:
+        return loop.run_until_complete(coroutine)
+    finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.set_task_factory(None)  # of `call_async`; the next call may have another
 
 
 def _with_log(scores: Scores, log: FunctionLog | None) -> Scores:

@@ -9,9 +9,8 @@ from typing import Any
 
 from nonpareil.errors import ConfigError
 from nonpareil.records import Logged, Prompt, ScoreRequest, Scores
-from nonpareil.remote import run_coroutine
 from nonpareil.rewards.base import REMEDY, Reward
-from nonpareil.rewards.functions.calling import call, call_async
+from nonpareil.rewards.functions.calling import call, call_async, run_on_kept_loop
 from nonpareil.rewards.functions.error_log import ErrorLog
 from nonpareil.rewards.functions.made_with import made_with
 from nonpareil.rewards.functions.trl_signature import (
@@ -87,7 +86,7 @@ class FunctionReward(Reward):
         try:
             if self.is_async:
                 with contained(costly=True):
-                    return run_coroutine(self.score_async(request))
+                    return run_on_kept_loop(self.score_async(request))
             return self._call(request)
         except CallFailed as failure:
             self._errors.tell(failure)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from nonpareil.errors import ModelError, RewardError
+from nonpareil.errors import ConfigError, ModelError, RewardError
 from nonpareil.models.devices import best_device, device_of, resolve_dtype
 from nonpareil.models.fingerprint import fingerprint, module_fingerprint
+from nonpareil.models.loading import load_tokenizer
 from nonpareil.models.memory import free_memory
 from nonpareil.records import ScoreRequest, Scores
 from nonpareil.rewards.models.classifier_reward import ClassifierReward, score_once
@@ -37,7 +38,7 @@ class RewardModel(ClassifierReward):
 
     Args:
         model: a path, a hub id, or a model already in memory (whose head is then kept in float32, in place).
-        tokenizer: the reward model's own; by default the one beside it. A model in memory needs it given.
+        tokenizer: the reward model's own; by default the one beside it, or where a model in memory came from.
         name: of the reward's column; by default the last part of the model's path.
         dtype: of the body: "auto" (bfloat16 where the machine gains; a model in memory keeps its own),
             "bfloat16", "float16", "float32" or a torch dtype. The head is float32 always.
@@ -137,7 +138,7 @@ class RewardModel(ClassifierReward):
         """Accept a model in memory, as it is but for its head's precision."""
         check_single_label(model.config, type(model).__name__)
         if self._tokenizer is None:
-            raise ModelError(f"a {type(model).__name__} in memory needs its own tokenizer: pass tokenizer=")
+            self._tokenizer = _tokenizer_beside(model, trust_remote_code=self._trust)
         parameter = next(model.parameters())
         self._body_dtype = parameter.dtype
         if self._dtype != "auto":
@@ -228,6 +229,25 @@ class RewardModel(ClassifierReward):
         """Lower the budget for good: the next batch of this size would run out of memory too."""
         free_memory()
         self._tokens_per_batch = max(1, tokens)
+
+
+def _tokenizer_beside(model: Any, *, trust_remote_code: bool) -> Any:
+    """The tokenizer where a model in memory was loaded from, as TRL finds it.
+
+    Raises:
+        ModelError: the model does not say where that is, or there is none.
+    """
+    name = str(getattr(model.config, "name_or_path", "") or "")
+    needed = (
+        f"a {type(model).__name__} in memory needs its own tokenizer: pass tokenizer= (to a trainer, "
+        "reward_processing_classes=)"
+    )
+    if not name:
+        raise ModelError(needed)
+    try:
+        return load_tokenizer(name, field="reward model", trust_remote_code=trust_remote_code)
+    except (ConfigError, ModelError) as error:
+        raise ModelError(f"{needed}, and none could be read where the model came from: {error}") from error
 
 
 def _short_name(path: str | None, fallback: str) -> str:

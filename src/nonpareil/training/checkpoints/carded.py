@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 
+from nonpareil.errors import ConfigError
 from nonpareil.models.adapters import is_adapted, plain_model
 from nonpareil.models.license import license_of
 from nonpareil.models.pushing import push_folder, push_in_background
@@ -21,6 +22,10 @@ from nonpareil.training.checkpoints.saving import CheckpointingTrainer
 
 if TYPE_CHECKING:
     from nonpareil.methods.base import Method
+
+
+_OF_CARD = ("license", "tags", "model_name", "dataset", "dataset_name")
+"""What `create_model_card` takes."""
 
 
 class CardedTrainer(CheckpointingTrainer):
@@ -61,7 +66,12 @@ class CardedTrainer(CheckpointingTrainer):
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any
     ) -> TrainOutput:
-        """As `CheckpointingTrainer`; what was saved and measured before is of other weights."""
+        """As `CheckpointingTrainer`; what was saved and measured before is of other weights.
+
+        Without an argument, as `args.resume_from_checkpoint` says.
+        """
+        if resume_from_checkpoint is None:
+            resume_from_checkpoint = self.args.resume_from_checkpoint
         self._saved, self.measured, self._pushing = None, NOT_YET, ()
         return super().train(resume_from_checkpoint, **kwargs)
 
@@ -86,6 +96,7 @@ class CardedTrainer(CheckpointingTrainer):
         tags: str | Sequence[str] | None = None,
         model_name: str | None = None,
         dataset: str | Sequence[str] | None = None,
+        dataset_name: str | Sequence[str] | None = None,
     ) -> None:
         """Write our card into output_dir, with what was measured of these weights; in the first process alone.
 
@@ -94,6 +105,7 @@ class CardedTrainer(CheckpointingTrainer):
             tags: beside ours.
             model_name: the card's title.
             dataset: hub names of the training data.
+            dataset_name: the same, as TRL calls it.
         """
         facts = self.card_facts
         if license is not None:
@@ -102,7 +114,7 @@ class CardedTrainer(CheckpointingTrainer):
             facts,
             tags=[*facts.tags, *_listed(tags)],
             title=model_name or facts.title,
-            datasets=[*facts.datasets, *_listed(dataset)],
+            datasets=[*facts.datasets, *_listed(dataset), *_listed(dataset_name)],
         )
         self.card_facts = facts  # for the cards of later savings
         if self.is_world_process_zero():
@@ -113,15 +125,26 @@ class CardedTrainer(CheckpointingTrainer):
         commit_message: str | None = None,
         token: str | None = None,
         revision: str | None = None,
+        *,
+        blocking: bool = True,
         **card: Any,
     ) -> str | None:
         """Send model and card to the hub, after saving what was not saved; returns the commit's address.
 
-        One that was not evaluated says so in its card. `card`: as `create_model_card` takes it.
+        One that was not evaluated says so in its card. `card`: as `create_model_card` takes it. `blocking`, as
+        transformers has it, is always so.
 
         Raises:
+            ConfigError: what no card says, or a push that nobody would wait for; before anything is written.
             RemoteError: the hub did not take it; what is saved stays as it is.
         """
+        if not blocking:
+            raise ConfigError("push_to_hub(blocking=False): the push is waited for; remove it")
+        for name in card:
+            if name not in _OF_CARD:
+                raise ConfigError(
+                    f"push_to_hub({name}=...): the model card takes {', '.join(_OF_CARD)}; remove it"
+                )
         if not self.is_saved:
             self.save_model()
         self.create_model_card(**card)

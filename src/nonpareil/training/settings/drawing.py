@@ -31,6 +31,13 @@ class DrawingSettings:
     top_p: float = option(1.0, "Refused below 1.", above=0, at_most=1, refused=CUT.format("top_p"))
     top_k: int = option(0, "Refused above 0.", at_least=0, refused=CUT.format("top_k"))
     min_p: float = option(0.0, "Refused above 0.", at_least=0, below=1, refused=CUT.format("min_p"))
+    repetition_penalty: float = option(
+        1.0,
+        "Refused unless 1.",
+        above=0,
+        refused="makes each next token depend on those before in a way that the policy does not, so that every KL "
+        "and gradient would be another policy's. Remove it; `nonpareil sample` takes it",
+    )
     mask_truncated_completions: bool = option(
         False,
         "No gradient from completions that max_completion_length cut. Their rewards still count for the others: in "

@@ -17,6 +17,7 @@ from nonpareil.models.distributed import gather_shares, my_share, of_each_proces
 from nonpareil.models.logprobs import TokenSequences
 from nonpareil.records import Draws, Group, Logged, Prompt, SamplingParams
 from nonpareil.rewards.combine import CombinedReward
+from nonpareil.terminal import tell
 from nonpareil.training.actors.base import Actors, no_draws
 from nonpareil.training.config import DistillationConfig
 from nonpareil.training.phases import StepPhases
@@ -30,6 +31,11 @@ from nonpareil.training.step.batch import (
 )
 from nonpareil.training.step.logged import split_log
 from nonpareil.training.step.not_finite import NotFinite, of_logprobs, refuse_all_bad
+
+NOT_APPLICABLE = (
+    "Where a function does not apply to a prompt let it return 0 for all of its completions, not None: that "
+    "compares them by the others (TRL leaves a None out of the sum)"
+)
 
 
 class StepSampler:
@@ -59,6 +65,7 @@ class StepSampler:
         self.phases = phases or StepPhases()
         self._trainer_state = trainer_state
         self._spread = RewardSpread()
+        self._missing_told = False
 
     def start(self) -> Actors:
         """Make what draws, unless it is there: for most trainings a second model, for some an engine beside it."""
@@ -84,6 +91,7 @@ class StepSampler:
             drawn = [self._with_stored(one) for one in drawn]
         groups = [one.group for one in drawn]
         self._tell_of_constant_rewards(groups)
+        self._tell_of_missing_rewards(groups, step)
         each_first = self.config.multi_objective_aggregation == EACH_FIRST
         rewards = standardized_tensor(groups, self.reward) if each_first else reward_tensor(groups)
         return StepBatch.of(
@@ -107,9 +115,16 @@ class StepSampler:
         drawn = [one for one in every if not one.not_finite]
         if not drawn:
             refuse_all_bad(step + 1, dropped)
-        if reward_tensor([one.group for one in drawn]).isnan().all():
+        groups = [one.group for one in drawn]
+        if reward_tensor(groups).isnan().all():
             reasons = (one.failure for one in drawn if one.failure)
             reason = next(reasons, "their weighted sum is no number (reward_weights)")
+            values = [one for group in groups for each in group.rewards_by_name.values() for one in each]
+            if None in values and any(one is not None for one in values):
+                raise RewardError(
+                    f"no completion of step {step + 1} has all of its rewards ({', '.join(self.reward.names)}), "
+                    f"without which it counts for nothing; the first reason: {reason}. {NOT_APPLICABLE}"
+                )
             raise RewardError(f"every reward of step {step + 1} failed; the first reason: {reason}")
         return drawn, dropped
 
@@ -162,6 +177,21 @@ class StepSampler:
             self._spread.add_all(group.rewards_by_name for group in groups)
             self._spread.tell(self.reward.names, str(self.config.output_dir), FEWEST_GROUPS)
 
+    def _tell_of_missing_rewards(self, groups: Sequence[Group], step: int) -> None:
+        """Say once that prompts are lost to a reward that gives none of their completions any, though others do."""
+        if self._missing_told or len(self.reward.names) < 2 or process_index() > 0:
+            return
+        for name in self.reward.names:
+            lost = [group for group in groups if _lacks(group, name)]
+            if lost:
+                self._missing_told = True
+                tell(
+                    f"step {step + 1}: reward {name!r} gave no completion of {len(lost)} of {len(groups)} prompts "
+                    "a number, and others did; a completion counts with all of its rewards alone, so these prompts "
+                    f"are not trained on. {NOT_APPLICABLE}"
+                )
+                return
+
     def _sampling(self, step: int, role: str) -> SamplingParams:
         digest = hashlib.blake2b(f"{self.config.seed}/{step}/{role}".encode(), digest_size=6).digest()
         return self.config.sampling(seed=int.from_bytes(digest, "little"))
@@ -170,6 +200,12 @@ class StepSampler:
         m = max(map(len, groups)) - self.method.policy_draws
         keys = [sample_keys(f"{g.prompt_id}/tie/{step}", range(m), self.config.seed) for g in groups]
         return torch.tensor([[float(key) / 2**64 for key in row] for row in keys])
+
+
+def _lacks(group: Group, name: str) -> bool:
+    """Whether a reward is null for all of a group's completions, and another one for none."""
+    nulls = {each: [value is None for value in values] for each, values in group.rewards_by_name.items()}
+    return all(nulls.get(name, [False])) and any(not any(of_one) for of_one in nulls.values())
 
 
 def _not_finite(prompt: Prompt, ours: Draws, theirs: Draws, by_anchor: Sequence[Tensor]) -> NotFinite | None:
