@@ -14,8 +14,12 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 class _Metadata(dict[str, Any]):
     """Of a field. transformers' HfArgumentParser gives a copy of all metadata to argparse, which knows `help`."""
 
+    def keys(self) -> Any:
+        """Of what argparse knows; `dict(metadata)`, the copy of transformers from 5.24 on, takes these."""
+        return {"help": None}.keys()
+
     def copy(self) -> dict[str, Any]:
-        """What argparse knows."""
+        """The same, as earlier versions copy."""
         return {"help": self["help"]}
 
 
