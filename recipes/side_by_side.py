@@ -181,10 +181,15 @@ def main() -> None:
         at_once(comparisons, args.jobs, ends)
         with ThreadPoolExecutor(args.jobs) as threads:
             list(threads.map(Comparison.report, comparisons))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # what is at work was asked to end
+        sys.exit("stopped; the same command goes on from what is saved")
+    except BaseException:
+        for each in comparisons:
+            each.stop()
+        raise
+    finally:
         for process in [process for each in comparisons for process in each.started]:
             process.wait()
-        sys.exit("stopped; the same command goes on from what is saved")
     missing = [
         f"{each.root.name} {name} seed {seed}"
         for each in comparisons

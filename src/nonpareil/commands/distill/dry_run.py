@@ -162,8 +162,8 @@ def passing_memory(
 ) -> dict[str, int | None]:
     """Bytes that come and go in a step, an estimate: of a pass what it keeps to go back, of drawing its key cache.
 
-    Logits are formed in chunks of a fixed size; going back through one takes four float32 tensors of them, whatever
-    the model's dtype (4.1 on a CPU; `benchmarks/dry_run.py`).
+    Logits are formed in chunks of a fixed size; going back through one takes about four float32 tensors of
+    them, whatever the model's dtype.
 
     `model` is the policy's config; None where that does not say. A decoder of the usual kind is meant; a pass has
     `max_tokens_per_batch` tokens, or all that a step has, with keys and values for each head, as completions that
